@@ -1,0 +1,31 @@
+//! The nouns of a run, valid by construction.
+//!
+//! Everything that two parts of Polygram must agree on lives here, without sockets, clocks, files or tensors:
+//! identifiers, the model's dimensions and its named parameters, the tables and their buckets, the topology,
+//! the schedule, and the two forms of a configuration: [`run_file::RunFile`] as written, [`run_spec::RunSpec`]
+//! as resolved. After a `RunSpec` exists nobody checks it again.
+
+pub mod batch;
+pub mod hf_config;
+pub mod ids;
+pub mod layout;
+pub mod model;
+pub mod philox;
+pub mod plan;
+pub mod run_file;
+pub mod run_spec;
+pub mod schedule;
+pub mod sum_tree;
+pub mod tables;
+pub mod topology;
+
+pub use batch::CellBatch;
+pub use ids::{BucketIndex, Cell, Generation, Rank, RowId, RunName, ShardIndex, Step, TableIndex};
+pub use model::ModelSpec;
+pub use run_file::{ConfigError, RunFile};
+pub use run_spec::RunSpec;
+pub use tables::{TableSet, TableSpec};
+pub use topology::Topology;
+
+/// Version of every wire message and stored object. Members of another version are refused at the door.
+pub const SCHEMA_VERSION: u32 = 1;

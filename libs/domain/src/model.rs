@@ -1,0 +1,297 @@
+//! The model's dimensions and variants (docs/model.md), checked once.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest n-gram order that table sizing and hashing support.
+pub const MAX_ORDER: u32 = 16;
+
+/// Everything that decides the shape and the arithmetic of the model. Build it with [`ModelSpec::validated`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// Rows of the word embedding and of the output head (V).
+    pub vocab_size: u32,
+    /// Width of the residual stream (D).
+    pub hidden_size: u32,
+    /// Shortcut-connected layers; each has two attentions, two dense FFNs and one mixture of experts.
+    pub num_layers: u32,
+    /// Latent attention.
+    pub attention: AttentionSpec,
+    /// Inner width of the dense FFNs.
+    pub ffn_hidden_size: u32,
+    /// Mixture of experts.
+    pub moe: MoeSpec,
+    /// Hashed n-gram tables.
+    pub ngram: NgramSpec,
+    /// Where embeddings enter the network.
+    pub placement: Placement,
+    /// Epsilon of every RMSNorm but the two latent ones, which use 1e-6.
+    pub rms_norm_eps: f64,
+    /// Standard deviation σ of initial weights.
+    pub initializer_range: f64,
+    /// Token that begins a document, written into exports only.
+    pub bos_token_id: u32,
+    /// Token that closes a document; it belongs to the document it closes.
+    pub eos_token_id: u32,
+    /// Longest sequence an export promises.
+    pub max_position_embeddings: u32,
+}
+
+/// Multi-head latent attention (docs/model.md, "Attention").
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Heads.
+    pub heads: u32,
+    /// Rank of the query latent.
+    pub q_lora_rank: u32,
+    /// Rank of the key/value latent.
+    pub kv_lora_rank: u32,
+    /// Width per head that carries no position.
+    pub qk_nope_head_dim: u32,
+    /// Width per head that is rotated; even.
+    pub qk_rope_head_dim: u32,
+    /// Value width per head.
+    pub v_head_dim: u32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Context extension, if any.
+    pub yarn: Option<YarnSpec>,
+}
+
+/// YaRN rotary scaling (arXiv 2309.00071), with DeepSeek's two mscale terms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct YarnSpec {
+    /// Context extension factor.
+    pub factor: f64,
+    /// Context length of the unscaled model.
+    pub original_max_position_embeddings: u32,
+    /// Rotations above which a dimension is not interpolated.
+    #[serde(default = "default_beta_fast")]
+    pub beta_fast: f64,
+    /// Rotations below which a dimension is fully interpolated.
+    #[serde(default = "default_beta_slow")]
+    pub beta_slow: f64,
+    /// Scale of cos and sin (numerator).
+    #[serde(default = "default_mscale")]
+    pub mscale: f64,
+    /// Scale of the softmax, squared, and of cos and sin (denominator).
+    #[serde(default = "default_mscale")]
+    pub mscale_all_dim: f64,
+}
+
+fn default_beta_fast() -> f64 {
+    32.0
+}
+fn default_beta_slow() -> f64 {
+    1.0
+}
+fn default_mscale() -> f64 {
+    1.0
+}
+
+/// Mixture of FFN experts and zero (identity) experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// FFN experts (n).
+    pub experts: u32,
+    /// Identity experts (z).
+    pub zero_experts: u32,
+    /// Experts chosen per token, FFN and zero together (k).
+    pub top_k: u32,
+    /// Inner width of an FFN expert.
+    pub expert_hidden_size: u32,
+    /// Multiplies every gate, those of zero experts too.
+    pub routed_scaling_factor: f64,
+}
+
+/// Hashed n-gram tables at one embedding site: orders 2..=N with K heads each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NgramSpec {
+    /// Longest n-gram (N), at least 2.
+    pub max_order: u32,
+    /// Hash heads per order (K).
+    pub heads: u32,
+    /// Rows of table i are `int(ratio · hash_vocab_size + 2·i + 1)`, the product in f64, truncated.
+    pub ratio: f64,
+    /// The polynomial's base; the model's `vocab_size` unless given.
+    pub hash_vocab_size: u32,
+    /// Tokens that become 0 in the context, cut it, and use their plain word embedding undivided.
+    pub ignored_tokens: Vec<u32>,
+    /// Divisor of the sum of the C + 1 embeddings.
+    pub normalizer: Normalizer,
+    /// Cure against the embedding signal drowning in the residual stream.
+    pub amplification: Amplification,
+}
+
+/// Divisor of the summed embeddings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalizer {
+    /// C + 1 (released LongCat-Flash-Lite).
+    #[default]
+    Mean,
+    /// √(C + 1) (later models).
+    Sqrt,
+}
+
+/// Embedding amplification (arXiv 2601.21204 §3.2.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Amplification {
+    /// None.
+    #[default]
+    None,
+    /// Multiply by √D.
+    SqrtD,
+    /// LayerNorm without affine parameters, eps 1e-5.
+    LayerNorm,
+}
+
+/// Where embeddings enter (arXiv 2601.21204 §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// N-gram embedding at the input (NE).
+    #[default]
+    Input,
+    /// Plain input embedding; each dense FFN's up-projection is a per-layer word embedding (PLE). No tables.
+    PerLayer,
+    /// Plain input embedding; each dense FFN's up-projection is a per-layer n-gram embedding (PLNE).
+    PerLayerNgram,
+}
+
+impl NgramSpec {
+    /// Tables at one site, C = (N − 1)·K.
+    pub fn tables_per_site(&self) -> u32 {
+        (self.max_order - 1) * self.heads
+    }
+
+    /// Order n of the site's table `i`.
+    pub fn order_of(&self, table: u32) -> u32 {
+        table / self.heads + 2
+    }
+
+    /// Rows of the site's table `i`: `int(ratio·V + 2·i + 1)`, the whole sum in f64, then truncated (HF modeling code).
+    pub fn rows_of(&self, table: u32) -> u64 {
+        (self.ratio * f64::from(self.hash_vocab_size) + f64::from(2 * table + 1)) as u64
+    }
+}
+
+impl ModelSpec {
+    /// The spec itself if every rule holds; otherwise a sentence naming the key, the two numbers and the cure.
+    pub fn validated(self) -> Result<ModelSpec, String> {
+        let positive = [
+            ("model.vocab_size", self.vocab_size),
+            ("model.hidden_size", self.hidden_size),
+            ("model.num_layers", self.num_layers),
+            ("model.num_attention_heads", self.attention.heads),
+            ("model.q_lora_rank", self.attention.q_lora_rank),
+            ("model.kv_lora_rank", self.attention.kv_lora_rank),
+            ("model.qk_nope_head_dim", self.attention.qk_nope_head_dim),
+            ("model.qk_rope_head_dim", self.attention.qk_rope_head_dim),
+            ("model.v_head_dim", self.attention.v_head_dim),
+            ("model.ffn_hidden_size", self.ffn_hidden_size),
+            ("model.n_routed_experts", self.moe.experts),
+            ("model.moe_topk", self.moe.top_k),
+            ("model.expert_ffn_hidden_size", self.moe.expert_hidden_size),
+            ("ngram.heads", self.ngram.heads),
+            ("ngram.hash_vocab_size", self.ngram.hash_vocab_size),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{key} is 0; it must be at least 1"));
+        }
+        if self.attention.qk_rope_head_dim % 2 != 0 {
+            return Err(format!(
+                "model.qk_rope_head_dim is {}; it must be even, since rotation works on pairs",
+                self.attention.qk_rope_head_dim
+            ));
+        }
+        let routed = u64::from(self.moe.experts) + u64::from(self.moe.zero_experts);
+        if u64::from(self.moe.top_k) > routed {
+            return Err(format!(
+                "model.moe_topk is {}, but there are only {routed} experts (n_routed_experts + zero_expert_num)",
+                self.moe.top_k
+            ));
+        }
+        for (key, token) in
+            [("model.eos_token_id", self.eos_token_id), ("model.bos_token_id", self.bos_token_id)]
+        {
+            if token >= self.vocab_size {
+                return Err(format!(
+                    "{key} is {token}, outside the vocabulary of {} tokens",
+                    self.vocab_size
+                ));
+            }
+        }
+        for (key, value) in [
+            ("model.rms_norm_eps", self.rms_norm_eps),
+            ("model.initializer_range", self.initializer_range),
+            ("model.rope_theta", self.attention.rope_theta),
+            ("model.routed_scaling_factor", self.moe.routed_scaling_factor),
+            ("ngram.ratio", self.ngram.ratio),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("{key} is {value}; it must be a positive number"));
+            }
+        }
+        if let Some(yarn) = &self.attention.yarn {
+            let positive = yarn.factor >= 1.0
+                && yarn.original_max_position_embeddings > 0
+                && yarn.beta_fast > 0.0
+                && yarn.beta_slow > 0.0;
+            if !(positive
+                && yarn.factor.is_finite()
+                && yarn.mscale.is_finite()
+                && yarn.mscale_all_dim.is_finite())
+            {
+                return Err(format!(
+                    "model.rope_scaling is not legal: factor {} must be at least 1 and every other value positive",
+                    yarn.factor
+                ));
+            }
+        }
+        let ngram = &self.ngram;
+        if !(2..=MAX_ORDER).contains(&ngram.max_order) {
+            return Err(format!("ngram.max_order is {}; it must be 2 to {MAX_ORDER}", ngram.max_order));
+        }
+        if ngram.heads > 64 {
+            return Err(format!("ngram.heads is {}; it must be at most 64", ngram.heads));
+        }
+        if let Some(token) = ngram.ignored_tokens.iter().find(|&&token| token >= self.vocab_size) {
+            return Err(format!(
+                "ngram.ignored_tokens has {token}, outside the vocabulary of {} tokens",
+                self.vocab_size
+            ));
+        }
+        let tables = ngram.tables_per_site();
+        let (key, width) = match self.placement {
+            Placement::PerLayerNgram => ("model.ffn_hidden_size", self.ffn_hidden_size),
+            Placement::Input | Placement::PerLayer => ("model.hidden_size", self.hidden_size),
+        };
+        if self.placement != Placement::PerLayer && width % tables != 0 {
+            return Err(format!(
+                "{tables} tables ((ngram.max_order − 1)·ngram.heads) do not divide {key} = {width}; choose orders and \
+                 heads whose product divides it"
+            ));
+        }
+        let largest = ngram.rows_of(tables - 1);
+        if largest >= u64::from(u32::MAX) {
+            return Err(format!(
+                "ngram.ratio {} makes a table of {largest} rows; row ids are 32 bits, so stay below {}",
+                ngram.ratio,
+                u32::MAX
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Width per head of queries and keys.
+    pub fn qk_head_dim(&self) -> u32 {
+        self.attention.qk_nope_head_dim + self.attention.qk_rope_head_dim
+    }
+
+    /// Routed choices per layer: FFN experts, then zero experts.
+    pub fn routed_experts(&self) -> u32 {
+        self.moe.experts + self.moe.zero_experts
+    }
+}

@@ -1,0 +1,279 @@
+//! A run as resolved: every value present, every rule checked. Made by [`crate::run_file::RunFile::resolve`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::RunName;
+use crate::layout::{ParameterSpec, dense_parameters};
+use crate::model::ModelSpec;
+use crate::schedule::Schedule;
+use crate::tables::TableSet;
+use crate::topology::Topology;
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSpec {
+    /// Name, unique under the root.
+    pub name: RunName,
+    /// Seed of initial values, row values and sample order.
+    pub seed: u64,
+    /// The model.
+    pub model: ModelSpec,
+    /// Where tokens come from.
+    pub data: DataSpec,
+    /// Steps, cells, optimizer and losses.
+    pub training: TrainingSpec,
+    /// The n-gram tables' optimizer and their shards' limits.
+    pub embedding: EmbeddingSpec,
+    /// Numbers of processes.
+    pub topology: Topology,
+    /// When checkpoints are committed and which are kept.
+    pub checkpoint: CheckpointSpec,
+    /// Held-out evaluation; `None` switches it off.
+    pub evaluation: Option<EvaluationSpec>,
+    /// Device and threads of a worker.
+    pub device: DeviceSpec,
+    /// The one knob of failure detection, in seconds: a member silent for so long is lost. Every other timeout
+    /// is derived from it.
+    pub failure_detection_seconds: f64,
+}
+
+impl RunSpec {
+    /// The n-gram tables.
+    pub fn tables(&self) -> TableSet {
+        TableSet::of(&self.model)
+    }
+
+    /// The dense tensors.
+    pub fn dense_parameters(&self) -> Vec<ParameterSpec> {
+        dense_parameters(&self.model)
+    }
+
+    /// Tokens that one update trains on: cells · micro-batch · seq_len.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.samples_per_step() * u64::from(self.training.seq_len)
+    }
+
+    /// Samples that one update consumes.
+    pub fn samples_per_step(&self) -> u64 {
+        u64::from(self.training.cells) * u64::from(self.training.micro_batch_size)
+    }
+
+    /// The update after which this session of the run ends: `stop_at_step`, or the last.
+    pub fn last_step(&self) -> u64 {
+        self.training.stop_at_step.map_or(self.training.steps, |stop| stop.min(self.training.steps))
+    }
+}
+
+/// Where tokens come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataSpec {
+    /// Megatron `.bin`/`.idx` pairs, given by their path without extension.
+    Segments {
+        /// Training data.
+        train: String,
+        /// Held-out data, if any.
+        held_out: Option<String>,
+    },
+    /// Tokens that the run makes itself: documents of a random Markov chain (seeded by the run).
+    Synthetic {
+        /// Training tokens.
+        tokens: u64,
+        /// Held-out tokens.
+        held_out_tokens: u64,
+    },
+}
+
+/// Steps, cells, optimizer and losses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingSpec {
+    /// Updates of the whole run; the schedule spans them.
+    pub steps: u64,
+    /// Commit and stop after this many updates, the schedule unchanged.
+    pub stop_at_step: Option<u64>,
+    /// Positions per sample.
+    pub seq_len: u32,
+    /// Samples per cell.
+    pub micro_batch_size: u32,
+    /// Cells per step (G); a power of two.
+    pub cells: u32,
+    /// Learning rate of the dense parameters.
+    pub schedule: Schedule,
+    /// Dense optimizer.
+    pub adamw: AdamWSpec,
+    /// Global-norm clip over dense, expert and table gradients; `None` switches it off.
+    pub clip: Option<f64>,
+    /// Whether table gradients take part in the norm and are clipped.
+    pub clip_tables: bool,
+    /// Router bias update and auxiliary losses.
+    pub balance: BalanceSpec,
+    /// Arithmetic of matrix products; master weights are f32 always.
+    pub compute: ComputeType,
+    /// Recompute activations of each layer in backward instead of keeping them.
+    pub recompute: bool,
+    /// Which orders of summation are promised.
+    pub determinism: Determinism,
+    /// What a non-finite loss or gradient does.
+    pub on_nonfinite: OnNonfinite,
+}
+
+/// AdamW (Loshchilov and Hutter, 1711.05101).
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdamWSpec {
+    /// β1.
+    pub beta1: f64,
+    /// β2.
+    pub beta2: f64,
+    /// ε.
+    pub eps: f64,
+    /// Decay of weights of two or more dimensions.
+    pub weight_decay: f64,
+    /// Multiplies the learning rate of word embeddings (`embed_tokens`).
+    pub word_embedding_lr_multiplier: f64,
+}
+
+/// Router bias update (docs/model.md, "Balance") and auxiliary losses; a coefficient of 0 switches a loss off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BalanceSpec {
+    /// First rate of the bias update; 0 switches it off.
+    pub bias_rate: f64,
+    /// The rate is halved every so many steps.
+    pub bias_rate_halving_steps: u64,
+    /// Lowest rate.
+    pub bias_rate_min: f64,
+    /// FFN experts wanted per token on average, of `moe_topk`.
+    pub target_top_k: u32,
+    /// Coefficient of the balance loss.
+    pub loss_coefficient: f64,
+    /// Groups of FFN experts in the balance loss; equal to the experts: one group each.
+    pub loss_groups: u32,
+    /// Coefficient of the router z-loss.
+    pub router_z_coefficient: f64,
+    /// Coefficient of the hidden z-loss.
+    pub hidden_z_coefficient: f64,
+}
+
+impl BalanceSpec {
+    /// Rate of the bias update after update `step` (from 0): halved every `bias_rate_halving_steps`, not below the
+    /// minimum.
+    pub fn bias_rate_at(&self, step: u64) -> f64 {
+        let halvings = (step / self.bias_rate_halving_steps.max(1)).min(60);
+        (self.bias_rate / (1u64 << halvings) as f64).max(self.bias_rate_min.min(self.bias_rate))
+    }
+}
+
+/// Arithmetic of matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeType {
+    /// IEEE single.
+    #[default]
+    F32,
+    /// bfloat16 products, f32 master weights.
+    Bf16,
+}
+
+/// Which runs have the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Determinism {
+    /// Any number of workers, expert ranks and shards.
+    #[default]
+    Elastic,
+    /// The same topology.
+    Topology,
+}
+
+/// What a non-finite loss or gradient does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    /// The run fails and says where.
+    #[default]
+    Stop,
+    /// The step is skipped everywhere; ten in a row fail the run.
+    Skip,
+}
+
+/// The n-gram tables' optimizer and their shards' limits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbeddingSpec {
+    /// Update rule (docs/model.md, "Row optimizers").
+    pub optimizer: RowOptimizer,
+    /// Multiplies the schedule's learning rate.
+    pub lr_multiplier: f64,
+    /// β1 of Adam.
+    pub beta1: f64,
+    /// β2 of Adam.
+    pub beta2: f64,
+    /// ε.
+    pub eps: f64,
+    /// Decoupled weight decay at each update of a row.
+    pub weight_decay: f64,
+    /// Standard deviation of initial row values.
+    pub init_std: f64,
+    /// Lookups run this many steps ahead.
+    pub prefetch_steps: u32,
+    /// Threads of a shard that own buckets.
+    pub lanes: u32,
+    /// A shard refuses rows beyond this many bytes of records.
+    pub memory_limit_bytes: u64,
+}
+
+/// Update rule of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowOptimizer {
+    /// Adam, bias-corrected by each row's own update count.
+    #[default]
+    Adam,
+    /// Plain gradient descent.
+    Sgd,
+}
+
+impl RowOptimizer {
+    /// f32 values of optimizer state for a row of `width`, the update count aside.
+    pub fn state_values(self, width: usize) -> usize {
+        match self {
+            RowOptimizer::Adam => 2 * width,
+            RowOptimizer::Sgd => 0,
+        }
+    }
+}
+
+/// When checkpoints are committed and which are kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointSpec {
+    /// Commit every so many updates; `None`: only at the end and when stopped.
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints kept; at least 2.
+    pub keep: u32,
+}
+
+/// Held-out evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluationSpec {
+    /// Evaluate every so many updates, and at the end.
+    pub every_steps: u64,
+    /// Cells of held-out data per evaluation.
+    pub cells: u32,
+}
+
+/// Device and threads of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Where tensors live.
+    pub kind: DeviceKind,
+    /// Threads of tensor arithmetic per worker; fixed, since sums may depend on it.
+    pub threads: u32,
+}
+
+/// Where tensors live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// Host memory.
+    #[default]
+    Cpu,
+    /// The CUDA device of the worker's local rank.
+    Cuda,
+}

@@ -1,0 +1,1 @@
+//! Framed bulk protocol.
