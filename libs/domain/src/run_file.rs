@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::run_spec::{
     AdamWSpec, BalanceSpec, CheckpointSpec, ComputeType, DataSpec, Determinism, DeviceKind, DeviceSpec,
-    EmbeddingSpec, EvaluationSpec, OnNonfinite, RowOptimizer, RunSpec, TrainingSpec,
+    EmbeddingSpec, Engine, EvaluationSpec, OnNonfinite, RowOptimizer, RunSpec, TrainingSpec,
 };
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::topology::Topology;
@@ -262,7 +262,11 @@ section!(EmbeddingSection {
 section!(TopologySection { workers: u32 = 1, expert_parallel: u32 = 1, shards: u32 = 1 });
 section!(CheckpointSection { every_steps: Option<u64> = None, keep: u32 = 3 });
 section!(EvaluationSection { every_steps: Option<u64> = None, cells: u32 = 4 });
-section!(DeviceSection { kind: DeviceKind = DeviceKind::Cpu, threads: u32 = 1 });
+section!(DeviceSection {
+    engine: Engine = Engine::Torch,
+    kind: DeviceKind = DeviceKind::Cpu,
+    threads: u32 = 1
+});
 
 impl RunFile {
     /// Reads a run file's text and applies `overrides` of the form `a.b=c`, in order. `origin` names the file in
@@ -504,7 +508,11 @@ impl RunFile {
                 .evaluation
                 .every_steps
                 .map(|every_steps| EvaluationSpec { every_steps, cells: self.evaluation.cells }),
-            device: DeviceSpec { kind: self.device.kind, threads: self.device.threads },
+            device: DeviceSpec {
+                engine: self.device.engine,
+                kind: self.device.kind,
+                threads: self.device.threads,
+            },
             failure_detection_seconds: self.run.failure_detection_seconds,
             model,
         })

@@ -261,6 +261,8 @@ pub struct EvaluationSpec {
 /// Device and threads of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
+    /// What computes losses and gradients.
+    pub engine: Engine,
     /// Where tensors live.
     pub kind: DeviceKind,
     /// Threads of tensor arithmetic per worker; fixed, since sums may depend on it.
@@ -276,4 +278,16 @@ pub enum DeviceKind {
     Cpu,
     /// The CUDA device of the worker's local rank.
     Cuda,
+}
+
+/// What computes losses and gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// The model, on libtorch.
+    #[default]
+    Torch,
+    /// A small quadratic stand-in with the model's parameters, for drills of everything around the model: clusters,
+    /// faults, recovery. It learns nothing about language.
+    Drill,
 }
