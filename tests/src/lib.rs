@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What the end-to-end tests share: finding the programs, running clusters of real processes in folders of their own,
+//! asking them questions through `polygram`, and waiting with deadlines.
+//!
+//! The tests run the programs in `target/release`, so build them first (`make build`; `make test` does). A cluster is the
+//! local launcher with everything it starts. Each lives in a temporary folder, listens on ports that the system
+//! chooses, and is gone when its [`Running`] is dropped, whatever the test did to it.
+
+mod cluster;
+mod folder;
+mod process;
+mod programs;
+pub mod segment;
+pub mod tensors;
+mod wait;
+
+pub use cluster::{Cluster, Digest, Engine, Member, Status};
+pub use folder::Contents;
+pub use process::{Finished, Running};
+pub use programs::{program, repository};
+pub use wait::wait_until;

@@ -1,0 +1,250 @@
+//! A run of the tiny configuration in a folder of its own, and the questions that one can ask about it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Finished, Running, program, repository, wait_until};
+
+/// A whole session of a tiny run ends long before this, on a busy machine too.
+const SESSION_LIMIT: Duration = Duration::from_secs(180);
+/// A question to a run is answered long before this.
+const QUESTION_LIMIT: Duration = Duration::from_secs(60);
+
+/// What computes losses and gradients in a cluster's workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The model.
+    Torch,
+    /// The small stand-in, for claims about everything around the model.
+    Drill,
+}
+
+/// A run under a root in a temporary folder.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: TempDir,
+    run_file: PathBuf,
+    sets: Vec<String>,
+}
+
+/// A digest of a committed state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Of the whole state.
+    pub digest: String,
+    /// Of each part.
+    pub parts: BTreeMap<String, String>,
+    /// The state's version.
+    pub step: u64,
+}
+
+/// What `polygram status` says.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The run's state, in lower case.
+    pub state: String,
+    /// Updates applied.
+    pub step: u64,
+    /// Its processes.
+    pub members: Vec<Member>,
+}
+
+/// One process of a run.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// `worker` or a word with `shard` in it, in lower case.
+    pub role: String,
+    /// Rank or shard index.
+    pub index: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Its phase.
+    pub phase: String,
+    /// The step it is at.
+    pub step: u64,
+}
+
+impl Status {
+    /// The member of `role` (`worker` or `shard`) with this index.
+    pub fn member(&self, role: &str, index: u64) -> Result<&Member> {
+        self.members
+            .iter()
+            .find(|member| member.role.contains(role) && member.index == index)
+            .ok_or_else(|| anyhow!("no {role} {index} among {:?}", self.members))
+    }
+}
+
+impl Cluster {
+    /// The run of `configs/tiny.toml`, computed by `engine`, in a new folder.
+    pub fn tiny(engine: Engine) -> Result<Cluster> {
+        let folder = tempfile::tempdir()?;
+        let run_file = repository().join("configs/tiny.toml");
+        let engine = match engine {
+            Engine::Torch => "torch",
+            Engine::Drill => "drill",
+        };
+        Ok(Cluster { folder, run_file, sets: vec![format!("device.engine={engine}")] })
+    }
+
+    /// The same with keys overridden in every session.
+    pub fn with(mut self, sets: &[&str]) -> Cluster {
+        self.sets.extend(sets.iter().map(|set| (*set).to_owned()));
+        self
+    }
+
+    /// The same on the token files `prefix` instead of synthetic data.
+    pub fn on_segments(mut self, prefix: &Path) -> Result<Cluster> {
+        let text = std::fs::read_to_string(&self.run_file)?;
+        let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("synthetic_")).collect();
+        let train = format!("[data]\ntrain = {:?}", prefix.display().to_string());
+        self.run_file = self.folder.path().join("run.toml");
+        std::fs::write(&self.run_file, kept.join("\n").replacen("[data]", &train, 1))?;
+        Ok(self)
+    }
+
+    /// The folder of everything that belongs to this cluster.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder of its runs.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    fn root_url(&self) -> String {
+        format!("file://{}", self.root().display())
+    }
+
+    /// Starts a session of the run, with keys overridden for it alone.
+    pub fn start(&self, sets: &[&str]) -> Result<Running> {
+        let mut command = Command::new(program("polygram")?);
+        command
+            .current_dir(self.folder.path())
+            .arg("train")
+            .arg(&self.run_file)
+            .args(["--root", &self.root_url()]);
+        for set in self.sets.iter().map(String::as_str).chain(sets.iter().copied()) {
+            command.args(["--set", set]);
+        }
+        Running::start(command, self.folder.path())
+    }
+
+    /// Runs a session to its end, however it ends.
+    pub fn train(&self, sets: &[&str]) -> Result<Finished> {
+        self.start(sets)?.wait(SESSION_LIMIT)
+    }
+
+    /// Runs `polygram` with `arguments`, in the cluster's folder.
+    pub fn polygram(&self, arguments: &[&str]) -> Result<Finished> {
+        let mut command = Command::new(program("polygram")?);
+        command.current_dir(self.folder.path()).args(arguments);
+        Running::start(command, self.folder.path())?.wait(QUESTION_LIMIT)
+    }
+
+    fn ask(&self, command: &str, more: &[&str]) -> Result<Finished> {
+        let url = self.root_url();
+        let arguments = [&[command, "tiny", "--root", &url], more].concat();
+        self.polygram(&arguments)
+    }
+
+    /// The digest of the newest commit.
+    pub fn digest(&self) -> Result<Digest> {
+        self.digest_of(&[])
+    }
+
+    /// The digest of the commit of `step`.
+    pub fn digest_at(&self, step: u64) -> Result<Digest> {
+        self.digest_of(&["--step", &step.to_string()])
+    }
+
+    fn digest_of(&self, more: &[&str]) -> Result<Digest> {
+        let finished = self.ask("digest", &[&["-o", "json"], more].concat())?.success()?;
+        let value: Value = serde_json::from_str(&finished.stdout).with_context(|| finished.said())?;
+        let parts = value["parts"].as_object().context("no parts")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("a digest is no string");
+        Ok(Digest {
+            digest: text(&value["digest"])?,
+            parts: parts.iter().map(|(name, part)| Ok((name.clone(), text(part)?))).collect::<Result<_>>()?,
+            step: value["step"].as_u64().context("no step")?,
+        })
+    }
+
+    /// The recorded steps: step → (loss, gradient norm, learning rate) as bits, so that equal means equal.
+    pub fn metrics(&self) -> Result<BTreeMap<u64, [u64; 3]>> {
+        let finished = self.ask("metrics", &["-o", "jsonl"])?.success()?;
+        let mut steps = BTreeMap::new();
+        for line in finished.stdout.lines() {
+            let record: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+            let step = record["step"].as_u64().with_context(|| format!("no step: {line}"))?;
+            let bits = |key: &str| {
+                let number = record[key].as_f64().with_context(|| format!("no {key}: {line}"))?;
+                Ok::<u64, anyhow::Error>(number.to_bits())
+            };
+            let values = [bits("loss")?, bits("grad_norm")?, bits("lr")?];
+            if steps.insert(step, values).is_some() {
+                bail!("step {step} is recorded twice");
+            }
+        }
+        Ok(steps)
+    }
+
+    /// What the run says about itself.
+    pub fn status(&self) -> Result<Status> {
+        let finished = self.ask("status", &["-o", "json"])?.success()?;
+        let value: Value = serde_json::from_str(&finished.stdout).with_context(|| finished.said())?;
+        let word = |value: &Value| value.as_str().map(str::to_lowercase).context("not a word");
+        let number = |value: &Value| value.as_u64().context("not a number");
+        let members = value["members"].as_array().context("no members")?;
+        Ok(Status {
+            state: word(&value["state"])?,
+            step: number(&value["step"])?,
+            members: members
+                .iter()
+                .map(|member| {
+                    Ok(Member {
+                        role: word(&member["role"])?,
+                        index: number(&member["index"])?,
+                        pid: u32::try_from(number(&member["pid"])?)?,
+                        phase: word(&member["phase"])?,
+                        step: number(&member["step"])?,
+                    })
+                })
+                .collect::<Result<_>>()
+                .with_context(|| finished.said())?,
+        })
+    }
+
+    /// Waits until the running session has applied at least `step` updates and lists all its members.
+    pub fn await_step(&self, running: &mut Running, step: u64) -> Result<Status> {
+        wait_until(&format!("step {step}"), SESSION_LIMIT, || {
+            if let Some(finished) = running.poll()? {
+                bail!("the run ended before step {step}: {}\n{}", finished.status, finished.said());
+            }
+            // Before the coordinator is up there is no answer.
+            Ok(self.status().ok().filter(|status| status.step >= step && !status.members.is_empty()))
+        })
+    }
+
+    /// The committed steps, ascending.
+    pub fn commits(&self) -> Result<Vec<u64>> {
+        let folder = self.root().join("runs/tiny/ckpt/commit");
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut steps = Vec::new();
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let step = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            steps.push(step.with_context(|| format!("{} is no commit", path.display()))?);
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+}
