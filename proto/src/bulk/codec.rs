@@ -1,0 +1,174 @@
+//! Frames over a byte stream: whole frames in, vectored writes out, a deadline on every write.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::frame::{HEADER_BYTES, Incoming, Outgoing, WireError};
+
+/// Bytes that are read ahead, so that small frames cost one system call for many.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+/// Slices handed to one vectored write.
+const SLICES_PER_WRITE: usize = 128;
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// The peer closed between two frames.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The stream failed, or ended within a frame.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// What came is not a frame.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The peer took nothing for too long.
+    #[error("the peer took no data for {0:?}")]
+    Deadline(Duration),
+}
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: BufReader<R>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads from `stream`.
+    pub fn new(stream: R) -> FrameReader<R> {
+        FrameReader { stream: BufReader::with_capacity(READ_AHEAD_BYTES, stream) }
+    }
+
+    /// The next frame and its payload words, checksum verified. Not safe to cancel: a reader whose read was
+    /// dropped is of no further use.
+    pub async fn read(&mut self) -> Result<(Incoming, Vec<u32>), LinkError> {
+        let mut head = [0u8; HEADER_BYTES];
+        let first = self.stream.read(&mut head).await?;
+        if first == 0 {
+            return Err(LinkError::Closed);
+        }
+        self.stream.read_exact(&mut head[first..]).await?;
+        let incoming = Incoming::decode(&head)?;
+        let mut payload = vec![0u32; incoming.payload_words];
+        self.stream.read_exact(bytemuck::cast_slice_mut(&mut payload)).await?;
+        incoming.verify(&payload)?;
+        Ok((incoming, payload))
+    }
+}
+
+/// Writes frames.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+    patience: Duration,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes to `stream`; a peer that takes nothing for `patience` is given up.
+    pub fn new(stream: W, patience: Duration) -> FrameWriter<W> {
+        FrameWriter { stream, patience }
+    }
+
+    /// Writes a whole frame.
+    pub async fn write(&mut self, frame: &Outgoing) -> Result<(), LinkError> {
+        let mut slices: Vec<IoSlice<'_>> = frame.slices().map(IoSlice::new).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            let batch = &rest[..rest.len().min(SLICES_PER_WRITE)];
+            let written = timeout(self.patience, self.stream.write_vectored(batch))
+                .await
+                .map_err(|_| LinkError::Deadline(self.patience))??;
+            if written == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more will be written.
+    pub async fn close(mut self) -> Result<(), LinkError> {
+        timeout(self.patience, self.stream.shutdown())
+            .await
+            .map_err(|_| LinkError::Deadline(self.patience))?
+            .map_err(LinkError::Io)
+    }
+}
+
+/// Sets a connection up for bulk frames and splits it: no Nagle delay and, between processes of one host, Reno
+/// instead of a pacing congestion control (BBR halves the throughput of loopback). Both are best effort.
+pub fn split(
+    stream: TcpStream,
+    patience: Duration,
+) -> (FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>) {
+    let is_local = stream.peer_addr().is_ok_and(|address| address.ip().is_loopback());
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "nodelay not set");
+    }
+    if is_local && let Err(error) = sockopt::set_tcp_congestion(&stream, "reno") {
+        tracing::debug!(%error, "congestion control not set");
+    }
+    let (reader, writer) = stream.into_split();
+    (FrameReader::new(reader), FrameWriter::new(writer, patience))
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::{Cell, Generation, Step};
+
+    use super::*;
+    use crate::bulk::frame::{Header, Kind, Piece};
+
+    fn frame(words: Vec<Vec<u32>>) -> Outgoing {
+        let header = Header {
+            kind: Kind::Push,
+            chunk: 0,
+            run: 1,
+            generation: Generation(1),
+            step: Step(2),
+            cell: Cell(3),
+        };
+        Outgoing::seal(&header, words.into_iter().map(Piece::Words).collect()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn frames_cross_a_narrow_pipe() {
+        let (near, far) = tokio::io::duplex(100);
+        let pieces: Vec<Vec<u32>> = (0..300).map(|i| vec![i; 1 + i as usize % 7]).collect();
+        let expected = pieces.concat();
+        let sender = tokio::spawn(async move {
+            let mut writer = FrameWriter::new(near, Duration::from_secs(10));
+            writer.write(&frame(pieces)).await.unwrap();
+            writer.write(&frame(vec![vec![]])).await.unwrap();
+        });
+        let mut reader = FrameReader::new(far);
+        assert_eq!(reader.read().await.unwrap().1, expected);
+        assert_eq!(reader.read().await.unwrap().1, [0u32; 0]);
+        sender.await.unwrap();
+        assert!(matches!(reader.read().await, Err(LinkError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_cut_frame_is_an_error() {
+        let bytes: Vec<u8> = frame(vec![vec![1, 2, 3]]).slices().flatten().copied().collect();
+        for cut in 1..bytes.len() {
+            let mut reader = FrameReader::new(&bytes[..cut]);
+            assert!(matches!(reader.read().await, Err(LinkError::Io(_))), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stuck_peer_is_given_up() {
+        let (near, _far) = tokio::io::duplex(16);
+        let mut writer = FrameWriter::new(near, Duration::from_millis(10));
+        let error = writer.write(&frame(vec![vec![0; 100]])).await.unwrap_err();
+        assert!(matches!(error, LinkError::Deadline(_)), "{error}");
+    }
+}

@@ -1,0 +1,349 @@
+//! One frame: a fixed header and a payload of whole 4-byte words, under one CRC32C.
+//!
+//! ```text
+//! byte  0 magic u32   4 schema u32   8 kind u32      12 chunk u32
+//!      16 run u64    24 generation u64               32 step u64
+//!      40 cell u32   44 payload bytes u32            48 crc u32, over bytes 0..48 and the payload
+//! ```
+//! Everything is little endian, so that a payload of f32 rows is read and written without a copy. Decoding is
+//! strict: what it does not know is an error with both numbers in it, never a guess, and a length is believed only
+//! below [`MAX_PAYLOAD_BYTES`]. Magic and schema come first and never move, so that versions can refuse each other.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use polygram_domain::{Cell, Generation, RunName, SCHEMA_VERSION, Step};
+use thiserror::Error;
+
+#[cfg(target_endian = "big")]
+compile_error!("the bulk protocol casts little-endian payloads in place; this target is big endian");
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 52;
+/// Longest payload that is sent or believed.
+pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+/// First four bytes of every frame: `PGBK`.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"PGBK");
+
+const CRC_AT: usize = 48;
+
+/// Why bytes are not a frame, or a payload is not its message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum WireError {
+    /// The stream does not speak this protocol, or lost its place.
+    #[error("frame begins with {0:#010x}, not with the bulk protocol's magic")]
+    Magic(u32),
+    /// The peer is built with another schema.
+    #[error(
+        "the peer speaks bulk schema version {theirs}, this program version {ours}; use one build everywhere"
+    )]
+    Schema {
+        /// Version in the frame.
+        theirs: u32,
+        /// Version of this program.
+        ours: u32,
+    },
+    /// No message has this kind.
+    #[error("unknown frame kind {0}")]
+    Kind(u32),
+    /// The payload is longer than any message.
+    #[error("frame payload of {bytes} bytes is over the limit of {limit}")]
+    Oversize {
+        /// Payload length in the header.
+        bytes: u64,
+        /// [`MAX_PAYLOAD_BYTES`].
+        limit: u64,
+    },
+    /// The payload is not a whole number of words.
+    #[error("frame payload of {0} bytes is not a whole number of 4-byte words")]
+    Ragged(u32),
+    /// Bytes were damaged on the way.
+    #[error("frame checksum is {found:#010x}, but its header says {stated:#010x}")]
+    Checksum {
+        /// CRC in the header.
+        stated: u32,
+        /// CRC of the bytes that came.
+        found: u32,
+    },
+    /// The payload is shorter or longer than its message, or breaks one of its rules.
+    #[error("{message} message is malformed: {rule}")]
+    Malformed {
+        /// Message name.
+        message: &'static str,
+        /// The rule that does not hold.
+        rule: String,
+    },
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal),* $(,)?) => {
+        /// What a frame is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Kind { $($(#[$doc])* $name = $code),* }
+
+        impl Kind {
+            /// The kind of a code on the wire.
+            pub fn of(code: u32) -> Result<Kind, WireError> {
+                match code {
+                    $($code => Ok(Kind::$name),)*
+                    _ => Err(WireError::Kind(code)),
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Worker to shard: who I am. First frame of a connection.
+    Hello = 1,
+    /// Shard to worker: admitted.
+    Welcome = 2,
+    /// Shard to worker: not admitted; the connection ends.
+    Refused = 3,
+    /// Worker to shard: declares a cell's rows and asks for them at version `step`.
+    Lookup = 4,
+    /// Worker to shard: asks for rows at version `step` and declares nothing; `cell` numbers the request.
+    Read = 5,
+    /// Shard to worker: some of a lookup's rows.
+    Rows = 6,
+    /// Shard to worker: some of a read's rows.
+    ReadRows = 7,
+    /// Worker to shard: some of a cell's row gradients.
+    Push = 8,
+    /// Worker to shard: asks for the step's sums.
+    Prepare = 9,
+    /// Shard to worker: finite flag and sums of squares.
+    Prepared = 10,
+    /// Worker to shard: vote to apply the step.
+    Commit = 11,
+    /// Shard to worker: the step is applied.
+    Committed = 12,
+    /// Worker to shard: vote to skip the step.
+    Abort = 13,
+    /// Shard to worker: the step is skipped.
+    Aborted = 14,
+    /// Shard to worker: a request was refused; code and text.
+    Nack = 15,
+}
+
+/// What a frame is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Message.
+    pub kind: Kind,
+    /// Number of this frame among those of its message.
+    pub chunk: u32,
+    /// [`run_hash`] of the run's name.
+    pub run: u64,
+    /// Membership generation of the sender.
+    pub generation: Generation,
+    /// Step, or version of a read.
+    pub step: Step,
+    /// Cell, or number of a read.
+    pub cell: Cell,
+}
+
+/// FNV-1a, 64 bits, of a run's name: tells runs apart on one network; it is no secret.
+pub fn run_hash(run: &RunName) -> u64 {
+    fnv1a(run.as_str().as_bytes())
+}
+
+/// FNV-1a, 64 bits.
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// A run of payload words.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Words of this frame alone.
+    Words(Vec<u32>),
+    /// A slice of values shared by several frames.
+    Shared(Arc<Vec<f32>>, Range<usize>),
+}
+
+impl Piece {
+    /// The piece's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Words(words) => bytemuck::cast_slice(words),
+            Piece::Shared(values, range) => bytemuck::cast_slice(&values[range.clone()]),
+        }
+    }
+}
+
+/// A frame ready to be written: encoded header and payload pieces.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    head: [u8; HEADER_BYTES],
+    pieces: Vec<Piece>,
+}
+
+impl Outgoing {
+    /// Seals a frame: computes its length and checksum.
+    ///
+    /// # Errors
+    /// [`WireError::Oversize`]; callers split their messages below it.
+    pub fn seal(header: &Header, pieces: Vec<Piece>) -> Result<Outgoing, WireError> {
+        let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
+        if bytes > MAX_PAYLOAD_BYTES {
+            return Err(WireError::Oversize { bytes: bytes as u64, limit: MAX_PAYLOAD_BYTES as u64 });
+        }
+        let mut head = encode_head(header, SCHEMA_VERSION, bytes as u32);
+        let crc = pieces
+            .iter()
+            .fold(crc32c::crc32c(&head[..CRC_AT]), |crc, piece| crc32c::crc32c_append(crc, piece.bytes()));
+        head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        Ok(Outgoing { head, pieces })
+    }
+
+    /// The frame's byte slices, in order, for a vectored write.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.head[..]).chain(self.pieces.iter().map(Piece::bytes).filter(|b| !b.is_empty()))
+    }
+
+    /// Bytes on the wire.
+    pub fn wire_bytes(&self) -> usize {
+        self.slices().map(<[u8]>::len).sum()
+    }
+}
+
+/// A header as it came: lengths checked, checksum not yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// What the frame is about.
+    pub header: Header,
+    /// Payload words that follow.
+    pub payload_words: usize,
+    /// The checksum, which also tells a repeated frame from a different one.
+    pub crc: u32,
+    head_crc: u32,
+}
+
+impl Incoming {
+    /// Decodes a header. Nothing is allocated for a frame that is refused here.
+    pub fn decode(head: &[u8; HEADER_BYTES]) -> Result<Incoming, WireError> {
+        let u32_at = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | (u64::from(u32_at(at + 4)) << 32);
+        if u32_at(0) != MAGIC {
+            return Err(WireError::Magic(u32_at(0)));
+        }
+        if u32_at(4) != SCHEMA_VERSION {
+            return Err(WireError::Schema { theirs: u32_at(4), ours: SCHEMA_VERSION });
+        }
+        let kind = Kind::of(u32_at(8))?;
+        let bytes = u32_at(44);
+        if bytes as usize > MAX_PAYLOAD_BYTES {
+            return Err(WireError::Oversize { bytes: u64::from(bytes), limit: MAX_PAYLOAD_BYTES as u64 });
+        }
+        if bytes % 4 != 0 {
+            return Err(WireError::Ragged(bytes));
+        }
+        Ok(Incoming {
+            header: Header {
+                kind,
+                chunk: u32_at(12),
+                run: u64_at(16),
+                generation: Generation(u64_at(24)),
+                step: Step(u64_at(32)),
+                cell: Cell(u32_at(40)),
+            },
+            payload_words: bytes as usize / 4,
+            crc: u32_at(CRC_AT),
+            head_crc: crc32c::crc32c(&head[..CRC_AT]),
+        })
+    }
+
+    /// Checks the checksum over header and payload.
+    pub fn verify(&self, payload: &[u32]) -> Result<(), WireError> {
+        let found = crc32c::crc32c_append(self.head_crc, bytemuck::cast_slice(payload));
+        if found == self.crc { Ok(()) } else { Err(WireError::Checksum { stated: self.crc, found }) }
+    }
+}
+
+/// The header's bytes with a checksum of 0. `schema` is a parameter so that tests can play another version.
+fn encode_head(header: &Header, schema: u32, bytes: u32) -> [u8; HEADER_BYTES] {
+    let mut head = [0; HEADER_BYTES];
+    let mut put = |at: usize, value: &[u8]| head[at..at + value.len()].copy_from_slice(value);
+    put(0, &MAGIC.to_le_bytes());
+    put(4, &schema.to_le_bytes());
+    put(8, &(header.kind as u32).to_le_bytes());
+    put(12, &header.chunk.to_le_bytes());
+    put(16, &header.run.to_le_bytes());
+    put(24, &header.generation.0.to_le_bytes());
+    put(32, &header.step.0.to_le_bytes());
+    put(40, &header.cell.0.to_le_bytes());
+    put(44, &bytes.to_le_bytes());
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            kind: Kind::Push,
+            chunk: 3,
+            run: 0x1122_3344_5566_7788,
+            generation: Generation(9),
+            step: Step(u64::MAX - 1),
+            cell: Cell(7),
+        }
+    }
+
+    fn bytes_of(frame: &Outgoing) -> Vec<u8> {
+        frame.slices().flatten().copied().collect()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Incoming, Vec<u32>), WireError> {
+        let head: &[u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().unwrap();
+        let incoming = Incoming::decode(head)?;
+        let words = bytes[HEADER_BYTES..].as_chunks::<4>().0;
+        let payload: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        incoming.verify(&payload)?;
+        Ok((incoming, payload))
+    }
+
+    #[test]
+    fn frames_survive_the_trip() {
+        let shared = Arc::new(vec![1.0f32, 2.0, 3.0, 4.0]);
+        let pieces = vec![Piece::Words(vec![5, 6]), Piece::Shared(shared, 1..3)];
+        let frame = Outgoing::seal(&header(), pieces).unwrap();
+        let (incoming, payload) = decode(&bytes_of(&frame)).unwrap();
+        assert_eq!(incoming.header, header());
+        assert_eq!(incoming.payload_words, 4);
+        assert_eq!(payload, [5, 6, 2.0f32.to_bits(), 3.0f32.to_bits()]);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let frame = Outgoing::seal(&header(), vec![Piece::Words(vec![1, 2, 3])]).unwrap();
+        let good = bytes_of(&frame);
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked_before_they_are_believed() {
+        let oversize = encode_head(&header(), SCHEMA_VERSION, u32::MAX);
+        assert!(matches!(Incoming::decode(&oversize), Err(WireError::Oversize { .. })));
+        let ragged = encode_head(&header(), SCHEMA_VERSION, 5);
+        assert_eq!(Incoming::decode(&ragged).unwrap_err(), WireError::Ragged(5));
+        let words = vec![Piece::Words(vec![0; MAX_PAYLOAD_BYTES / 4 + 1])];
+        assert!(matches!(Outgoing::seal(&header(), words), Err(WireError::Oversize { .. })));
+    }
+
+    #[test]
+    fn another_schema_names_both_versions() {
+        let head = encode_head(&header(), SCHEMA_VERSION + 1, 0);
+        let error = Incoming::decode(&head).unwrap_err();
+        assert_eq!(error, WireError::Schema { theirs: SCHEMA_VERSION + 1, ours: SCHEMA_VERSION });
+    }
+}
