@@ -1,1 +1,55 @@
-//! Placeholder.
+//! Checkpoints: where they lie, when they exist, and what they contain.
+//!
+//! Everything of a run lies under `<root>/runs/<run>/` in an object store ([`RunStore`]):
+//!
+//! ```text
+//! config/<blake3>.toml                              frozen configuration, named by its content
+//! ckpt/data/<xx>/<step>-<member>-<n>-<hash>.<kind>  data objects: `safetensors` (tensors.rs) or `rows` (rows.rs)
+//! ckpt/commit/<step>.json                           manifest, written last with Create: THE commit point
+//! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
+//! coord/<term>.json                                 coordinators' terms, claimed with Create
+//! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
+//! status.json                                       the run's present state; overwritten at will
+//! ```
+//!
+//! What always holds: a checkpoint exists exactly when its manifest does; a manifest is committed only after every
+//! object it names is in the store and the cover check ([`Manifest::assemble`]) has found every tensor element, every
+//! bucket and every optimizer state exactly once; nothing is used before its length, CRC32C and BLAKE3 were verified;
+//! bytes that do not verify give an error that names the object, never a panic.
+//!
+//! Names of tensors are global and free of ranks, so that any topology can load what another wrote.
+
+pub mod commit;
+pub mod config;
+pub mod cover;
+pub mod digest;
+pub mod error;
+pub mod events;
+pub mod keys;
+pub mod manifest;
+pub mod metrics;
+pub mod object;
+pub mod root;
+pub mod row_io;
+pub mod rows;
+mod sealed;
+pub mod store;
+mod tensor_io;
+pub mod tensors;
+pub mod term;
+
+pub use commit::{Committed, Damaged, Latest, Retained};
+pub use config::ConfigHash;
+pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
+pub use digest::Digest;
+pub use error::CheckpointError;
+pub use manifest::{Manifest, ManifestHeader};
+pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord};
+pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
+pub use root::{create_root, list_runs, open_root};
+pub use row_io::{OwnedRow, RowWriter};
+pub use rows::{RowObject, RowRecord, TableShape};
+pub use store::RunStore;
+pub use tensor_io::Tensor;
+pub use tensors::{NamedTensor, TensorObject, TensorSlice};
+pub use term::{CoordinatorAddress, CoordinatorRecord, Term};

@@ -1,0 +1,209 @@
+//! The commit point, the latest checkpoint, and retention.
+//!
+//! A checkpoint is whole or it does not exist: its objects are in the store before its manifest is created, and
+//! retention removes the manifest before its objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use polygram_domain::Step;
+
+use crate::error::CheckpointError;
+use crate::keys;
+use crate::manifest::Manifest;
+use crate::object::ObjectEntry;
+use crate::store::{Created, RunStore};
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// The checkpoint exists from now on.
+    Now,
+    /// The very same manifest was committed before: a retry whose first answer was lost.
+    Before,
+}
+
+/// A manifest that does not verify.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its step, by its name.
+    pub step: Step,
+    /// Its object.
+    pub key: String,
+    /// What is wrong, naming the object.
+    pub reason: String,
+}
+
+/// The newest checkpoint that verifies, and the damaged ones that are newer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latest {
+    /// The checkpoint to restore, if there is one.
+    pub manifest: Option<Manifest>,
+    /// Newer manifests that were passed over, newest first.
+    pub damaged: Vec<Damaged>,
+}
+
+/// What retention removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Checkpoints that are left and verify, newest first.
+    pub kept: Vec<Step>,
+    /// Checkpoints that are gone.
+    pub removed: Vec<Step>,
+    /// Data objects that are gone.
+    pub removed_objects: usize,
+    /// Their length.
+    pub removed_bytes: u64,
+}
+
+impl RunStore {
+    /// Commits a checkpoint: verifies that every object is in the store with its length, then creates the manifest.
+    /// Of several writers of one step exactly one succeeds.
+    ///
+    /// Errors: [`CheckpointError::AlreadyCommitted`] if the step has another manifest; [`CheckpointError::Missing`] or
+    /// [`CheckpointError::Damaged`] if an object is not there or has another length.
+    pub async fn commit(&self, manifest: &Manifest) -> Result<Committed, CheckpointError> {
+        let key = keys::manifest(manifest.step);
+        if manifest.run != self.run().as_str() {
+            let reason =
+                format!("it is of run {:?}, the store is of {:?}", manifest.run, self.run().as_str());
+            return Err(CheckpointError::input(key, reason));
+        }
+        check_sizes(manifest, &self.data_sizes().await?)?;
+        let bytes = Bytes::from(manifest.encode(&key)?);
+        match self.put_new(&key, bytes.clone()).await? {
+            Created::New => Ok(Committed::Now),
+            Created::Existed if self.get(&key).await? == bytes => Ok(Committed::Before),
+            Created::Existed => {
+                let (run, step) = (manifest.run.clone(), manifest.step);
+                Err(CheckpointError::AlreadyCommitted { run, step, key })
+            }
+        }
+    }
+
+    /// Steps that have a manifest, verified or not, ascending.
+    pub async fn committed_steps(&self) -> Result<Vec<Step>, CheckpointError> {
+        let listed = self.list(keys::COMMIT).await?;
+        let mut steps: Vec<Step> = listed.iter().filter_map(|o| keys::step_of_manifest(&o.key)).collect();
+        steps.sort();
+        Ok(steps)
+    }
+
+    /// Reads the manifest of a step. Its objects are not looked at; they are verified when they are read.
+    pub async fn read_manifest(&self, step: Step) -> Result<Manifest, CheckpointError> {
+        let key = keys::manifest(step);
+        Manifest::decode(&key, &self.get(&key).await?, (self.run(), step))
+    }
+
+    /// The newest checkpoint whose manifest verifies and whose objects are all in the store with their lengths.
+    /// Damaged newer ones are passed over with a warning and reported. A store that fails is an error, not damage.
+    pub async fn latest_manifest(&self) -> Result<Latest, CheckpointError> {
+        let steps = self.committed_steps().await?;
+        let mut latest = Latest { manifest: None, damaged: Vec::new() };
+        if steps.is_empty() {
+            return Ok(latest);
+        }
+        let sizes = self.data_sizes().await?;
+        for step in steps.into_iter().rev() {
+            match self.verified(step, &sizes).await? {
+                Ok(manifest) => {
+                    latest.manifest = Some(manifest);
+                    break;
+                }
+                Err(damaged) => {
+                    tracing::warn!(
+                        run = %self.run(), step = step.0, reason = damaged.reason,
+                        "checkpoint passed over"
+                    );
+                    latest.damaged.push(damaged);
+                }
+            }
+        }
+        Ok(latest)
+    }
+
+    /// Moves a damaged manifest out of the way, to `ckpt/damaged/`, so that its step can be committed again. For the
+    /// one coordinator of the run, when it restores an older checkpoint; a manifest that verifies after all is an
+    /// error and stays.
+    pub async fn set_aside(&self, damaged: &Damaged) -> Result<(), CheckpointError> {
+        let bytes = match self.get(&damaged.key).await {
+            Err(CheckpointError::Missing { .. }) => return Ok(()),
+            other => other?,
+        };
+        if self.verified(damaged.step, &self.data_sizes().await?).await?.is_ok() {
+            return Err(CheckpointError::input(&damaged.key, "it verifies; it is not set aside"));
+        }
+        let hash = blake3::hash(&bytes).to_hex();
+        self.put_once(&keys::damaged(damaged.step, hash.as_str()), bytes).await?;
+        self.delete(&damaged.key).await
+    }
+
+    /// Keeps the newest `keep` (at least 1) checkpoints that verify, with their objects. Older manifests are removed
+    /// first, then the objects that no manifest left names. Objects of steps after the newest verified checkpoint are
+    /// never touched: they may be on their way into the next one. Damaged manifests newer than the oldest kept stay,
+    /// and so do objects of their steps.
+    pub async fn retain(&self, keep: usize) -> Result<Retained, CheckpointError> {
+        let sizes = self.data_sizes().await?;
+        let mut retained = Retained::default();
+        let mut referenced: BTreeSet<String> = BTreeSet::new();
+        let mut spared_steps: BTreeSet<Step> = BTreeSet::new();
+        for step in self.committed_steps().await?.into_iter().rev() {
+            if retained.kept.len() >= keep.max(1) {
+                self.delete(&keys::manifest(step)).await?;
+                retained.removed.push(step);
+                continue;
+            }
+            match self.verified(step, &sizes).await? {
+                Ok(manifest) => {
+                    referenced.extend(manifest.objects.into_iter().map(|object| object.key));
+                    retained.kept.push(step);
+                }
+                Err(_) => {
+                    spared_steps.insert(step);
+                }
+            }
+        }
+        let Some(&newest) = retained.kept.first() else { return Ok(retained) };
+        for (key, bytes) in sizes {
+            let Some(step) = keys::step_of_data(&key) else { continue };
+            if step > newest || spared_steps.contains(&step) || referenced.contains(&key) {
+                continue;
+            }
+            self.delete(&key).await?;
+            retained.removed_objects += 1;
+            retained.removed_bytes = retained.removed_bytes.saturating_add(bytes);
+        }
+        Ok(retained)
+    }
+
+    /// The manifest of a step if it and its objects' lengths verify; the outer error is the store's.
+    async fn verified(
+        &self,
+        step: Step,
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Result<Manifest, Damaged>, CheckpointError> {
+        let read = self.read_manifest(step).await;
+        match read.and_then(|manifest| check_sizes(&manifest, sizes).map(|()| manifest)) {
+            Ok(manifest) => Ok(Ok(manifest)),
+            Err(error) if error.is_damage() => {
+                Ok(Err(Damaged { step, key: keys::manifest(step), reason: error.to_string() }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn data_sizes(&self) -> Result<BTreeMap<String, u64>, CheckpointError> {
+        let listed = self.list(keys::DATA).await?;
+        Ok(listed.into_iter().map(|object| (object.key, object.bytes)).collect())
+    }
+}
+
+fn check_sizes(manifest: &Manifest, sizes: &BTreeMap<String, u64>) -> Result<(), CheckpointError> {
+    manifest.objects.iter().try_for_each(|ObjectEntry { key, bytes, .. }| match sizes.get(key) {
+        None => Err(CheckpointError::Missing { key: key.clone() }),
+        Some(found) if found == bytes => Ok(()),
+        Some(found) => {
+            Err(CheckpointError::damaged(key, format!("{found} bytes long, {bytes} were written")))
+        }
+    })
+}

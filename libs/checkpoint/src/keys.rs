@@ -1,0 +1,125 @@
+//! Names of objects, relative to `<root>/runs/<run>/`, and the way back from a name to what it names.
+//!
+//! Steps are written with 12 digits, terms with 12, attempts with 6 and sequence numbers with 8, so that names sort
+//! as numbers do.
+
+use polygram_domain::Step;
+
+use crate::error::CheckpointError;
+
+/// Folder of manifests.
+pub const COMMIT: &str = "ckpt/commit";
+/// Folder of data objects.
+pub const DATA: &str = "ckpt/data";
+/// Folder of coordinator terms.
+pub const COORD: &str = "coord";
+/// The status object.
+pub const STATUS: &str = "status.json";
+
+/// The manifest of `step`.
+pub fn manifest(step: Step) -> String {
+    format!("{COMMIT}/{:012}.json", step.0)
+}
+
+/// The step of a manifest's key, or `None` for another object.
+pub fn step_of_manifest(key: &str) -> Option<Step> {
+    let name = key.strip_prefix(COMMIT)?.strip_prefix('/')?.strip_suffix(".json")?;
+    parse_digits(name, 12).map(Step)
+}
+
+/// Where a damaged manifest of `step` with content hash `blake3` (hex) is set aside.
+pub fn damaged(step: Step, blake3: &str) -> String {
+    format!("ckpt/damaged/{:012}-{}.json", step.0, short(blake3))
+}
+
+/// A data object: spread by the first two digits of its hash. `number` tells a member's objects apart; `kind` is
+/// the extension.
+pub(crate) fn data(step: Step, member: &str, number: &str, hash: &str, kind: &str) -> String {
+    let hash = short(hash);
+    format!("{DATA}/{}/{:012}-{member}-{number}-{hash}.{kind}", &hash[..2], step.0)
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..16).unwrap_or(hash)
+}
+
+/// The step of a data object's key, or `None` for another object.
+pub fn step_of_data(key: &str) -> Option<Step> {
+    let name = key.strip_prefix(DATA)?.strip_prefix('/')?;
+    let (_, name) = name.split_once('/')?;
+    parse_digits(name.split_once('-')?.0, 12).map(Step)
+}
+
+/// The frozen configuration of this hash.
+pub fn config(hash: &str) -> String {
+    format!("config/{hash}.toml")
+}
+
+/// A coordinator's term.
+pub fn term(term: u64) -> String {
+    format!("{COORD}/{term:012}.json")
+}
+
+/// The term of a term object's key.
+pub fn term_of(key: &str) -> Option<u64> {
+    parse_digits(key.strip_prefix(COORD)?.strip_prefix('/')?.strip_suffix(".json")?, 12)
+}
+
+/// Events of `role`: object `seq` of `attempt`.
+pub fn events(role: &str, attempt: u64, seq: u64) -> String {
+    format!("events/{role}/{attempt:06}/{seq:08}.jsonl")
+}
+
+/// (attempt, sequence number) of an events key of `role`.
+pub fn events_of(role: &str, key: &str) -> Option<(u64, u64)> {
+    let rest = key.strip_prefix("events/")?.strip_prefix(role)?.strip_prefix('/')?;
+    let (attempt, seq) = rest.split_once('/')?;
+    Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
+}
+
+/// Digits only, at least `width` of them, and longer only where the number needs it.
+fn parse_digits(text: &str, width: usize) -> Option<u64> {
+    let legal = text.len() >= width
+        && text.bytes().all(|b| b.is_ascii_digit())
+        && (text.len() == width || !text.starts_with('0'));
+    legal.then(|| text.parse().ok()).flatten()
+}
+
+/// Members and roles become parts of keys: 1 to 63 of `a-z`, `0-9` and `-`.
+pub(crate) fn check_word(what: &str, word: &str) -> Result<(), CheckpointError> {
+    let legal = (1..=63).contains(&word.len())
+        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if legal {
+        Ok(())
+    } else {
+        Err(CheckpointError::input(
+            format!("for {what} {word:?}"),
+            "use 1 to 63 characters of a-z, 0-9 and '-'",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_what_they_name() {
+        for step in [0, 7, 999_999_999_999, 1_000_000_000_000, u64::MAX] {
+            assert_eq!(step_of_manifest(&manifest(Step(step))), Some(Step(step)));
+            let key = data(Step(step), "worker-0", "t0001", &"ab".repeat(32), "safetensors");
+            assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
+            assert_eq!(term_of(&term(step)), Some(step));
+            assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
+        }
+    }
+
+    #[test]
+    fn foreign_names_are_no_numbers() {
+        for key in ["ckpt/commit/12.json", "ckpt/commit/0000000000012.json", "ckpt/commit/00000000001x.json"]
+        {
+            assert_eq!(step_of_manifest(key), None, "{key}");
+        }
+        assert_eq!(events_of("worker", "events/worker-1/000001/00000000.jsonl"), None);
+    }
+}

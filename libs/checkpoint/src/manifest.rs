@@ -1,0 +1,127 @@
+//! The manifest: one small sealed JSON object that makes a checkpoint exist.
+
+use polygram_domain::{RunName, RunSpec, SCHEMA_VERSION, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::config::ConfigHash;
+use crate::cover::{CoverError, check_cover};
+use crate::error::CheckpointError;
+use crate::object::{Content, Cursor, ObjectEntry, Part};
+use crate::sealed::{seal, unseal};
+
+/// What a checkpoint is and where its bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this object and of all objects it names.
+    pub schema: u32,
+    /// Run.
+    pub run: String,
+    /// State version: updates applied.
+    pub step: Step,
+    /// Seed of the run.
+    pub seed: u64,
+    /// The frozen configuration that wrote it.
+    pub config: ConfigHash,
+    /// Position in the data.
+    pub cursor: Cursor,
+    /// When the manifest was made, milliseconds since 1970 UTC.
+    pub created_unix_ms: u64,
+    /// Every object, sorted by key.
+    pub objects: Vec<ObjectEntry>,
+}
+
+/// What the coordinator adds to the members' parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestHeader {
+    /// State version: updates applied.
+    pub step: Step,
+    /// The frozen configuration.
+    pub config: ConfigHash,
+    /// Now, milliseconds since 1970 UTC.
+    pub created_unix_ms: u64,
+}
+
+impl Manifest {
+    /// Makes one checkpoint of the members' parts, if together they hold exactly the state of `spec`: every element
+    /// of every tensor once, both moments of every trained parameter and of nothing else, every bucket of every table
+    /// once, and one position in the data.
+    pub fn assemble(spec: &RunSpec, header: ManifestHeader, parts: &[Part]) -> Result<Manifest, CoverError> {
+        let cursor = check_cover(spec, header.step, parts)?;
+        let mut objects: Vec<ObjectEntry> = parts.iter().flat_map(|part| part.objects.clone()).collect();
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(Manifest {
+            schema: SCHEMA_VERSION,
+            run: spec.name.as_str().to_owned(),
+            step: header.step,
+            seed: spec.seed,
+            config: header.config,
+            cursor,
+            created_unix_ms: header.created_unix_ms,
+            objects,
+        })
+    }
+
+    /// Whether this checkpoint holds exactly the state of `spec`, which may have another topology than the one that
+    /// wrote it. To be called before a restore: a changed model is found here, by name.
+    pub fn check_cover(&self, spec: &RunSpec) -> Result<(), CoverError> {
+        let part = Part {
+            member: format!("checkpoint {}", self.step),
+            step: self.step,
+            objects: self.objects.clone(),
+            cursor: Some(self.cursor),
+        };
+        check_cover(spec, self.step, &[part]).map(|_| ())
+    }
+
+    /// Length of all objects.
+    pub fn bytes(&self) -> u64 {
+        self.objects.iter().fold(0, |sum, object| sum.saturating_add(object.bytes))
+    }
+
+    /// Names of all tensors, sorted, each once.
+    pub fn tensor_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.tensors().map(|t| t.name.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &crate::object::TensorEntry> {
+        self.objects.iter().flat_map(|object| match &object.content {
+            Content::Tensors { tensors } => tensors.as_slice(),
+            Content::Rows { .. } => &[],
+        })
+    }
+
+    /// Shape of a tensor.
+    pub fn shape_of(&self, name: &str) -> Option<&[u64]> {
+        self.tensors().find(|t| t.name == name).map(|t| t.shape.as_slice())
+    }
+
+    pub(crate) fn elements_of(&self, name: &str) -> Option<u64> {
+        self.tensors()
+            .filter(|t| t.name == name)
+            .try_fold(0u64, |sum, t| sum.checked_add(t.elements.end.checked_sub(t.elements.start)?))
+    }
+
+    pub(crate) fn encode(&self, key: &str) -> Result<Vec<u8>, CheckpointError> {
+        seal(key, self)
+    }
+
+    /// Opens a manifest's bytes; it must be the one of `run` and `step`.
+    pub(crate) fn decode(
+        key: &str,
+        bytes: &[u8],
+        (run, step): (&RunName, Step),
+    ) -> Result<Manifest, CheckpointError> {
+        let manifest: Manifest = unseal(key, bytes)?;
+        if manifest.run != run.as_str() || manifest.step != step {
+            return Err(CheckpointError::damaged(
+                key,
+                format!("it is the manifest of run {:?}, step {}", manifest.run, manifest.step),
+            ));
+        }
+        Ok(manifest)
+    }
+}

@@ -1,0 +1,169 @@
+//! What members report about the objects they have written: the vocabulary of parts and manifests (JSON).
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use polygram_domain::Step;
+use serde::{Deserialize, Serialize};
+
+use crate::error::CheckpointError;
+
+/// Everything that one member has written for one checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Who wrote it: `worker-<rank>` or `shard-<index>`.
+    pub member: String,
+    /// State version: updates applied so far.
+    pub step: Step,
+    /// The objects.
+    pub objects: Vec<ObjectEntry>,
+    /// Position in the data; at least one part of a checkpoint carries it, and all that do must agree.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
+}
+
+/// Position in the data after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// Samples consumed since the start of the run.
+    pub samples: u64,
+    /// Tokens trained on since the start of the run.
+    pub tokens: u64,
+}
+
+/// One data object and how to believe it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectEntry {
+    /// Name relative to the run.
+    pub key: String,
+    /// Length.
+    pub bytes: u64,
+    /// CRC-32C (Castagnoli) of all bytes.
+    pub crc32c: u32,
+    /// BLAKE3 of all bytes, 64 hex digits.
+    pub blake3: String,
+    /// What the bytes are.
+    pub content: Content,
+}
+
+/// What an object holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Content {
+    /// A safetensors file ([`crate::tensors`]).
+    Tensors {
+        /// Its tensors or slices of tensors, in file order.
+        tensors: Vec<TensorEntry>,
+    },
+    /// Written rows of one table ([`crate::rows`]).
+    Rows {
+        /// Number of the table.
+        table: u32,
+        /// Rows the table could have.
+        table_rows: u32,
+        /// Weights per row.
+        width: u32,
+        /// Optimizer values per row.
+        state_values: u32,
+        /// Buckets that the object answers for, written rows or none.
+        buckets: Range<u32>,
+        /// Written rows.
+        rows: u64,
+    },
+}
+
+/// A run of consecutive elements of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorEntry {
+    /// Global name.
+    pub name: String,
+    /// Type of an element.
+    pub dtype: DType,
+    /// Shape of the whole tensor.
+    pub shape: Vec<u64>,
+    /// Which elements, in row-major order.
+    pub elements: Range<u64>,
+    /// Where they begin in the object, in bytes.
+    pub offset: u64,
+}
+
+impl TensorEntry {
+    /// Name inside the file: the tensor's own if whole, else with the elements, `name[start..end]`.
+    pub(crate) fn name_in_file(&self) -> String {
+        if Some(self.elements.end) == element_count(&self.shape) && self.elements.start == 0 {
+            self.name.clone()
+        } else {
+            format!("{}[{}..{}]", self.name, self.elements.start, self.elements.end)
+        }
+    }
+}
+
+/// Type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DType {
+    /// IEEE single, little-endian.
+    F32,
+}
+
+/// Elements of a tensor of this shape, or `None` beyond 64 bits.
+pub(crate) fn element_count(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))
+}
+
+/// Length and checksums of the concatenation of some chunks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Checksums {
+    pub(crate) bytes: u64,
+    pub(crate) crc32c: u32,
+    pub(crate) blake3: String,
+}
+
+impl Checksums {
+    pub(crate) fn of(chunks: &[Bytes]) -> Checksums {
+        let (mut bytes, mut crc32c, mut hasher) = (0, 0, blake3::Hasher::new());
+        for chunk in chunks {
+            bytes += chunk.len() as u64;
+            crc32c = crc32c::crc32c_append(crc32c, chunk);
+            hasher.update(chunk);
+        }
+        Checksums { bytes, crc32c, blake3: hasher.finalize().to_hex().to_string() }
+    }
+}
+
+impl ObjectEntry {
+    /// Whether `object` is what was written.
+    pub(crate) fn verify(&self, object: &Bytes) -> Result<(), CheckpointError> {
+        let damaged = |reason| Err(CheckpointError::damaged(&self.key, reason));
+        if object.len() as u64 != self.bytes {
+            return damaged(format!("{} bytes long, {} were written", object.len(), self.bytes));
+        }
+        let found = Checksums::of(std::slice::from_ref(object));
+        if found.crc32c != self.crc32c {
+            return damaged(format!("CRC-32C is {:08x}, {:08x} was written", found.crc32c, self.crc32c));
+        }
+        if found.blake3 != self.blake3 {
+            return damaged(format!("BLAKE3 is {}, {} was written", found.blake3, self.blake3));
+        }
+        Ok(())
+    }
+}
+
+/// `values` as little-endian bytes at the end of `bytes`.
+pub(crate) fn extend_f32(bytes: &mut Vec<u8>, values: &[f32]) {
+    let start = bytes.len();
+    bytes.resize(start + 4 * values.len(), 0);
+    for (bytes, value) in bytes[start..].chunks_exact_mut(4).zip(values) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Little-endian bytes as values, into `values` (replaced). A remainder below 4 bytes is ignored: lengths are checked
+/// before.
+pub(crate) fn decode_f32(bytes: &[u8], values: &mut Vec<f32>) {
+    values.clear();
+    values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+}

@@ -1,0 +1,192 @@
+//! Rows to and from the store.
+
+use std::ops::Range;
+
+use polygram_domain::tables::BUCKETS;
+use polygram_domain::{RowId, Step, TableIndex};
+
+use crate::error::CheckpointError;
+use crate::keys;
+use crate::manifest::Manifest;
+use crate::object::{Content, ObjectEntry};
+use crate::rows::{RowEncoder, RowObject, RowRecord, TableShape};
+use crate::store::{DataName, RunStore, off_thread};
+
+/// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
+const OBJECTS_PER_TENSOR_OBJECT: usize = 4;
+
+/// Writes the rows of a range of buckets of one table, ascending, as objects of at most about 64 MiB (more only
+/// where one bucket is larger). Memory holds one object. Dropped without [`RowWriter::finish`], it leaves objects that
+/// no manifest names; retention removes them.
+#[derive(Debug)]
+pub struct RowWriter<'a> {
+    store: &'a RunStore,
+    step: Step,
+    member: String,
+    shape: TableShape,
+    buckets: Range<u32>,
+    previous: Option<u32>,
+    encoder: RowEncoder,
+    written: Vec<ObjectEntry>,
+}
+
+impl<'a> RowWriter<'a> {
+    /// Begins the rows of `buckets` of one table.
+    pub fn new(
+        store: &'a RunStore,
+        step: Step,
+        member: &str,
+        shape: TableShape,
+        buckets: Range<u32>,
+    ) -> Result<RowWriter<'a>, CheckpointError> {
+        keys::check_word("member", member)?;
+        if buckets.is_empty() || buckets.end > BUCKETS || shape.rows == 0 {
+            return Err(CheckpointError::input(
+                format!("rows of table {}", shape.table),
+                format!("buckets {buckets:?} of {BUCKETS}, {} rows", shape.rows),
+            ));
+        }
+        Ok(RowWriter {
+            store,
+            step,
+            member: member.to_owned(),
+            shape,
+            previous: None,
+            encoder: RowEncoder::new(shape, buckets.start),
+            buckets,
+            written: Vec::new(),
+        })
+    }
+
+    /// Adds a row: beyond the last one, inside the buckets, with weights and optimizer values.
+    pub async fn push(&mut self, record: RowRecord<'_>) -> Result<(), CheckpointError> {
+        let row = record.row.0;
+        let refuse = |reason: String| {
+            CheckpointError::input(format!("row {row} of table {}", self.shape.table), reason)
+        };
+        if record.values.len() != self.shape.values() {
+            return Err(refuse(format!(
+                "{} values, a record has {}",
+                record.values.len(),
+                self.shape.values()
+            )));
+        }
+        let bucket = self.shape.bucket_of(row).0;
+        if row >= self.shape.rows || !self.buckets.contains(&bucket) {
+            return Err(refuse(format!("it is not in buckets {:?}", self.buckets)));
+        }
+        if self.previous.is_some_and(|previous| previous >= row) {
+            return Err(refuse(format!("it does not follow row {:?}; rows must ascend", self.previous)));
+        }
+        if bucket > self.encoder.bucket()
+            && self.encoder.bytes() >= self.store.object_bytes() / OBJECTS_PER_TENSOR_OBJECT
+        {
+            let full = std::mem::replace(&mut self.encoder, RowEncoder::new(self.shape, bucket));
+            self.put(full, bucket).await?;
+        }
+        self.encoder.push(bucket, record);
+        self.previous = Some(row);
+        Ok(())
+    }
+
+    async fn put(&mut self, encoder: RowEncoder, end: u32) -> Result<(), CheckpointError> {
+        let (chunks, content) = encoder.finish(end);
+        let number = format!("r{}.{}", self.shape.table, end);
+        let name = DataName { step: self.step, member: &self.member, number, kind: "rows" };
+        self.written.push(self.store.put_data(name, chunks, content).await?);
+        Ok(())
+    }
+
+    /// Closes the last object; together the objects answer for all the buckets, written rows or none.
+    pub async fn finish(mut self) -> Result<Vec<ObjectEntry>, CheckpointError> {
+        let last = std::mem::replace(&mut self.encoder, RowEncoder::new(self.shape, 0));
+        let end = self.buckets.end;
+        self.put(last, end).await?;
+        Ok(self.written)
+    }
+}
+
+/// A row that owns its values, for iterators.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnedRow {
+    /// The row.
+    pub row: RowId,
+    /// Updates it has had.
+    pub updates: u32,
+    /// Weights, then optimizer values.
+    pub values: Vec<f32>,
+}
+
+impl RunStore {
+    /// Writes the rows of `buckets` of one table from an iterator, ascending; see [`RowWriter`].
+    pub async fn write_rows<I>(
+        &self,
+        (step, member): (Step, &str),
+        shape: TableShape,
+        buckets: Range<u32>,
+        rows: I,
+    ) -> Result<Vec<ObjectEntry>, CheckpointError>
+    where
+        I: IntoIterator<Item = OwnedRow>,
+        I::IntoIter: Send,
+    {
+        let mut writer = RowWriter::new(self, step, member, shape, buckets)?;
+        for OwnedRow { row, updates, values } in rows {
+            writer.push(RowRecord { row, updates, values: &values }).await?;
+        }
+        writer.finish().await
+    }
+
+    /// Reads and verifies one row object.
+    pub async fn read_row_object(&self, entry: &ObjectEntry) -> Result<RowObject, CheckpointError> {
+        let bytes = self.read_object(entry).await?;
+        let entry = entry.clone();
+        off_thread(move || RowObject::decode(&entry, bytes)).await?
+    }
+
+    /// Hands every written row of `buckets` of `table` to `each`, rows ascending, whatever bucket ranges they were
+    /// written by; stops at the first error of `each`. Objects of other buckets are not read.
+    ///
+    /// Errors: [`CheckpointError::NoBuckets`] where no object answers for a bucket.
+    pub async fn read_rows<E: From<CheckpointError>>(
+        &self,
+        manifest: &Manifest,
+        table: TableIndex,
+        buckets: Range<u32>,
+        mut each: impl FnMut(RowRecord<'_>) -> Result<(), E> + Send,
+    ) -> Result<(), E> {
+        let mut next = buckets.start;
+        for (range, entry) in manifest.row_objects(table) {
+            if range.end <= next || range.start >= buckets.end {
+                continue;
+            }
+            if range.start > next {
+                break;
+            }
+            let object = self.read_row_object(entry).await?;
+            object.records(next..buckets.end, &mut each)?;
+            next = range.end;
+        }
+        if next < buckets.end {
+            let (step, table, end) = (manifest.step, table.0, buckets.end);
+            return Err(CheckpointError::NoBuckets { step, table, start: next, end }.into());
+        }
+        Ok(())
+    }
+}
+
+impl Manifest {
+    /// The row objects of `table` with the buckets they answer for, by first bucket.
+    pub fn row_objects(&self, table: TableIndex) -> Vec<(Range<u32>, &ObjectEntry)> {
+        let mut objects: Vec<_> = self
+            .objects
+            .iter()
+            .filter_map(|entry| match &entry.content {
+                Content::Rows { table: t, buckets, .. } if *t == table.0 => Some((buckets.clone(), entry)),
+                _ => None,
+            })
+            .collect();
+        objects.sort_by_key(|(buckets, _)| buckets.start);
+        objects
+    }
+}

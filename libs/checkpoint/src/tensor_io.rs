@@ -1,0 +1,147 @@
+//! Tensors to and from the store.
+
+use std::collections::BTreeMap;
+
+use polygram_domain::Step;
+
+use crate::error::CheckpointError;
+use crate::keys;
+use crate::manifest::Manifest;
+use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
+use crate::store::{DataName, RunStore, off_thread};
+use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice};
+
+/// A whole tensor as read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Shape.
+    pub shape: Vec<u64>,
+    /// Values in row-major order.
+    pub data: Vec<f32>,
+}
+
+impl RunStore {
+    /// Writes `tensors` as safetensors files of at most about 256 MiB; larger tensors are cut into slices. The
+    /// iterator is drawn as files fill, so that memory holds one file and one tensor.
+    ///
+    /// Errors: a tensor whose values do not fit its shape and elements; a name given twice for the same elements
+    /// within one file; a failing store.
+    pub async fn write_tensors<I>(
+        &self,
+        step: Step,
+        member: &str,
+        tensors: I,
+    ) -> Result<Vec<ObjectEntry>, CheckpointError>
+    where
+        I: IntoIterator<Item = NamedTensor>,
+        I::IntoIter: Send,
+    {
+        keys::check_word("member", member)?;
+        let mut written = Vec::new();
+        let mut file = TensorEncoder::default();
+        for tensor in tensors {
+            tensor.check()?;
+            let mut start = 0;
+            while start < tensor.data.len() {
+                let room = self.object_bytes().saturating_sub(file.bytes()) / 4;
+                let rest = tensor.data.len() - start;
+                // A tensor that fits into a file of its own is not cut.
+                if room < rest && !file.is_empty() {
+                    written.push(
+                        self.put_tensors(step, member, written.len(), std::mem::take(&mut file)).await?,
+                    );
+                    continue;
+                }
+                let count = rest.min(room.max(1));
+                let first = tensor.elements.start + start as u64;
+                let elements = first..first + count as u64;
+                file.push(&tensor.name, &tensor.shape, elements, &tensor.data[start..start + count])?;
+                start += count;
+            }
+        }
+        if !file.is_empty() {
+            written.push(self.put_tensors(step, member, written.len(), file).await?);
+        }
+        Ok(written)
+    }
+
+    async fn put_tensors(
+        &self,
+        step: Step,
+        member: &str,
+        number: usize,
+        file: TensorEncoder,
+    ) -> Result<ObjectEntry, CheckpointError> {
+        let (chunks, content) = file.finish();
+        let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };
+        self.put_data(name, chunks, content).await
+    }
+
+    /// Reads and verifies one tensor object.
+    pub async fn read_tensor_object(&self, entry: &ObjectEntry) -> Result<TensorObject, CheckpointError> {
+        let bytes = self.read_object(entry).await?;
+        let entry = entry.clone();
+        off_thread(move || TensorObject::decode(&entry, bytes)).await?
+    }
+
+    /// Hands every slice whose tensor is `wanted` to `each`, object by object; an object without any is not read.
+    /// Memory holds one object. The caller knows from the cover check that every element comes exactly once.
+    pub async fn read_tensor_slices(
+        &self,
+        manifest: &Manifest,
+        mut wanted: impl FnMut(&TensorEntry) -> bool + Send,
+        mut each: impl FnMut(TensorSlice<'_>) + Send,
+    ) -> Result<(), CheckpointError> {
+        for entry in &manifest.objects {
+            let Content::Tensors { tensors } = &entry.content else { continue };
+            if tensors.iter().any(&mut wanted) {
+                self.read_tensor_object(entry).await?.slices(&mut wanted, &mut each)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads whole tensors by name.
+    ///
+    /// Errors: [`CheckpointError::NoTensor`] for a name that the checkpoint does not hold completely.
+    pub async fn read_tensors<N: AsRef<str>>(
+        &self,
+        manifest: &Manifest,
+        names: &[N],
+    ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+        let absent = |name: &str| CheckpointError::NoTensor { step: manifest.step, name: name.to_owned() };
+        let mut tensors: BTreeMap<String, (Tensor, u64)> = BTreeMap::new();
+        for name in names.iter().map(AsRef::as_ref) {
+            let shape = manifest.shape_of(name).ok_or_else(|| absent(name))?.to_vec();
+            let held: u64 = manifest.elements_of(name).ok_or_else(|| absent(name))?;
+            if element_count(&shape) != Some(held) {
+                return Err(absent(name));
+            }
+            let length = usize::try_from(held).map_err(|_| absent(name))?;
+            tensors.insert(name.to_owned(), (Tensor { shape, data: vec![0.0; length] }, 0));
+        }
+        let wanted: Vec<String> = tensors.keys().cloned().collect();
+        self.read_tensor_slices(
+            manifest,
+            |entry| wanted.binary_search(&entry.name).is_ok(),
+            |slice| {
+                if let Some((tensor, read)) = tensors.get_mut(slice.name) {
+                    let range = slice.elements.start as usize..slice.elements.end as usize;
+                    if let Some(target) = tensor.data.get_mut(range) {
+                        target.copy_from_slice(slice.data);
+                        *read += slice.data.len() as u64;
+                    }
+                }
+            },
+        )
+        .await?;
+        tensors
+            .into_iter()
+            .map(
+                |(name, (tensor, read))| {
+                    if read == tensor.data.len() as u64 { Ok((name, tensor)) } else { Err(absent(&name)) }
+                },
+            )
+            .collect()
+    }
+}

@@ -1,0 +1,200 @@
+//! Tensor objects: safetensors files of f32 tensors or of slices of them, encoded and decoded without I/O.
+//!
+//! A whole tensor stands in the file under its own name and shape; a slice of consecutive elements stands as a vector
+//! named `name[start..end]`. Weights go under their own names, AdamW's moments of a trained parameter under
+//! `optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>`.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use bytes::Bytes;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value, json};
+
+use crate::error::CheckpointError;
+use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count, extend_f32};
+
+/// First moment of a parameter: prefix of its name.
+pub const EXP_AVG: &str = "optimizer.exp_avg.";
+/// Second moment of a parameter: prefix of its name.
+pub const EXP_AVG_SQ: &str = "optimizer.exp_avg_sq.";
+
+/// A tensor, or a run of its elements, to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Global name.
+    pub name: String,
+    /// Shape of the whole tensor.
+    pub shape: Vec<u64>,
+    /// Which elements `data` holds, in row-major order.
+    pub elements: Range<u64>,
+    /// Their values.
+    pub data: Vec<f32>,
+}
+
+impl NamedTensor {
+    /// A whole tensor.
+    pub fn whole(name: impl Into<String>, shape: &[u64], data: Vec<f32>) -> NamedTensor {
+        NamedTensor { name: name.into(), shape: shape.to_vec(), elements: 0..data.len() as u64, data }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), CheckpointError> {
+        let NamedTensor { name, shape, elements, data } = self;
+        let refuse = |reason: String| Err(CheckpointError::input(format!("tensor {name:?}"), reason));
+        let Some(total) = element_count(shape) else {
+            return refuse(format!("shape {shape:?} has more than 2^64 elements"));
+        };
+        if elements.is_empty() || elements.end > total {
+            return refuse(format!("elements {elements:?} are not a part of the {total} of shape {shape:?}"));
+        }
+        if elements.end - elements.start != data.len() as u64 {
+            return refuse(format!("{} values for elements {elements:?}", data.len()));
+        }
+        Ok(())
+    }
+}
+
+/// Collects tensors into one file.
+#[derive(Debug, Default)]
+pub(crate) struct TensorEncoder {
+    names: BTreeSet<String>,
+    entries: Vec<TensorEntry>,
+    data: Vec<u8>,
+}
+
+impl TensorEncoder {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of values so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Adds the elements `elements` of a tensor; `values` are theirs. The same elements twice are refused.
+    pub(crate) fn push(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        elements: Range<u64>,
+        values: &[f32],
+    ) -> Result<(), CheckpointError> {
+        let entry = TensorEntry {
+            name: name.to_owned(),
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            elements,
+            offset: self.data.len() as u64,
+        };
+        if !self.names.insert(entry.name_in_file()) {
+            return Err(CheckpointError::input(format!("tensor {name:?}"), "given twice"));
+        }
+        self.entries.push(entry);
+        extend_f32(&mut self.data, values);
+        Ok(())
+    }
+
+    /// The file, as header and values, and what it holds.
+    pub(crate) fn finish(self) -> (Vec<Bytes>, Content) {
+        let TensorEncoder { mut entries, data, .. } = self;
+        let mut header = Map::new();
+        for entry in &entries {
+            let whole = entry.name_in_file() == entry.name;
+            let count = entry.elements.end - entry.elements.start;
+            let shape = if whole { entry.shape.clone() } else { vec![count] };
+            let offsets = [entry.offset, entry.offset + 4 * count];
+            header.insert(
+                entry.name_in_file(),
+                json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}),
+            );
+        }
+        let mut text = Value::Object(header).to_string().into_bytes();
+        while !text.len().is_multiple_of(8) {
+            text.push(b' ');
+        }
+        let mut head = (text.len() as u64).to_le_bytes().to_vec();
+        head.extend(text);
+        for entry in &mut entries {
+            entry.offset += head.len() as u64;
+        }
+        (vec![Bytes::from(head), Bytes::from(data)], Content::Tensors { tensors: entries })
+    }
+}
+
+/// A run of consecutive elements of one tensor, as read.
+#[derive(Debug)]
+pub struct TensorSlice<'a> {
+    /// Global name.
+    pub name: &'a str,
+    /// Shape of the whole tensor.
+    pub shape: &'a [u64],
+    /// Which elements, in row-major order.
+    pub elements: Range<u64>,
+    /// Their values.
+    pub data: &'a [f32],
+}
+
+/// A verified tensor object.
+#[derive(Clone, Debug)]
+pub struct TensorObject {
+    key: String,
+    tensors: Vec<TensorEntry>,
+    bytes: Bytes,
+}
+
+impl TensorObject {
+    /// Reads `bytes` as the file that `entry` describes. Header and entry must agree on every tensor.
+    pub fn decode(entry: &ObjectEntry, bytes: Bytes) -> Result<TensorObject, CheckpointError> {
+        let damaged = |reason: String| CheckpointError::damaged(&entry.key, reason);
+        let Content::Tensors { tensors } = &entry.content else {
+            return Err(damaged("its entry does not speak of tensors".into()));
+        };
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(format!("safetensors: {e}")))?;
+        if file.len() != tensors.len() {
+            return Err(damaged(format!(
+                "{} tensors in the file, {} in its entry",
+                file.len(),
+                tensors.len()
+            )));
+        }
+        for tensor in tensors {
+            let name = tensor.name_in_file();
+            let view = file.tensor(&name).map_err(|e| damaged(format!("tensor {name:?}: {e}")))?;
+            let count = tensor.elements.end.checked_sub(tensor.elements.start);
+            let bytes = count.and_then(|count| count.checked_mul(4));
+            let inside = element_count(&tensor.shape).is_some_and(|total| tensor.elements.end <= total);
+            if view.dtype() != Dtype::F32 || Some(view.data().len() as u64) != bytes || !inside {
+                return Err(damaged(format!(
+                    "tensor {name:?} is {:?} of {} bytes in the file, elements {:?} of {:?} in its entry",
+                    view.dtype(),
+                    view.data().len(),
+                    tensor.elements,
+                    tensor.shape
+                )));
+            }
+        }
+        Ok(TensorObject { key: entry.key.clone(), tensors: tensors.clone(), bytes })
+    }
+
+    /// Hands every slice whose tensor is wanted to `each`, in file order.
+    pub fn slices(
+        &self,
+        mut wanted: impl FnMut(&TensorEntry) -> bool,
+        mut each: impl FnMut(TensorSlice<'_>),
+    ) -> Result<(), CheckpointError> {
+        let damaged = |e: safetensors::SafeTensorError| CheckpointError::damaged(&self.key, e.to_string());
+        let file = SafeTensors::deserialize(&self.bytes).map_err(damaged)?;
+        let mut values = Vec::new();
+        for tensor in self.tensors.iter().filter(|t| wanted(t)) {
+            decode_f32(file.tensor(&tensor.name_in_file()).map_err(damaged)?.data(), &mut values);
+            each(TensorSlice {
+                name: &tensor.name,
+                shape: &tensor.shape,
+                elements: tensor.elements.clone(),
+                data: &values,
+            });
+        }
+        Ok(())
+    }
+}
