@@ -10,13 +10,13 @@ WITH_LIBTORCH := LIBTORCH="$$(scripts/libtorch.sh)"; export LIBTORCH;
 # Every crate that neither is nor links the model. `quick` names its crates one by one: cargo unites the features of
 # all crates it is asked for, and one crate that wants libtorch would bring it in for all.
 FREE_OF_LIBTORCH := domain ngram data collective checkpoint telemetry proto coordinator embedding-shard cli
-PROGRAMS := cli coordinator embedding-shard worker
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
+# The whole workspace, as `test` does, so that shared dependencies have the same features and are built once.
 build: ## the programs, in target/release
-	$(WITH_LIBTORCH) $(CARGO) build --release --locked $(PROGRAMS:%=-p polygram-%)
+	$(WITH_LIBTORCH) $(CARGO) build --release --locked --workspace
 
 # The worker is tested without its `torch` feature and as a library only: a test of its own folder tests/ would make cargo
 # build the program too, and target/release/polygram-worker would lose the real model until the next `make build`.

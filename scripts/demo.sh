@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The demo: real text, a small model with most of its parameters in n-gram tables, real processes. Run it again and it
+# resumes. `make demo` builds first.
+#
+# CORPUS=folder takes another text than the sources and documents of this workspace's own dependencies.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+polygram=target/release/polygram
+data=demo-data
+root=polygram-root
+say() { printf '\n== %s\n' "$*"; }
+die() {
+  printf 'demo: %s\n' "$@" >&2
+  exit 1
+}
+
+[ -x "$polygram" ] || die "$polygram is missing; run \`make demo\`, which builds it"
+
+# The folders of the packages in Cargo.lock, as cargo unpacked them.
+dependencies() {
+  local registry=${CARGO_HOME:-$HOME/.cargo}/registry/src package folder
+  awk -F'"' '/^name = /{name=$2} /^version = /{print name "-" $2}' Cargo.lock | while read -r package; do
+    for folder in "$registry"/*/"$package"; do
+      [ ! -d "$folder" ] || printf '%s\n' "$folder"
+    done
+  done
+}
+
+if [ -n "${CORPUS:-}" ]; then
+  [ -e "$CORPUS" ] || die "CORPUS is $CORPUS, which does not exist"
+  corpus=("$(realpath "$CORPUS")")
+  origin=${corpus[0]}
+else
+  mapfile -t corpus < <(dependencies)
+  origin="the dependencies' sources"
+  [ ${#corpus[@]} -gt 0 ] || die "no package source lies under ${CARGO_HOME:-$HOME/.cargo}/registry/src" \
+    "give a folder of text: make demo CORPUS=folder"
+fi
+
+if [ -f "$data/meta.json" ]; then
+  made_from=$(cat "$data/origin" 2>/dev/null || echo "an unknown corpus")
+  [ "$made_from" = "$origin" ] || die "$data was made from $made_from, not from $origin" \
+    "to begin anew: rm -r $data $root/runs/demo"
+  say "data: $data, made before from $origin"
+else
+  say "data: preparing $origin (${#corpus[@]} folders)"
+  rm -rf "$data"
+  "$polygram" data prepare "${corpus[@]}" --output "$data" --vocab-size 8192 --held-out 0.02 --max-bytes 16000000
+  printf '%s\n' "$origin" >"$data/origin"
+fi
+
+# A run that is complete is trained on for as long again, so that the second time shows a resume, too.
+steps=$(sed -n 's/^steps = \([0-9]*\)$/\1/p' configs/demo.toml)
+committed=$("$polygram" digest demo --root "$root" -o json 2>/dev/null |
+  sed -n 's/.*"step": *\([0-9]*\).*/\1/p') || committed=
+if [ -z "$committed" ]; then
+  say "training: $steps steps"
+else
+  steps=$(((committed / steps + 1) * steps))
+  say "training: the run exists, committed at step $committed; resuming, up to step $steps"
+fi
+"$polygram" train configs/demo.toml --root "$root" --set "training.steps=$steps"
+
+say "what to try next"
+cat <<TEXT
+  make demo                                        again: the run goes on from its last commit
+  $polygram metrics demo                           loss, norm and rate of every step
+  $polygram status demo                            state and members (also while it trains, from another terminal)
+  $polygram train configs/demo.toml --run demo-3 --set topology.shards=3
+  $polygram digest demo; $polygram digest demo-3   other shards, the same bits
+  $polygram plan configs/longcat-flash-lite.toml   what the full size would cost
+  make demo CORPUS=folder                          another text (after rm -r $data $root/runs/demo)
+TEXT
