@@ -1,1 +1,43 @@
-//! gRPC control schema.
+//! The control plane: who is in the run, at which step, what is committed.
+//!
+//! gRPC service `polygram.control.v1.Coordinator` (schema/control.proto). The generated types ([`wire`]) stop here
+//! and in the coordinator's `service.rs`: everybody else speaks the types of this module, which are checked on
+//! receipt. A member of a run (worker or shard) holds a [`MemberSession`]; the operator holds an
+//! [`OperatorClient`].
+
+pub mod announcement;
+pub mod assignment;
+pub mod error;
+pub mod float;
+pub mod joining;
+pub mod member;
+pub mod membership;
+pub mod operator;
+pub mod progress;
+pub mod report;
+pub mod status;
+pub mod token;
+
+mod convert;
+mod transport;
+
+pub use announcement::Announcement;
+pub use assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
+pub use error::{ControlError, Malformed};
+pub use joining::{JoinRequest, Joined, UploadReport};
+pub use member::{Directives, JoinOptions, MemberSession, Reporter};
+pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
+pub use operator::{OperatorClient, StopMode, WatchStream};
+pub use progress::Progress;
+pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+pub use status::{MemberStatus, Reason, RunState, RunStatus, WatchEvent};
+pub use token::Token;
+
+/// Largest control message either side accepts, in bytes: a part of a checkpoint lists every tensor it holds.
+pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
+
+/// Types generated from the schema. Only the conversions here and the coordinator's `service.rs` name them.
+#[allow(missing_docs, clippy::all)]
+pub mod wire {
+    tonic::include_proto!("polygram.control.v1");
+}

@@ -1,0 +1,70 @@
+//! Where a member is: step and phase in one atomic, written by whoever works and read by the heartbeat.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use polygram_domain::Step;
+
+use crate::control::membership::Phase;
+
+/// A shared cell of (step, phase). Both are read and written together; clones share the cell.
+///
+/// The phase lies in the low 8 bits and the step in the 56 above: a run of 2⁵⁶ steps is out of reach, and a larger
+/// step is stored as the largest.
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<AtomicU64>);
+
+const PHASE_BITS: u32 = 8;
+const STEP_MAX: u64 = u64::MAX >> PHASE_BITS;
+
+impl Progress {
+    /// A cell at `step` and `phase`.
+    pub fn new(step: Step, phase: Phase) -> Progress {
+        Progress(Arc::new(AtomicU64::new(pack(step, phase))))
+    }
+
+    /// Moves to `step` and `phase`.
+    pub fn set(&self, step: Step, phase: Phase) {
+        self.0.store(pack(step, phase), Ordering::Relaxed);
+    }
+
+    /// Moves to `phase` within the same step.
+    pub fn phase(&self, phase: Phase) {
+        // A failed exchange only means that another thread moved the step meanwhile; the closure is tried again.
+        let _previous = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            Some(word >> PHASE_BITS << PHASE_BITS | phase as u64)
+        });
+    }
+
+    /// The step (updates applied so far) and the phase.
+    pub fn get(&self) -> (Step, Phase) {
+        let word = self.0.load(Ordering::Relaxed);
+        let phase = Phase::ALL[(word & 0xff) as usize];
+        (Step(word >> PHASE_BITS), phase)
+    }
+}
+
+fn pack(step: Step, phase: Phase) -> u64 {
+    step.0.min(STEP_MAX) << PHASE_BITS | phase as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_and_phase_travel_together() {
+        let cell = Progress::new(Step(0), Phase::Starting);
+        assert_eq!(cell.get(), (Step(0), Phase::Starting));
+        let other = cell.clone();
+        for (i, &phase) in Phase::ALL.iter().enumerate() {
+            other.set(Step(i as u64 * 1_000_003), phase);
+            assert_eq!(cell.get(), (Step(i as u64 * 1_000_003), phase));
+        }
+        cell.set(Step(7), Phase::Computing);
+        cell.phase(Phase::Reducing);
+        assert_eq!(other.get(), (Step(7), Phase::Reducing));
+        cell.set(Step(u64::MAX), Phase::Leaving);
+        assert_eq!(cell.get(), (Step(STEP_MAX), Phase::Leaving));
+    }
+}

@@ -1,0 +1,106 @@
+//! What a member tells the coordinator.
+
+use polygram_domain::{Generation, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::control::assignment::AssignmentHash;
+use crate::control::float;
+use crate::control::membership::{MemberId, MemberRef, Phase};
+
+/// A member's sign of life: where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Updates applied so far.
+    pub step: Step,
+    /// What it is doing.
+    pub phase: Phase,
+}
+
+/// One update, as rank 0 saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// The update, from 0: it read state version `step` and made version `step + 1`.
+    pub step: Step,
+    /// Training loss over the global batch, nats per token.
+    #[serde(with = "float")]
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    #[serde(with = "float")]
+    pub grad_norm: f64,
+    /// Learning rate of the dense parameters.
+    #[serde(with = "float")]
+    pub lr: f64,
+    /// Tokens of the global batch.
+    pub tokens: u64,
+    /// Wall time of the step.
+    #[serde(with = "float")]
+    pub seconds: f64,
+    /// Of which waiting for tokens.
+    #[serde(with = "float")]
+    pub data_wait_seconds: f64,
+    /// Of which waiting for rows.
+    #[serde(with = "float")]
+    pub embedding_wait_seconds: f64,
+    /// Resident memory of rank 0.
+    pub resident_bytes: u64,
+}
+
+/// A held-out evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Updates applied before it.
+    pub step: Step,
+    /// Loss, nats per token.
+    #[serde(with = "float")]
+    pub loss: f64,
+    /// Tokens it is the mean over.
+    pub tokens: u64,
+}
+
+/// A member's own account of why it cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One sentence.
+    pub message: String,
+    /// Updates applied so far.
+    pub step: Step,
+    /// What it was doing.
+    pub phase: Phase,
+    /// The peer whose end made it fail, if it knows one. The coordinator then waits a moment for that peer's own
+    /// end, so that the first cause is blamed and not its consequence.
+    pub suspect: Option<MemberRef>,
+}
+
+/// What a member reports on its stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MemberReport {
+    /// Sign of life; the session sends it by itself.
+    Heartbeat(Heartbeat),
+    /// Peers are connected, state is restored, and this is the assignment that was done.
+    Ready {
+        /// Of the assignment received.
+        assignment: AssignmentHash,
+    },
+    /// An update was applied (rank 0 only).
+    Metrics(StepMetrics),
+    /// A held-out evaluation is done (rank 0 only).
+    Evaluation(Evaluation),
+    /// It cannot go on.
+    Failed(Failure),
+    /// A worker did its last update, and its last part is reported.
+    Finished {
+        /// Updates applied.
+        step: Step,
+    },
+}
+
+/// A report with its sender.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// The sender's admission.
+    pub member: MemberId,
+    /// The generation the sender lives in.
+    pub generation: Generation,
+    /// What it says.
+    pub report: MemberReport,
+}

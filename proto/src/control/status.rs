@@ -1,0 +1,232 @@
+//! What a run is doing, for people and programs that watch it.
+
+use std::fmt;
+
+use polygram_domain::{Generation, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::control::assignment::Culprit;
+use crate::control::membership::{Phase, Role};
+use crate::control::report::{Evaluation, StepMetrics};
+
+/// Where the run is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// Nobody has joined.
+    Pending,
+    /// Some have joined.
+    Admitting,
+    /// All have joined; not all attend.
+    Rendezvous,
+    /// All were assigned; they connect and restore.
+    Restoring,
+    /// Steps are done.
+    Running,
+    /// All steps of `training.steps` are done and committed.
+    Completed,
+    /// It ended by a fault.
+    Failed,
+    /// It ended by request, committed.
+    Stopped,
+}
+
+impl RunState {
+    /// Every state, in the order of a run's life.
+    pub const ALL: &'static [RunState] = &[
+        RunState::Pending,
+        RunState::Admitting,
+        RunState::Rendezvous,
+        RunState::Restoring,
+        RunState::Running,
+        RunState::Completed,
+        RunState::Failed,
+        RunState::Stopped,
+    ];
+
+    /// Whether nothing will happen any more.
+    pub fn is_over(self) -> bool {
+        matches!(self, RunState::Completed | RunState::Failed | RunState::Stopped)
+    }
+
+    /// The state as one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunState::Pending => "pending",
+            RunState::Admitting => "admitting",
+            RunState::Rendezvous => "rendezvous",
+            RunState::Restoring => "restoring",
+            RunState::Running => "running",
+            RunState::Completed => "completed",
+            RunState::Failed => "failed",
+            RunState::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// Why the run is in its state, for programs; the message says it to people.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Reason { $($(#[$doc])* $name),* }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name),*];
+
+            /// The reason as one word.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Reason::$name => $text),* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Slots are empty.
+    WaitingForMembers = "waiting_for_members",
+    /// Members have joined but do not attend yet.
+    WaitingForAttendance = "waiting_for_attendance",
+    /// Members connect and restore.
+    WaitingForReady = "waiting_for_ready",
+    /// Steps are done.
+    Training = "training",
+    /// A checkpoint is being assembled.
+    Committing = "committing",
+    /// A stop was asked for; members come to their next boundary.
+    Stopping = "stopping",
+    /// All workers are done; the last checkpoint is not.
+    FinalCommit = "final_commit",
+    /// All steps are done and committed.
+    AllStepsDone = "all_steps_done",
+    /// The step of `training.stop_at_step` is committed.
+    StopAtStep = "stop_at_step",
+    /// Somebody asked for the stop.
+    StopRequested = "stop_requested",
+    /// A member's stream ended.
+    MemberLost = "member_lost",
+    /// A member stopped giving signs of life.
+    MemberSilent = "member_silent",
+    /// A member reported its failure.
+    MemberFailed = "member_failed",
+    /// A member broke the protocol.
+    ProtocolBroken = "protocol_broken",
+    /// A checkpoint could not be committed.
+    CommitFailed = "commit_failed",
+    /// The store refused something else.
+    StoreFailed = "store_failed",
+    /// The operator did not wait for a commit.
+    Aborted = "aborted",
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One member, as last heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Worker or shard.
+    pub role: Role,
+    /// Rank or shard index.
+    pub index: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Updates it has applied.
+    pub step: Step,
+    /// Its data address, `ip:port`.
+    pub address: String,
+    /// Milliseconds since its last sign of life.
+    pub last_heard_ms: u64,
+    /// Whether it still takes part.
+    pub alive: bool,
+}
+
+/// The whole run at one instant. Also the content of `status.json` in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunStatus {
+    /// Where it is in its life.
+    pub state: RunState,
+    /// Why, for programs.
+    pub reason: Reason,
+    /// Why, for people.
+    pub message: String,
+    /// When the state began, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Name of the run.
+    pub run: String,
+    /// Fencing number of the membership.
+    pub generation: Generation,
+    /// Which start of the run this is, from 1.
+    pub attempt: u32,
+    /// Updates applied so far.
+    pub step: Step,
+    /// Updates of the whole run.
+    pub total_steps: u64,
+    /// Updates that were already applied when this attempt began.
+    pub resume_step: Step,
+    /// Members by role and index.
+    pub members: Vec<MemberStatus>,
+    /// Newest committed step of the run.
+    pub last_commit: Option<Step>,
+    /// Newest update.
+    pub last_metrics: Option<StepMetrics>,
+    /// Newest evaluation.
+    pub last_evaluation: Option<Evaluation>,
+    /// Who ended the run.
+    pub culprit: Option<Culprit>,
+    /// Who failed in its wake, one sentence each.
+    pub consequences: Vec<String>,
+}
+
+/// What a watcher sees.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WatchEvent {
+    /// State, reason or message changed; the first event of every watch, and, once the run is over, the last.
+    Status(Box<RunStatus>),
+    /// An update was applied.
+    Metrics(StepMetrics),
+    /// A held-out evaluation is done.
+    Evaluation(Evaluation),
+    /// A checkpoint is committed.
+    Committed {
+        /// Updates applied in it.
+        step: Step,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json<T: Serialize>(value: &T) -> String {
+        serde_json::to_string(value).unwrap()
+    }
+
+    /// The words on the wire and the words in JSON are the same ones.
+    #[test]
+    fn words_agree_with_serde() {
+        for reason in Reason::ALL {
+            assert_eq!(json(reason), format!("\"{reason}\""));
+        }
+        for state in RunState::ALL {
+            assert_eq!(json(state), format!("\"{state}\""));
+        }
+        for phase in Phase::ALL {
+            assert_eq!(json(phase), format!("\"{phase}\""));
+        }
+    }
+}
