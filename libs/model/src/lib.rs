@@ -1,1 +1,44 @@
-//! Placeholder.
+//! The decoder, its losses and its optimizer, on libtorch: plain buffers in, plain buffers out.
+//!
+//! [`Model`] computes one cell at a time ([`Model::forward_backward`]): rows and tokens in; loss, row gradients and
+//! routing counts out. The dense gradient of each cell is one flat f32 buffer in the order of
+//! [`polygram_domain::layout::dense_parameters`]; cells are folded along the fixed tree of
+//! [`polygram_domain::sum_tree`], so that the sum does not depend on who computed which cell. Master weights and
+//! optimizer state are flat f32 buffers in host memory, whatever the device and the type of matrix products.
+//!
+//! Legend for names: B sequences, T positions, P = B·T, D hidden size, V vocabulary, C tables per site, U unique rows,
+//! S sites, w values per row, n FFN experts, z zero experts, k choices per token.
+//!
+//! One thread owns a model. Threads inside matrix products are fixed with [`set_threads`]; sums may depend on them.
+
+pub mod adamw;
+mod attention;
+pub mod balance;
+pub mod cell;
+mod decoder;
+mod embedding;
+pub mod error;
+mod ffn;
+mod gradient;
+pub mod hf;
+mod init;
+mod inspect;
+mod layer;
+mod loss;
+mod moe;
+pub mod norm;
+pub mod parameters;
+pub mod rope;
+mod runtime;
+mod state;
+
+pub use adamw::{AdamW, Group, Update};
+pub use cell::{Auxiliary, CellInput, CellOutput};
+pub use decoder::{Model, Options};
+pub use error::ModelError;
+pub use inspect::{Inspection, RoutingTrace};
+pub use norm::{square_sum, square_sums};
+pub use parameters::Layout;
+pub use runtime::{set_threads, tune_allocator};
+pub use state::StateView;
+pub use tch::Device;

@@ -1,0 +1,208 @@
+//! The flat f32 buffer of dense parameters and the views into it.
+//!
+//! The order is that of [`dense_parameters`]; master weights live in host memory. Matrix products read either the
+//! masters themselves (f32 on the CPU), or a copy of them on the device or in bf16, made anew after each change.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use polygram_domain::ModelSpec;
+use polygram_domain::layout::{ParameterSpec, dense_parameters};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::error::{ModelError, Result};
+
+/// One named tensor of the flat buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Name, shape and kind.
+    pub spec: ParameterSpec,
+    /// Its elements in the flat buffer.
+    pub range: Range<usize>,
+}
+
+/// Where each dense parameter lies in the flat buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
+    len: usize,
+}
+
+impl Layout {
+    /// The layout of `model`. Fails where the parameters would not fit an address space.
+    pub fn of(model: &ModelSpec) -> Result<Layout> {
+        let mut entries = Vec::new();
+        let mut by_name = HashMap::new();
+        let mut len = 0usize;
+        for spec in dense_parameters(model) {
+            let end = spec
+                .shape
+                .iter()
+                .try_fold(1usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?))
+                .and_then(|elements| len.checked_add(elements))
+                .filter(|&end| end <= isize::MAX as usize / 4)
+                .ok_or_else(|| {
+                    ModelError::input(
+                        "model",
+                        format!("{} of shape {:?}", spec.name, spec.shape),
+                        "fewer values",
+                    )
+                })?;
+            by_name.insert(spec.name.clone(), entries.len());
+            entries.push(Entry { spec, range: len..end });
+            len = end;
+        }
+        Ok(Layout { entries, by_name, len })
+    }
+
+    /// Values in the flat buffer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none; no legal model is so.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The tensors, in order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Result<&Entry> {
+        self.by_name.get(name).map(|&index| &self.entries[index]).ok_or_else(|| ModelError::State {
+            name: name.to_owned(),
+            problem: "the model has no tensor of this name".into(),
+        })
+    }
+}
+
+/// A contiguous f32 tensor in host memory that plain code may read and write.
+#[derive(Debug)]
+pub(crate) struct FlatBuffer {
+    tensor: Tensor,
+    len: usize,
+}
+
+impl FlatBuffer {
+    pub(crate) fn zeros(len: usize) -> Result<FlatBuffer> {
+        let tensor = Tensor::f_zeros([len as i64], (Kind::Float, Device::Cpu))?;
+        Ok(FlatBuffer { tensor, len })
+    }
+
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        // SAFETY: the tensor is contiguous f32 in host memory, of `len` elements, and owned by self, so the storage
+        // lives as long as the slice; libtorch writes to it only through `&mut self` of the owner.
+        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast::<f32>(), self.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as in `as_slice`; `&mut self` excludes other slices, and no libtorch operation runs on this thread
+        // while the slice lives, the only thread that touches the tensor.
+        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast::<f32>(), self.len) }
+    }
+}
+
+/// Which copy of a weight a layer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// f32: norms, routers, embeddings.
+    Single,
+    /// The type of matrix products.
+    Compute,
+}
+
+/// The masters and the copies that products read.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) layout: Layout,
+    pub(crate) master: FlatBuffer,
+    /// On the device; the master's own storage on the CPU.
+    single: Tensor,
+    /// bf16 copy, where products are bf16.
+    half: Option<Tensor>,
+}
+
+impl Weights {
+    pub(crate) fn new(layout: Layout, compute: Kind, device: Device) -> Result<Weights> {
+        let len = layout.len() as i64;
+        let master = FlatBuffer::zeros(layout.len())?;
+        let single = match device {
+            Device::Cpu => master.tensor.shallow_clone(),
+            _ => Tensor::f_zeros([len], (Kind::Float, device))?,
+        };
+        let half = match compute {
+            Kind::Float => None,
+            kind => Some(Tensor::f_zeros([len], (kind, device))?),
+        };
+        Ok(Weights { layout, master, single, half })
+    }
+
+    /// Makes the copies follow the masters. Call it after every change of them.
+    pub(crate) fn refresh(&mut self) -> Result<()> {
+        no_grad(|| {
+            if self.single.device() != Device::Cpu {
+                self.single.f_copy_(&self.master.tensor)?;
+            }
+            if let Some(half) = &mut self.half {
+                half.f_copy_(&self.single)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A view without gradient of elements `range` as `shape`.
+    pub(crate) fn view(&self, range: &Range<usize>, shape: &[i64], precision: Precision) -> Result<Tensor> {
+        let base = match (precision, &self.half) {
+            (Precision::Compute, Some(half)) => half,
+            _ => &self.single,
+        };
+        Ok(base.f_narrow(0, range.start as i64, range.len() as i64)?.f_view(shape)?.f_detach()?)
+    }
+}
+
+/// A weight as a leaf of the graph: a view into the flat buffer, and where its gradient belongs.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    pub(crate) range: Range<usize>,
+    pub(crate) tensor: Tensor,
+}
+
+/// Collects the leaves of one segment while its parts are built.
+pub(crate) struct Leaves<'a> {
+    pub(crate) weights: &'a Weights,
+    list: Vec<Leaf>,
+}
+
+impl<'a> Leaves<'a> {
+    pub(crate) fn new(weights: &'a Weights) -> Leaves<'a> {
+        Leaves { weights, list: Vec::new() }
+    }
+
+    /// The weight called `name`, in its own shape.
+    pub(crate) fn weight(&mut self, name: &str, precision: Precision) -> Result<Tensor> {
+        let entry = self.weights.layout.get(name)?;
+        let shape: Vec<i64> = entry.spec.shape.iter().map(|&size| size as i64).collect();
+        self.leaf(entry.range.clone(), &shape, precision)
+    }
+
+    /// Neighbouring weights, from `first` to `last`, as one tensor: `shape` must have their elements.
+    pub(crate) fn joined(&mut self, first: &str, last: &str, shape: &[i64]) -> Result<Tensor> {
+        let layout = &self.weights.layout;
+        let range = layout.get(first)?.range.start..layout.get(last)?.range.end;
+        self.leaf(range, shape, Precision::Compute)
+    }
+
+    fn leaf(&mut self, range: Range<usize>, shape: &[i64], precision: Precision) -> Result<Tensor> {
+        let tensor = self.weights.view(&range, shape, precision)?.f_set_requires_grad(true)?;
+        self.list.push(Leaf { range, tensor: tensor.shallow_clone() });
+        Ok(tensor)
+    }
+
+    pub(crate) fn finish(self) -> Vec<Leaf> {
+        self.list
+    }
+}

@@ -1,0 +1,101 @@
+//! The model's dense state under its global names: weights `<name>`, moments `optimizer.exp_avg.<name>` and
+//! `optimizer.exp_avg_sq.<name>`. Selection biases have no moments.
+
+use std::collections::HashMap;
+
+use crate::decoder::Model;
+use crate::error::{ModelError, Result};
+use crate::parameters::Entry;
+
+const FIRST_MOMENT: &str = "optimizer.exp_avg.";
+const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
+
+/// One tensor of the state, borrowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateView<'a> {
+    /// Global name.
+    pub name: String,
+    /// Shape.
+    pub shape: &'a [u64],
+    /// Values, row-major.
+    pub values: &'a [f32],
+}
+
+impl Model {
+    /// Every tensor of the state: all weights in the layout's order, then, if there is an optimizer, all first moments,
+    /// then all second moments.
+    pub fn state(&self) -> Vec<StateView<'_>> {
+        let entries = self.weights.layout.entries();
+        let view = |prefix: &str, entry: &'_ Entry, flat: &'_ [f32]| -> (String, std::ops::Range<usize>) {
+            debug_assert!(entry.range.end <= flat.len());
+            (format!("{prefix}{}", entry.spec.name), entry.range.clone())
+        };
+        let mut parts: Vec<(&str, &[f32], bool)> = vec![("", self.weights(), false)];
+        if let Some(adamw) = &self.adamw {
+            parts.push((FIRST_MOMENT, adamw.exp_avg(), true));
+            parts.push((SECOND_MOMENT, adamw.exp_avg_sq(), true));
+        }
+        let mut state = Vec::new();
+        for (prefix, flat, trained_only) in parts {
+            for entry in entries.iter().filter(|entry| !trained_only || entry.spec.is_trained()) {
+                let (name, range) = view(prefix, entry, flat);
+                state.push(StateView { name, shape: &entry.spec.shape, values: &flat[range] });
+            }
+        }
+        state
+    }
+
+    /// Fills the whole state: `fill(name, shape, values)` is called once for every tensor that [`Model::state`] lists, in
+    /// that order, and writes its values. After an error the state is partly filled and must not be trained on.
+    pub fn load_state<E: From<ModelError>>(
+        &mut self,
+        mut fill: impl FnMut(&str, &[u64], &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.load_weights(&mut fill)?;
+        let layout = &self.weights.layout;
+        let Some(adamw) = &mut self.adamw else { return Ok(()) };
+        let (first, second) = adamw.moments_mut();
+        for (prefix, flat) in [(FIRST_MOMENT, first), (SECOND_MOMENT, second)] {
+            for entry in layout.entries().iter().filter(|entry| entry.spec.is_trained()) {
+                let name = format!("{prefix}{}", entry.spec.name);
+                fill(&name, &entry.spec.shape, &mut flat[entry.range.clone()])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the weights alone, as [`Model::load_state`] does.
+    pub fn load_weights<E: From<ModelError>>(
+        &mut self,
+        mut fill: impl FnMut(&str, &[u64], &mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let flat = self.weights.master.as_mut_slice();
+        for entry in self.weights.layout.entries() {
+            fill(&entry.spec.name, &entry.spec.shape, &mut flat[entry.range.clone()])?;
+        }
+        self.weights.refresh().map_err(E::from)
+    }
+
+    /// Fills the whole state from named values; a name too many, a missing one, or a wrong length is an error.
+    pub fn import_state(&mut self, mut tensors: HashMap<String, Vec<f32>>) -> Result<()> {
+        self.load_state(|name, shape, values| {
+            let found = tensors
+                .remove(name)
+                .ok_or_else(|| ModelError::State { name: name.to_owned(), problem: "missing".into() })?;
+            if found.len() != values.len() {
+                return Err(ModelError::State {
+                    name: name.to_owned(),
+                    problem: format!("has {} values, but its shape is {shape:?}", found.len()),
+                });
+            }
+            values.copy_from_slice(&found);
+            Ok(())
+        })?;
+        match tensors.into_keys().min() {
+            Some(name) => {
+                Err(ModelError::State { name, problem: "the model has no tensor of this name".into() })
+            }
+            None => Ok(()),
+        }
+    }
+}
