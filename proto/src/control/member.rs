@@ -49,29 +49,24 @@ pub struct JoinOptions {
     pub deadline: Duration,
     /// Version of every message it speaks.
     pub schema_version: u32,
-    /// This start of the process.
-    pub incarnation: Incarnation,
 }
 
 impl JoinOptions {
-    /// Options with a new incarnation, this build's schema version and a deadline of 30 seconds.
+    /// Options with this build's schema version and a deadline of 30 seconds.
     pub fn new(
         coordinator: impl Into<String>,
         token: Token,
         member: MemberRef,
         data_address: SocketAddr,
-    ) -> Result<JoinOptions, ControlError> {
-        let mut incarnation = [0u8; 8];
-        random(&mut incarnation)?;
-        Ok(JoinOptions {
+    ) -> JoinOptions {
+        JoinOptions {
             coordinator: coordinator.into(),
             token,
             member,
             data_address,
             deadline: Duration::from_secs(30),
             schema_version: SCHEMA_VERSION,
-            incarnation: Incarnation(u64::from_le_bytes(incarnation)),
-        })
+        }
     }
 }
 
@@ -268,11 +263,13 @@ struct Joining<'a> {
 
 impl Joining<'_> {
     async fn run(&self) -> Result<Joined, ControlError> {
-        let JoinOptions { member, data_address, schema_version, incarnation, .. } = self.options;
+        let JoinOptions { member, data_address, schema_version, .. } = self.options;
+        let mut incarnation = [0u8; 8];
+        random(&mut incarnation)?;
         let request = JoinRequest {
             schema_version: *schema_version,
             member: *member,
-            incarnation: *incarnation,
+            incarnation: Incarnation(u64::from_le_bytes(incarnation)),
             pid: std::process::id(),
             host: host(),
             data_address: *data_address,
