@@ -235,6 +235,7 @@ section!(AdamWSection {
     eps: f64 = 1e-16,
     weight_decay: f64 = 0.1,
     word_embedding_lr_multiplier: f64 = 1.0,
+    word_embedding_weight_decay: Option<f64> = None,
 });
 section!(ClipSection { enabled: bool = true, norm: f64 = 1.0, tables: bool = true });
 section!(BalanceSection {
@@ -360,10 +361,13 @@ impl RunFile {
             ));
         }
         let init_std = self.embedding.init_std.unwrap_or(model.initializer_range);
+        let word_embedding_weight_decay =
+            t.optimizer.word_embedding_weight_decay.unwrap_or(t.optimizer.weight_decay);
         let not_negative = [
             ("training.min_lr_ratio", t.min_lr_ratio),
             ("training.optimizer.weight_decay", t.optimizer.weight_decay),
             ("training.optimizer.word_embedding_lr_multiplier", t.optimizer.word_embedding_lr_multiplier),
+            ("training.optimizer.word_embedding_weight_decay", word_embedding_weight_decay),
             ("training.balance.bias_rate", t.balance.bias_rate),
             ("training.balance.bias_rate_min", t.balance.bias_rate_min),
             ("training.balance.loss_coefficient", t.balance.loss_coefficient),
@@ -469,6 +473,7 @@ impl RunFile {
                     eps: t.optimizer.eps,
                     weight_decay: t.optimizer.weight_decay,
                     word_embedding_lr_multiplier: t.optimizer.word_embedding_lr_multiplier,
+                    word_embedding_weight_decay,
                 },
                 clip: t.clip.enabled.then_some(t.clip.norm),
                 clip_tables: t.clip.tables,

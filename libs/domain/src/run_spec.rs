@@ -129,6 +129,8 @@ pub struct AdamWSpec {
     pub weight_decay: f64,
     /// Multiplies the learning rate of word embeddings (`embed_tokens`).
     pub word_embedding_lr_multiplier: f64,
+    /// Decay of word embeddings; `weight_decay` unless given. Decay erodes rows that are rarely hit.
+    pub word_embedding_weight_decay: f64,
 }
 
 /// Router bias update (docs/model.md, "Balance") and auxiliary losses; a coefficient of 0 switches a loss off.

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use polygram_domain::layout::Part;
+use polygram_domain::layout::{ParameterSpec, Part};
 use polygram_domain::run_spec::AdamWSpec;
 
 use crate::error::{ModelError, Result};
@@ -69,18 +69,19 @@ impl AdamW {
         Ok(AdamW { beta1, beta2, eps, groups, exp_avg: vec![0.0; len], exp_avg_sq: vec![0.0; len] })
     }
 
-    /// The groups of a model: one per trained tensor, decay on those of two or more dimensions, the multiplier on word
-    /// embeddings.
+    /// The groups of a model: one per trained tensor, decay on those of two or more dimensions, settings of their own on
+    /// word embeddings.
     pub fn groups_of(layout: &Layout, spec: &AdamWSpec) -> Vec<Group> {
         let trained = layout.entries().iter().filter(|entry| entry.spec.is_trained());
+        let settings = |parameter: &ParameterSpec| match parameter.part {
+            Part::WordEmbedding => (spec.word_embedding_lr_multiplier, spec.word_embedding_weight_decay),
+            _ if parameter.is_decayed() => (1.0, spec.weight_decay),
+            _ => (1.0, 0.0),
+        };
         trained
-            .map(|entry| Group {
-                range: entry.range.clone(),
-                lr_multiplier: match entry.spec.part {
-                    Part::WordEmbedding => spec.word_embedding_lr_multiplier,
-                    _ => 1.0,
-                },
-                weight_decay: if entry.spec.is_decayed() { spec.weight_decay } else { 0.0 },
+            .map(|entry| {
+                let (lr_multiplier, weight_decay) = settings(&entry.spec);
+                Group { range: entry.range.clone(), lr_multiplier, weight_decay }
             })
             .collect()
     }
@@ -202,6 +203,7 @@ mod tests {
             eps: 1e-16,
             weight_decay: 0.1,
             word_embedding_lr_multiplier: 1.0,
+            word_embedding_weight_decay: 0.1,
         }
     }
 

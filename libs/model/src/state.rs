@@ -15,6 +15,8 @@ const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
 pub struct StateView<'a> {
     /// Global name.
     pub name: String,
+    /// Name of the parameter that it belongs to: its own for a weight.
+    pub parameter: &'a str,
     /// Shape.
     pub shape: &'a [u64],
     /// Values, row-major.
@@ -39,7 +41,8 @@ impl Model {
         for (prefix, flat, trained_only) in parts {
             for entry in entries.iter().filter(|entry| !trained_only || entry.spec.is_trained()) {
                 let (name, range) = view(prefix, entry, flat);
-                state.push(StateView { name, shape: &entry.spec.shape, values: &flat[range] });
+                let spec = &entry.spec;
+                state.push(StateView { name, parameter: &spec.name, shape: &spec.shape, values: &flat[range] });
             }
         }
         state
@@ -62,6 +65,43 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Writes `values` over the elements from `start` on of one tensor of the state. Call [`Model::state_written`] after
+    /// the last one and before computing.
+    pub fn write_state(&mut self, name: &str, shape: &[u64], start: usize, values: &[f32]) -> Result<()> {
+        let problem = |problem: String| ModelError::State { name: name.to_owned(), problem };
+        let (parameter, moment) = if let Some(parameter) = name.strip_prefix(SECOND_MOMENT) {
+            (parameter, Some(1))
+        } else if let Some(parameter) = name.strip_prefix(FIRST_MOMENT) {
+            (parameter, Some(0))
+        } else {
+            (name, None)
+        };
+        let entry = self.weights.layout.get(parameter)?;
+        if entry.spec.shape != shape {
+            return Err(problem(format!("has shape {shape:?}, but the model has {:?}", entry.spec.shape)));
+        }
+        let end = start.checked_add(values.len()).filter(|&end| end <= entry.range.len());
+        let Some(end) = end else {
+            return Err(problem(format!("elements from {start} on: {} values do not fit", values.len())));
+        };
+        let range = entry.range.start + start..entry.range.start + end;
+        let flat = match (moment, &mut self.adamw) {
+            (None, _) => self.weights.master.as_mut_slice(),
+            (Some(_), None) => return Err(problem("the model has no optimizer".into())),
+            (Some(which), Some(adamw)) => {
+                let (first, second) = adamw.moments_mut();
+                if which == 0 { first } else { second }
+            }
+        };
+        flat[range].copy_from_slice(values);
+        Ok(())
+    }
+
+    /// Takes what [`Model::write_state`] has written into use.
+    pub fn state_written(&mut self) -> Result<()> {
+        self.weights.refresh()
     }
 
     /// Fills the weights alone, as [`Model::load_state`] does.
