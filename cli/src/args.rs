@@ -1,0 +1,236 @@
+//! The command line as typed (clap). Nothing here reads a file or decides anything: [`crate::settings`] resolves.
+//!
+//! New knobs of training go into the run file, not here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Trains language models whose parameters live mostly in hashed n-gram embedding tables.
+#[derive(Debug, Parser)]
+#[command(name = "polygram", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Exit status: 0 done, 1 the run or the work failed, 2 wrong usage or configuration, \
+                        3 stopped on request after a commit.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// How results are printed on standard output
+    #[arg(short = 'o', long = "output-format", global = true, value_enum, value_name = "FORMAT")]
+    #[arg(default_value_t = OutputFormat::Human)]
+    pub(crate) output_format: OutputFormat,
+    /// Say more on standard error
+    #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Form of results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For eyes
+    Human,
+    /// One JSON document
+    Json,
+    /// One JSON object per line
+    Jsonl,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a run on this machine: starts every process, follows it, resumes it if it exists
+    Train(TrainArgs),
+    /// What a run file costs, before anything starts
+    Plan(PlanArgs),
+    /// State, step and members of a run
+    Status(RunArgs),
+    /// The runs under a root
+    Runs(RootArgs),
+    /// One line per step of a run
+    Metrics(RunArgs),
+    /// Digest of a committed training state, the same in any topology
+    Digest(DigestArgs),
+    /// Logits and loss of a Hugging Face model for given tokens
+    Logits(LogitsArgs),
+    /// N-gram row ids and table sizes
+    #[command(subcommand)]
+    Ngram(NgramCommand),
+    /// Token files: make and look at them
+    #[command(subcommand)]
+    Data(DataCommand),
+}
+
+/// A run file and its overrides.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RunFileArgs {
+    /// Run file (TOML)
+    #[arg(value_name = "RUNFILE")]
+    pub(crate) run_file: PathBuf,
+    /// Override one key of the run file
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+/// Where runs are stored.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RootArgs {
+    /// Root of the runs: file:///path or a plain path [default: ./polygram-root]
+    #[arg(long, value_name = "URL")]
+    pub(crate) root: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// Name of the run, instead of run.name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) run: Option<String>,
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Name of the run
+    #[arg(value_name = "RUN")]
+    pub(crate) run: String,
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DigestArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Committed step [default: the newest]
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// Folder with config.json and safetensors files
+    #[arg(long, value_name = "HFDIR")]
+    pub(crate) model: PathBuf,
+    /// safetensors file with input_ids, i64 [B,T]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// safetensors file to write: ngram_ids, embedding, logits, loss
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NgramCommand {
+    /// Row ids of token sequences: ids[sequence][position][table], as JSON
+    Ids(NgramIdsArgs),
+    /// Table sizes near a wanted number of rows whose bigrams collide least
+    Size(NgramSizeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NgramIdsArgs {
+    /// Hugging Face config.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Token sequences: a JSON list of lists
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NgramSizeArgs {
+    /// Vocabulary (V)
+    #[arg(long, value_name = "V")]
+    pub(crate) vocab: u32,
+    /// Rows wanted in the first table; the base found lies within 0.5 % of it
+    #[arg(long, value_name = "R")]
+    pub(crate) rows: u64,
+    /// Longest n-gram (N)
+    #[arg(long, value_name = "N")]
+    pub(crate) orders: u32,
+    /// Hash heads per order (K)
+    #[arg(long, value_name = "K")]
+    pub(crate) heads: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Text into .bin/.idx token files, one document after another, each closed by EOS
+    Prepare(DataPrepareArgs),
+    /// What a .bin/.idx pair holds; checks it
+    Inspect(DataInspectArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataPrepareArgs {
+    /// Folders of text, .txt, .jsonl(.gz|.zst) or .parquet files
+    #[arg(value_name = "INPUT", required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Folder to write: train.bin/.idx, held_out.bin/.idx, tokenizer.json, meta.json
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Size of the byte-level BPE vocabulary to train
+    #[arg(long, value_name = "N", default_value_t = 8192, conflicts_with = "tokenizer")]
+    pub(crate) vocab_size: u32,
+    /// Use this tokenizer.json instead of training one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Token of that tokenizer which closes a document, where it has no usual name
+    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    pub(crate) eos: Option<String>,
+    /// Field of a JSON line, or column of a parquet file, that holds the text
+    #[arg(long, value_name = "KEY", default_value = "text")]
+    pub(crate) text_key: String,
+    /// Share of the documents that is held out
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    pub(crate) held_out: f64,
+    /// Stop reading after so many bytes of text
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_bytes: Option<u64>,
+    /// Seed of the held-out choice
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Replace what an earlier preparation left in the output folder
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataInspectArgs {
+    /// Path of the .bin/.idx pair without extension
+    #[arg(value_name = "PREFIX")]
+    pub(crate) prefix: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn output_format_and_output_file_do_not_clash() {
+        let line = "polygram logits --model m --input i --output o -o json";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        assert_eq!(cli.global.output_format, OutputFormat::Json);
+        assert!(matches!(cli.command, Command::Logits(args) if args.output.as_os_str() == "o"));
+    }
+}

@@ -1,0 +1,44 @@
+//! One file per command. A command takes resolved settings, prints through the printer and returns an outcome.
+
+pub(crate) mod data;
+pub(crate) mod digest;
+pub(crate) mod logits;
+pub(crate) mod metrics;
+pub(crate) mod ngram;
+pub(crate) mod plan;
+pub(crate) mod runs;
+pub(crate) mod status;
+mod stored;
+pub(crate) mod train;
+
+use std::future::Future;
+
+use crate::args::{Command, DataCommand, NgramCommand};
+use crate::exit::{Failure, Outcome};
+use crate::printer::Printer;
+
+/// Runs one command to its end.
+pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
+    match command {
+        Command::Train(args) => train::run(args, printer),
+        Command::Plan(args) => plan::run(args, printer),
+        Command::Status(args) => status::run(args, printer),
+        Command::Runs(args) => runs::run(args, printer),
+        Command::Metrics(args) => metrics::run(args, printer),
+        Command::Digest(args) => digest::run(args, printer),
+        Command::Logits(args) => logits::run(args),
+        Command::Ngram(NgramCommand::Ids(args)) => ngram::ids(args, printer),
+        Command::Ngram(NgramCommand::Size(args)) => ngram::size(args, printer),
+        Command::Data(DataCommand::Prepare(args)) => data::prepare(args, printer),
+        Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
+    }
+}
+
+/// Drives `work` on this thread. Children are started from it, and must not die with a pool thread.
+fn block_on<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("cannot start the I/O runtime").because(error))?
+        .block_on(work)
+}

@@ -1,0 +1,49 @@
+//! `polygram runs`: what lies under a root.
+
+use serde::Serialize;
+
+use crate::args::RootArgs;
+use crate::commands::{block_on, status, stored};
+use crate::exit::{ExitStatus, Outcome};
+use crate::printer::Printer;
+use crate::settings::{Root, RunPlace};
+use crate::units::columns;
+
+#[derive(Debug, Serialize)]
+struct RunLine {
+    run: String,
+    state: String,
+    step: u64,
+    total_steps: u64,
+    last_commit: Option<u64>,
+}
+
+pub(crate) fn run(args: &RootArgs, printer: &mut Printer) -> Outcome {
+    let root = Root::resolve(args)?;
+    let lines = block_on(list(&root))?;
+    printer.result(&lines, || {
+        let mut rows = vec![["run", "state", "step", "committed"].map(str::to_owned).to_vec()];
+        rows.extend(lines.iter().map(|line| {
+            let commit = line.last_commit.map_or("-".to_owned(), |step| step.to_string());
+            vec![line.run.clone(), line.state.clone(), format!("{}/{}", line.step, line.total_steps), commit]
+        }));
+        columns(&rows)
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+async fn list(root: &Root) -> Outcome<Vec<RunLine>> {
+    let failed = |error| stored::refused(root, error);
+    let store = polygram_checkpoint::open_root(&root.address()).map_err(failed)?;
+    let mut lines = Vec::new();
+    for name in polygram_checkpoint::list_runs(&store).await.map_err(failed)? {
+        let place = RunPlace { name, root: root.clone() };
+        // A folder without a readable status is listed all the same: that is what one looks for.
+        let (state, step, total_steps, last_commit) = match status::find(&place).await {
+            Ok(found) => found.summary(),
+            Err(_) => ("unknown".to_owned(), 0, 0, None),
+        };
+        lines.push(RunLine { run: place.name.to_string(), state, step, total_steps, last_commit });
+    }
+    Ok(lines)
+}

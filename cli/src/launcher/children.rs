@@ -1,0 +1,187 @@
+//! The processes of one launch. They die with the launcher whatever becomes of it, and only processes that this
+//! launch started are ever signalled.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus as ProcessStatus, Stdio};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use crate::exit::{Failure, Outcome};
+
+/// How a child ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Its name, such as `worker 0`.
+    pub(crate) name: String,
+    /// Its process id while it lived.
+    pub(crate) pid: u32,
+    /// How.
+    pub(crate) status: ProcessStatus,
+}
+
+impl Ended {
+    /// How it ended, as the rest of a sentence: `exited with status 3`, `was killed by signal 9`.
+    pub(crate) fn how(&self) -> String {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended".into(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    pid: u32,
+    child: Child,
+}
+
+/// The living children of this launch.
+#[derive(Debug, Default)]
+pub(crate) struct Children {
+    living: Vec<Entry>,
+}
+
+impl Children {
+    /// Starts `program`, output to `log`. Call it from the main thread: a child is killed when the thread that
+    /// started it ends.
+    pub(crate) fn spawn(&mut self, name: &str, program: &Path, args: &[OsString], log: File) -> Outcome<()> {
+        let cannot = |error: io::Error| {
+            Failure::failed(format!("cannot start {name} ({})", program.display())).because(error)
+        };
+        let stdout = log.try_clone().map_err(cannot)?;
+        let launcher = rustix::process::getpid();
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(log);
+        // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
+        command.process_group(0).kill_on_drop(true);
+        // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) and allocates
+        // nothing, so it is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || die_with(launcher));
+        }
+        let child = command.spawn().map_err(cannot)?;
+        let pid = child.id().unwrap_or_default();
+        self.living.push(Entry { name: name.to_owned(), pid, child });
+        Ok(())
+    }
+
+    /// Number of living children.
+    pub(crate) fn len(&self) -> usize {
+        self.living.len()
+    }
+
+    /// The next child that ends; never resolves when none is left. Dropping the future loses nothing.
+    pub(crate) async fn next_exit(&mut self) -> Ended {
+        let mut waits: FuturesUnordered<_> = self
+            .living
+            .iter_mut()
+            .enumerate()
+            .map(|(index, entry)| async move { (index, entry.child.wait().await) })
+            .collect();
+        let Some((index, status)) = waits.next().await else {
+            drop(waits);
+            return std::future::pending().await;
+        };
+        drop(waits);
+        let entry = self.living.swap_remove(index);
+        // Waiting for one's own child fails only when the kernel has already forgotten it.
+        let status = status.unwrap_or_else(|_| ProcessStatus::from_raw(0x100));
+        Ended { name: entry.name, pid: entry.pid, status }
+    }
+
+    /// Asks the child called `name` to end (SIGTERM).
+    pub(crate) fn terminate(&self, name: &str) {
+        for entry in self.living.iter().filter(|entry| entry.name == name) {
+            // `id` is none once the child was waited for, so the number cannot be somebody else's.
+            if let Some(pid) = entry.child.id().and_then(|id| Pid::from_raw(id as i32)) {
+                let _ = rustix::process::kill_process(pid, Signal::TERM);
+            }
+        }
+    }
+
+    /// Waits until every child has ended by itself, at most for `patience`, and kills the rest. Returns all ends,
+    /// and the names of those that had to be killed.
+    pub(crate) async fn wind_down(&mut self, patience: Duration) -> (Vec<Ended>, Vec<String>) {
+        let deadline = Instant::now() + patience;
+        let mut ended = Vec::new();
+        while self.len() > 0 {
+            match tokio::time::timeout_at(deadline, self.next_exit()).await {
+                Ok(end) => ended.push(end),
+                Err(_) => break,
+            }
+        }
+        let killed = self.living.iter().map(|entry| entry.name.clone()).collect();
+        for entry in &mut self.living {
+            // It fails only for a child that has just ended.
+            let _ = entry.child.start_kill();
+        }
+        while self.len() > 0 {
+            ended.push(self.next_exit().await);
+        }
+        (ended, killed)
+    }
+}
+
+/// In the child: SIGKILL when the launcher's thread ends, and no life if it already has.
+fn die_with(launcher: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != Some(launcher) {
+        return Err(io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(children: &mut Children, name: &str, script: &str) {
+        let log = tempfile::tempfile().unwrap();
+        children.spawn(name, Path::new("/bin/sh"), &["-c".into(), script.into()], log).unwrap();
+    }
+
+    #[tokio::test]
+    async fn ends_are_reported_one_by_one() {
+        let mut children = Children::default();
+        shell(&mut children, "a", "exit 3");
+        shell(&mut children, "b", "exec sleep 600");
+        let end = children.next_exit().await;
+        assert_eq!((end.name.as_str(), end.how().as_str()), ("a", "exited with status 3"));
+        children.terminate("b");
+        let end = children.next_exit().await;
+        assert_eq!((end.name.as_str(), end.how().as_str()), ("b", "was killed by signal 15"));
+        assert_eq!(children.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_stubborn_are_killed() {
+        let mut children = Children::default();
+        shell(&mut children, "willing", "exit 0");
+        shell(&mut children, "stubborn", "exec sleep 600");
+        let (ended, killed) = children.wind_down(Duration::from_millis(300)).await;
+        assert_eq!(killed, ["stubborn"]);
+        assert_eq!(ended.len(), 2);
+        assert!(ended.iter().any(|end| end.name == "stubborn" && end.status.signal() == Some(9)));
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error() {
+        let mut children = Children::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        let log = tempfile::tempfile().unwrap();
+        let error = children.spawn("ghost", Path::new("/nonexistent/ghost"), &[], log).unwrap_err();
+        assert!(error.to_string().contains("ghost"));
+    }
+}

@@ -1,0 +1,258 @@
+//! Following a run to its end: the watch, the children, the operator's signals, and what is said about them.
+
+use std::time::Duration;
+
+use polygram_proto::control::{
+    Announcement, ControlError, OperatorClient, RunState, RunStatus, StopMode, Token, WatchEvent, WatchStream,
+};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::children::Ended;
+use super::progress::ProgressLine;
+use super::{COORDINATOR, Launch};
+use crate::exit::{Failure, Outcome};
+use crate::printer::Printer;
+
+/// Between progress lines where a line cannot be rewritten.
+const QUIET_INTERVAL: Duration = Duration::from_secs(5);
+/// How long after a process died the coordinator may take to say who and why.
+const VERDICT_GRACE: Duration = Duration::from_secs(5);
+
+/// How a followed run ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// It was complete before anything started.
+    AlreadyOver(Announcement),
+    /// The coordinator's last word.
+    Over(Box<Final>),
+}
+
+/// The coordinator's last word and the session's own view.
+#[derive(Debug)]
+pub(crate) struct Final {
+    /// State, reason, members as last seen.
+    pub(crate) status: RunStatus,
+    /// Seconds since the launch.
+    pub(crate) seconds: f64,
+    /// Share of them spent in steps.
+    pub(crate) goodput: f64,
+}
+
+/// Follows one launch.
+pub(crate) struct Follower<'l, 'c, 'p> {
+    launch: &'l mut Launch<'c>,
+    printer: &'p mut Printer,
+    line: ProgressLine,
+    status: Option<RunStatus>,
+    said: String,
+    last_line: Option<Instant>,
+    stops: u32,
+    /// First abnormal end of a process, and until when the coordinator may explain it.
+    death: Option<(Ended, Instant)>,
+}
+
+enum Event {
+    Watch(Result<Option<WatchEvent>, ControlError>),
+    Exit(Ended),
+    Signal,
+    Stopped(Result<String, ControlError>),
+    Tick,
+}
+
+impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
+    /// A follower of `launch`.
+    pub(crate) fn new(launch: &'l mut Launch<'c>, printer: &'p mut Printer) -> Self {
+        let line = ProgressLine::new(launch.configuration.spec.last_step());
+        Follower {
+            launch,
+            printer,
+            line,
+            status: None,
+            said: String::new(),
+            last_line: None,
+            stops: 0,
+            death: None,
+        }
+    }
+
+    /// Follows until the run is over or lost.
+    pub(crate) async fn follow(mut self, announcement: &Announcement, token: &Token) -> Outcome<Ending> {
+        let address = announcement.address.to_string();
+        let connected = async {
+            let mut client = OperatorClient::connect(&address, Some(token)).await?;
+            let watch = client.watch().await?;
+            Ok::<_, ControlError>((client, watch))
+        };
+        let (client, mut watch) = match connected.await {
+            Ok(both) => both,
+            Err(error) => return Err(self.lost(Some(error)).await),
+        };
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopping: Option<tokio::task::JoinHandle<Result<String, ControlError>>> = None;
+        loop {
+            match self.next_event(&mut watch, &mut stopping, &mut ticks).await {
+                Event::Watch(Ok(Some(event))) => self.see(event),
+                // The stream ends after its last status, or with the coordinator.
+                Event::Watch(Ok(None)) => return self.end(None).await,
+                Event::Watch(Err(error)) => return self.end(Some(error)).await,
+                Event::Exit(ended) => self.note_exit(ended),
+                Event::Signal if self.stops == 0 => {
+                    self.stops = 1;
+                    self.printer.say("stopping: this step, then a commit (once more to kill everything now)");
+                    let mut client = client.clone();
+                    stopping = Some(tokio::spawn(async move {
+                        client.stop(StopMode::Commit, "asked for by the operator of the launcher").await
+                    }));
+                }
+                Event::Signal => return Err(self.kill().await),
+                Event::Stopped(result) => {
+                    stopping = None;
+                    if let Err(error) = result {
+                        // The coordinator takes the same wish as a signal.
+                        self.printer
+                            .warn(format!("the stop request did not get through ({error}); signalling"));
+                        self.launch.children.terminate(COORDINATOR);
+                    }
+                }
+                Event::Tick => {}
+            }
+            if self.death.as_ref().is_some_and(|(_, verdict_due)| Instant::now() >= *verdict_due) {
+                return self.end(None).await;
+            }
+            self.show();
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        watch: &mut WatchStream,
+        stopping: &mut Option<tokio::task::JoinHandle<Result<String, ControlError>>>,
+        ticks: &mut tokio::time::Interval,
+    ) -> Event {
+        let stopped = async {
+            match stopping.as_mut() {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = watch.next() => Event::Watch(event),
+            ended = self.launch.children.next_exit() => Event::Exit(ended),
+            () = self.launch.signals.next() => Event::Signal,
+            result = stopped => Event::Stopped(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))),
+            _ = ticks.tick() => Event::Tick,
+        }
+    }
+
+    fn see(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::Status(status) => {
+                if let Some(step) = status.last_commit {
+                    self.line.committed(step.0);
+                }
+                self.status = Some(*status);
+            }
+            WatchEvent::Metrics(metrics) => self.line.step(metrics),
+            WatchEvent::Evaluation(evaluation) => {
+                let (step, loss) = (evaluation.step, evaluation.loss);
+                self.printer.say(format!("step {step}  held-out loss {loss:.4} nats per token"));
+            }
+            WatchEvent::Committed { step } => {
+                self.line.committed(step.0);
+                self.printer.say(format!("step {step}  committed"));
+            }
+        }
+    }
+
+    /// Writes the progress line, or why there is none yet.
+    fn show(&mut self) {
+        let line = match (self.line.render(self.launch.elapsed_seconds()), &self.status) {
+            (Some(line), _) => line,
+            (None, Some(status)) => format!("{}: {}", status.state, status.message),
+            (None, None) => return,
+        };
+        if self.printer.is_live() {
+            return self.printer.live(&line);
+        }
+        let done = self.line.newest().map_or(0, |metrics| metrics.step.0 + 1);
+        let due = self.last_line.is_none_or(|last| last.elapsed() >= QUIET_INTERVAL);
+        let is_last = done == self.launch.configuration.spec.last_step();
+        // While waiting, a new reason is said at once; a step's line differs every time and keeps to its interval.
+        if line != self.said && (due || done == 0 || is_last) {
+            self.printer.say(&line);
+            self.said = line;
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    fn note_exit(&mut self, ended: Ended) {
+        let is_over = self.status.as_ref().is_some_and(|status| status.state.is_over());
+        if is_over || self.death.is_some() || (ended.status.success() && ended.name != COORDINATOR) {
+            return;
+        }
+        self.printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
+        self.death = Some((ended, Instant::now() + VERDICT_GRACE));
+    }
+
+    /// The watch is over: the coordinator's last word counts; without one, the first death.
+    async fn end(mut self, error: Option<ControlError>) -> Outcome<Ending> {
+        self.printer.end_line();
+        let seconds = self.launch.elapsed_seconds();
+        match self.status.take().filter(|status| status.state.is_over()) {
+            Some(status) if status.state == RunState::Failed => Err(self.failed(&status)),
+            Some(status) => {
+                let goodput = self.line.goodput(seconds);
+                Ok(Ending::Over(Box::new(Final { status, seconds, goodput })))
+            }
+            None => Err(self.lost(error).await),
+        }
+    }
+
+    /// The coordinator said why.
+    fn failed(&self, status: &RunStatus) -> Failure {
+        let run = &status.run;
+        let (mut message, culprit) = match &status.culprit {
+            Some(culprit) => (format!("run {run} failed: {culprit}"), Some(culprit.member.to_string())),
+            None => (format!("run {run} failed: {}", status.message), None),
+        };
+        for consequence in &status.consequences {
+            message.push_str(&format!("\n  then {consequence}"));
+        }
+        if let Some(culprit) = culprit {
+            message.push_str(&self.launch.tail_of(&culprit));
+        }
+        self.with_way_back(Failure::failed(message))
+    }
+
+    /// Nobody said why: the first process that died is named.
+    async fn lost(&mut self, error: Option<ControlError>) -> Failure {
+        self.printer.end_line();
+        if self.death.is_none() {
+            // Streams break a moment before the dead process can be waited for.
+            let exit = tokio::time::timeout(VERDICT_GRACE, self.launch.children.next_exit()).await;
+            self.death = exit.ok().map(|ended| (ended, Instant::now()));
+        }
+        let failure = match (&self.death, error) {
+            (Some((ended, _)), _) => self.launch.failure_of(ended),
+            (None, Some(error)) => Failure::failed("the coordinator was lost").because(error),
+            (None, None) => Failure::failed("the coordinator ended its watch without a last word"),
+        };
+        self.with_way_back(failure)
+    }
+
+    async fn kill(&mut self) -> Failure {
+        self.printer.say("killing every process of the run");
+        self.launch.children.wind_down(Duration::ZERO).await;
+        self.with_way_back(Failure::failed("killed on request"))
+    }
+
+    fn with_way_back(&self, failure: Failure) -> Failure {
+        match self.line.last_commit() {
+            Some(step) => {
+                failure.hint(format!("the run is committed at step {step}; the same command continues there"))
+            }
+            None => failure.hint("nothing is committed yet; the same command starts from the beginning"),
+        }
+    }
+}

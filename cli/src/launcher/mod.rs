@@ -1,0 +1,282 @@
+//! The local launcher: every process of a run on this machine, each a process of its own with its own log.
+//!
+//! [`launch`] reads top to bottom: find the programs, start the coordinator, learn its address, start the members,
+//! follow the run to its end, leave nothing behind. It decides nothing about training: the coordinator does.
+
+pub(crate) mod children;
+pub(crate) mod follow;
+pub(crate) mod logs;
+pub(crate) mod progress;
+pub(crate) mod siblings;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use polygram_domain::RunName;
+use polygram_proto::control::{Announcement, Token};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::exit::{Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::{Configuration, Root};
+use children::{Children, Ended};
+use follow::Follower;
+use logs::LogFolder;
+use siblings::Program;
+
+pub(crate) use follow::Ending;
+
+/// Name of the coordinator's process in messages and log names.
+const COORDINATOR: &str = "coordinator";
+/// How long a coordinator may take to read its store and listen.
+const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(60);
+/// How often its announcement is looked for; files give no notice.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
+/// Lines of a log that are shown with a failure.
+const TAIL_LINES: usize = 12;
+
+/// Requests to stop: SIGINT, SIGTERM, and SIGHUP of a closing terminal.
+pub(crate) struct StopSignals {
+    signals: [Signal; 3],
+}
+
+impl StopSignals {
+    fn listen() -> Outcome<StopSignals> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::failed("cannot listen for signals").because(error));
+        let signals = [
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ];
+        Ok(StopSignals { signals })
+    }
+
+    /// The next one. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// Everything of one launch that must outlive its processes.
+pub(crate) struct Launch<'a> {
+    pub(crate) configuration: &'a Configuration,
+    pub(crate) logs: LogFolder,
+    pub(crate) children: Children,
+    pub(crate) signals: StopSignals,
+    pub(crate) started: Instant,
+}
+
+/// The programs of a run.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    coordinator: PathBuf,
+    embedding_shard: PathBuf,
+    worker: PathBuf,
+}
+
+impl Programs {
+    /// Finds them beside the running program.
+    pub(crate) fn find() -> Outcome<Programs> {
+        Ok(Programs {
+            coordinator: Program::Coordinator.find()?,
+            embedding_shard: Program::EmbeddingShard.find()?,
+            worker: Program::Worker.find()?,
+        })
+    }
+}
+
+/// Runs `configuration` under `root` until it is over. No process of it is left when this returns.
+pub(crate) async fn launch(
+    programs: &Programs,
+    configuration: &Configuration,
+    root: &Root,
+    printer: &mut Printer,
+) -> Outcome<(Ending, PathBuf)> {
+    let name = &configuration.spec.name;
+    let desk = Desk::prepare(configuration)?;
+    let mut launch = Launch {
+        configuration,
+        logs: LogFolder::create(root, name)?,
+        children: Children::default(),
+        signals: StopSignals::listen()?,
+        started: Instant::now(),
+    };
+    printer.say(format!("logs in {}", launch.logs.path().display()));
+    launch.spawn(COORDINATOR, &programs.coordinator, desk.coordinator_args(root))?;
+    let announcement = launch.await_announcement(&desk.announcement).await?;
+    say_beginning(printer, name, &announcement);
+    let ending = if announcement.state.is_over() {
+        Ending::AlreadyOver(announcement)
+    } else {
+        let topology = configuration.spec.topology;
+        for index in 0..topology.shards {
+            let args = desk.member_args(&announcement, "--index", index);
+            launch.spawn(&format!("shard {index}"), &programs.embedding_shard, args)?;
+        }
+        for rank in 0..topology.workers {
+            let args = desk.member_args(&announcement, "--rank", rank);
+            launch.spawn(&format!("worker {rank}"), &programs.worker, args)?;
+        }
+        Follower::new(&mut launch, printer).follow(&announcement, &desk.token).await?
+    };
+    let logs = launch.logs.path().to_owned();
+    launch.clear_away(printer).await;
+    Ok((ending, logs))
+}
+
+fn say_beginning(printer: &mut Printer, name: &RunName, announcement: &Announcement) {
+    match announcement.resume_step {
+        0 => printer.say(format!("starting run {name}")),
+        step => printer.say(format!("resuming run {name} from step {step}")),
+    }
+}
+
+impl Launch<'_> {
+    fn spawn(&mut self, name: &str, program: &Path, args: Vec<OsString>) -> Outcome<()> {
+        let log = self.logs.open(name)?;
+        self.children.spawn(name, program, &args, log)
+    }
+
+    /// Seconds since the launch.
+    pub(crate) fn elapsed_seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Waits until the coordinator listens, and says where.
+    async fn await_announcement(&mut self, path: &Path) -> Outcome<Announcement> {
+        let deadline = self.started + ANNOUNCE_DEADLINE;
+        let read = || {
+            Announcement::read(path).map_err(|error| {
+                Failure::failed("the coordinator announced itself unreadably").because(error)
+            })
+        };
+        loop {
+            if let Some(announcement) = read()? {
+                return Ok(announcement);
+            }
+            tokio::select! {
+                ended = self.children.next_exit() => {
+                    // It may have announced that nothing is left to do, and ended.
+                    return match read()? {
+                        Some(announcement) if ended.status.success() => Ok(announcement),
+                        _ => Err(self.failure_of(&ended)),
+                    };
+                }
+                () = self.signals.next() => {
+                    self.children.wind_down(Duration::ZERO).await;
+                    return Err(Failure::failed("stopped before anything was trained"));
+                }
+                () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
+            }
+            if Instant::now() >= deadline {
+                let tail = self.tail_of(COORDINATOR);
+                return Err(Failure::failed(format!(
+                    "the coordinator did not listen within {} seconds{tail}",
+                    ANNOUNCE_DEADLINE.as_secs()
+                )));
+            }
+        }
+    }
+
+    /// A failure told by a child's end and the last lines of its log.
+    pub(crate) fn failure_of(&self, ended: &Ended) -> Failure {
+        let Ended { name, pid, .. } = ended;
+        // A program's last word is its own error message; it is the message then, not a quotation.
+        let tail = self.logs.tail(name, TAIL_LINES);
+        let last_word = tail.iter().rposition(|line| line.starts_with("error: "));
+        match (ended.status.success(), last_word) {
+            (false, Some(at)) => {
+                let message = tail[at..].join("\n");
+                Failure::failed(format!("{name}: {}", message.trim_start_matches("error: ")))
+            }
+            _ => Failure::failed(format!("{name} (pid {pid}) {}{}", ended.how(), self.tail_of(name))),
+        }
+    }
+
+    /// The end of a process's log, as lines to append to a message; empty when it wrote nothing.
+    pub(crate) fn tail_of(&self, name: &str) -> String {
+        let tail = self.logs.tail(name, TAIL_LINES);
+        if tail.is_empty() {
+            return String::new();
+        }
+        let file = self.logs.file(name);
+        format!("\n  {} ends with:\n    {}", file.display(), tail.join("\n    "))
+    }
+
+    /// Waits for every process, kills what does not end, and says which.
+    async fn clear_away(&mut self, printer: &mut Printer) {
+        let patience = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds.min(10.0));
+        let (_, killed) = self.children.wind_down(patience).await;
+        if !killed.is_empty() {
+            printer.warn(format!("killed {}: still there after {} s", killed.join(", "), patience.as_secs()));
+        }
+    }
+}
+
+/// The launch's private files: token, effective configuration, announcement. Gone when it is dropped.
+struct Desk {
+    folder: tempfile::TempDir,
+    configuration: PathBuf,
+    token_file: PathBuf,
+    announcement: PathBuf,
+    token: Token,
+}
+
+impl Desk {
+    fn prepare(configuration: &Configuration) -> Outcome<Desk> {
+        let cannot = |error: std::io::Error| {
+            Failure::failed("cannot write the launch's files in the temporary folder").because(error)
+        };
+        let folder = tempfile::Builder::new().prefix("polygram-launch-").tempdir().map_err(cannot)?;
+        let at = |name: &str| folder.path().join(name);
+        let (config, token_file, announcement) = (at("run.toml"), at("token"), at("announcement.json"));
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&config)
+            .and_then(|mut file| file.write_all(configuration.effective_toml.as_bytes()))
+            .map_err(cannot)?;
+        let token = Token::generate()
+            .and_then(|token| token.write(&token_file).map(|()| token))
+            .map_err(|error| Failure::failed("cannot make the run's token").because(error))?;
+        Ok(Desk { configuration: config, token_file, announcement, token, folder })
+    }
+
+    fn coordinator_args(&self, root: &Root) -> Vec<OsString> {
+        debug_assert!(self.configuration.starts_with(self.folder.path()));
+        vec![
+            "--config".into(),
+            self.configuration.clone().into(),
+            "--root".into(),
+            root.address().into(),
+            "--listen".into(),
+            "127.0.0.1:0".into(),
+            "--token-file".into(),
+            self.token_file.clone().into(),
+            "--announce-file".into(),
+            self.announcement.clone().into(),
+        ]
+    }
+
+    fn member_args(&self, coordinator: &Announcement, slot: &str, number: u32) -> Vec<OsString> {
+        vec![
+            "--coordinator".into(),
+            coordinator.address.to_string().into(),
+            slot.into(),
+            number.to_string().into(),
+            "--token-file".into(),
+            self.token_file.clone().into(),
+        ]
+    }
+}

@@ -1,0 +1,135 @@
+//! The only place that writes to standard output (results) and standard error (progress, warnings, errors).
+//!
+//! A closed pipe is the reader's choice, never an error; other write errors on standard output are.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::args::OutputFormat;
+use crate::exit::{Failure, Outcome};
+
+/// Writes results in the chosen form.
+pub(crate) struct Printer {
+    format: OutputFormat,
+    verbose: u8,
+    line_open: bool,
+}
+
+impl Printer {
+    /// A printer of `format`; `verbose` counts the -v.
+    pub(crate) fn new(format: OutputFormat, verbose: u8) -> Printer {
+        Printer { format, verbose, line_open: false }
+    }
+
+    /// The chosen form.
+    pub(crate) fn format(&self) -> OutputFormat {
+        self.format
+    }
+
+    /// Whether everything should be said.
+    pub(crate) fn is_verbose(&self) -> bool {
+        self.verbose > 0
+    }
+
+    /// Prints a result: `human()` for eyes, `document` as JSON otherwise.
+    pub(crate) fn result<T: Serialize>(
+        &mut self,
+        document: &T,
+        human: impl FnOnce() -> String,
+    ) -> Outcome<()> {
+        match self.format {
+            OutputFormat::Human => self.text(&human()),
+            OutputFormat::Json => self.json_pretty(document),
+            OutputFormat::Jsonl => self.json_line(document),
+        }
+    }
+
+    /// Prints text as it is, closed by a newline.
+    pub(crate) fn text(&mut self, text: &str) -> Outcome<()> {
+        self.end_line();
+        write_all(format!("{}\n", text.trim_end_matches('\n')).as_bytes())
+    }
+
+    /// Prints one compact JSON document on a line.
+    pub(crate) fn json_line<T: Serialize>(&mut self, document: &T) -> Outcome<()> {
+        self.json_lines(std::slice::from_ref(document))
+    }
+
+    /// Prints one compact JSON document per item, a line each.
+    pub(crate) fn json_lines<T: Serialize>(&mut self, items: &[T]) -> Outcome<()> {
+        let mut lines = Vec::new();
+        for item in items {
+            serde_json::to_writer(&mut lines, item).map_err(unprintable)?;
+            lines.push(b'\n');
+        }
+        self.end_line();
+        write_all(&lines)
+    }
+
+    fn json_pretty<T: Serialize>(&mut self, document: &T) -> Outcome<()> {
+        let mut text = serde_json::to_vec_pretty(document).map_err(unprintable)?;
+        text.push(b'\n');
+        self.end_line();
+        write_all(&text)
+    }
+
+    /// Says something on standard error. A closed standard error is not worth failing for.
+    pub(crate) fn say(&mut self, text: impl AsRef<str>) {
+        self.end_line();
+        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    }
+
+    /// A warning on standard error.
+    pub(crate) fn warn(&mut self, text: impl AsRef<str>) {
+        self.say(format!("warning: {}", text.as_ref()));
+    }
+
+    /// Rewrites the live line of a terminal. Elsewhere nothing is written: use [`Printer::say`] now and then.
+    pub(crate) fn live(&mut self, text: &str) {
+        let mut stderr = io::stderr().lock();
+        let width = terminal_width();
+        let line: String = text.chars().take(width.saturating_sub(1)).collect();
+        let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
+        self.line_open = true;
+    }
+
+    /// Whether standard error is a terminal, so that a line can be rewritten.
+    pub(crate) fn is_live(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+
+    /// Leaves the live line as it stands.
+    pub(crate) fn end_line(&mut self) {
+        if std::mem::take(&mut self.line_open) {
+            let _ = writeln!(io::stderr().lock());
+        }
+    }
+
+    /// The last word of a failed command, on standard error.
+    pub(crate) fn failure(&mut self, failure: &Failure) {
+        self.say(failure.to_string());
+    }
+}
+
+fn write_all(bytes: &[u8]) -> Outcome<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        // The reader has seen enough (`polygram metrics demo | head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::failed("cannot write to standard output").because(error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn unprintable(error: serde_json::Error) -> Failure {
+    Failure::failed("cannot write the result as JSON").because(error)
+}
+
+/// Columns of the terminal behind standard error, 80 when it does not say.
+fn terminal_width() -> usize {
+    rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| match size.ws_col {
+        0 => 80,
+        columns => columns.into(),
+    })
+}

@@ -1,0 +1,208 @@
+//! The command line resolved: a root that names a place, a run name that is legal, a run file that was read,
+//! overridden and checked. Commands take these and check nobody's spelling again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use polygram_domain::run_file::Origin;
+use polygram_domain::{RunFile, RunName, RunSpec};
+
+use crate::args::{RootArgs, RunArgs, RunFileArgs};
+use crate::exit::{Failure, Outcome};
+
+/// Folder of runs when `--root` is not given, under the current directory.
+const DEFAULT_ROOT: &str = "polygram-root";
+
+/// Where runs are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// Another store, by its URL.
+    Remote(String),
+}
+
+impl Root {
+    /// `--root`, or the default. Plain paths and `file://` become absolute; another scheme is left to the store.
+    pub(crate) fn resolve(args: &RootArgs) -> Outcome<Root> {
+        let here = std::env::current_dir()
+            .map_err(|error| Failure::failed("cannot tell the current directory").because(error))?;
+        Root::from_text(args.root.as_deref(), &here)
+    }
+
+    fn from_text(text: Option<&str>, here: &Path) -> Outcome<Root> {
+        let text = text.unwrap_or(DEFAULT_ROOT);
+        if text.trim().is_empty() {
+            return Err(Failure::usage("--root is empty").hint("give a folder or file:///path"));
+        }
+        let folder = match text.split_once("://") {
+            Some(("file", _)) => {
+                url::Url::parse(text).ok().and_then(|url| url.to_file_path().ok()).ok_or_else(|| {
+                    Failure::usage(format!("--root {text} is not a file URL"))
+                        .hint("write file:///absolute/path, or a plain path")
+                })?
+            }
+            Some(_) => return Ok(Root::Remote(text.to_owned())),
+            None => here.join(text.strip_prefix("./").unwrap_or(text)),
+        };
+        Ok(Root::Folder(folder))
+    }
+
+    /// As the stores and the other programs take it: a path has no characters to escape.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Root::Folder(folder) => folder.display().to_string(),
+            Root::Remote(url) => url.clone(),
+        }
+    }
+
+    /// As a folder of this machine, if it is one.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match self {
+            Root::Folder(folder) => Some(folder),
+            Root::Remote(_) => None,
+        }
+    }
+
+    /// The option that names this root, as text to append to a command: nothing for the default.
+    pub(crate) fn as_option(&self) -> String {
+        let is_default =
+            std::env::current_dir().is_ok_and(|here| self.folder() == Some(&here.join(DEFAULT_ROOT)));
+        if is_default { String::new() } else { format!(" --root {}", self.address()) }
+    }
+}
+
+impl fmt::Display for Root {
+    /// As a URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Root::Folder(folder) => match url::Url::from_file_path(folder) {
+                Ok(url) => write!(f, "{url}"),
+                Err(()) => write!(f, "{}", folder.display()),
+            },
+            Root::Remote(url) => f.write_str(url),
+        }
+    }
+}
+
+/// A run under a root.
+#[derive(Clone, Debug)]
+pub(crate) struct RunPlace {
+    /// Its name.
+    pub(crate) name: RunName,
+    /// Where it is.
+    pub(crate) root: Root,
+}
+
+impl RunPlace {
+    /// Checks the name and resolves the root.
+    pub(crate) fn resolve(args: &RunArgs) -> Outcome<RunPlace> {
+        Ok(RunPlace {
+            name: RunName::new(&*args.run).map_err(Failure::usage)?,
+            root: Root::resolve(&args.root)?,
+        })
+    }
+}
+
+/// A run file as read, overridden and resolved.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    /// The resolved run.
+    pub(crate) spec: RunSpec,
+    /// Every key with its effective value and origin.
+    pub(crate) origins: BTreeMap<String, (String, Origin)>,
+    /// The effective run file, every key written.
+    pub(crate) effective_toml: String,
+}
+
+impl Configuration {
+    /// Reads the run file, applies `--set` in order and then `--run`, and checks every rule.
+    pub(crate) fn load(args: &RunFileArgs, run: Option<&str>) -> Outcome<Configuration> {
+        let origin = args.run_file.display().to_string();
+        let text = std::fs::read_to_string(&args.run_file)
+            .map_err(|error| Failure::usage(format!("cannot read the run file {origin}")).because(error))?;
+        let mut overrides = args.overrides.clone();
+        if let Some(name) = run {
+            let name = RunName::new(name).map_err(Failure::usage)?;
+            overrides.push(format!("run.name=\"{name}\""));
+        }
+        let refused = |error: polygram_domain::ConfigError| Failure::usage(error.to_string());
+        let file = RunFile::parse(&text, &origin, &overrides).map_err(refused)?;
+        let spec = file.resolve().map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
+        Ok(Configuration {
+            origins: file.origins(&text, &overrides).map_err(refused)?,
+            effective_toml: file.to_toml().map_err(refused)?,
+            spec,
+        })
+    }
+
+    /// The effective configuration, one key a line, with its origin. Defaults only when `everything` is wanted.
+    pub(crate) fn describe(&self, scope: KeyScope) -> String {
+        let mut text = String::new();
+        let mut section = "";
+        for (key, (value, origin)) in &self.origins {
+            let mark = match (origin, scope) {
+                (Origin::Default, KeyScope::Written) => continue,
+                (Origin::Default, KeyScope::All) => "  (default)",
+                (Origin::File, _) => "",
+                (Origin::Override, _) => "  (--set)",
+            };
+            let (parent, name) = key.rsplit_once('.').unwrap_or(("", key));
+            if mark.is_empty() && parent == section {
+                text.push_str(&format!("  {name}={value}"));
+            } else {
+                text.push_str(&format!("\n  {parent}: {name}={value}{mark}"));
+            }
+            section = if mark.is_empty() { parent } else { "" };
+        }
+        text.trim_start_matches('\n').to_owned()
+    }
+}
+
+/// Which keys of a configuration are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyScope {
+    /// Those that somebody wrote.
+    Written,
+    /// Defaults too.
+    All,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_become_absolute() {
+        let here = Path::new("/home/a");
+        for (text, url) in [
+            (None, "file:///home/a/polygram-root"),
+            (Some("x"), "file:///home/a/x"),
+            (Some("./x"), "file:///home/a/x"),
+            (Some("/y"), "file:///y"),
+            (Some("file:///z"), "file:///z"),
+            (Some("s3://bucket/z"), "s3://bucket/z"),
+        ] {
+            assert_eq!(Root::from_text(text, here).unwrap().to_string(), url);
+        }
+        let spaced = Root::from_text(Some("file:///a%20b"), here).unwrap();
+        assert_eq!((spaced.address().as_str(), spaced.to_string().as_str()), ("/a b", "file:///a%20b"));
+        assert!(Root::from_text(Some("file://relative"), here).is_err());
+        assert!(Root::from_text(Some(" "), here).is_err());
+    }
+
+    #[test]
+    fn configuration_shows_origins_and_takes_the_run_name() {
+        let args = RunFileArgs {
+            run_file: Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tiny.toml"),
+            overrides: vec!["training.steps=7".into()],
+        };
+        let configuration = Configuration::load(&args, Some("42")).unwrap();
+        assert_eq!(configuration.spec.name.as_str(), "42");
+        let text = configuration.describe(KeyScope::Written);
+        assert!(text.contains("steps=7  (--set)"), "{text}");
+        assert!(!text.contains("(default)"), "{text}");
+        assert!(configuration.describe(KeyScope::All).contains("beta1=0.9  (default)"));
+    }
+}

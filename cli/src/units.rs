@@ -1,0 +1,120 @@
+//! Numbers for eyes.
+
+/// An integer with thousands separated: `68,562,459,648`.
+pub(crate) fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count in three digits: `68.6 B`, `21.4 M`, `8.19 k`, `17`.
+pub(crate) fn count(value: f64) -> String {
+    for (unit, size) in [("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)] {
+        if value >= size {
+            return format!("{} {unit}", three_digits(value / size));
+        }
+    }
+    if value.fract() == 0.0 { format!("{value}") } else { three_digits(value) }
+}
+
+/// Bytes in three digits and binary units: `117 GiB`.
+pub(crate) fn bytes(value: u64) -> String {
+    let value = value as f64;
+    for (unit, exponent) in [("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)] {
+        let size = 1024f64.powi(exponent);
+        if value >= size {
+            return format!("{} {unit}", three_digits(value / size));
+        }
+    }
+    format!("{value} B")
+}
+
+/// A span of time: `0.8s`, `42s`, `3m 07s`, `5h 12m`, `3d 04h`.
+pub(crate) fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".into();
+    }
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1}s"),
+        10..60 => format!("{whole}s"),
+        60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d {:02}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// A share as whole percents: `3%`.
+pub(crate) fn percent(ratio: f64) -> String {
+    if ratio.is_finite() { format!("{:.0}%", ratio * 100.0) } else { "?".into() }
+}
+
+fn three_digits(value: f64) -> String {
+    match value {
+        v if v >= 99.95 => format!("{v:.0}"),
+        v if v >= 9.995 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+/// Columns of text, the first aligned left and the others right, two spaces apart.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (index, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[index].saturating_sub(cell.chars().count()));
+            if index == 0 {
+                line.push_str(cell);
+                line.push_str(&pad);
+            } else {
+                line.push_str("  ");
+                line.push_str(&pad);
+                line.push_str(cell);
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(68_562_459_648), "68,562,459,648");
+        assert_eq!(count(68_562_459_648.0), "68.6 B");
+        assert_eq!(count(8192.0), "8.19 k");
+        assert_eq!(count(17.0), "17");
+        assert_eq!(count(999_999.0), "1000 k");
+        assert_eq!(bytes(1 << 30), "1.00 GiB");
+        assert_eq!(bytes(512), "512 B");
+        assert_eq!(duration(0.84), "0.8s");
+        assert_eq!(duration(59.6), "1m 00s");
+        assert_eq!(duration(187.0), "3m 07s");
+        assert_eq!(duration(f64::NAN), "?");
+        assert_eq!(percent(0.034), "3%");
+    }
+
+    #[test]
+    fn columns_align() {
+        let rows = vec![vec!["a".to_owned(), "1".to_owned()], vec!["bcd".to_owned(), "22".to_owned()]];
+        assert_eq!(columns(&rows), "a     1\nbcd  22\n");
+    }
+}

@@ -1,0 +1,113 @@
+//! What the command-line tests share: running the built program and reading what it said.
+#![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What one run of the program gave.
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Said {
+    /// The result as JSON; the command must have succeeded.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+
+    /// Checks that the command was refused with exactly one message, which has all of `words`, and no panic.
+    pub(crate) fn refused(&self, words: &[&str]) {
+        let Said { code, stdout, stderr } = self;
+        assert_eq!(*code, Some(2), "{stderr}");
+        assert!(stdout.is_empty(), "a refusal prints no result: {stdout}");
+        assert_eq!(stderr.matches("error: ").count(), 1, "one message: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+        let message = &stderr[stderr.find("error: ").unwrap()..];
+        for word in words {
+            assert!(message.contains(word), "{word:?} is missing: {stderr}");
+        }
+    }
+}
+
+/// Runs the program in `folder`.
+pub(crate) fn polygram_in(folder: &Path, args: &[&str]) -> Said {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_polygram")).args(args).current_dir(folder).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// Runs the program at the top of the repository.
+pub(crate) fn polygram(args: &[&str]) -> Said {
+    polygram_in(&repository(), args)
+}
+
+/// The top of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Writes `text` to `folder/name` and gives the path as text.
+pub(crate) fn file(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A folder with the built program and stand-ins for its siblings: shell scripts.
+pub(crate) struct Stage {
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Stage {
+    /// `coordinator` and `member` are bodies of shell scripts. Both note their process id in `pids` first; the
+    /// coordinator's announcement is to be written to `$announce`.
+    pub(crate) fn new(coordinator: &str, member: &str) -> Stage {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_polygram"), folder.path().join("polygram")).unwrap();
+        std::fs::copy(repository().join("configs/tiny.toml"), folder.path().join("tiny.toml")).unwrap();
+        let options = "while [ $# -gt 0 ]; do case $1 in --announce-file) announce=$2;; esac; shift; done";
+        for (name, body) in [("coordinator", coordinator), ("embedding-shard", member), ("worker", member)] {
+            let path = folder.path().join(format!("polygram-{name}"));
+            let pids = folder.path().join("pids").display().to_string();
+            std::fs::write(&path, format!("#!/bin/sh\necho $$ >>'{pids}'\n{options}\n{body}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Stage { folder }
+    }
+
+    /// `train tiny.toml` on this stage, more arguments appended.
+    pub(crate) fn train(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(self.folder.path().join("polygram"));
+        command.args(["train", "tiny.toml"]).args(more).current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The processes that were started, as noted by themselves.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let text = std::fs::read_to_string(self.folder.path().join("pids")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+}
+
+/// Whether a process lives; one that was never waited for counts as dead.
+pub(crate) fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+}
+
+/// Looks until `condition` holds; fails the test after ten seconds.
+pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen within 10 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

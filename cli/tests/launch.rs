@@ -1,0 +1,117 @@
+//! The launcher against stand-in programs: what it says when they misbehave, and that nothing outlives it.
+#![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
+
+mod common;
+
+use std::process::{Child, Output};
+
+use common::{Stage, lives, until};
+
+const ANNOUNCES: &str = r#"printf '{"address":"127.0.0.1:%s","pid":%s,"run":"tiny","attempt":1,"state":"%s","message":"%s","resume_step":%s}' \
+    "$port" $$ "$state" "$message" "$step" >"$announce.part" && mv "$announce.part" "$announce""#;
+
+fn announcing(port: u16, state: &str, step: u64, then: &str) -> String {
+    format!("port={port} state={state} step={step} message='all steps are done'\n{ANNOUNCES}\n{then}")
+}
+
+/// A port that nobody listens on.
+fn closed_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn signal(child: &Child, name: &str) {
+    let status =
+        std::process::Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status();
+    assert!(status.unwrap().success());
+}
+
+fn text(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_coordinator_that_refuses_has_the_last_word() {
+    let stage =
+        Stage::new("echo 'error: run tiny was trained with another model' >&2; exit 1", "exec sleep 600");
+    let (code, stdout, stderr) = text(&stage.train(&[]).output().unwrap());
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert!(stderr.contains("error: coordinator: run tiny was trained with another model"), "{stderr}");
+    assert_eq!(stage.pids().len(), 1, "no member was started");
+}
+
+#[test]
+fn a_finished_run_starts_no_member() {
+    let stage = Stage::new(&announcing(1, "completed", 60, "exit 0"), "exec sleep 600");
+    let output = stage.train(&["-o", "json"]).output().unwrap();
+    let (code, stdout, stderr) = text(&output);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("resuming run tiny from step 60"), "{stderr}");
+    let result: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((result["state"].as_str(), result["step"].as_u64()), (Some("completed"), Some(60)));
+    assert_eq!(stage.pids().len(), 1);
+}
+
+#[test]
+fn a_lost_coordinator_takes_everybody_along() {
+    let stage = Stage::new(&announcing(closed_port(), "pending", 0, "exec sleep 600"), "exec sleep 600");
+    let overrides = ["--set", "run.failure_detection_seconds=1"];
+    let (code, _, stderr) = text(&stage.train(&overrides).output().unwrap());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("error: the coordinator was lost"), "{stderr}");
+    assert!(stage.pids().into_iter().all(|pid| !lives(pid)), "somebody outlived the launcher");
+}
+
+#[test]
+fn a_dead_member_is_named_with_its_log() {
+    let script = "echo 'something about a tensor' >&2; exit 7";
+    let stage = Stage::new(&announcing(closed_port(), "pending", 0, "exec sleep 600"), script);
+    let overrides = ["--set", "run.failure_detection_seconds=1", "--set", "topology.shards=1"];
+    let (code, _, stderr) = text(&stage.train(&overrides).output().unwrap());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("exited with status 7") && stderr.contains("something about a tensor"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn stopping_before_the_beginning_leaves_nothing_behind() {
+    let stage = Stage::new("exec sleep 600", "exec sleep 600");
+    let child = stage.train(&[]).spawn().unwrap();
+    until("the coordinator's start", || stage.pids().len() == 1);
+    signal(&child, "TERM");
+    let (code, _, stderr) = text(&child.wait_with_output().unwrap());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("stopped before anything was trained"), "{stderr}");
+    assert!(stage.pids().into_iter().all(|pid| !lives(pid)));
+}
+
+#[test]
+fn processes_die_with_a_killed_launcher() {
+    let stage = Stage::new("exec sleep 600", "exec sleep 600");
+    let mut child = stage.train(&[]).spawn().unwrap();
+    until("the coordinator's start", || stage.pids().len() == 1);
+    signal(&child, "KILL");
+    child.wait().unwrap();
+    until("the coordinator's end", || stage.pids().into_iter().all(|pid| !lives(pid)));
+}
+
+#[test]
+fn a_root_without_a_backend_is_refused() {
+    let stage = Stage::new("exit 0", "exit 0");
+    let (code, _, stderr) = text(&stage.train(&["--root", "s3://bucket/x"]).output().unwrap());
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("no backend for s3://"), "{stderr}");
+    assert!(stage.pids().is_empty());
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let stage = Stage::new("exit 0", "exit 0");
+    std::fs::remove_file(stage.folder.path().join("polygram-worker")).unwrap();
+    let (code, _, stderr) = text(&stage.train(&[]).output().unwrap());
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("polygram-worker") && stderr.contains("make build"), "{stderr}");
+    assert!(!stage.folder.path().join("polygram-root").exists(), "nothing was written");
+}

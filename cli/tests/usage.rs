@@ -1,0 +1,68 @@
+//! Exit codes, help, and the refusals that need no cluster.
+
+mod common;
+
+use common::{polygram, polygram_in};
+
+#[test]
+fn help_and_version_succeed() {
+    for args in [&["--help"][..], &["train", "--help"], &["ngram", "size", "--help"], &["--version"]] {
+        let said = polygram(args);
+        assert_eq!(said.code, Some(0), "{args:?}: {}", said.stderr);
+        assert!(said.stdout.contains("polygram") || said.stdout.contains("Usage"), "{}", said.stdout);
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    polygram(&["trian", "x"]).refused(&["trian"]);
+    polygram(&["plan"]).refused(&["RUNFILE"]);
+    polygram(&["plan", "configs/tiny.toml", "-o", "xml"]).refused(&["xml"]);
+}
+
+#[test]
+fn names_and_roots_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["status", "metrics", "digest"] {
+        polygram_in(folder.path(), &[command, "Bad_Name"]).refused(&["Bad_Name"]);
+        polygram_in(folder.path(), &[command, "demo"]).refused(&["polygram-root"]);
+        polygram_in(folder.path(), &[command, "demo", "--root", "file://x/y"])
+            .refused(&["file:///absolute/path"]);
+        polygram_in(folder.path(), &[command, "demo", "--root", "ftp://x/y"]).refused(&["ftp://"]);
+        std::fs::create_dir_all(folder.path().join("root")).unwrap();
+        polygram_in(folder.path(), &[command, "demo", "--root", "root"]).refused(&["no run demo"]);
+    }
+    assert!(!folder.path().join("polygram-root").exists(), "reading creates nothing");
+}
+
+#[test]
+fn training_refuses_before_it_starts_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = common::repository().join("configs/tiny.toml");
+    let tiny = tiny.to_str().unwrap();
+    let train = |more: &[&str]| polygram_in(folder.path(), &[&["train", tiny], more].concat());
+    train(&["--run", "Not/Legal"]).refused(&["Not/Legal"]);
+    train(&["--set", "topology.workers=3"]).refused(&["topology.workers"]);
+    let demo = common::repository().join("configs/demo.toml");
+    polygram_in(folder.path(), &["train", demo.to_str().unwrap()]).refused(&[
+        "data.train",
+        "demo-data/train.idx",
+        "polygram data prepare",
+    ]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn logits_checks_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["logits", "--model", "absent", "--input", "in", "--output", "out"];
+    polygram_in(folder.path(), &args).refused(&["absent", "config.json"]);
+}
+
+#[test]
+fn data_commands_check_their_files() {
+    let folder = tempfile::tempdir().unwrap();
+    polygram_in(folder.path(), &["data", "inspect", "absent"]).refused(&["absent"]);
+    polygram_in(folder.path(), &["data", "prepare", "absent", "--output", "out"]).refused(&["absent"]);
+    assert!(!folder.path().join("out").exists());
+}
