@@ -1,0 +1,10 @@
+//! The model against golden vectors, against an f64 reference of its own, and against itself: one program, so that
+//! libtorch is linked once.
+
+mod bits;
+mod fixture;
+mod golden;
+mod hugging_face;
+mod placements;
+mod reference;
+mod training;
