@@ -1,13 +1,19 @@
 //! Bad input ends with one clear message and a status other than 0. Nothing panics, nothing is overwritten.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{Cluster, Contents, Engine, repository, segment};
+use polygram_tests::{Cluster, Contents, Engine, Running, program, repository, segment};
 
 /// Few steps, for runs that are expected to fail before or within them.
 const SHORT: [&str; 2] = ["training.steps=6", "evaluation.every_steps=6"];
+
+/// A program that only has to refuse does so long before this.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn short() -> Result<Cluster> {
     Ok(Cluster::tiny(Engine::Drill)?.with(&SHORT))
@@ -151,9 +157,39 @@ fn a_loss_that_is_not_finite_stops_the_run_and_commits_nothing() {
 }
 
 #[test]
+fn a_port_in_use_is_refused() {
+    let cluster = short().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let token = cluster.folder().join("token");
+    fs::write(&token, "0123456789abcdef").unwrap();
+    let mut command = Command::new(program("polygram-coordinator").unwrap());
+    command.arg("--config").arg(repository().join("configs/tiny.toml")).arg("--root").arg(cluster.root());
+    command.arg("--listen").arg(&address).arg("--token-file").arg(&token);
+    let finished = Running::start(command, cluster.folder()).unwrap().wait(LIMIT).unwrap();
+    let message = finished.refusal().unwrap();
+    assert!(message.contains(&address) && message.contains("cannot listen"), "{message}");
+    assert!(Contents::of(&cluster.root()).unwrap().is_empty(), "a coordinator that cannot listen left files");
+}
+
+/// Two launches of one run would write over each other: the second is refused, the first goes on.
+#[test]
+fn a_run_that_is_being_trained_is_not_started_twice() {
+    let cluster = Cluster::tiny(Engine::Drill).unwrap();
+    let endless = ["training.steps=10000000", "evaluation.every_steps=10000000"];
+    let mut first = cluster.start(&endless).unwrap();
+    cluster.await_step(&mut first, 3).unwrap();
+    let message = cluster.train(&endless).unwrap().refusal().unwrap();
+    assert!(message.contains("tiny") && message.contains("already"), "{message}");
+    let reached = cluster.status().unwrap().step;
+    cluster.await_step(&mut first, reached + 1).unwrap();
+}
+
+#[test]
 fn an_unknown_run_is_named() {
     let cluster = short().unwrap();
     let root = cluster.root();
+    fs::create_dir(&root).unwrap();
     for command in ["digest", "metrics", "status"] {
         let arguments = [command, "nobody", "--root", root.to_str().unwrap()];
         let message = cluster.polygram(&arguments).unwrap().refusal().unwrap();

@@ -120,6 +120,20 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     }
 }
 
+/// The commit knows nothing of the topology that made it.
+#[test]
+fn a_run_may_go_on_in_another_topology() {
+    for engine in [Engine::Drill, Engine::Torch] {
+        let cluster = Cluster::tiny(engine).unwrap().with(&RUN);
+        cluster.train(&["training.stop_at_step=4", "topology.shards=2"]).unwrap().success().unwrap();
+        let sets = ["training.stop_at_step=7", "topology.workers=4", "topology.shards=3"];
+        cluster.train(&sets).unwrap().success().unwrap();
+        cluster.train(&["topology.workers=2", "topology.shards=1"]).unwrap().success().unwrap();
+        assert_eq!(cluster.digest().unwrap(), reference(engine).0, "{engine:?}");
+        assert_eq!(cluster.metrics().unwrap(), reference(engine).1, "{engine:?}");
+    }
+}
+
 /// A run that is complete says so and changes nothing.
 #[test]
 fn a_complete_run_stays_as_it_is() {
