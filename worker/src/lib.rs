@@ -1,1 +1,26 @@
-//! Placeholder.
+//! One process per device: tokens → rows → model → gradients.
+//!
+//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`input`], [`row_desk`] and [`snapshot`];
+//! the compute side (one thread) is [`compute_thread`], [`step`], [`boundary`] and [`compute`]. Bounded channels of plain
+//! buffers join them.
+
+pub mod agreement;
+pub mod args;
+pub mod boundary;
+pub mod compute;
+pub mod compute_thread;
+pub mod error;
+pub mod evaluate;
+pub mod input;
+#[cfg(feature = "torch")]
+pub mod logits;
+pub mod memory;
+pub mod norm;
+pub mod restore;
+pub mod row_desk;
+pub mod session;
+pub mod snapshot;
+pub mod step;
+
+pub use error::WorkerError;
+pub use session::{WorkerOptions, run};

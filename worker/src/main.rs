@@ -1,1 +1,59 @@
-fn main() {}
+//! Wiring of the worker process.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use polygram_domain::Rank;
+use polygram_proto::control::Token;
+use polygram_telemetry::{Identity, Logging, Role};
+use polygram_worker::args::{Args, Command, MemberArgs};
+use polygram_worker::{WorkerOptions, run};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match (args.command, args.member) {
+        (Some(Command::Logits(files)), _) => logits(&files),
+        (None, Some(member)) => take_part(member),
+        (None, None) => {
+            Err(anyhow::anyhow!("give --coordinator, --rank and --token-file, or a command; see --help"))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where even stderr is gone, the exit status is all that is left to say.
+            writeln!(std::io::stderr(), "error: {error:#}").ok();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn take_part(member: MemberArgs) -> anyhow::Result<()> {
+    let identity = Identity { run: member.run, role: Role::Worker, index: Some(member.rank) };
+    polygram_telemetry::init(&identity, &Logging::default())?;
+    #[cfg(feature = "torch")]
+    polygram_model::tune_allocator();
+    let token = Token::read(&member.token_file)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let options = WorkerOptions {
+        coordinator: member.coordinator,
+        rank: Rank(member.rank),
+        token,
+        listen: member.listen,
+    };
+    let result = runtime.block_on(run(options));
+    // A compute thread deep in a product may outlive the run's end; the process does not wait for it.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+#[cfg(feature = "torch")]
+fn logits(files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
+    polygram_worker::logits::run(files)
+}
+
+#[cfg(not(feature = "torch"))]
+fn logits(_files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
+    anyhow::bail!("this worker was built without libtorch; build it with `make build`")
+}

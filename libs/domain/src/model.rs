@@ -200,7 +200,7 @@ impl ModelSpec {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} is 0; it must be at least 1"));
         }
-        if self.attention.qk_rope_head_dim % 2 != 0 {
+        if !self.attention.qk_rope_head_dim.is_multiple_of(2) {
             return Err(format!(
                 "model.qk_rope_head_dim is {}; it must be even, since rotation works on pairs",
                 self.attention.qk_rope_head_dim

@@ -42,7 +42,12 @@ impl Model {
             for entry in entries.iter().filter(|entry| !trained_only || entry.spec.is_trained()) {
                 let (name, range) = view(prefix, entry, flat);
                 let spec = &entry.spec;
-                state.push(StateView { name, parameter: &spec.name, shape: &spec.shape, values: &flat[range] });
+                state.push(StateView {
+                    name,
+                    parameter: &spec.name,
+                    shape: &spec.shape,
+                    values: &flat[range],
+                });
             }
         }
         state

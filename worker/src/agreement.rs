@@ -1,0 +1,91 @@
+//! All ranks agree before state changes.
+//!
+//! After the reductions every rank must hold the same loss and the same norm, bit for bit. A rank that does not has
+//! computed another model; going on would commit it. The exchange also carries the wish to stop, so that all ranks
+//! stop at the same boundary.
+
+use polygram_collective::Collective;
+use polygram_domain::{Rank, Step};
+
+use crate::error::WorkerError;
+
+/// What one rank brings to the exchange.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Opinion {
+    /// The step about to be committed.
+    pub step: Step,
+    /// Its loss.
+    pub loss: f64,
+    /// Its gradient norm.
+    pub grad_norm: f64,
+    /// Whether this rank was asked to stop.
+    pub stop: bool,
+}
+
+impl Opinion {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(25);
+        bytes.extend_from_slice(&self.step.0.to_le_bytes());
+        bytes.extend_from_slice(&self.loss.to_bits().to_le_bytes());
+        bytes.extend_from_slice(&self.grad_norm.to_bits().to_le_bytes());
+        bytes.push(u8::from(self.stop));
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Opinion> {
+        let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let stop = *bytes.get(24).filter(|_| bytes.len() == 25)?;
+        Some(Opinion {
+            step: Step(word(0)?),
+            loss: f64::from_bits(word(8)?),
+            grad_norm: f64::from_bits(word(16)?),
+            stop: stop != 0,
+        })
+    }
+}
+
+/// Exchanges opinions. `Ok(true)` when any rank wants to stop after this step; an error that names the first rank
+/// of another opinion.
+pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, WorkerError> {
+    let all = collective.all_gather(&mine.encode())?;
+    let mut stop = false;
+    for (rank, bytes) in all.iter().enumerate() {
+        let rank = Rank(rank as u32);
+        let theirs = Opinion::decode(bytes).ok_or(WorkerError::Disagreement {
+            rank,
+            step: mine.step,
+            what: "its opinion has another format".into(),
+        })?;
+        let differs = |what: &str, theirs: String, mine: String| {
+            format!("{what} {theirs} instead of {mine} on rank {}", collective.rank())
+        };
+        let what = if theirs.step != mine.step {
+            Some(differs("step", theirs.step.to_string(), mine.step.to_string()))
+        } else if theirs.loss.to_bits() != mine.loss.to_bits() {
+            Some(differs("loss", theirs.loss.to_string(), mine.loss.to_string()))
+        } else if theirs.grad_norm.to_bits() != mine.grad_norm.to_bits() {
+            Some(differs("gradient norm", theirs.grad_norm.to_string(), mine.grad_norm.to_string()))
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            return Err(WorkerError::Disagreement { rank, step: mine.step, what });
+        }
+        stop |= theirs.stop;
+    }
+    Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opinions_survive_the_wire() {
+        let opinion = Opinion { step: Step(1 << 40), loss: 0.1, grad_norm: f64::NAN, stop: true };
+        let again = Opinion::decode(&opinion.encode()).unwrap();
+        assert_eq!(again.encode(), opinion.encode());
+        assert!(Opinion::decode(&[]).is_none());
+        assert!(Opinion::decode(&[0; 26]).is_none());
+    }
+}

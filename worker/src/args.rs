@@ -1,0 +1,59 @@
+//! The worker's command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// One process per device of a Polygram run.
+#[derive(Debug, Parser)]
+#[command(name = "polygram-worker", version, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// What to do instead of taking part in a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Taking part in a run.
+    #[command(flatten)]
+    pub member: Option<MemberArgs>,
+}
+
+/// Taking part in a run.
+#[derive(Debug, clap::Args)]
+pub struct MemberArgs {
+    /// The coordinator's host:port.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: String,
+    /// This worker's rank, from 0.
+    #[arg(long)]
+    pub rank: u32,
+    /// File with the run's secret.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+    /// The run's name, for log lines.
+    #[arg(long, default_value = "")]
+    pub run: String,
+    /// Address to listen on for the other ranks; the system chooses the port.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub listen: IpAddr,
+}
+
+/// Work outside a run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Row ids, input embedding, logits and loss of given tokens, from a Hugging Face directory.
+    Logits(LogitsArgs),
+}
+
+/// Files of `logits`.
+#[derive(Debug, clap::Args)]
+pub struct LogitsArgs {
+    /// Directory with config.json and safetensors files.
+    #[arg(long, value_name = "HFDIR")]
+    pub model: PathBuf,
+    /// Safetensors file with `input_ids`, i64 [B, T].
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Safetensors file to write: `ngram_ids`, `embedding`, `logits`, `loss`.
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+}

@@ -1,0 +1,105 @@
+//! What happens between steps, seen from the compute thread: progress, reports, commits, the wish to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use polygram_checkpoint::{Cursor, NamedTensor};
+use polygram_domain::run_spec::RunSpec;
+use polygram_domain::{Rank, Step};
+use polygram_proto::control::{Evaluation, MemberReport, Phase, Progress, Reporter, StepMetrics};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::compute::Compute;
+use crate::error::WorkerError;
+use crate::memory;
+use crate::step::StepReport;
+
+/// This rank's share of a checkpoint, on its way to the store.
+pub struct Snapshot {
+    /// State version.
+    pub step: Step,
+    /// Its tensors.
+    pub tensors: Vec<NamedTensor>,
+    /// The data cursor, from rank 0 only.
+    pub cursor: Option<Cursor>,
+    /// Answered once this rank's share is uploaded and reported.
+    pub uploaded: oneshot::Sender<()>,
+}
+
+/// The compute thread's handle on the session.
+pub struct Boundary {
+    /// The run.
+    pub spec: Arc<RunSpec>,
+    /// This rank.
+    pub rank: Rank,
+    /// Step and phase, shown in heartbeats.
+    pub progress: Progress,
+    /// Reports to the coordinator.
+    pub reporter: Reporter,
+    /// Set by a Stop directive or a signal.
+    pub stop: Arc<AtomicBool>,
+    /// Shares of checkpoints to upload.
+    pub snapshots: mpsc::Sender<Snapshot>,
+    /// The newest committed state version.
+    pub committed: watch::Receiver<Option<Step>>,
+}
+
+impl Boundary {
+    /// Notes where this rank is.
+    pub fn enter(&self, step: Step, phase: Phase) {
+        self.progress.set(step, phase);
+    }
+
+    /// Whether this rank was asked to stop.
+    pub fn stop_wanted(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Rank 0 reports a finished step.
+    pub fn report_step(&self, report: StepReport) -> Result<(), WorkerError> {
+        if self.rank != Rank(0) {
+            return Ok(());
+        }
+        let metrics = StepMetrics {
+            step: report.step,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            lr: report.lr,
+            tokens: report.tokens,
+            seconds: report.seconds,
+            data_wait_seconds: report.data_wait_seconds,
+            embedding_wait_seconds: report.embedding_wait_seconds,
+            resident_bytes: memory::resident_bytes(),
+        };
+        Ok(self.reporter.report_blocking(MemberReport::Metrics(metrics))?)
+    }
+
+    /// Rank 0 reports a held-out loss in nats per token at state version `step`.
+    pub fn report_evaluation(&self, step: Step, loss: f64, tokens: u64) -> Result<(), WorkerError> {
+        if self.rank != Rank(0) {
+            return Ok(());
+        }
+        Ok(self.reporter.report_blocking(MemberReport::Evaluation(Evaluation { step, loss, tokens }))?)
+    }
+
+    /// Uploads this rank's share of state version `step` (every W-th dense tensor) and blocks until the whole
+    /// checkpoint is committed.
+    pub fn commit(&mut self, step: Step, compute: &dyn Compute) -> Result<(), WorkerError> {
+        self.enter(step, Phase::Snapshotting);
+        let (workers, rank) = (self.spec.topology.workers as usize, self.rank.index());
+        let tensors = compute.export(&|number| number % workers == rank)?;
+        let cursor = (self.rank == Rank(0)).then(|| Cursor {
+            samples: step.0 * self.spec.samples_per_step(),
+            tokens: step.0 * self.spec.tokens_per_step(),
+        });
+        self.enter(step, Phase::Uploading);
+        let (uploaded, wait) = oneshot::channel();
+        let snapshot = Snapshot { step, tensors, cursor, uploaded };
+        self.snapshots.blocking_send(snapshot).map_err(|_| WorkerError::OtherSide("session"))?;
+        wait.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
+        let mut committed = self.committed.clone();
+        let wait = committed.wait_for(|committed| committed.is_some_and(|committed| committed >= step));
+        futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! The one thread that owns the engine, from its first tensor to its last.
+
+use std::sync::Arc;
+
+use polygram_checkpoint::NamedTensor;
+use polygram_collective::Collective;
+use polygram_domain::Step;
+use polygram_domain::run_spec::RunSpec;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::boundary::Boundary;
+use crate::compute::{Compute, engine_of};
+use crate::error::WorkerError;
+use crate::input::InputQueue;
+use crate::row_desk::RowDesk;
+use crate::step::Trainer;
+
+/// What training needs beside the engine.
+pub struct StartOrder {
+    /// State version to go on from.
+    pub start: Step,
+    /// The other ranks.
+    pub collective: Box<dyn Collective>,
+    /// Cells with their rows.
+    pub input: InputQueue,
+    /// The shards.
+    pub rows: RowDesk,
+    /// The session.
+    pub boundary: Boundary,
+}
+
+/// The session's handle on the compute thread.
+pub struct ComputeThread {
+    /// Tensors of the checkpoint to go on from; drop it when all are sent.
+    pub restore: mpsc::Sender<NamedTensor>,
+    /// Answered when the engine stands and everything sent is imported.
+    pub ready: oneshot::Receiver<()>,
+    /// Begins training.
+    pub start: oneshot::Sender<StartOrder>,
+    /// The state version reached, or why not.
+    pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
+}
+
+/// Starts the thread. It ends by itself when its orders' senders are dropped.
+pub fn spawn(spec: Arc<RunSpec>) -> Result<ComputeThread, WorkerError> {
+    let (restore, tensors) = mpsc::channel(4);
+    let (ready_sender, ready) = oneshot::channel();
+    let (start, order) = oneshot::channel();
+    let (outcome_sender, outcome) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("compute".into())
+        .spawn(move || {
+            let result = engine_life(spec, tensors, ready_sender, order);
+            if let Err(unread) = outcome_sender.send(result) {
+                tracing::debug!(?unread, "nobody waits for the outcome of compute");
+            }
+        })
+        .map_err(|source| WorkerError::Io { what: "cannot start the compute thread".into(), source })?;
+    Ok(ComputeThread { restore, ready, start, outcome })
+}
+
+fn engine_life(
+    spec: Arc<RunSpec>,
+    mut tensors: mpsc::Receiver<NamedTensor>,
+    ready: oneshot::Sender<()>,
+    order: oneshot::Receiver<StartOrder>,
+) -> Result<Step, WorkerError> {
+    let mut compute: Box<dyn Compute> = engine_of(&spec)?;
+    compute.restore(&mut std::iter::from_fn(|| tensors.blocking_recv()))?;
+    if ready.send(()).is_err() {
+        return Err(WorkerError::OtherSide("session"));
+    }
+    let StartOrder { start, collective, input, rows, boundary } =
+        order.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
+    Trainer { spec, compute, collective, input, rows, boundary }.run(start)
+}

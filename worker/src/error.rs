@@ -1,0 +1,126 @@
+//! Why a worker leaves a run.
+
+use polygram_checkpoint::CheckpointError;
+use polygram_collective::{CollectiveError, JoinError};
+use polygram_data::DataError;
+use polygram_domain::{Cell, ConfigError, Rank, Step};
+use polygram_ngram::NgramError;
+use polygram_proto::bulk::RowError;
+use polygram_proto::control::{ControlError, MemberRef};
+
+use crate::compute::ComputeError;
+
+/// The reason, with everything that a person needs to act on it.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The coordinator refused this worker or is gone.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The coordinator ended the run.
+    #[error("{0}")]
+    Aborted(String),
+    /// The configuration that the coordinator sent does not resolve here.
+    #[error("configuration from the coordinator: {0}")]
+    Config(#[from] ConfigError),
+    /// Tokens cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The tables cannot be hashed into.
+    #[error(transparent)]
+    Tables(NgramError),
+    /// Tokens cannot be hashed.
+    #[error("step {step}, cell {cell}: {source}")]
+    Ngram {
+        /// Step.
+        step: Step,
+        /// Cell.
+        cell: Cell,
+        /// Cause.
+        source: NgramError,
+    },
+    /// A shard failed or refused.
+    #[error(transparent)]
+    Rows(#[from] RowError),
+    /// Another rank failed or left.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The other ranks could not be met.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The engine failed while starting, restoring or evaluating.
+    #[error(transparent)]
+    Engine(#[from] ComputeError),
+    /// The engine failed on a cell.
+    #[error("step {step}, cell {cell}: {source}")]
+    Compute {
+        /// Step.
+        step: Step,
+        /// Cell.
+        cell: Cell,
+        /// Cause.
+        source: ComputeError,
+    },
+    /// The checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoint to go on from is not one.
+    #[error("cannot resume: {0}")]
+    Resume(String),
+    /// Loss or gradient is not finite and the run stops on that.
+    #[error(
+        "step {step}: not finite (loss {loss}, gradient norm {grad_norm}, row gradients {}); nothing of this step was \
+         applied. Lower training.lr, or set training.on_nonfinite = \"skip\" to skip such steps",
+        if *rows_finite { "finite" } else { "not finite" }
+    )]
+    NotFinite {
+        /// Step.
+        step: Step,
+        /// Mean loss.
+        loss: f64,
+        /// Global norm.
+        grad_norm: f64,
+        /// Whether the shards found every row gradient finite.
+        rows_finite: bool,
+    },
+    /// Too many skipped steps in a row.
+    #[error("step {step}: {count} steps in a row were not finite; lower training.lr")]
+    TooManySkips {
+        /// Step.
+        step: Step,
+        /// Skipped steps.
+        count: u32,
+    },
+    /// Ranks computed different steps.
+    #[error("step {step}: rank {rank} disagrees: {what}; nothing of this step was applied")]
+    Disagreement {
+        /// The rank of another opinion.
+        rank: Rank,
+        /// Step.
+        step: Step,
+        /// Both values.
+        what: String,
+    },
+    /// The other half of this process is gone; its own error is the cause.
+    #[error("the {0} side of this worker has ended")]
+    OtherSide(&'static str),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+}
+
+impl WorkerError {
+    /// The peer that this failure points at, if it is a consequence of another member's.
+    pub fn suspect(&self) -> Option<MemberRef> {
+        match self {
+            WorkerError::Rows(error) => error.shard.map(|(shard, _)| MemberRef::shard(shard)),
+            WorkerError::Collective(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
+            WorkerError::Disagreement { rank, .. } => Some(MemberRef::worker(*rank)),
+            _ => None,
+        }
+    }
+}

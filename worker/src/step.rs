@@ -1,0 +1,244 @@
+//! One step, top to bottom: the page to read first.
+//!
+//! ```text
+//! for each of this rank's cells:   rows arrive → forward, backward → push row gradients
+//! sum over cells and ranks:        dense gradient, losses, routing counts         (fixed tree)
+//! prepare:                         shards sum row gradients, give finite? and Σ g² per bucket
+//! agree:                           every rank has the same norm and loss, or nobody goes on
+//! commit | abort:                  shards update rows, ranks update dense parameters; step + 1
+//! at a boundary:                   checkpoint, evaluation, stop
+//! ```
+//! It runs on the compute thread. Sockets live on the other side of [`RowDesk`] and [`Boundary`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polygram_collective::Collective;
+use polygram_domain::run_spec::{OnNonfinite, RunSpec};
+use polygram_domain::sum_tree::SumTree;
+use polygram_domain::{Cell, Step};
+use polygram_proto::control::Phase;
+
+use crate::agreement::{self, Opinion};
+use crate::boundary::Boundary;
+use crate::compute::{CellResult, Compute, DenseUpdate};
+use crate::error::WorkerError;
+use crate::input::InputQueue;
+use crate::norm;
+use crate::row_desk::{CommitOrder, RowDesk};
+
+/// Skipped steps in a row that fail the run under `on_nonfinite = "skip"`.
+const SKIPS_ALLOWED: u32 = 10;
+
+/// What one step reports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Updates applied after this step.
+    pub step: Step,
+    /// Mean negative log-likelihood per target of the whole step, in nats.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the dense parameters.
+    pub lr: f64,
+    /// Targets of the step.
+    pub tokens: u64,
+    /// Wall-clock seconds of the step, commits included, checkpoints and evaluations not.
+    pub seconds: f64,
+    /// Seconds that compute waited for tokens.
+    pub data_wait_seconds: f64,
+    /// Seconds that compute waited for rows.
+    pub embedding_wait_seconds: f64,
+}
+
+/// Everything that the steps of one rank work with.
+pub struct Trainer {
+    /// The run.
+    pub spec: Arc<RunSpec>,
+    /// The model, on this device.
+    pub compute: Box<dyn Compute>,
+    /// The other ranks.
+    pub collective: Box<dyn Collective>,
+    /// Cells with their rows, in order.
+    pub input: InputQueue,
+    /// The shards.
+    pub rows: RowDesk,
+    /// Commits, evaluations, reports and the wish to stop.
+    pub boundary: Boundary,
+}
+
+/// Sums over cells that travel beside the dense gradient.
+struct StepSums {
+    loss: f64,
+    routing_counts: Vec<u64>,
+    data_wait: Duration,
+    embedding_wait: Duration,
+}
+
+impl Trainer {
+    /// Runs updates from `start` until the last step of this session or an agreed stop; returns the state version
+    /// reached, which is committed.
+    pub fn run(mut self, start: Step) -> Result<Step, WorkerError> {
+        let last = Step(self.spec.last_step());
+        let mut step = start;
+        let mut skipped_in_a_row = 0;
+        while step < last {
+            let begun = Instant::now();
+            let sums = self.compute_cells(step)?;
+            let outcome = self.finish_step(step, sums, begun)?;
+            skipped_in_a_row = if outcome.skipped { skipped_in_a_row + 1 } else { 0 };
+            if skipped_in_a_row > SKIPS_ALLOWED {
+                return Err(WorkerError::TooManySkips { step, count: skipped_in_a_row });
+            }
+            step = step.next();
+            self.input.allow(step);
+            self.boundary.report_step(outcome.report)?;
+            self.evaluate_if_due(step)?;
+            if outcome.commit {
+                self.boundary.commit(step, self.compute.as_ref())?;
+            }
+            if outcome.stop {
+                break;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Forward, backward and push of this rank's cells.
+    fn compute_cells(&mut self, step: Step) -> Result<StepSums, WorkerError> {
+        let rank = self.collective.rank();
+        let cells = self.spec.topology.cells_of(rank, self.spec.training.cells);
+        let mut losses = SumTree::default();
+        let mut sums = StepSums {
+            loss: 0.0,
+            routing_counts: Vec::new(),
+            data_wait: Duration::ZERO,
+            embedding_wait: Duration::ZERO,
+        };
+        for cell in cells.map(Cell) {
+            self.boundary.enter(step, Phase::Lookup);
+            let ready = self.input.next(step, cell)?;
+            sums.data_wait += ready.data_wait;
+            sums.embedding_wait += ready.embedding_wait;
+            self.boundary.enter(step, Phase::Computing);
+            let result = self
+                .compute
+                .forward_backward(&ready.work)
+                .map_err(|source| WorkerError::Compute { step, cell, source })?;
+            let CellResult { loss_sum, row_gradients_suw, routing_counts, .. } = result;
+            losses.push(loss_sum, |a, b| a + b);
+            if sums.routing_counts.is_empty() {
+                sums.routing_counts = routing_counts;
+            } else {
+                sums.routing_counts.iter_mut().zip(&routing_counts).for_each(|(sum, count)| *sum += count);
+            }
+            self.boundary.enter(step, Phase::Pushing);
+            self.rows.push(step, cell, row_gradients_suw)?;
+        }
+        sums.loss = losses.finish(|a, b| a + b).unwrap_or(0.0);
+        Ok(sums)
+    }
+
+    /// Reduce, prepare, agree, then commit or abort.
+    fn finish_step(
+        &mut self,
+        step: Step,
+        mut sums: StepSums,
+        begun: Instant,
+    ) -> Result<Outcome, WorkerError> {
+        let spec = Arc::clone(&self.spec);
+        let training = &spec.training;
+        let prepared = self.rows.prepare(step)?;
+
+        self.boundary.enter(step, Phase::Reducing);
+        self.collective.all_reduce(self.compute.gradient()?)?;
+        let mut loss = [sums.loss];
+        self.collective.all_reduce_f64(&mut loss)?;
+        self.collective.all_reduce_u64(&mut sums.routing_counts)?;
+        let tokens = spec.tokens_per_step();
+        let loss = loss[0] / tokens as f64;
+
+        self.boundary.enter(step, Phase::Updating);
+        let dense_square_sum = self.compute.gradient_square_sum()?;
+        let prepared = prepared.wait()?;
+        let gradient = norm::clip(training, dense_square_sum, &prepared);
+        let finite = loss.is_finite() && gradient.finite;
+
+        self.boundary.enter(step, Phase::Reducing);
+        let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
+        let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
+        if !finite && training.on_nonfinite == OnNonfinite::Stop {
+            return Err(WorkerError::NotFinite {
+                step,
+                loss,
+                grad_norm: gradient.norm,
+                rows_finite: prepared.finite,
+            });
+        }
+
+        let reached = step.next();
+        let stop = stop_asked || reached.0 >= spec.last_step();
+        let due = spec.checkpoint.every_steps.is_some_and(|every| reached.0 % every == 0);
+        let commit = stop || due;
+        let lr = training.schedule.lr(step.0);
+        self.boundary.enter(step, Phase::Updating);
+        let order = CommitOrder {
+            scale: gradient.table_scale,
+            lr: (lr * spec.embedding.lr_multiplier) as f32,
+            snapshot: commit,
+            skip: !finite,
+        };
+        let committed = self.rows.commit(step, order)?;
+        if finite {
+            self.compute.apply(&DenseUpdate {
+                update: step.0 + 1,
+                lr,
+                scale: gradient.dense_scale,
+                routing_counts: &sums.routing_counts,
+                bias_rate: training.balance.bias_rate_at(step.0),
+            })?;
+        } else {
+            tracing::warn!(
+                step = step.0,
+                loss,
+                grad_norm = gradient.norm,
+                "not finite: step skipped everywhere"
+            );
+            self.compute.discard();
+        }
+        committed.wait()?;
+        Ok(Outcome {
+            commit,
+            stop,
+            skipped: !finite,
+            report: StepReport {
+                step: reached,
+                loss,
+                grad_norm: gradient.norm,
+                lr,
+                tokens,
+                seconds: begun.elapsed().as_secs_f64(),
+                data_wait_seconds: sums.data_wait.as_secs_f64(),
+                embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
+            },
+        })
+    }
+
+    /// Held-out loss at state version `step`, summed over evaluation cells in the fixed tree.
+    fn evaluate_if_due(&mut self, step: Step) -> Result<(), WorkerError> {
+        let Some(evaluation) = &self.spec.evaluation else { return Ok(()) };
+        if step.0 % evaluation.every_steps != 0 && step.0 != self.spec.training.steps {
+            return Ok(());
+        }
+        self.boundary.enter(step, Phase::Evaluating);
+        crate::evaluate::evaluate(self, step)
+    }
+}
+
+/// What a finished step leads to.
+struct Outcome {
+    report: StepReport,
+    commit: bool,
+    stop: bool,
+    skipped: bool,
+}
