@@ -169,7 +169,7 @@ fn check_members(step: Step, parts: &[Part]) -> Result<(), CoverError> {
 }
 
 /// Whether an entry agrees with itself.
-fn check_entry(object: &ObjectEntry) -> Result<(), String> {
+pub(crate) fn check_entry(object: &ObjectEntry) -> Result<(), String> {
     if object.blake3.len() != 64 || !object.blake3.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(format!("{:?} is no BLAKE3 hash", object.blake3));
     }

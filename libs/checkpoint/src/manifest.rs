@@ -4,7 +4,7 @@ use polygram_domain::{RunName, RunSpec, SCHEMA_VERSION, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigHash;
-use crate::cover::{CoverError, check_cover};
+use crate::cover::{CoverError, check_cover, check_entry};
 use crate::error::CheckpointError;
 use crate::object::{Content, Cursor, ObjectEntry, Part};
 use crate::sealed::{seal, unseal};
@@ -99,12 +99,6 @@ impl Manifest {
         self.tensors().find(|t| t.name == name).map(|t| t.shape.as_slice())
     }
 
-    pub(crate) fn elements_of(&self, name: &str) -> Option<u64> {
-        self.tensors()
-            .filter(|t| t.name == name)
-            .try_fold(0u64, |sum, t| sum.checked_add(t.elements.end.checked_sub(t.elements.start)?))
-    }
-
     pub(crate) fn encode(&self, key: &str) -> Result<Vec<u8>, CheckpointError> {
         seal(key, self)
     }
@@ -121,6 +115,10 @@ impl Manifest {
                 key,
                 format!("it is the manifest of run {:?}, step {}", manifest.run, manifest.step),
             ));
+        }
+        for object in &manifest.objects {
+            check_entry(object)
+                .map_err(|reason| CheckpointError::damaged(key, format!("{}: {reason}", object.key)))?;
         }
         Ok(manifest)
     }

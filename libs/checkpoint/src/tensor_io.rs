@@ -110,15 +110,21 @@ impl RunStore {
         names: &[N],
     ) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
         let absent = |name: &str| CheckpointError::NoTensor { step: manifest.step, name: name.to_owned() };
+        let mut held: BTreeMap<&str, (&[u64], u64)> = BTreeMap::new();
+        for entry in manifest.tensors() {
+            let (_, count) = held.entry(&entry.name).or_insert((&entry.shape, 0));
+            *count = count.saturating_add(entry.elements.end.saturating_sub(entry.elements.start));
+        }
         let mut tensors: BTreeMap<String, (Tensor, u64)> = BTreeMap::new();
         for name in names.iter().map(AsRef::as_ref) {
-            let shape = manifest.shape_of(name).ok_or_else(|| absent(name))?.to_vec();
-            let held: u64 = manifest.elements_of(name).ok_or_else(|| absent(name))?;
-            if element_count(&shape) != Some(held) {
+            let (shape, count) = *held.get(name).ok_or_else(|| absent(name))?;
+            let length = usize::try_from(count).map_err(|_| absent(name))?;
+            let mut data = Vec::new();
+            if element_count(shape) != Some(count) || data.try_reserve_exact(length).is_err() {
                 return Err(absent(name));
             }
-            let length = usize::try_from(held).map_err(|_| absent(name))?;
-            tensors.insert(name.to_owned(), (Tensor { shape, data: vec![0.0; length] }, 0));
+            data.resize(length, 0.0);
+            tensors.insert(name.to_owned(), (Tensor { shape: shape.to_vec(), data }, 0));
         }
         let wanted: Vec<String> = tensors.keys().cloned().collect();
         self.read_tensor_slices(
