@@ -1,1 +1,29 @@
-//! Placeholder.
+//! An embedding shard: owns a contiguous range of buckets of every n-gram table, serves rows and applies sparse
+//! gradients.
+//!
+//! ```text
+//!  connections (tokio)  ──frames──►  engine (tokio task, owns the ledger)  ──commands──►  lanes (threads, own rows)
+//!        ▲                                   ▲                                                   │
+//!        └───────────── rows ────────────────┼───────────────────────────────────────────────────┤
+//!                                            └───────────────────── reports ─────────────────────┘
+//! ```
+//! * [`ledger`]: what may happen when; pure, no sockets, clocks or threads.
+//! * [`rows`]: row storage, virtual rows, update rules. `lane`: the thread that owns some of them.
+//! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
+//! * [`archive`]: where snapshots go and rows come back from.
+
+pub mod archive;
+pub mod config;
+pub mod error;
+mod lane;
+pub mod ledger;
+pub mod rows;
+mod server;
+pub mod shard;
+
+pub use archive::{RowArchive, StoreArchive};
+pub use config::ShardConfig;
+pub use error::ShardError;
+pub use rows::Record;
+pub use server::SnapshotRows;
+pub use shard::{Shard, ShardStatus};

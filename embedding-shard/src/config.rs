@@ -1,0 +1,84 @@
+//! What a shard must know before it owns a row.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use polygram_domain::run_spec::EmbeddingSpec;
+use polygram_domain::tables::buckets_of;
+use polygram_domain::{BucketIndex, Generation, RunName, RunSpec, ShardIndex, TableSet, TableSpec, Topology};
+
+/// A shard's place in a run.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// The run; frames of another are refused.
+    pub run: RunName,
+    /// Membership generation; frames of another are refused.
+    pub generation: Generation,
+    /// This shard.
+    pub index: ShardIndex,
+    /// Numbers of processes.
+    pub topology: Topology,
+    /// Cells of a step (G).
+    pub cells: u32,
+    /// Seed of rows not written yet.
+    pub seed: u64,
+    /// Tables of the model, all of one width.
+    pub tables: Arc<TableSet>,
+    /// Update rule, lanes, limits.
+    pub embedding: EmbeddingSpec,
+}
+
+impl ShardConfig {
+    /// The place of shard `index` in `spec`'s run.
+    pub fn of(spec: &RunSpec, index: ShardIndex, generation: Generation) -> ShardConfig {
+        ShardConfig {
+            run: spec.name.clone(),
+            generation,
+            index,
+            topology: spec.topology,
+            cells: spec.training.cells,
+            seed: spec.seed,
+            tables: Arc::new(spec.tables()),
+            embedding: spec.embedding.clone(),
+        }
+    }
+
+    /// Tables per site (C); 0 for a model without tables.
+    pub fn tables_per_site(&self) -> usize {
+        if self.tables.is_empty() { 0 } else { self.tables.tables_per_site() as usize }
+    }
+
+    /// Sites: how many tables share one set of row ids.
+    pub fn sites(&self) -> usize {
+        self.tables.len().checked_div(self.tables_per_site()).unwrap_or(0)
+    }
+
+    /// Weights per row (w).
+    pub fn width(&self) -> usize {
+        self.tables.iter().next().map_or(0, |table| table.width as usize)
+    }
+
+    /// Optimizer values per row.
+    pub fn state_values(&self) -> usize {
+        self.embedding.optimizer.state_values(self.width())
+    }
+
+    /// Buckets of this shard.
+    pub fn buckets(&self) -> Range<u32> {
+        buckets_of(self.index, self.topology.shards)
+    }
+
+    /// Buckets of each lane: contiguous runs of the shard's, sizes differing by at most one.
+    pub fn lane_buckets(&self) -> Vec<Range<u32>> {
+        let Range { start, end } = self.buckets();
+        let lanes = u64::from(self.embedding.lanes.max(1));
+        let bound = |lane: u64| start + (u64::from(end - start) * lane / lanes) as u32;
+        (0..lanes).map(|lane| bound(lane)..bound(lane + 1)).collect()
+    }
+}
+
+/// Rows of `table` in a run of buckets: one contiguous range.
+pub fn rows_of_buckets(table: &TableSpec, buckets: &Range<u32>) -> Range<u32> {
+    let start = |bucket: u32| table.rows_of(BucketIndex(bucket)).start;
+    start(buckets.start)..start(buckets.end)
+}

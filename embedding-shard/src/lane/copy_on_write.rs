@@ -1,0 +1,78 @@
+//! A snapshot of a lane's rows that does not stop it: rows are copied out in batches, in order; a row that is about to
+//! change and was not copied yet is saved first.
+
+use std::collections::HashMap;
+
+use polygram_domain::{RowId, TableIndex};
+
+use crate::rows::{Record, RowStore};
+
+/// Rows of the index looked at per batch at most, so that a batch never delays a step for long.
+const SCAN_ROWS: u32 = 1 << 20;
+/// Values copied per batch, about.
+const BATCH_VALUES: usize = 1 << 20;
+
+/// Some rows of one table, ascending.
+#[derive(Debug, Default)]
+pub(crate) struct RowBatch {
+    /// The rows.
+    pub(crate) records: Vec<Record>,
+    /// Whether the lane has no more rows in this table.
+    pub(crate) is_last: bool,
+}
+
+/// A row as it was: `None` if it was virtual.
+type Saved = Option<(u32, Vec<f32>)>;
+
+/// What a running snapshot has seen and saved. Tables are copied in ascending order.
+#[derive(Debug)]
+pub(super) struct CopyOnWrite {
+    /// The first row not copied yet.
+    cursor: (TableIndex, u32),
+    saved: HashMap<(TableIndex, RowId), Saved>,
+}
+
+impl CopyOnWrite {
+    pub(super) fn new() -> CopyOnWrite {
+        CopyOnWrite { cursor: (TableIndex(0), 0), saved: HashMap::new() }
+    }
+
+    /// Saves a row that is about to change, unless it is copied or saved already.
+    pub(super) fn before_update(&mut self, store: &RowStore, table: TableIndex, row: RowId) {
+        if (table, row.0) >= self.cursor {
+            self.saved.entry((table, row)).or_insert_with(|| {
+                store.record(table, row).map(|(updates, values)| (updates, values.to_vec()))
+            });
+        }
+    }
+
+    /// The next rows of `table`, as they were when the snapshot began.
+    pub(super) fn batch(&mut self, store: &RowStore, table: TableIndex) -> RowBatch {
+        let owned = store.rows_of(table);
+        let start = match self.cursor {
+            (at, row) if at == table => row.max(owned.start),
+            _ => owned.start,
+        };
+        let end = owned.end.min(start.saturating_add(SCAN_ROWS));
+        let mut batch = RowBatch::default();
+        let (mut from, mut values) = (start, 0);
+        while values < BATCH_VALUES {
+            let Some(row) = store.next_written(table, from, end) else {
+                from = end;
+                break;
+            };
+            from = row.0 + 1;
+            let was = match self.saved.remove(&(table, row)) {
+                Some(saved) => saved,
+                None => store.record(table, row).map(|(updates, values)| (updates, values.to_vec())),
+            };
+            if let Some((updates, row_values)) = was {
+                values += row_values.len();
+                batch.records.push(Record { table, row, updates, values: row_values });
+            }
+        }
+        batch.is_last = from >= owned.end;
+        self.cursor = if batch.is_last { (TableIndex(table.0 + 1), 0) } else { (table, from) };
+        batch
+    }
+}

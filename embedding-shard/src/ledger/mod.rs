@@ -1,0 +1,535 @@
+//! The protocol of a shard, decided purely: messages and lane reports in, effects out. No socket, clock, thread or row
+//! is touched here.
+//!
+//! What always holds:
+//! * A lookup of step s is served only when every cell of every uncommitted step before s is declared: from then on
+//!   the lanes know which rows may still change, and hold exactly those back.
+//! * Gradients of a step reach the lanes in cell order, whatever order they came in.
+//! * A step is closed once: when all its cells are in, its sums are known, and every worker has sent the same vote,
+//!   to the bit. Steps close in order, and `version` counts them.
+//! * A frame that comes again gets the same answer and changes nothing; one that contradicts an earlier one is
+//!   refused. After the workers contradict each other, or the memory ceiling would be passed, everything is refused.
+
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use polygram_domain::{BucketIndex, Cell, Rank, Step, TableIndex};
+use polygram_proto::bulk::message::{Message, Reason, Refusal, Request, RowBlock};
+
+use crate::config::{ShardConfig, rows_of_buckets};
+use crate::error::memory_message;
+use crate::rows::RowStore;
+use step::{CellLedger, ClosedStep, StepLedger};
+pub use step::{Sums, Vote};
+
+/// Closed steps that are remembered.
+const REMEMBERED_STEPS: usize = 2;
+/// Reads that wait for their version at most.
+const MAX_PARKED_READS: usize = 4096;
+
+/// Who asks: a worker, on one of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The connection that answers go to.
+    pub connection: u64,
+    /// The worker.
+    pub rank: Rank,
+}
+
+/// What is to be done, in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Lanes: these rows are going to change.
+    Union {
+        /// Step that changes them.
+        step: Step,
+        /// All cells' requests.
+        requests: Vec<Arc<Request>>,
+    },
+    /// Lanes: answer a lookup.
+    Serve {
+        /// Its step.
+        step: Step,
+        /// Its cell.
+        cell: Cell,
+        /// Its rows.
+        request: Arc<Request>,
+        /// Who gets them.
+        to: Peer,
+    },
+    /// Lanes: answer a read; the version is the present one.
+    ServeRead {
+        /// The version.
+        version: Step,
+        /// Number of the read.
+        number: Cell,
+        /// Its rows.
+        request: Arc<Request>,
+        /// Who gets them.
+        to: Peer,
+    },
+    /// Lanes: add a cell's gradients.
+    Add {
+        /// Its step.
+        step: Step,
+        /// Its rows.
+        request: Arc<Request>,
+        /// Its gradients.
+        blocks: Vec<Arc<RowBlock>>,
+    },
+    /// Lanes: compute sums of squares.
+    Sum {
+        /// The step.
+        step: Step,
+    },
+    /// Lanes: apply or skip; begin a snapshot if the vote says so.
+    Close {
+        /// The step.
+        step: Step,
+        /// All workers' vote.
+        vote: Vote,
+    },
+    /// Answer a worker.
+    Reply {
+        /// Who.
+        to: Peer,
+        /// Step of the answer.
+        step: Step,
+        /// The answer.
+        message: Message,
+    },
+    /// Give up: tell every worker.
+    Fail(Refusal),
+}
+
+#[derive(Debug)]
+struct ParkedRead {
+    version: Step,
+    number: Cell,
+    request: Arc<Request>,
+    from: Peer,
+}
+
+/// The state of the protocol.
+#[derive(Debug)]
+pub struct Ledger {
+    version: Step,
+    /// How far beyond the version a step may be.
+    window: u64,
+    config: Arc<ShardConfig>,
+    /// Rows of each site table that this shard owns.
+    owned: Vec<Range<u32>>,
+    lanes: usize,
+    lane_rows: Vec<u64>,
+    open: BTreeMap<Step, StepLedger>,
+    closed: BTreeMap<Step, ClosedStep>,
+    reads: Vec<ParkedRead>,
+    snapshot_is_running: bool,
+    failure: Option<Refusal>,
+    effects: Vec<Effect>,
+}
+
+fn refuse<T>(reason: Reason, text: String) -> Result<T, Refusal> {
+    Err(Refusal::new(reason, text))
+}
+
+impl Ledger {
+    /// A ledger of rows at `version`; `lane_rows` are the written rows of each lane.
+    pub fn new(config: Arc<ShardConfig>, version: Step, lane_rows: Vec<u64>) -> Ledger {
+        let site = config.tables.iter().take(config.tables_per_site());
+        let owned = site.map(|spec| rows_of_buckets(spec, &config.buckets())).collect();
+        Ledger {
+            version,
+            window: u64::from(config.embedding.prefetch_steps) + 1,
+            owned,
+            lanes: lane_rows.len(),
+            lane_rows,
+            open: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            reads: Vec::new(),
+            snapshot_is_running: false,
+            failure: None,
+            effects: Vec::new(),
+            config,
+        }
+    }
+
+    /// Steps closed so far: the version that the next effects see.
+    pub fn version(&self) -> Step {
+        self.version
+    }
+
+    /// Takes the effects decided since the last call.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Admits a worker, or says why not.
+    pub fn hello(&self, rank: Rank, workers: u32) -> Result<(), Refusal> {
+        self.check_alive()?;
+        let expected = self.config.topology.workers;
+        if workers != expected || rank.0 >= expected {
+            let text = format!("worker {rank} of {workers} says hello, this run has {expected} workers");
+            return refuse(Reason::WrongRun, text);
+        }
+        Ok(())
+    }
+
+    /// LOOKUP: declares a cell's rows and asks for them.
+    pub fn lookup(
+        &mut self,
+        from: Peer,
+        (step, cell): (Step, Cell),
+        request: Request,
+    ) -> Result<(), Refusal> {
+        self.check_alive()?;
+        self.check_cell(from, cell)?;
+        self.check_rows(&request)?;
+        self.check_step(step)?;
+        let cells = self.config.cells;
+        let open = self.open.entry(step).or_insert_with(|| StepLedger::new(cells));
+        match &mut open.cells[cell.index()] {
+            Some(declared) if *declared.request != request => {
+                return refuse(Reason::Conflict, "the cell was declared before with other rows".into());
+            }
+            Some(declared) => {
+                // The same declaration again: the same rows again.
+                (declared.from, declared.served) = (from, false);
+            }
+            place => *place = Some(CellLedger::new(Arc::new(request), from)),
+        }
+        if !open.is_declared && open.cells.iter().all(Option::is_some) {
+            open.is_declared = true;
+            let requests = open.cells.iter().flatten().map(|cell| Arc::clone(&cell.request)).collect();
+            self.effects.push(Effect::Union { step, requests });
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// READ: asks for rows at exactly `version`.
+    pub fn read(
+        &mut self,
+        from: Peer,
+        (version, number): (Step, Cell),
+        request: Request,
+    ) -> Result<(), Refusal> {
+        self.check_alive()?;
+        self.check_rows(&request)?;
+        self.check_step(version)?;
+        if self.reads.len() >= MAX_PARKED_READS {
+            return refuse(Reason::Step, format!("{MAX_PARKED_READS} reads wait for their version already"));
+        }
+        self.reads.push(ParkedRead { version, number, request: Arc::new(request), from });
+        self.advance();
+        Ok(())
+    }
+
+    /// PUSH: some of a cell's gradients; (`chunk`, `crc`) identify the frame.
+    pub fn push(
+        &mut self,
+        from: Peer,
+        (step, cell): (Step, Cell),
+        (chunk, crc): (u32, u32),
+        block: RowBlock,
+    ) -> Result<(), Refusal> {
+        self.check_alive()?;
+        self.check_cell(from, cell)?;
+        if let Some(closed) = self.closed.get(&step) {
+            return match closed.checksums[cell.index()].get(&chunk) {
+                Some(&before) if before == crc => Ok(()),
+                _ => refuse(Reason::Conflict, "the step is closed and had other gradients".into()),
+            };
+        }
+        self.check_step(step)?;
+        let open = self.open.get_mut(&step).and_then(|open| open.cells[cell.index()].as_mut());
+        let Some(declared) = open else {
+            return refuse(Reason::Step, "gradients of a cell that was not declared".into());
+        };
+        declared.push((chunk, crc), Arc::new(block))?;
+        self.advance();
+        Ok(())
+    }
+
+    /// PREPARE: asks for the step's sums.
+    pub fn prepare(&mut self, from: Peer, step: Step) -> Result<(), Refusal> {
+        self.check_alive()?;
+        if let Some(closed) = self.closed.get(&step) {
+            let sums = Arc::clone(&closed.prepared);
+            self.reply_sums(from, step, &sums);
+            return Ok(());
+        }
+        self.check_step(step)?;
+        let cells = self.config.cells;
+        let open = self.open.entry(step).or_insert_with(|| StepLedger::new(cells));
+        match open.prepared.clone() {
+            Some(sums) => self.reply_sums(from, step, &sums),
+            None if open.waiting.contains(&from) => {}
+            None => open.waiting.push(from),
+        }
+        Ok(())
+    }
+
+    /// COMMIT or ABORT. Workers that contradict each other end the shard's work.
+    pub fn vote(&mut self, from: Peer, step: Step, vote: Vote) -> Result<(), Refusal> {
+        self.check_alive()?;
+        if let Some(closed) = self.closed.get_mut(&step) {
+            if !closed.vote.same(&vote) {
+                let text =
+                    format!("the step was closed by {}, worker {} says {vote}", closed.vote, from.rank);
+                return refuse(Reason::Conflict, text);
+            }
+            match closed.open_lanes {
+                0 => self.effects.push(acknowledgement(from, step, &vote)),
+                _ if closed.waiting.contains(&from) => {}
+                _ => closed.waiting.push(from),
+            }
+            return Ok(());
+        }
+        self.check_step(step)?;
+        let prepared = self.open.get(&step).and_then(|open| open.prepared.clone());
+        let (Some(prepared), Some(open)) = (prepared, self.open.get_mut(&step)) else {
+            return refuse(Reason::Step, format!("{vote} came before the step was prepared"));
+        };
+        if let Vote::Commit(_) = vote
+            && !prepared.finite
+        {
+            let text = format!("worker {} says {vote}, but the step's gradients are not finite", from.rank);
+            return refuse(Reason::Conflict, text);
+        }
+        if let Some((rank, (other, _))) = open.votes.iter().find(|(_, (other, _))| !other.same(&vote)) {
+            let text = format!(
+                "step {step}: worker {rank} says {other}, worker {} says {vote}; they must be equal to the bit",
+                from.rank
+            );
+            let refusal = Refusal::new(Reason::Disagreement, text);
+            self.fail(refusal.clone());
+            return Err(refusal);
+        }
+        open.votes.insert(from.rank, (vote, from));
+        self.advance();
+        Ok(())
+    }
+
+    /// A lane knows how many rows it has and will have, once the open steps are applied.
+    pub fn counted(&mut self, lane: usize, rows: u64) {
+        self.lane_rows[lane] = rows;
+        let (total, bytes) = (self.lane_rows.iter().sum::<u64>(), RowStore::record_bytes(&self.config));
+        let limit = self.config.embedding.memory_limit_bytes;
+        if total.saturating_mul(bytes) > limit {
+            self.fail(Refusal::new(Reason::Memory, memory_message(total, bytes, limit)));
+        }
+    }
+
+    /// A lane's sums of a step are here.
+    pub fn summed(&mut self, step: Step, sums: Vec<(TableIndex, BucketIndex, f64)>) {
+        let Some(open) = self.open.get_mut(&step) else { return };
+        open.sums.extend(sums);
+        open.summed += 1;
+        if open.summed < self.lanes {
+            return;
+        }
+        let mut sums = std::mem::take(&mut open.sums);
+        sums.sort_unstable_by_key(|&(table, bucket, _)| (table, bucket));
+        let finite = sums.iter().all(|(_, _, sum)| sum.is_finite());
+        let prepared = Arc::new(Sums { finite, sums });
+        open.prepared = Some(Arc::clone(&prepared));
+        for peer in std::mem::take(&mut open.waiting) {
+            self.reply_sums(peer, step, &prepared);
+        }
+    }
+
+    /// A lane has closed a step.
+    pub fn lane_closed(&mut self, step: Step) {
+        let Some(closed) = self.closed.get_mut(&step) else { return };
+        closed.open_lanes = closed.open_lanes.saturating_sub(1);
+        if closed.open_lanes == 0 {
+            for peer in std::mem::take(&mut closed.waiting) {
+                self.effects.push(acknowledgement(peer, step, &closed.vote));
+            }
+        }
+    }
+
+    /// The running snapshot is written.
+    pub fn snapshot_finished(&mut self) {
+        self.snapshot_is_running = false;
+        self.advance();
+    }
+
+    /// Gives up: every later request is refused with the same words.
+    pub fn fail(&mut self, refusal: Refusal) {
+        if self.failure.is_none() {
+            self.failure = Some(refusal.clone());
+            self.effects.push(Effect::Fail(refusal));
+        }
+    }
+
+    fn reply_sums(&mut self, to: Peer, step: Step, sums: &Sums) {
+        for body in sums.parts() {
+            self.effects.push(Effect::Reply { to, step, message: Message::Prepared(body) });
+        }
+    }
+
+    /// Decides everything that the present state allows.
+    fn advance(&mut self) {
+        loop {
+            self.serve();
+            self.add();
+            if self.failure.is_some() || !self.close() {
+                return;
+            }
+        }
+    }
+
+    /// Lookups whose earlier steps are all declared, and reads of the present version.
+    fn serve(&mut self) {
+        let mut next = self.version;
+        while let Some(open) = self.open.get_mut(&next) {
+            for (cell, declared) in open.cells.iter_mut().enumerate() {
+                let Some(declared) = declared.as_mut().filter(|declared| !declared.served) else { continue };
+                declared.served = true;
+                self.effects.push(Effect::Serve {
+                    step: next,
+                    cell: Cell(cell as u32),
+                    request: Arc::clone(&declared.request),
+                    to: declared.from,
+                });
+            }
+            if !open.is_declared {
+                break;
+            }
+            next = next.next();
+        }
+        let version = self.version;
+        for read in self.reads.extract_if(.., |read| read.version == version) {
+            let ParkedRead { version, number, request, from } = read;
+            self.effects.push(Effect::ServeRead { version, number, request, to: from });
+        }
+    }
+
+    /// Gradients whose turn it is.
+    fn add(&mut self) {
+        for (&step, open) in self.open.iter_mut().filter(|(_, open)| open.is_declared) {
+            let cells = open.cells.len();
+            while let Some(Some(cell)) = open.cells.get_mut(open.added).filter(|cell| is_pushed(cell)) {
+                let (request, blocks) = (Arc::clone(&cell.request), std::mem::take(&mut cell.blocks));
+                self.effects.push(Effect::Add { step, request, blocks });
+                open.added += 1;
+                if open.added == cells {
+                    self.effects.push(Effect::Sum { step });
+                }
+            }
+        }
+    }
+
+    /// Closes the present step if every worker has said so. A snapshot waits for the one before it.
+    fn close(&mut self) -> bool {
+        let step = self.version;
+        let workers = self.config.topology.workers as usize;
+        let Some(open) = self.open.get(&step).filter(|open| open.votes.len() == workers) else {
+            return false;
+        };
+        let (Some((vote, _)), Some(prepared)) = (open.votes.values().next(), &open.prepared) else {
+            return false;
+        };
+        let (vote, prepared) = (*vote, Arc::clone(prepared));
+        if vote.snapshot() && self.snapshot_is_running {
+            return false;
+        }
+        let Some(open) = self.open.remove(&step) else { return false };
+        self.snapshot_is_running |= vote.snapshot();
+        self.closed.insert(
+            step,
+            ClosedStep {
+                prepared,
+                vote,
+                checksums: open.cells.into_iter().flatten().map(|cell| cell.checksums).collect(),
+                open_lanes: self.lanes,
+                waiting: open.votes.into_values().map(|(_, peer)| peer).collect(),
+            },
+        );
+        while self.closed.len() > REMEMBERED_STEPS
+            && self.closed.first_key_value().is_some_and(|(_, step)| step.open_lanes == 0)
+        {
+            self.closed.pop_first();
+        }
+        self.version = step.next();
+        self.effects.push(Effect::Close { step, vote });
+        true
+    }
+
+    fn check_alive(&self) -> Result<(), Refusal> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn check_step(&self, step: Step) -> Result<(), Refusal> {
+        let version = self.version;
+        if step < version {
+            return refuse(
+                Reason::Step,
+                format!("step {step} is over: the shard's rows are at version {version}"),
+            );
+        }
+        if step.0 - version.0 > self.window {
+            let text = format!(
+                "step {step} is too far ahead: rows are at version {version}, and at most {} further steps may be \
+                 open (embedding.prefetch_steps + 1)",
+                self.window
+            );
+            return refuse(Reason::Step, text);
+        }
+        Ok(())
+    }
+
+    fn check_cell(&self, from: Peer, cell: Cell) -> Result<(), Refusal> {
+        let cells = self.config.cells;
+        if cell.0 >= cells {
+            return refuse(Reason::Conflict, format!("cell {cell} of a step of {cells} cells"));
+        }
+        let owner = self.config.topology.rank_of(cell, cells);
+        if owner != from.rank {
+            let text =
+                format!("cell {cell} belongs to worker {owner}, but worker {} speaks for it", from.rank);
+            return refuse(Reason::Conflict, text);
+        }
+        Ok(())
+    }
+
+    /// Rows ascend by the message's own rules; here they must be this shard's.
+    fn check_rows(&self, request: &Request) -> Result<(), Refusal> {
+        let tables = request.offsets.len() - 1;
+        if tables != self.owned.len() {
+            let text = format!("{tables} tables asked, this model has {} per site", self.owned.len());
+            return refuse(Reason::WrongRun, text);
+        }
+        for (table, owned) in self.owned.iter().enumerate() {
+            let rows = request.rows_of(table);
+            for row in rows.first().into_iter().chain(rows.last()) {
+                if !owned.contains(row) {
+                    let shard = self.config.index;
+                    let text =
+                        format!("row {row} of table {table} is not of shard {shard}, which has {owned:?}");
+                    return refuse(Reason::WrongRun, text);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_pushed(cell: &Option<CellLedger>) -> bool {
+    cell.as_ref().is_some_and(CellLedger::is_pushed)
+}
+
+fn acknowledgement(to: Peer, step: Step, vote: &Vote) -> Effect {
+    let message = match vote {
+        Vote::Commit(_) => Message::Committed,
+        Vote::Abort { .. } => Message::Aborted,
+    };
+    Effect::Reply { to, step, message }
+}

@@ -1,0 +1,257 @@
+//! The engine: turns events into ledger calls, and the ledger's effects into commands and frames.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use polygram_domain::{Cell, Rank, Step};
+use polygram_proto::bulk::frame::{Header, Kind, Outgoing};
+use polygram_proto::bulk::message::{Message, Reason, Refusal, WelcomeBody};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::connection::{Event, Fence};
+use super::snapshot::SnapshotRows;
+use crate::archive::{ArchiveError, RowArchive};
+use crate::config::ShardConfig;
+use crate::error::ShardError;
+use crate::lane::{Command, ReplyTo, Report};
+use crate::ledger::{Effect, Ledger, Peer, Vote};
+use crate::rows::Rates;
+use crate::shard::ShardStatus;
+
+struct Worker {
+    rank: Rank,
+    frames: mpsc::Sender<Outgoing>,
+}
+
+/// Everything between sockets and lanes.
+pub(super) struct Engine {
+    pub(super) config: Arc<ShardConfig>,
+    pub(super) ledger: Ledger,
+    pub(super) fence: Fence,
+    pub(super) lanes: Vec<mpsc::Sender<Command>>,
+    pub(super) archive: Option<Arc<dyn RowArchive>>,
+    pub(super) status: watch::Sender<ShardStatus>,
+    pub(super) snapshots: JoinSet<Result<(), ArchiveError>>,
+    pub(super) lane_written: Vec<u64>,
+    workers: HashMap<u64, Worker>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        config: Arc<ShardConfig>,
+        version: Step,
+        lane_written: Vec<u64>,
+        lanes: Vec<mpsc::Sender<Command>>,
+        status: watch::Sender<ShardStatus>,
+    ) -> Engine {
+        Engine {
+            ledger: Ledger::new(Arc::clone(&config), version, lane_written.clone()),
+            fence: Fence::new(Arc::clone(&config)),
+            archive: None,
+            snapshots: JoinSet::new(),
+            workers: HashMap::new(),
+            config,
+            lanes,
+            status,
+            lane_written,
+        }
+    }
+
+    /// Takes a connection's event.
+    pub(super) async fn event(&mut self, event: Event) -> Result<(), ShardError> {
+        match event {
+            Event::Hello { connection, hello, frames } => {
+                let rank = hello.rank;
+                let answer = self.ledger.hello(rank, hello.workers).map(|()| {
+                    Message::Welcome(WelcomeBody {
+                        shard: self.config.index,
+                        shards: self.config.topology.shards,
+                        version: self.ledger.version(),
+                    })
+                });
+                match answer {
+                    Ok(welcome) => {
+                        tracing::info!(%rank, connection, "worker connected");
+                        self.workers.insert(connection, Worker { rank, frames });
+                        self.send(connection, Step(0), Cell(0), &welcome).await;
+                    }
+                    Err(refusal) => {
+                        tracing::warn!(%rank, text = %refusal.text, "a worker was refused");
+                        self.workers.insert(connection, Worker { rank, frames });
+                        self.send(connection, Step(0), Cell(0), &Message::Refused(refusal)).await;
+                        self.workers.remove(&connection);
+                    }
+                }
+            }
+            Event::Message { connection, header, crc, message } => {
+                let Some(rank) = self.workers.get(&connection).map(|worker| worker.rank) else {
+                    return Ok(());
+                };
+                let peer = Peer { connection, rank };
+                if let Err(refusal) = self.consult(peer, &header, crc, message) {
+                    self.nack(connection, &header, refusal).await;
+                }
+            }
+            Event::Gone { connection, refusal } => {
+                if let Some(refusal) = refusal {
+                    let header = self.fence.header(Kind::Nack, self.ledger.version(), Cell(0));
+                    self.nack(connection, &header, refusal).await;
+                }
+                if let Some(worker) = self.workers.remove(&connection) {
+                    tracing::info!(rank = %worker.rank, connection, "worker disconnected");
+                }
+            }
+        }
+        self.act().await
+    }
+
+    async fn nack(&mut self, connection: u64, header: &Header, refusal: Refusal) {
+        let (step, cell) = (header.step, header.cell);
+        let rank = self.workers.get(&connection).map(|worker| worker.rank.0);
+        tracing::warn!(rank, %step, %cell, text = %refusal.text, "a request was refused");
+        self.send(connection, step, cell, &Message::Nack(refusal)).await;
+    }
+
+    fn consult(&mut self, from: Peer, header: &Header, crc: u32, message: Message) -> Result<(), Refusal> {
+        let (step, cell) = (header.step, header.cell);
+        match message {
+            Message::Lookup(request) => self.ledger.lookup(from, (step, cell), request),
+            Message::Read(request) => self.ledger.read(from, (step, cell), request),
+            Message::Push(block) => self.ledger.push(from, (step, cell), (header.chunk, crc), block),
+            Message::Prepare => self.ledger.prepare(from, step),
+            Message::Commit(commit) => self.ledger.vote(from, step, Vote::Commit(commit)),
+            Message::Abort { snapshot } => self.ledger.vote(from, step, Vote::Abort { snapshot }),
+            other => {
+                let kind = other.encode().0;
+                Err(Refusal::new(Reason::Malformed, format!("a {kind:?} frame is not for shards")))
+            }
+        }
+    }
+
+    /// Takes a lane's report.
+    pub(super) async fn report(&mut self, lane: usize, report: Report) -> Result<(), ShardError> {
+        match report {
+            Report::Counted { rows } => self.ledger.counted(lane, rows),
+            Report::Summed { step, sums } => self.ledger.summed(step, sums),
+            Report::Closed { step, written } => {
+                self.ledger.lane_closed(step);
+                self.lane_written[lane] = written;
+                let (version, written_rows) = (self.ledger.version(), self.lane_written.iter().sum());
+                self.status.send_modify(|status| {
+                    (status.version, status.written_rows) = (version, written_rows);
+                });
+            }
+            Report::Failed(error) => return Err(error),
+        }
+        self.act().await
+    }
+
+    /// Takes the end of a snapshot.
+    pub(super) async fn snapshot_ended(&mut self, ended: Result<(), ArchiveError>) -> Result<(), ShardError> {
+        let version = self.ledger.version();
+        ended.map_err(|error| ShardError::Snapshot { version, reason: error.to_string() })?;
+        self.status.send_modify(|status| status.is_snapshotting = false);
+        self.tell_all(|| Command::EndSnapshot).await?;
+        self.ledger.snapshot_finished();
+        self.act().await
+    }
+
+    /// Does what the ledger has decided.
+    async fn act(&mut self) -> Result<(), ShardError> {
+        for effect in self.ledger.take_effects() {
+            match effect {
+                Effect::Union { step, requests } => {
+                    self.tell_all(|| Command::Union { step, requests: requests.clone() }).await?;
+                }
+                Effect::Serve { step, cell, request, to } => {
+                    if let Some(reply) = self.reply_to(to, Kind::Rows, step, cell) {
+                        let serve =
+                            || Command::Serve { step, request: request.clone(), reply: reply.clone() };
+                        self.tell_all(serve).await?;
+                    }
+                }
+                Effect::ServeRead { version, number, request, to } => {
+                    if let Some(reply) = self.reply_to(to, Kind::ReadRows, version, number) {
+                        let serve = || Command::Serve {
+                            step: version,
+                            request: request.clone(),
+                            reply: reply.clone(),
+                        };
+                        self.tell_all(serve).await?;
+                    }
+                }
+                Effect::Add { step, request, blocks } => {
+                    let add = || Command::Add { step, request: request.clone(), blocks: blocks.clone() };
+                    self.tell_all(add).await?;
+                }
+                Effect::Sum { step } => self.tell_all(|| Command::Sum { step }).await?,
+                Effect::Close { step, vote } => self.close(step, vote).await?,
+                Effect::Reply { to, step, message } => {
+                    self.send(to.connection, step, Cell(0), &message).await;
+                }
+                Effect::Fail(refusal) => return Err(ShardError::Refused(refusal)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, step: Step, vote: Vote) -> Result<(), ShardError> {
+        let rates = match vote {
+            Vote::Commit(commit) => Some(Rates { scale: commit.scale, lr: commit.lr }),
+            Vote::Abort { .. } => None,
+        };
+        let snapshot = vote.snapshot();
+        self.tell_all(|| Command::Close { step, rates, snapshot }).await?;
+        if snapshot {
+            let version = step.next();
+            let Some(archive) = self.archive.clone() else {
+                let reason = "this shard has no archive".to_owned();
+                return Err(ShardError::Snapshot { version, reason });
+            };
+            let rows = SnapshotRows::new(version, self.lanes.clone());
+            self.status.send_modify(|status| status.is_snapshotting = true);
+            self.snapshots.spawn(async move { archive.archive(rows).await });
+        }
+        Ok(())
+    }
+
+    async fn tell_all(&self, command: impl Fn() -> Command) -> Result<(), ShardError> {
+        for (index, lane) in self.lanes.iter().enumerate() {
+            lane.send(command()).await.map_err(|_| ShardError::Lane(index))?;
+        }
+        Ok(())
+    }
+
+    fn reply_to(&self, to: Peer, kind: Kind, step: Step, cell: Cell) -> Option<ReplyTo> {
+        let worker = self.workers.get(&to.connection)?;
+        Some(ReplyTo { frames: worker.frames.clone(), header: self.fence.header(kind, step, cell) })
+    }
+
+    /// Sends a frame to a worker that is still connected.
+    async fn send(&self, connection: u64, step: Step, cell: Cell, message: &Message) {
+        let Some(worker) = self.workers.get(&connection) else { return };
+        match self.fence.frame(message, step, cell) {
+            Ok(frame) => {
+                if worker.frames.send(frame).await.is_err() {
+                    tracing::debug!(connection, "an answer came after its connection");
+                }
+            }
+            Err(error) => tracing::error!(%error, "an answer does not fit a frame"),
+        }
+    }
+
+    /// Tells every worker why the shard gives up, and lets go of them.
+    pub(super) async fn say_goodbye(&mut self, error: &ShardError) {
+        let refusal = match error {
+            ShardError::Refused(refusal) => refusal.clone(),
+            other => Refusal::new(Reason::Failed, other.to_string()),
+        };
+        let step = self.ledger.version();
+        let connections: Vec<u64> = self.workers.keys().copied().collect();
+        for connection in connections {
+            self.send(connection, step, Cell(0), &Message::Nack(refusal.clone())).await;
+        }
+        self.workers.clear();
+    }
+}

@@ -1,0 +1,176 @@
+//! Serving: accepts workers, runs the lanes' threads and the engine between them, and ends them all.
+
+mod connection;
+mod engine;
+mod snapshot;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use polygram_domain::Step;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::archive::RowArchive;
+use crate::config::ShardConfig;
+use crate::error::ShardError;
+use crate::lane::{Command, Lane, Report};
+use crate::rows::RowStore;
+use crate::shard::ShardStatus;
+use engine::Engine;
+pub use snapshot::SnapshotRows;
+
+/// Requests that wait for the engine at most; a push frame holds about a megabyte.
+const QUEUE_EVENTS: usize = 64;
+/// Commands that wait for a lane at most.
+const QUEUE_COMMANDS: usize = 64;
+/// Last words get so long to reach the workers.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What is served.
+pub(crate) struct Job {
+    pub(crate) config: Arc<ShardConfig>,
+    pub(crate) version: Step,
+    pub(crate) stores: Vec<RowStore>,
+    pub(crate) archive: Option<Arc<dyn RowArchive>>,
+    pub(crate) status: watch::Sender<ShardStatus>,
+}
+
+type Ended = (Step, Vec<RowStore>, watch::Sender<ShardStatus>);
+
+/// Serves until `shutdown` or a failure; gives version, rows and status back.
+pub(crate) async fn serve(
+    job: Job,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Ended, ShardError> {
+    let Job { config, version, stores, archive, status } = job;
+    let written: Vec<u64> = stores.iter().map(RowStore::written).collect();
+    status.send_modify(|status| (status.version, status.written_rows) = (version, written.iter().sum()));
+    // A lane has at most three reports a step on their way, and steps beyond the window are refused: the queue holds
+    // them all, so that a lane never waits for an engine that waits for a lane.
+    let open_steps = config.embedding.prefetch_steps as usize + 4;
+    let (report, mut reports) = mpsc::channel(4 * open_steps * stores.len() + 1);
+    let mut threads = Vec::with_capacity(stores.len());
+    let mut lanes = Vec::with_capacity(stores.len());
+    for ((index, store), buckets) in stores.into_iter().enumerate().zip(config.lane_buckets()) {
+        let lane = Lane::new(Arc::clone(&config), &buckets, store);
+        let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
+        threads.push(start(index, lane, queue, report.clone())?);
+        lanes.push(commands);
+    }
+    drop(report);
+    let mut engine = Engine::new(config, version, written, lanes, status);
+    engine.archive = archive;
+    let mut connections = JoinSet::new();
+    let served = run(&mut engine, &listener, &mut reports, &mut connections, shutdown).await;
+
+    // The listener goes first, so that nobody connects to a shard that ends.
+    drop(listener);
+    if let Err(error) = &served {
+        tracing::error!(%error, "the shard gives up");
+        if timeout(GOODBYE, engine.say_goodbye(error)).await.is_err() {
+            tracing::warn!("not every worker took the shard's last words");
+        }
+    }
+    engine.snapshots.shutdown().await;
+    let (version, status) = (engine.ledger.version(), engine.status.clone());
+    drop(engine);
+    // Without the engine, lanes and connections run out of senders and end by themselves, or are ended.
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    let patience = if served.is_err() { GOODBYE } else { Duration::ZERO };
+    if timeout(patience, all_ended).await.is_err() {
+        connections.shutdown().await;
+    }
+    let stores = join(threads, &mut reports).await?;
+    served.map(|()| (version, stores, status))
+}
+
+async fn run(
+    engine: &mut Engine,
+    listener: &TcpListener,
+    reports: &mut mpsc::Receiver<(usize, Report)>,
+    connections: &mut JoinSet<()>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ShardError> {
+    let (event, mut events) = mpsc::channel(QUEUE_EVENTS);
+    let mut accepted = 0u64;
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            Some((lane, report)) = reports.recv() => engine.report(lane, report).await?,
+            Some(joined) = engine.snapshots.join_next() => {
+                let ended = joined.map_err(|error| ShardError::Snapshot {
+                    version: engine.ledger.version(),
+                    reason: error.to_string(),
+                })?;
+                engine.snapshot_ended(ended).await?;
+            }
+            Some(joined) = connections.join_next() => {
+                if let Err(error) = joined {
+                    tracing::error!(%error, "a connection's task ended badly");
+                }
+            }
+            Some(event) = events.recv() => engine.event(event).await?,
+            connection = listener.accept() => {
+                let (stream, _) = connection.map_err(ShardError::Accept)?;
+                accepted += 1;
+                connections.spawn(connection::serve(stream, accepted, engine.fence.clone(), event.clone()));
+            }
+        }
+    }
+}
+
+fn start(
+    index: usize,
+    lane: Lane,
+    queue: mpsc::Receiver<Command>,
+    reports: mpsc::Sender<(usize, Report)>,
+) -> Result<JoinHandle<Option<RowStore>>, ShardError> {
+    let work = move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| lane.run(index, queue, &reports)));
+        match ended.unwrap_or(Err(ShardError::Lane(index))) {
+            Ok(store) => Some(store),
+            Err(error) => {
+                if reports.blocking_send((index, Report::Failed(error))).is_err() {
+                    tracing::error!(lane = index, "a lane failed after its engine ended");
+                }
+                None
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("lane-{index}"))
+        .spawn(work)
+        .map_err(|source| ShardError::Thread { lane: index, source })
+}
+
+/// Waits for the lanes. Reports that nobody needs any more are let go, so that no lane waits for them.
+async fn join(
+    threads: Vec<JoinHandle<Option<RowStore>>>,
+    reports: &mut mpsc::Receiver<(usize, Report)>,
+) -> Result<Vec<RowStore>, ShardError> {
+    let mut failure = None;
+    while let Some((_, report)) = reports.recv().await {
+        if let Report::Failed(error) = report {
+            failure.get_or_insert(error);
+        }
+    }
+    // All lanes have let go of their reports: their threads are ending.
+    let mut stores = Vec::with_capacity(threads.len());
+    for (index, thread) in threads.into_iter().enumerate() {
+        match thread.join() {
+            Ok(Some(store)) => stores.push(store),
+            Ok(None) | Err(_) => {
+                failure.get_or_insert(ShardError::Lane(index));
+            }
+        }
+    }
+    failure.map_or(Ok(stores), Err)
+}

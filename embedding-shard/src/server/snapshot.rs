@@ -1,0 +1,44 @@
+//! A snapshot as its archive sees it: rows of one table after the other, in row order, pulled from the lanes.
+
+use polygram_domain::{Step, TableIndex};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::archive::ArchiveError;
+use crate::lane::Command;
+use crate::rows::Record;
+
+/// The rows of a shard as they were at one version. Tables must be asked for in ascending order.
+#[derive(Debug)]
+pub struct SnapshotRows {
+    version: Step,
+    lanes: Vec<mpsc::Sender<Command>>,
+    /// Lane that has the next rows.
+    lane: usize,
+}
+
+impl SnapshotRows {
+    pub(super) fn new(version: Step, lanes: Vec<mpsc::Sender<Command>>) -> SnapshotRows {
+        SnapshotRows { version, lanes, lane: 0 }
+    }
+
+    /// Updates in the rows.
+    pub fn version(&self) -> Step {
+        self.version
+    }
+
+    /// The next written rows of `table`, ascending; `None` when there are no more, after which the next table may be
+    /// asked for. A batch may be empty.
+    pub async fn next(&mut self, table: TableIndex) -> Result<Option<Vec<Record>>, ArchiveError> {
+        let Some(lane) = self.lanes.get(self.lane) else {
+            self.lane = 0;
+            return Ok(None);
+        };
+        let (reply, batch) = oneshot::channel();
+        lane.send(Command::Batch { table, reply }).await.map_err(|_| ArchiveError::Stopped)?;
+        let batch = batch.await.map_err(|_| ArchiveError::Stopped)?;
+        if batch.is_last {
+            self.lane += 1;
+        }
+        Ok(Some(batch.records))
+    }
+}

@@ -1,0 +1,153 @@
+//! [`Shard`]: rows and a place in a run. Restore it, then serve it.
+
+use std::sync::Arc;
+
+use polygram_checkpoint::RowRecord;
+use polygram_domain::{RowId, Step, TableIndex};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::archive::RowArchive;
+use crate::config::ShardConfig;
+use crate::error::{ShardError, memory_message};
+use crate::rows::{Record, RowStore};
+use crate::server;
+
+/// What a shard is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Updates in its rows.
+    pub version: Step,
+    /// Written rows, as of the last closed step.
+    pub written_rows: u64,
+    /// Whether a snapshot is being written.
+    pub is_snapshotting: bool,
+}
+
+/// An embedding shard that is not serving: its rows are in hand.
+pub struct Shard {
+    config: Arc<ShardConfig>,
+    version: Step,
+    stores: Vec<RowStore>,
+    archive: Option<Arc<dyn RowArchive>>,
+    status: watch::Sender<ShardStatus>,
+}
+
+impl Shard {
+    /// A shard at version 0 whose rows are all virtual.
+    ///
+    /// # Errors
+    /// [`ShardError::Config`] where the tables have more than one width.
+    pub fn new(config: ShardConfig) -> Result<Shard, ShardError> {
+        if config.tables.iter().any(|table| table.width as usize != config.width()) {
+            return Err(ShardError::Config("tables of several widths are not supported".into()));
+        }
+        let stores = config.lane_buckets().iter().map(|buckets| RowStore::new(&config, buckets)).collect();
+        Ok(Shard {
+            config: Arc::new(config),
+            version: Step(0),
+            stores,
+            archive: None,
+            status: watch::Sender::default(),
+        })
+    }
+
+    /// Where snapshots go. Without one, a commit that asks for a snapshot fails the shard.
+    pub fn with_archive(mut self, archive: Arc<dyn RowArchive>) -> Shard {
+        self.archive = Some(archive);
+        self
+    }
+
+    /// Its place in the run.
+    pub fn config(&self) -> &Arc<ShardConfig> {
+        &self.config
+    }
+
+    /// Updates in its rows.
+    pub fn version(&self) -> Step {
+        self.version
+    }
+
+    /// Says which version restored rows have.
+    pub fn set_version(&mut self, version: Step) {
+        self.version = version;
+    }
+
+    /// Follows what the shard is doing while it serves.
+    pub fn status(&self) -> watch::Receiver<ShardStatus> {
+        self.status.subscribe()
+    }
+
+    /// Puts one saved row back.
+    ///
+    /// # Errors
+    /// [`ShardError::Restore`] for a row of another shard or shape, or twice the same; [`ShardError::Memory`] beyond
+    /// the ceiling.
+    pub fn restore_row(&mut self, table: TableIndex, row: RowRecord<'_>) -> Result<(), ShardError> {
+        let owner = self.stores.iter_mut().find(|store| {
+            table.index() < self.config.tables.len() && store.rows_of(table).contains(&row.row.0)
+        });
+        let Some(store) = owner else {
+            let rule = format!("it is not of shard {}", self.config.index);
+            return Err(ShardError::Restore { table, row: row.row, rule });
+        };
+        store.restore(table, row)?;
+        let (rows, bytes) = (self.written(), RowStore::record_bytes(&self.config));
+        let limit = self.config.embedding.memory_limit_bytes;
+        if rows.saturating_mul(bytes) > limit {
+            return Err(ShardError::Memory(memory_message(rows, bytes, limit)));
+        }
+        Ok(())
+    }
+
+    /// Written rows.
+    pub fn written(&self) -> u64 {
+        self.stores.iter().map(RowStore::written).sum()
+    }
+
+    /// Every written row, ascending by table and row.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let tables = (0..self.config.tables.len() as u32).map(TableIndex);
+        tables.flat_map(move |table| {
+            self.stores.iter().flat_map(move |store| {
+                let rows = store.rows_of(table);
+                let mut from = rows.start;
+                std::iter::from_fn(move || {
+                    let row = store.next_written(table, from, rows.end)?;
+                    from = row.0 + 1;
+                    let (updates, values) = store.record(table, row)?;
+                    Some(Record { table, row, updates, values: values.to_vec() })
+                })
+            })
+        })
+    }
+
+    /// The weights of an owned row, written or virtual; `None` for a row of another shard.
+    pub fn weights(&self, table: TableIndex, row: RowId) -> Option<Vec<f32>> {
+        let store = self
+            .stores
+            .iter()
+            .filter(|_| table.index() < self.config.tables.len())
+            .find(|store| store.rows_of(table).contains(&row.0))?;
+        let mut weights = vec![0.0; self.config.width()];
+        store.read(table, row, &mut weights);
+        Some(weights)
+    }
+
+    /// Serves workers on `listener` until `shutdown`, and gives the shard back with its rows.
+    ///
+    /// # Errors
+    /// When the workers contradict each other, the memory ceiling would be passed, a snapshot fails, or the listener
+    /// or a lane does. Every connected worker is told first.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<Shard, ShardError> {
+        let Shard { config, version, stores, archive, status } = self;
+        let job =
+            server::Job { config: Arc::clone(&config), version, stores, archive: archive.clone(), status };
+        let (version, stores, status) = server::serve(job, listener, shutdown).await?;
+        Ok(Shard { config, version, stores, archive, status })
+    }
+}
