@@ -120,7 +120,11 @@ pub(crate) fn names(file: &[u8]) -> Vec<String> {
 
 pub(crate) fn largest_difference(found: &[f32], wanted: &[f32]) -> f32 {
     assert_eq!(found.len(), wanted.len());
-    found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+    found
+        .iter()
+        .zip(wanted)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
 }
 
 /// ‖found − wanted‖ / ‖wanted‖.
@@ -172,7 +176,12 @@ pub(crate) struct RandomCell {
 }
 
 impl RandomCell {
-    pub(crate) fn new(spec: &ModelSpec, sites: usize, seed: u64, (batch, seq_len): (usize, usize)) -> RandomCell {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        sites: usize,
+        seed: u64,
+        (batch, seq_len): (usize, usize),
+    ) -> RandomCell {
         let stream = Stream::new(seed, Purpose::SyntheticData);
         let draw = |high: u64, index: usize, bound: u64| stream.below(high, index as u64, bound) as u32;
         let vocab = u64::from(spec.vocab_size);

@@ -52,7 +52,8 @@ fn plain_adamw() {
         for table in 0..tables {
             for index in golden.unique.offsets[table]..golden.unique.offsets[table + 1] {
                 let start = starts[table] + golden.unique.rows[index] as usize * width;
-                golden.rows_suw[index * width..(index + 1) * width].copy_from_slice(&flat[start..start + width]);
+                golden.rows_suw[index * width..(index + 1) * width]
+                    .copy_from_slice(&flat[start..start + width]);
             }
         }
         let output = model.forward_backward(&golden.input()).unwrap();
@@ -106,11 +107,8 @@ fn recipe_adamw() {
     let mut golden = Golden::open("B");
     let wanted = wanted("recipe_adamw");
     let multiplier = 16.0 / 3.0;
-    let recipe = AdamWSpec {
-        word_embedding_lr_multiplier: multiplier,
-        word_embedding_weight_decay: 0.0,
-        ..adamw()
-    };
+    let recipe =
+        AdamWSpec { word_embedding_lr_multiplier: multiplier, word_embedding_weight_decay: 0.0, ..adamw() };
     let mut model = golden.directory.load(Options { adamw: Some(recipe), ..options(3) }).unwrap();
     let unique = golden.unique.rows.len();
     let len = golden.rows_suw.len();
@@ -126,8 +124,7 @@ fn recipe_adamw() {
         let output = model.forward_backward(&golden.input()).unwrap();
         losses.push(output.loss_sum / output.targets as f64);
         let gradient = model.take_gradient();
-        let norm =
-            (square_sum(model.layout(), &gradient) + tensor_square_sum(&output.row_grads_suw)).sqrt();
+        let norm = (square_sum(model.layout(), &gradient) + tensor_square_sum(&output.row_grads_suw)).sqrt();
         norms.push(norm);
         let scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
         model.apply(&gradient, Update { lr: 1e-3, scale, number }).unwrap();
