@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The coordinator: who is in the run, at which step, and what is committed.
+//!
+//! Every decision is made in [`core`], a pure state machine. Around it stand a tonic server (`service`), one task that
+//! owns the state (`driver`) and one that owns the store (`recorder`). A coordinator is made in two steps:
+//! [`opening::open`] claims the run in the store and decides what it continues from, [`server::serve`] leads it to its
+//! end.
+
+pub mod args;
+pub mod compatibility;
+pub mod core;
+pub mod interrupts;
+pub mod opening;
+pub mod server;
+
+mod clock;
+mod driver;
+mod recorder;
+mod service;
+
+pub use opening::{Opened, OpeningError, Origin, open};
+pub use server::{Ended, ServeError, serve};

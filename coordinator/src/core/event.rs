@@ -1,0 +1,179 @@
+//! What happens to a run, and what is to be done about it.
+
+use polygram_domain::{Generation, Step};
+use polygram_proto::control::{
+    Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
+};
+
+/// Milliseconds since 1970, by a clock that never goes back while the coordinator lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// Milliseconds from `earlier` to this; 0 when it is not earlier.
+    pub fn since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This much later.
+    pub fn after(self, millis: u64) -> Time {
+        Time(self.0.saturating_add(millis))
+    }
+}
+
+/// Names a call that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A process asks for its slot.
+    Join {
+        /// Of the call.
+        ticket: Ticket,
+        /// What it asks.
+        request: JoinRequest,
+    },
+    /// A member opened its stream.
+    Attend {
+        /// Of the call.
+        ticket: Ticket,
+        /// The member.
+        member: MemberId,
+    },
+    /// A member said something on its stream.
+    Report(Envelope),
+    /// A member's stream is over.
+    StreamEnded {
+        /// The member.
+        member: MemberId,
+        /// How it ended.
+        message: String,
+    },
+    /// A member's part of a checkpoint is in the store.
+    Upload {
+        /// Of the call.
+        ticket: Ticket,
+        /// The member.
+        member: MemberId,
+        /// The generation it lives in.
+        generation: Generation,
+        /// Updates applied in the checkpoint.
+        step: Step,
+    },
+    /// A commit came to its end; the error says why it did not succeed.
+    CommitDone {
+        /// The checkpoint.
+        step: Step,
+        /// How it ended.
+        result: Result<(), String>,
+    },
+    /// The store refused something other than a commit.
+    StoreFailed {
+        /// One sentence.
+        message: String,
+    },
+    /// The operator ends the run.
+    Stop {
+        /// Of the call.
+        ticket: Ticket,
+        /// How.
+        mode: StopMode,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator's process was asked to end. The first time means commit and stop, the second abort.
+    Interrupt {
+        /// Which signal.
+        reason: String,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The slot is given.
+    Admitted {
+        /// The admission.
+        member: MemberId,
+        /// The generation it lives in.
+        generation: Generation,
+    },
+    /// The stream is welcome.
+    Attending,
+    /// The part is noted.
+    PartNoted,
+    /// What the stop does.
+    Stopping(String),
+}
+
+/// Something worth keeping.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// An update.
+    Metrics(StepMetrics),
+    /// A held-out evaluation.
+    Evaluation(Evaluation),
+    /// A commit.
+    Committed(Step),
+}
+
+/// How the run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Completed or stopped, committed.
+    Good,
+    /// Failed.
+    Bad,
+}
+
+/// Who a log line is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// The run's course.
+    Info,
+    /// Something odd that the run survives.
+    Warn,
+    /// A person must look.
+    Error,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Answer a call; the error is a refusal, one sentence.
+    Reply {
+        /// Of the call.
+        ticket: Ticket,
+        /// The answer.
+        answer: Result<Reply, String>,
+    },
+    /// Send a directive on a member's stream.
+    Direct {
+        /// The member.
+        member: MemberId,
+        /// What it is told.
+        directive: Directive,
+    },
+    /// All parts of a step are here: assemble and commit them, and answer with [`Event::CommitDone`].
+    Commit {
+        /// The checkpoint.
+        step: Step,
+    },
+    /// Parts of steps before this one will not be used any more.
+    DropParts {
+        /// The first step that still matters.
+        before: Step,
+    },
+    /// Keep it and show it.
+    Record(Record),
+    /// State, reason or message changed: keep and show the status.
+    StatusChanged,
+    /// Write a line to the log.
+    Log(Level, String),
+    /// Everybody has left: end the process.
+    End(Outcome),
+}

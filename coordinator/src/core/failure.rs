@@ -1,0 +1,215 @@
+//! Who is to blame, and what follows.
+//!
+//! The first failure is the culprit. A dead process is often noticed first by its peers: a member that fails because
+//! of a peer names it, and the verdict then waits a moment for the peer's own end, which is the better witness.
+
+use polygram_domain::Step;
+use polygram_proto::control::{
+    Abort, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
+};
+
+use super::event::{Action, Level, Outcome};
+use super::state::{Attendance, Ending, Suspicion, Turn};
+
+/// Consequences kept word by word.
+const CONSEQUENCES: usize = 64;
+
+impl Turn<'_> {
+    /// A member reported its failure.
+    pub(super) fn member_failed(&mut self, who: MemberRef, failure: Failure) {
+        let Some(member) = self.state.members.get_mut(&who) else { return };
+        if member.failed {
+            return;
+        }
+        member.failed = true;
+        (member.step, member.phase) = (member.step.max(failure.step), failure.phase);
+        let suspect = failure
+            .suspect
+            .filter(|suspect| *suspect != who && self.state.members.get(suspect).is_some_and(|m| !m.failed));
+        if self.state.is_over() {
+            return self.consequence(who, &failure.message);
+        }
+        match (suspect, self.state.suspicion.take()) {
+            (None, None) => self.verdict(who, Reason::MemberFailed, failure.message),
+            (Some(suspect), None) => {
+                self.log(Level::Warn, format!("{who} failed and blames {suspect}: {}", failure.message));
+                let until = self.now.after(self.state.settings.timeouts.verdict_ms);
+                self.state.suspicion = Some(Suspicion { reporter: who, failure, suspect, until });
+            }
+            // A second witness. One that blames somebody else in turn hands the suspicion on.
+            (Some(next), Some(mut suspicion)) => {
+                self.consequence(who, &failure.message);
+                if suspicion.suspect == who {
+                    suspicion.suspect = next;
+                }
+                self.state.suspicion = Some(suspicion);
+            }
+            (None, Some(suspicion)) => {
+                self.consequence(suspicion.reporter, &suspicion.failure.message);
+                self.verdict(who, Reason::MemberFailed, failure.message);
+            }
+        }
+    }
+
+    /// A member is found dead, silent or lying; nobody else is to blame.
+    pub(super) fn member_fails(&mut self, who: MemberRef, reason: Reason, message: String) {
+        if let Some(member) = self.state.members.get_mut(&who) {
+            member.failed = true;
+        }
+        if self.state.is_over() {
+            return self.consequence(who, &message);
+        }
+        if let Some(suspicion) = self.state.suspicion.take() {
+            self.consequence(suspicion.reporter, &suspicion.failure.message);
+        }
+        self.verdict(who, reason, message);
+    }
+
+    fn verdict(&mut self, who: MemberRef, reason: Reason, message: String) {
+        let member = self.state.members.get(&who);
+        let culprit = Culprit {
+            member: who,
+            pid: member.map_or(0, |m| m.pid),
+            phase: member.map_or(Phase::Starting, |m| m.phase),
+            step: member.map_or(Step(0), |m| m.step),
+            message,
+        };
+        let sentence = culprit.to_string();
+        self.state.culprit = Some(culprit);
+        self.fail(reason, sentence);
+    }
+
+    /// Ends the run by a fault: everybody aborts.
+    pub(super) fn fail(&mut self, reason: Reason, message: String) {
+        if self.state.is_over() {
+            return;
+        }
+        let abort = Abort { reason: message.clone(), culprit: self.state.culprit.clone() };
+        self.direct_all(&Directive::Abort(abort));
+        self.end(RunState::Failed, reason, message);
+    }
+
+    /// Ends the run in good order: everybody leaves.
+    pub(super) fn finish(&mut self, run: RunState, reason: Reason, message: String) {
+        self.direct_all(&Directive::Exit);
+        self.end(run, reason, message);
+    }
+
+    fn end(&mut self, run: RunState, reason: Reason, message: String) {
+        let until = self.now.after(self.state.settings.timeouts.leave_ms);
+        self.state.ending = Some(Ending { until, done: false });
+        self.state.suspicion = None;
+        self.enter(run, reason, message);
+    }
+
+    fn consequence(&mut self, who: MemberRef, message: &str) {
+        if self.state.consequences.len() < CONSEQUENCES {
+            self.state.consequences.push(format!("{who}: {message}"));
+            self.log(Level::Warn, format!("in consequence, {who}: {message}"));
+            self.actions.push(Action::StatusChanged);
+        }
+    }
+
+    pub(super) fn store_failed(&mut self, message: String) {
+        self.fail(Reason::StoreFailed, message);
+    }
+
+    /// The operator ends the run; the answer says what happens.
+    pub(super) fn stop(&mut self, mode: StopMode, reason: String) -> String {
+        if self.state.is_over() {
+            return format!("the run is over already: {}", self.state.message);
+        }
+        match mode {
+            StopMode::Abort => {
+                let kept = self.state.last_commit().map_or("nothing is committed".into(), |step| {
+                    format!("the newest committed step is {step}")
+                });
+                self.fail(Reason::Aborted, format!("aborted: {reason}; {kept}"));
+                "aborted".into()
+            }
+            StopMode::Commit if self.state.run != RunState::Running => {
+                let message = format!("stopped before the first step: {reason}");
+                self.finish(RunState::Stopped, Reason::StopRequested, message);
+                "stopped before the first step".into()
+            }
+            StopMode::Commit => {
+                if self.state.stop.is_some() {
+                    return "the run is stopping already".into();
+                }
+                self.direct_all(&Directive::Stop { reason: reason.clone() });
+                self.state.stop = Some(reason);
+                "the members commit at their next step boundary and stop".into()
+            }
+        }
+    }
+
+    /// A signal: the first stops, the second aborts, and one after the end does not wait for anybody.
+    pub(super) fn interrupt(&mut self, reason: String) {
+        if let Some(ending) = &mut self.state.ending {
+            ending.until = self.now;
+        } else if self.state.stop.is_some() {
+            self.stop(StopMode::Abort, format!("{reason} for the second time"));
+        } else {
+            self.stop(StopMode::Commit, reason);
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.forgive_own_pause();
+        if self.state.is_over() {
+            return;
+        }
+        if let Some(suspicion) = self.state.suspicion.take_if(|suspicion| suspicion.until <= self.now) {
+            let message = format!("{} (it blames {})", suspicion.failure.message, suspicion.suspect);
+            return self.verdict(suspicion.reporter, Reason::MemberFailed, message);
+        }
+        let detection = self.state.settings.timeouts.detection_ms;
+        let silent = self.state.members.values().filter(|m| {
+            let gone = m.attendance == Attendance::Ended;
+            !gone && self.now.since(m.heard) > detection
+        });
+        // The one heard longest ago fell silent first.
+        let mut silent: Vec<_> = silent.map(|m| (m.heard, m.who, m.attendance)).collect();
+        silent.sort_unstable_by_key(|(heard, who, _)| (*heard, *who));
+        for (heard, who, attendance) in silent {
+            let seconds = self.now.since(heard) as f64 / 1000.0;
+            let message = match attendance {
+                Attendance::Expected => format!("joined {seconds:.1} s ago and never attended"),
+                Attendance::Open | Attendance::Ended => format!("no sign of life for {seconds:.1} s"),
+            };
+            self.member_fails(who, Reason::MemberSilent, message);
+        }
+    }
+
+    /// A coordinator that was itself stopped for a while (suspended, swapped out) has heard nobody meanwhile; that is
+    /// not the members' silence.
+    fn forgive_own_pause(&mut self) {
+        let pause = self.now.since(self.state.last_tick);
+        self.state.last_tick = self.now;
+        if pause > self.state.settings.timeouts.detection_ms / 2 {
+            for member in self.state.members.values_mut() {
+                member.heard = member.heard.after(pause).min(self.now);
+            }
+            self.log(Level::Warn, format!("this process stood still for {:.1} s", pause as f64 / 1000.0));
+        }
+    }
+
+    /// The end of the process: everybody has left and no commit is under way, or patience is over.
+    pub(super) fn settle(&mut self) {
+        let Some(ending) = &mut self.state.ending else { return };
+        if ending.done {
+            return;
+        }
+        let stay = self.state.members.values().filter(|m| m.attendance == Attendance::Open).count();
+        let waits = stay > 0 || self.state.checkpoints.committing.is_some();
+        if waits && self.now < ending.until {
+            return;
+        }
+        ending.done = true;
+        if stay > 0 {
+            self.log(Level::Warn, format!("{stay} members did not leave in time"));
+        }
+        let outcome = if self.state.run == RunState::Failed { Outcome::Bad } else { Outcome::Good };
+        self.actions.push(Action::End(outcome));
+    }
+}

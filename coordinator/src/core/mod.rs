@@ -1,0 +1,54 @@
+//! The run as a pure state machine: `apply(state, event, now) → actions`.
+//!
+//! Nothing here opens a socket, reads a clock or touches a store; everything the coordinator decides is decided here,
+//! and the tests drive it through thousands of schedules. What always holds:
+//! * one generation is active, and messages of another change nothing;
+//! * members are assigned once all of them attend, and started once all of them acknowledged the same table;
+//! * a step is committed only with the parts of every worker and every shard, steps in ascending order;
+//! * the first failure is the culprit for good, later ones are consequences;
+//! * a state that is over is never left, and the end comes once, in bounded time.
+
+pub mod event;
+pub mod settings;
+pub mod state;
+
+mod checkpoints;
+mod failure;
+mod lifecycle;
+mod members;
+mod sentence;
+mod status;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time};
+pub use settings::{Resume, Settings, Timeouts};
+pub use state::State;
+
+/// Applies `event` at `now` and says what is to be done, in order.
+pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
+    let mut turn = state::Turn { state, now, actions: Vec::new() };
+    match event {
+        Event::Join { ticket, request } => turn.join(ticket, request),
+        Event::Attend { ticket, member } => turn.attend(ticket, member),
+        Event::Report(envelope) => turn.report(envelope),
+        Event::StreamEnded { member, message } => turn.stream_ended(member, message),
+        Event::Upload { ticket, member, generation, step } => {
+            let answer = turn.upload(member, generation, step).map(|()| Reply::PartNoted);
+            turn.reply(ticket, answer);
+        }
+        Event::CommitDone { step, result } => turn.commit_done(step, result),
+        Event::StoreFailed { message } => turn.store_failed(message),
+        Event::Stop { ticket, mode, reason } => {
+            let message = turn.stop(mode, reason);
+            turn.reply(ticket, Ok(Reply::Stopping(message)));
+        }
+        Event::Interrupt { reason } => turn.interrupt(reason),
+        Event::Tick => turn.tick(),
+    }
+    turn.advance();
+    turn.actions
+}

@@ -1,0 +1,119 @@
+//! What a run's coordinator knows before anybody joins.
+
+use std::time::Duration;
+
+use polygram_domain::{Generation, RunSpec, Step, Topology};
+
+/// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
+///
+/// Their order, checked by [`Timeouts::of`]: heartbeat < verdict ≤ detection ≤ leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Members report where they are this often.
+    pub heartbeat_ms: u64,
+    /// A failure that blames a peer waits this long for the peer's own end.
+    pub verdict_ms: u64,
+    /// A member silent for so long is lost.
+    pub detection_ms: u64,
+    /// Members have this long to leave once the run is over.
+    pub leave_ms: u64,
+}
+
+impl Timeouts {
+    /// Derives the timeouts: a heartbeat every tenth of the detection time, but at least once a second; a verdict after
+    /// three heartbeats; leaving may take as long as detection.
+    pub fn of(failure_detection_seconds: f64) -> Timeouts {
+        let detection_ms = (failure_detection_seconds.clamp(0.1, 86_400.0) * 1000.0) as u64;
+        let heartbeat_ms = (detection_ms / 10).clamp(10, 1000);
+        Timeouts {
+            heartbeat_ms,
+            verdict_ms: (heartbeat_ms * 3).min(detection_ms / 2).min(1500),
+            detection_ms,
+            leave_ms: detection_ms,
+        }
+    }
+
+    /// [`Timeouts::heartbeat_ms`] as a duration.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    /// [`Timeouts::detection_ms`] as a duration.
+    pub fn detection(&self) -> Duration {
+        Duration::from_millis(self.detection_ms)
+    }
+}
+
+/// What the run continues from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Updates applied in the manifest.
+    pub step: Step,
+    /// Object key of the manifest.
+    pub manifest: String,
+}
+
+/// The frame of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Name of the run.
+    pub run: String,
+    /// Numbers of members.
+    pub topology: Topology,
+    /// Updates of the whole run.
+    pub total_steps: u64,
+    /// The update after which this session ends: `training.stop_at_step`, or the last.
+    pub last_step: u64,
+    /// What it continues from; `None` for a fresh run.
+    pub resume: Option<Resume>,
+    /// Which start of the run this is, from 1.
+    pub attempt: u32,
+    /// Derived timeouts.
+    pub timeouts: Timeouts,
+}
+
+impl Settings {
+    /// The frame of `spec`, continued from `resume`, as start number `attempt`.
+    pub fn of(spec: &RunSpec, resume: Option<Resume>, attempt: u32) -> Settings {
+        Settings {
+            run: spec.name.as_str().to_owned(),
+            topology: spec.topology,
+            total_steps: spec.training.steps,
+            last_step: spec.last_step(),
+            resume,
+            attempt,
+            timeouts: Timeouts::of(spec.failure_detection_seconds),
+        }
+    }
+
+    /// Updates applied before this session.
+    pub fn resume_step(&self) -> Step {
+        self.resume.as_ref().map_or(Step(0), |resume| resume.step)
+    }
+
+    /// The generation of this session's membership. Attempts are numbered by a term that is claimed in the store, so
+    /// it only grows.
+    pub fn generation(&self) -> Generation {
+        Generation(self.attempt.into())
+    }
+
+    /// All members.
+    pub fn member_count(&self) -> usize {
+        self.topology.workers as usize + self.topology.shards as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_ordered_for_every_knob() {
+        for knob in [1.0, 1.5, 2.0, 10.0, 30.0, 600.0] {
+            let t = Timeouts::of(knob);
+            assert!(t.heartbeat_ms < t.verdict_ms, "{knob}: {t:?}");
+            assert!(t.verdict_ms < t.detection_ms && t.detection_ms <= t.leave_ms, "{knob}: {t:?}");
+            assert!(t.heartbeat_ms * 5 <= t.detection_ms, "{knob}: several heartbeats fit: {t:?}");
+        }
+    }
+}

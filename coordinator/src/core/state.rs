@@ -1,0 +1,220 @@
+//! The state of a run, and one turn of changing it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use polygram_domain::{Generation, Step};
+use polygram_proto::control::{
+    AssignmentHash, Culprit, Directive, Evaluation, Failure, Incarnation, MemberId, MemberRef, Phase, Reason,
+    Role, RunState, StepMetrics,
+};
+
+use super::event::{Action, Level, Reply, Ticket, Time};
+use super::settings::Settings;
+
+/// A run, as far as the coordinator knows it. Changed only by [`super::apply`].
+#[derive(Clone, Debug)]
+pub struct State {
+    pub(super) settings: Settings,
+    pub(super) run: RunState,
+    pub(super) reason: Reason,
+    pub(super) message: String,
+    pub(super) since: Time,
+    pub(super) members: BTreeMap<MemberRef, Member>,
+    pub(super) admissions: u64,
+    pub(super) assignment: Option<AssignmentHash>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) stop: Option<String>,
+    pub(super) suspicion: Option<Suspicion>,
+    pub(super) culprit: Option<Culprit>,
+    pub(super) consequences: Vec<String>,
+    pub(super) ending: Option<Ending>,
+    pub(super) metrics: Option<StepMetrics>,
+    pub(super) evaluation: Option<Evaluation>,
+    pub(super) last_tick: Time,
+}
+
+/// One admitted process.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) id: MemberId,
+    pub(super) who: MemberRef,
+    pub(super) incarnation: Incarnation,
+    pub(super) pid: u32,
+    pub(super) host: String,
+    pub(super) address: SocketAddr,
+    pub(super) attendance: Attendance,
+    pub(super) ready: bool,
+    pub(super) heard: Time,
+    pub(super) step: Step,
+    pub(super) phase: Phase,
+    pub(super) finished: Option<Step>,
+    pub(super) failed: bool,
+}
+
+/// Whether a member's stream is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attendance {
+    /// Joined only.
+    Expected,
+    /// Open.
+    Open,
+    /// Was open.
+    Ended,
+}
+
+/// What is reported, being committed and committed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checkpoints {
+    /// Who has reported its part of a step that is not complete.
+    pub(super) parts: BTreeMap<Step, BTreeSet<MemberRef>>,
+    /// Complete, not yet begun.
+    pub(super) complete: BTreeSet<Step>,
+    /// Begun.
+    pub(super) committing: Option<Step>,
+    /// Newest committed.
+    pub(super) committed: Option<Step>,
+}
+
+/// A failure that blames a peer, waiting for the peer's own end.
+#[derive(Clone, Debug)]
+pub(super) struct Suspicion {
+    pub(super) reporter: MemberRef,
+    pub(super) failure: Failure,
+    pub(super) suspect: MemberRef,
+    pub(super) until: Time,
+}
+
+/// The run is over; members leave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    pub(super) until: Time,
+    pub(super) done: bool,
+}
+
+impl State {
+    /// A run nobody has joined yet. One whose last step is already committed is over from the start.
+    pub fn new(settings: Settings, now: Time) -> State {
+        let committed = settings.resume.as_ref().map(|resume| resume.step);
+        let mut state = State {
+            run: RunState::Pending,
+            reason: Reason::WaitingForMembers,
+            message: String::new(),
+            since: now,
+            members: BTreeMap::new(),
+            admissions: 0,
+            assignment: None,
+            checkpoints: Checkpoints { committed, ..Checkpoints::default() },
+            stop: None,
+            suspicion: None,
+            culprit: None,
+            consequences: Vec::new(),
+            ending: None,
+            metrics: None,
+            evaluation: None,
+            last_tick: now,
+            settings,
+        };
+        let reached = state.settings.resume_step();
+        if reached.0 >= state.settings.last_step {
+            let total = state.settings.total_steps;
+            (state.run, state.reason) = if reached.0 >= total {
+                (RunState::Completed, Reason::AllStepsDone)
+            } else {
+                (RunState::Stopped, Reason::StopAtStep)
+            };
+            state.message = format!("step {reached} of {total} was already committed; nothing is left to do");
+            state.ending = Some(Ending { until: now, done: false });
+        } else {
+            state.message = state.waiting_to_join();
+        }
+        state
+    }
+
+    /// The frame of the run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where the run is in its life.
+    pub fn run_state(&self) -> RunState {
+        self.run
+    }
+
+    /// Why, for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Newest committed step of the run.
+    pub fn last_commit(&self) -> Option<Step> {
+        self.checkpoints.committed
+    }
+
+    /// The active generation.
+    pub fn generation(&self) -> Generation {
+        self.settings.generation()
+    }
+
+    /// The slot of an admission.
+    pub fn who(&self, member: MemberId) -> Option<MemberRef> {
+        self.members.values().find(|m| m.id == member).map(|m| m.who)
+    }
+
+    /// Every slot of the run, workers first.
+    pub(super) fn slots(&self) -> impl Iterator<Item = MemberRef> + '_ {
+        let slots = |role, count| (0..count).map(move |index| MemberRef { role, index });
+        slots(Role::Worker, self.settings.topology.workers)
+            .chain(slots(Role::Shard, self.settings.topology.shards))
+    }
+
+    pub(super) fn workers(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|m| m.who.role == Role::Worker)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.run.is_over()
+    }
+}
+
+/// One event being applied.
+pub(super) struct Turn<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) now: Time,
+    pub(super) actions: Vec<Action>,
+}
+
+impl Turn<'_> {
+    pub(super) fn reply(&mut self, ticket: Ticket, answer: Result<Reply, String>) {
+        self.actions.push(Action::Reply { ticket, answer });
+    }
+
+    pub(super) fn log(&mut self, level: Level, message: String) {
+        self.actions.push(Action::Log(level, message));
+    }
+
+    /// Sends `directive` to every member whose stream is open.
+    pub(super) fn direct_all(&mut self, directive: &Directive) {
+        let open = self.state.members.values().filter(|m| m.attendance == Attendance::Open);
+        let directed = open.map(|m| Action::Direct { member: m.id, directive: directive.clone() });
+        self.actions.extend(directed);
+    }
+
+    /// Enters `run` for `reason`. Later turns may refine reason and message within the state.
+    pub(super) fn enter(&mut self, run: RunState, reason: Reason, message: String) {
+        let state = &mut *self.state;
+        if state.run == run && state.reason == reason && state.message == message {
+            return;
+        }
+        if state.run != run {
+            state.since = self.now;
+        }
+        state.run = run;
+        state.reason = reason;
+        state.message = message;
+        let level = if run == RunState::Failed { Level::Error } else { Level::Info };
+        let line = format!("{run}: {}", state.message);
+        self.log(level, line);
+        self.actions.push(Action::StatusChanged);
+    }
+}

@@ -1,0 +1,56 @@
+//! The state as others see it.
+
+use polygram_domain::Step;
+use polygram_proto::control::{MemberStatus, RunStatus};
+
+use super::event::Time;
+use super::state::{Attendance, State};
+
+impl State {
+    /// The run at `now`.
+    pub fn status(&self, now: Time) -> RunStatus {
+        RunStatus {
+            state: self.run,
+            reason: self.reason,
+            message: self.message.clone(),
+            since_unix_ms: self.since.0,
+            run: self.settings.run.clone(),
+            generation: self.generation(),
+            attempt: self.settings.attempt,
+            step: self.step(),
+            total_steps: self.settings.total_steps,
+            resume_step: self.settings.resume_step(),
+            members: self
+                .members
+                .values()
+                .map(|m| MemberStatus {
+                    role: m.who.role,
+                    index: m.who.index,
+                    pid: m.pid,
+                    host: m.host.clone(),
+                    phase: m.phase,
+                    step: m.step,
+                    address: m.address.to_string(),
+                    last_heard_ms: now.since(m.heard),
+                    alive: m.attendance != Attendance::Ended,
+                })
+                .collect(),
+            last_commit: self.checkpoints.committed,
+            last_metrics: self.metrics,
+            last_evaluation: self.evaluation,
+            culprit: self.culprit.clone(),
+            consequences: self.consequences.clone(),
+        }
+    }
+
+    /// Updates applied so far, as far as anybody said.
+    fn step(&self) -> Step {
+        let reported = self.metrics.map_or(Step(0), |metrics| metrics.step.next());
+        let workers = self.workers().map(|m| m.step).max().unwrap_or_default();
+        self.settings
+            .resume_step()
+            .max(reported)
+            .max(workers)
+            .max(self.checkpoints.committed.unwrap_or_default())
+    }
+}

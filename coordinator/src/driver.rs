@@ -1,0 +1,363 @@
+//! The one task that owns the state: events in, actions out. It decides nothing; [`crate::core`] does.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use polygram_checkpoint::Part;
+use polygram_domain::Step;
+use polygram_proto::control::{
+    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, UploadReport,
+    WatchEvent,
+};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::clock::Clock;
+use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, apply};
+use crate::recorder::{Order, evaluation_line, metrics_line};
+
+/// Directives that may wait for one member; a member that reads none of so many is stuck.
+const DIRECTIVES: usize = 32;
+/// Events that a slow watcher may be behind; what it misses beyond is not repeated.
+const WATCH_EVENTS: usize = 1024;
+
+/// A call's answer: the error is a refusal, one sentence.
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, String>>;
+/// What a member says; the error is the end, and how it came.
+pub(crate) type Reports = Pin<Box<dyn Stream<Item = Result<Envelope, String>> + Send>>;
+
+/// What reaches the driver.
+pub(crate) enum Input {
+    /// From inside: readers and recorder.
+    Happened(Event),
+    Join {
+        request: JoinRequest,
+        answer: Answer<Joined>,
+    },
+    Attend {
+        member: MemberId,
+        reports: Reports,
+        answer: Answer<mpsc::Receiver<Directive>>,
+    },
+    Upload {
+        report: UploadReport,
+        answer: Answer<()>,
+    },
+    Stop {
+        mode: StopMode,
+        reason: String,
+        answer: Answer<String>,
+    },
+    Status {
+        answer: oneshot::Sender<RunStatus>,
+    },
+    Watch {
+        answer: oneshot::Sender<(RunStatus, broadcast::Receiver<WatchEvent>)>,
+    },
+}
+
+/// A call that waits for the core's answer.
+enum Pending {
+    Join(Answer<Joined>),
+    Attend { member: MemberId, reports: Reports, answer: Answer<mpsc::Receiver<Directive>> },
+    Upload { key: (Step, MemberRef), new: bool, answer: Answer<()> },
+    Stop(Answer<String>),
+}
+
+/// What is told to members when they join, beside their admission.
+#[derive(Clone, Debug)]
+pub(crate) struct Welcome {
+    pub(crate) config_toml: String,
+    pub(crate) root: String,
+}
+
+/// Where the driver's words go.
+pub(crate) struct Outlets {
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) status: watch::Sender<Arc<RunStatus>>,
+}
+
+/// The owner of the state.
+pub(crate) struct Driver {
+    state: State,
+    clock: Clock,
+    welcome: Welcome,
+    outlets: Outlets,
+    watchers: broadcast::Sender<WatchEvent>,
+    pending: HashMap<Ticket, Pending>,
+    tickets: u64,
+    streams: HashMap<MemberId, mpsc::Sender<Directive>>,
+    parts: BTreeMap<(Step, MemberRef), Part>,
+    readers: JoinSet<()>,
+    events: VecDeque<Event>,
+    outcome: Option<Outcome>,
+}
+
+impl Driver {
+    pub(crate) fn new(state: State, clock: Clock, welcome: Welcome, outlets: Outlets) -> Driver {
+        Driver {
+            state,
+            clock,
+            welcome,
+            outlets,
+            watchers: broadcast::Sender::new(WATCH_EVENTS),
+            pending: HashMap::new(),
+            tickets: 0,
+            streams: HashMap::new(),
+            parts: BTreeMap::new(),
+            readers: JoinSet::new(),
+            events: VecDeque::new(),
+            outcome: None,
+        }
+    }
+
+    /// Leads the run to its end. Dropping the outlets at the end tells the recorder to finish.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Input>,
+        mut interrupts: mpsc::Receiver<String>,
+    ) -> (Outcome, RunStatus) {
+        let period = self.state.settings().timeouts.heartbeat() / 2;
+        let mut beat = tokio::time::interval(period.max(Duration::from_millis(5)));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interruptible = true;
+        tracing::info!(state = %self.state.run_state(), "{}", self.state.message());
+        let outcome = loop {
+            if let Some(outcome) = self.outcome {
+                break outcome;
+            }
+            // In this order, so that a heartbeat that has arrived counts before the clock does.
+            tokio::select! {
+                biased;
+                interrupt = interrupts.recv(), if interruptible => match interrupt {
+                    Some(reason) => self.events.push_back(Event::Interrupt { reason }),
+                    None => interruptible = false,
+                },
+                Some(input) = inbox.recv() => self.take(input),
+                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => {
+                    if let Err(error) = reader {
+                        tracing::error!(%error, "a reader of member reports failed");
+                    }
+                }
+                _instant = beat.tick() => self.events.push_back(Event::Tick),
+            }
+            self.settle_events();
+        };
+        self.streams.clear();
+        self.readers.shutdown().await;
+        let status = self.state.status(self.clock.now());
+        self.outlets.status.send_replace(Arc::new(status.clone()));
+        (outcome, status)
+    }
+
+    /// Turns an input into an event, remembering whom to answer.
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Happened(event) => self.events.push_back(event),
+            Input::Join { request, answer } => {
+                let ticket = self.ticket(Pending::Join(answer));
+                self.events.push_back(Event::Join { ticket, request });
+            }
+            Input::Attend { member, reports, answer } => {
+                let ticket = self.ticket(Pending::Attend { member, reports, answer });
+                self.events.push_back(Event::Attend { ticket, member });
+            }
+            Input::Upload { report, answer } => self.take_upload(report, answer),
+            Input::Stop { mode, reason, answer } => {
+                let ticket = self.ticket(Pending::Stop(answer));
+                self.events.push_back(Event::Stop { ticket, mode, reason });
+            }
+            // A caller that has gone meanwhile does not want its answer: both sends may be dropped.
+            Input::Status { answer } => {
+                let _gone = answer.send(self.state.status(self.clock.now()));
+            }
+            Input::Watch { answer } => {
+                let status = self.state.status(self.clock.now());
+                let _gone = answer.send((status, self.watchers.subscribe()));
+            }
+        }
+    }
+
+    fn take_upload(&mut self, report: UploadReport, answer: Answer<()>) {
+        let UploadReport { member, generation, step, part_json } = report;
+        let part = serde_json::from_str::<Part>(&part_json);
+        let part = part.map_err(|e| format!("the part of step {step} is not legal: {e}")).and_then(|part| {
+            let who = self.state.who(member);
+            let who = who.ok_or_else(|| format!("admission {} is not of this attempt", member.0))?;
+            if part.step != step {
+                return Err(format!("{who} reported a part of step {} as one of step {step}", part.step));
+            }
+            match self.parts.get(&(step, who)) {
+                Some(known) if *known != part => {
+                    Err(format!("{who} reported two different parts of step {step}"))
+                }
+                known => Ok((who, part, known.is_none())),
+            }
+        });
+        match part {
+            Ok((who, part, new)) => {
+                // The part must be at hand when the core orders the commit; a refusal takes it away again.
+                self.parts.insert((step, who), part);
+                let ticket = self.ticket(Pending::Upload { key: (step, who), new, answer });
+                self.events.push_back(Event::Upload { ticket, member, generation, step });
+            }
+            Err(refusal) => send(answer, Err(refusal)),
+        }
+    }
+
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+
+    /// Applies events until none is left; acting on one may bring about another.
+    fn settle_events(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            if let Event::StreamEnded { member, .. } = &event {
+                self.streams.remove(member);
+            }
+            for action in apply(&mut self.state, event, self.clock.now()) {
+                self.act(action);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Reply { ticket, answer } => self.answer(ticket, answer),
+            Action::Direct { member, directive } => self.direct(member, directive),
+            Action::Commit { step } => {
+                let of_step = self.parts.iter().filter(|((at, _), _)| *at == step);
+                let parts = of_step.map(|(_, part)| part.clone()).collect();
+                self.order(Order::Commit { step, parts });
+            }
+            Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
+            Action::Record(record) => self.record(record),
+            Action::StatusChanged => {
+                let status = self.state.status(self.clock.now());
+                self.outlets.status.send_replace(Arc::new(status.clone()));
+                self.show(WatchEvent::Status(Box::new(status)));
+            }
+            Action::Log(level, line) => match level {
+                Level::Info => tracing::info!("{line}"),
+                Level::Warn => tracing::warn!("{line}"),
+                Level::Error => tracing::error!("{line}"),
+            },
+            Action::End(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Reply, String>) {
+        match (self.pending.remove(&ticket), answer) {
+            (Some(Pending::Join(caller)), Ok(Reply::Admitted { member, generation })) => {
+                let (settings, welcome) = (self.state.settings(), self.welcome.clone());
+                let joined = Joined {
+                    member,
+                    generation,
+                    config_toml: welcome.config_toml,
+                    root: welcome.root,
+                    heartbeat_interval: settings.timeouts.heartbeat(),
+                    failure_detection: settings.timeouts.detection(),
+                    attempt: settings.attempt,
+                };
+                send(caller, Ok(joined));
+            }
+            (Some(Pending::Attend { member, reports, answer }), Ok(Reply::Attending)) => {
+                let (directives, receiver) = mpsc::channel(DIRECTIVES);
+                self.streams.insert(member, directives);
+                self.readers.spawn(read(member, reports, self.outlets.inbox.clone()));
+                send(answer, Ok(receiver));
+            }
+            (Some(Pending::Upload { answer, .. }), Ok(Reply::PartNoted)) => send(answer, Ok(())),
+            (Some(Pending::Stop(caller)), Ok(Reply::Stopping(message))) => send(caller, Ok(message)),
+            (Some(pending), Err(refusal)) => self.refuse(pending, refusal),
+            (Some(_), Ok(reply)) => tracing::error!(?reply, "an answer does not fit its call"),
+            (None, _) => tracing::error!(ticket = ticket.0, "an answer has no call"),
+        }
+    }
+
+    fn refuse(&mut self, pending: Pending, refusal: String) {
+        match pending {
+            Pending::Join(caller) => send(caller, Err(refusal)),
+            Pending::Attend { answer, .. } => send(answer, Err(refusal)),
+            Pending::Upload { key, new, answer } => {
+                if new {
+                    self.parts.remove(&key);
+                }
+                send(answer, Err(refusal));
+            }
+            Pending::Stop(caller) => send(caller, Err(refusal)),
+        }
+    }
+
+    fn direct(&mut self, member: MemberId, directive: Directive) {
+        let Some(stream) = self.streams.get(&member) else { return };
+        // A closed stream reports its own end.
+        if let Err(mpsc::error::TrySendError::Full(_)) = stream.try_send(directive) {
+            let message = "it does not read its directives".to_owned();
+            self.events.push_back(Event::StreamEnded { member, message });
+        }
+    }
+
+    fn record(&mut self, record: Record) {
+        match record {
+            Record::Metrics(metrics) => {
+                self.order(Order::Keep(metrics_line(&metrics)));
+                self.show(WatchEvent::Metrics(metrics));
+            }
+            Record::Evaluation(evaluation) => {
+                self.order(Order::Keep(evaluation_line(&evaluation)));
+                self.show(WatchEvent::Evaluation(evaluation));
+            }
+            Record::Committed(step) => self.show(WatchEvent::Committed { step }),
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Err(refused) = self.outlets.orders.try_send(order) {
+            let message = match refused {
+                mpsc::error::TrySendError::Full(_) => "the store is too slow: too much waits to be recorded",
+                mpsc::error::TrySendError::Closed(_) => "the recorder has ended",
+            };
+            self.events.push_back(Event::StoreFailed { message: message.into() });
+        }
+    }
+
+    fn show(&self, event: WatchEvent) {
+        // Nobody watching is no error.
+        let _watchers = self.watchers.send(event);
+    }
+}
+
+/// Forwards what a member says until its stream ends.
+async fn read(member: MemberId, mut reports: Reports, inbox: mpsc::Sender<Input>) {
+    let message = loop {
+        match reports.next().await {
+            Some(Ok(envelope)) if envelope.member != member => {
+                break format!("it reported as admission {}", envelope.member.0);
+            }
+            Some(Ok(envelope)) => {
+                if inbox.send(Input::Happened(Event::Report(envelope))).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(message)) => break message,
+            None => break "it left without a word".to_owned(),
+        }
+    };
+    if inbox.send(Input::Happened(Event::StreamEnded { member, message })).await.is_err() {
+        tracing::debug!("the driver is gone");
+    }
+}
+
+/// Answers a call; a caller that has gone meanwhile does not want the answer.
+fn send<T>(caller: Answer<T>, answer: Result<T, String>) {
+    let _gone = caller.send(answer);
+}

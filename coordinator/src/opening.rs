@@ -1,0 +1,219 @@
+//! Taking hold of a run: read its configuration, find what it continues from, claim its term.
+
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use polygram_checkpoint::{
+    CheckpointError, ConfigHash, CoordinatorAddress, CoordinatorRecord, CoverError, Damaged, Manifest,
+    RunStore, Term, keys,
+};
+use polygram_domain::{ConfigError, RunFile, RunSpec};
+use polygram_proto::control::{Announcement, OperatorClient};
+
+use crate::clock::Clock;
+use crate::compatibility::{self, Incompatible};
+use crate::core::{Resume, Settings, State};
+
+/// What a coordinator is given.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The effective configuration, TOML.
+    pub config_toml: String,
+    /// Where that text came from, for messages.
+    pub config_name: String,
+    /// Root of the object store.
+    pub root: String,
+}
+
+/// Why a run cannot be led.
+#[derive(Debug, thiserror::Error)]
+pub enum OpeningError {
+    /// The configuration is not legal.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    /// The configuration does not fit the checkpoint.
+    #[error("run {run} cannot be resumed: {source}")]
+    Incompatible {
+        /// The run.
+        run: String,
+        /// What changed.
+        source: Incompatible,
+    },
+    /// The checkpoint does not hold the state of the configuration.
+    #[error("run {run} cannot be resumed from step {step}: {source}")]
+    Cover {
+        /// The run.
+        run: String,
+        /// The checkpoint's step.
+        step: u64,
+        /// What is missing or too much.
+        source: CoverError,
+    },
+    /// Checkpoints exist, but none can be believed.
+    #[error(
+        "run {run} has {count} checkpoints and none of them verifies (newest: {key}: {reason}); repair the store or \
+         train under another run name"
+    )]
+    AllDamaged {
+        /// The run.
+        run: String,
+        /// How many.
+        count: usize,
+        /// The newest one's object.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another coordinator leads the run right now.
+    #[error("run {run} is being trained already by the coordinator at {address} (pid {pid}); stop it first")]
+    Led {
+        /// The run.
+        run: String,
+        /// That coordinator's address.
+        address: String,
+        /// Its process.
+        pid: u32,
+    },
+}
+
+/// A run that this process may lead.
+#[derive(Debug)]
+pub struct Opened {
+    pub(crate) spec: RunSpec,
+    pub(crate) config_toml: String,
+    pub(crate) config: ConfigHash,
+    pub(crate) root: String,
+    pub(crate) store: RunStore,
+    pub(crate) term: Term,
+    pub(crate) state: State,
+    pub(crate) clock: Clock,
+    address: SocketAddr,
+}
+
+impl Opened {
+    /// What the launcher is told.
+    pub fn announcement(&self) -> Announcement {
+        let settings = self.state.settings();
+        Announcement {
+            address: self.address,
+            pid: std::process::id(),
+            run: settings.run.clone(),
+            attempt: settings.attempt,
+            state: self.state.run_state(),
+            message: self.state.message().to_owned(),
+            resume_step: settings.resume_step().0,
+        }
+    }
+
+    /// The resolved run.
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+}
+
+/// Takes hold of the run of `origin` for a coordinator that listens on `address`. Nothing is written before the
+/// configuration was found to fit what is there.
+pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, OpeningError> {
+    let file = RunFile::parse(&origin.config_toml, &origin.config_name, &[])?;
+    let spec = file.resolve()?;
+    let store = RunStore::create(&origin.root, &spec.name)?;
+    if let Some(record) = store.latest_coordinator().await?
+        && leads(&record, spec.name.as_str()).await
+    {
+        let CoordinatorRecord { address, pid, .. } = record;
+        return Err(OpeningError::Led { run: spec.name.to_string(), address, pid });
+    }
+    let found = find_checkpoint(&store, &file, &spec).await?;
+    let claim = CoordinatorAddress {
+        address: address.to_string(),
+        pid: std::process::id(),
+        started_unix_ms: unix_ms(),
+    };
+    let term = store.claim_term(&claim).await?;
+    for damaged in &found.damaged {
+        tracing::error!(
+            key = damaged.key,
+            reason = damaged.reason,
+            "checkpoint set aside: it does not verify"
+        );
+        store.set_aside(damaged).await?;
+    }
+    let config = store.put_config(&origin.config_toml).await?;
+    let clock = Clock::start();
+    // Terms of one run number its starts; four billion of them will do.
+    let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
+    let state = State::new(Settings::of(&spec, found.resume, attempt), clock.now());
+    Ok(Opened {
+        config_toml: origin.config_toml,
+        root: origin.root,
+        spec,
+        config,
+        store,
+        term,
+        state,
+        clock,
+        address,
+    })
+}
+
+/// Whether the coordinator of `record` is alive and leads `run` still.
+async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
+    let status = async { OperatorClient::connect(&record.address, None).await?.status().await };
+    match status.await {
+        Ok(status) => status.run == run && !status.state.is_over(),
+        Err(gone) => {
+            tracing::debug!(address = record.address, %gone, "the previous coordinator does not answer");
+            false
+        }
+    }
+}
+
+struct Found {
+    resume: Option<Resume>,
+    damaged: Vec<Damaged>,
+}
+
+async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Result<Found, OpeningError> {
+    let run = spec.name.to_string();
+    let latest = store.latest_manifest().await?;
+    let Some(manifest) = latest.manifest else {
+        if let Some(newest) = latest.damaged.first() {
+            return Err(OpeningError::AllDamaged {
+                run,
+                count: latest.damaged.len(),
+                key: newest.key.clone(),
+                reason: newest.reason.clone(),
+            });
+        }
+        return Ok(Found { resume: None, damaged: Vec::new() });
+    };
+    check_fit(store, &manifest, file, spec).await?;
+    let resume = Resume { step: manifest.step, manifest: keys::manifest(manifest.step) };
+    Ok(Found { resume: Some(resume), damaged: latest.damaged })
+}
+
+async fn check_fit(
+    store: &RunStore,
+    manifest: &Manifest,
+    file: &RunFile,
+    spec: &RunSpec,
+) -> Result<(), OpeningError> {
+    let run = || spec.name.to_string();
+    let before = store.read_config(&manifest.config).await?;
+    let before = RunFile::parse(&before, &keys::config(&manifest.config.0), &[])?;
+    compatibility::check(&before, file, manifest.step.0)
+        .map_err(|source| OpeningError::Incompatible { run: run(), source })?;
+    manifest.check_cover(spec).map_err(|source| OpeningError::Cover {
+        run: run(),
+        step: manifest.step.0,
+        source,
+    })
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}

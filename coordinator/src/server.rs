@@ -1,0 +1,130 @@
+//! A coordinator at work: server, driver and recorder, from the first member to the last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
+use polygram_proto::control::{MESSAGE_LIMIT_BYTES, RunStatus, Token};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Server, TcpIncoming};
+
+use crate::core::Outcome;
+use crate::driver::{Driver, Outlets, Welcome};
+use crate::opening::Opened;
+use crate::recorder::Recorder;
+use crate::service::Door;
+
+/// Inputs that may wait for the driver.
+const INBOX: usize = 1024;
+/// Lines of metrics and commits that may wait for the store.
+const ORDERS: usize = 8192;
+/// Connections have this long to end once nothing is served any more.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// A run that was led to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// Good or bad.
+    pub outcome: Outcome,
+    /// The last status.
+    pub status: RunStatus,
+}
+
+/// What broke under the coordinator itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The server stopped.
+    #[error("the control server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// A task panicked.
+    #[error("the {task} failed: {source}")]
+    Task {
+        /// Which.
+        task: &'static str,
+        /// Its panic.
+        source: JoinError,
+    },
+    /// The store did not take the last records in time.
+    #[error("the store did not take the last records within {seconds:.0} s")]
+    StoreStuck {
+        /// Time given.
+        seconds: f64,
+    },
+}
+
+/// Leads `opened` on `listener` until it is over and the members have left. Each text on `interrupts` is a request to
+/// end: the first commits and stops, the second aborts.
+pub async fn serve(
+    opened: Opened,
+    listener: TcpListener,
+    token: Token,
+    interrupts: mpsc::Receiver<String>,
+) -> Result<Ended, ServeError> {
+    let timeouts = opened.state.settings().timeouts;
+    let resumed_from = opened.state.settings().resume_step().0;
+    let (inbox, inputs) = mpsc::channel(INBOX);
+    let (orders, waiting_orders) = mpsc::channel(ORDERS);
+    let first = Arc::new(opened.state.status(opened.clock.now()));
+    let (status, mut statuses) = watch::channel(first);
+    statuses.mark_changed();
+
+    let recorder = Recorder {
+        store: opened.store,
+        spec: Arc::new(opened.spec),
+        config: opened.config,
+        term: opened.term,
+        resumed_from,
+        orders: waiting_orders,
+        status: statuses,
+        driver: inbox.clone(),
+    };
+    let recording = tokio::spawn(recorder.run());
+    let closing = CancellationToken::new();
+    let door = CoordinatorServer::new(Door { inbox: inbox.clone(), token })
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let serving = tokio::spawn(
+        Server::builder()
+            .http2_keepalive_interval(Some(timeouts.detection()))
+            .http2_keepalive_timeout(Some(timeouts.detection()))
+            .add_service(door)
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                closing.clone().cancelled_owned(),
+            ),
+    );
+
+    let welcome = Welcome { config_toml: opened.config_toml, root: opened.root };
+    let driver = Driver::new(opened.state, opened.clock, welcome, Outlets { inbox, orders, status });
+    let (outcome, status) = driver.run(inputs, interrupts).await;
+
+    // The driver's end has closed the recorder's orders.
+    let patience = timeouts.detection().max(Duration::from_secs(10));
+    bounded(recording, patience, "recorder")
+        .await?
+        .ok_or(ServeError::StoreStuck { seconds: patience.as_secs_f64() })?;
+    closing.cancel();
+    // A connection that somebody keeps open does not keep the coordinator.
+    if let Some(result) = bounded(serving, CLOSING, "control server").await? {
+        result?;
+    }
+    Ok(Ended { outcome, status })
+}
+
+/// Joins a task; `None` when it took longer than `patience` and was cut off.
+async fn bounded<T>(
+    mut task: JoinHandle<T>,
+    patience: Duration,
+    name: &'static str,
+) -> Result<Option<T>, ServeError> {
+    match tokio::time::timeout(patience, &mut task).await {
+        Ok(joined) => joined.map(Some).map_err(|source| ServeError::Task { task: name, source }),
+        Err(_elapsed) => {
+            task.abort();
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The gRPC door: checks the token, turns messages into ours and back. The only place here that names generated types.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt};
+use polygram_proto::control::wire::coordinator_server::Coordinator;
+use polygram_proto::control::{
+    Directive, Envelope, JoinRequest, Malformed, StopMode, Token, UploadReport, WatchEvent, wire,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::driver::Input;
+
+type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service over the driver's inbox.
+pub(crate) struct Door {
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) token: Token,
+}
+
+impl Door {
+    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match request.metadata().get("authorization") {
+            Some(header) if self.token.matches_header(header.as_bytes()) => Ok(()),
+            Some(_) => Err(Status::unauthenticated("this is not the run's token")),
+            None => Err(Status::unauthenticated("the run's token is missing")),
+        }
+    }
+
+    /// Asks the driver; a driver that is gone means that the run has ended.
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
+        let ended = || Status::failed_precondition("the run is over: the coordinator is leaving");
+        let (answer, receiver) = oneshot::channel();
+        self.inbox.send(input(answer)).await.map_err(|_| ended())?;
+        receiver.await.map_err(|_| ended())
+    }
+}
+
+fn malformed(error: Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+#[tonic::async_trait]
+impl Coordinator for Door {
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinReply>, Status> {
+        self.authorize(&request)?;
+        let message = request.into_inner();
+        // Another version's message may well lack what ours has: its version is looked at first.
+        let (theirs, ours) = (message.schema_version, polygram_domain::SCHEMA_VERSION);
+        if theirs != ours {
+            return Err(Status::failed_precondition(format!(
+                "the member speaks schema version {theirs}, the run speaks version {ours}; use the same build \
+                 everywhere"
+            )));
+        }
+        let request = JoinRequest::try_from(message).map_err(malformed)?;
+        let joined = self.ask(|answer| Input::Join { request, answer }).await?;
+        Ok(Response::new(joined.map_err(Status::failed_precondition)?.into()))
+    }
+
+    type AttendStream = Outgoing<wire::Directive>;
+
+    async fn attend(
+        &self,
+        request: Request<Streaming<wire::MemberReport>>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        self.authorize(&request)?;
+        let mut messages = request.into_inner();
+        let first = messages.message().await?;
+        let first =
+            first.ok_or_else(|| Status::invalid_argument("the stream ended before its first report"))?;
+        let first = Envelope::try_from(first).map_err(malformed)?;
+        let member = first.member;
+        let rest = messages.map(|message| match message {
+            Ok(message) => Envelope::try_from(message).map_err(|e| format!("it sent nonsense: {e}")),
+            Err(status) => Err(format!("its connection broke ({})", status.message())),
+        });
+        let reports = Box::pin(futures::stream::once(async { Ok(first) }).chain(rest));
+        let directives = self.ask(|answer| Input::Attend { member, reports, answer }).await?;
+        let directives = ReceiverStream::new(directives.map_err(Status::failed_precondition)?);
+        Ok(Response::new(Box::pin(directives.map(|directive: Directive| Ok(directive.into())))))
+    }
+
+    async fn report_upload(
+        &self,
+        request: Request<wire::ReportUploadRequest>,
+    ) -> Result<Response<wire::ReportUploadReply>, Status> {
+        self.authorize(&request)?;
+        let report = UploadReport::from(request.into_inner());
+        let noted = self.ask(|answer| Input::Upload { report, answer }).await?;
+        noted.map_err(Status::failed_precondition)?;
+        Ok(Response::new(wire::ReportUploadReply {}))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusReply>, Status> {
+        let status = self.ask(|answer| Input::Status { answer }).await?;
+        Ok(Response::new(status.into()))
+    }
+
+    type WatchStream = Outgoing<wire::WatchEvent>;
+
+    async fn watch(
+        &self,
+        _request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (status, events) = self.ask(|answer| Input::Watch { answer }).await?;
+        let later = BroadcastStream::new(events).filter_map(|event| async {
+            match event {
+                Ok(event) => Some(event),
+                // A slow watcher misses events; the run does not wait for it.
+                Err(BroadcastStreamRecvError::Lagged(_)) => None,
+            }
+        });
+        let first = futures::stream::once(async { WatchEvent::Status(Box::new(status)) });
+        let all = first.chain(later).scan(false, |over, event| {
+            let emitted = (!*over).then(|| {
+                *over = matches!(&event, WatchEvent::Status(status) if status.state.is_over());
+                Ok(wire::WatchEvent::from(event))
+            });
+            async { emitted }
+        });
+        Ok(Response::new(Box::pin(all)))
+    }
+
+    async fn stop(&self, request: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {
+        self.authorize(&request)?;
+        let mode = StopMode::try_from(request.get_ref().mode()).map_err(malformed)?;
+        let reason = request.into_inner().reason;
+        let message = self.ask(|answer| Input::Stop { mode, reason, answer }).await?;
+        Ok(Response::new(wire::StopReply { message: message.map_err(Status::failed_precondition)? }))
+    }
+}
