@@ -9,6 +9,9 @@ use serde::Serialize;
 use crate::args::OutputFormat;
 use crate::exit::{Failure, Outcome};
 
+/// Back to the first column, and nothing in the line.
+const CLEAR_LINE: &str = "\r\x1b[2K";
+
 /// Writes results in the chosen form.
 pub(crate) struct Printer {
     format: OutputFormat,
@@ -75,9 +78,10 @@ impl Printer {
     }
 
     /// Says something on standard error. A closed standard error is not worth failing for.
+    /// The live line makes way for it; the next one comes below.
     pub(crate) fn say(&mut self, text: impl AsRef<str>) {
-        self.end_line();
-        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+        let clear = if std::mem::take(&mut self.line_open) { CLEAR_LINE } else { "" };
+        let _ = writeln!(io::stderr().lock(), "{clear}{}", text.as_ref());
     }
 
     /// A warning on standard error.
@@ -90,7 +94,7 @@ impl Printer {
         let mut stderr = io::stderr().lock();
         let width = terminal_width();
         let line: String = text.chars().take(width.saturating_sub(1)).collect();
-        let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
+        let _ = write!(stderr, "{CLEAR_LINE}{line}").and_then(|()| stderr.flush());
         self.line_open = true;
     }
 
@@ -108,6 +112,7 @@ impl Printer {
 
     /// The last word of a failed command, on standard error.
     pub(crate) fn failure(&mut self, failure: &Failure) {
+        self.end_line();
         self.say(failure.to_string());
     }
 }

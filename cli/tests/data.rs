@@ -33,7 +33,8 @@ fn text_becomes_token_files_that_can_be_inspected() {
     let idx = folder.path().join("out/train.idx");
     let whole = std::fs::read(&idx).unwrap();
     std::fs::write(&idx, &whole[..whole.len() - 5]).unwrap();
-    polygram_in(folder.path(), &["data", "inspect", "out/train"]).refused(&["train.idx", "not a usable index"]);
+    polygram_in(folder.path(), &["data", "inspect", "out/train"])
+        .refused(&["train.idx", "not a usable index"]);
 }
 
 #[test]

@@ -10,13 +10,15 @@
 //! * [`ledger`]: what may happen when; pure, no sockets, clocks or threads.
 //! * [`rows`]: row storage, virtual rows, update rules. `lane`: the thread that owns some of them.
 //! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
-//! * [`archive`]: where snapshots go and rows come back from.
+//! * [`archive`]: where snapshots go and rows come back from. [`member`]: the shard's life under a coordinator.
 
 pub mod archive;
+pub mod args;
 pub mod config;
 pub mod error;
 mod lane;
 pub mod ledger;
+pub mod member;
 pub mod rows;
 mod server;
 pub mod shard;

@@ -33,7 +33,7 @@ const SKIPS_ALLOWED: u32 = 10;
 /// What one step reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Updates applied after this step.
+    /// This update, from 0.
     pub step: Step,
     /// Mean negative log-likelihood per target of the whole step, in nats.
     pub loss: f64,
@@ -212,7 +212,7 @@ impl Trainer {
             stop,
             skipped: !finite,
             report: StepReport {
-                step: reached,
+                step,
                 loss,
                 grad_norm: gradient.norm,
                 lr,

@@ -18,6 +18,9 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(5);
 /// How long after a process died the coordinator may take to say who and why.
 const VERDICT_GRACE: Duration = Duration::from_secs(5);
 
+/// Within this time deaths count as one event.
+const BLAME_WINDOW: Duration = Duration::from_millis(300);
+
 /// How a followed run ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -151,6 +154,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 if let Some(step) = status.last_commit {
                     self.line.committed(step.0);
                 }
+                self.launch.is_over = status.state.is_over();
                 self.status = Some(*status);
             }
             WatchEvent::Metrics(metrics) => self.line.step(metrics),
@@ -228,17 +232,29 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Nobody said why: the first process that died is named.
     async fn lost(&mut self, error: Option<ControlError>) -> Failure {
         self.printer.end_line();
-        if self.death.is_none() {
-            // Streams break a moment before the dead process can be waited for.
-            let exit = tokio::time::timeout(VERDICT_GRACE, self.launch.children.next_exit()).await;
-            self.death = exit.ok().map(|ended| (ended, Instant::now()));
-        }
+        self.blame_first().await;
         let failure = match (&self.death, error) {
             (Some((ended, _)), _) => self.launch.failure_of(ended),
             (None, Some(error)) => Failure::failed("the coordinator was lost").because(error),
             (None, None) => Failure::failed("the coordinator ended its watch without a last word"),
         };
         self.with_way_back(failure)
+    }
+
+    /// Finds the death that broke the watch. A stream breaks a moment before its dead process can be waited for, and
+    /// members end soon after their coordinator, which is then the one to name.
+    async fn blame_first(&mut self) {
+        let mut due = Instant::now() + VERDICT_GRACE;
+        while self.death.as_ref().is_none_or(|(ended, _)| ended.name != COORDINATOR) {
+            match tokio::time::timeout_at(due, self.launch.children.next_exit()).await {
+                Ok(ended) if self.death.is_none() || ended.name == COORDINATOR => {
+                    self.death = Some((ended, due));
+                    due = Instant::now() + BLAME_WINDOW;
+                }
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
     }
 
     async fn kill(&mut self) -> Failure {

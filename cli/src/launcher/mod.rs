@@ -36,6 +36,10 @@ const COORDINATOR: &str = "coordinator";
 const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(60);
 /// How often its announcement is looked for; files give no notice.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
+/// How long processes may take to end by themselves once the run is over.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+/// The same when the run was lost.
+const LOST_PATIENCE: Duration = Duration::from_millis(500);
 /// Lines of a log that are shown with a failure.
 const TAIL_LINES: usize = 12;
 
@@ -74,6 +78,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) children: Children,
     pub(crate) signals: StopSignals,
     pub(crate) started: Instant,
+    /// Whether the coordinator has said that the run is over, so that everybody is on the way out.
+    pub(crate) is_over: bool,
 }
 
 /// The programs of a run.
@@ -110,28 +116,12 @@ pub(crate) async fn launch(
         children: Children::default(),
         signals: StopSignals::listen()?,
         started: Instant::now(),
+        is_over: false,
     };
     printer.say(format!("logs in {}", launch.logs.path().display()));
-    launch.spawn(COORDINATOR, &programs.coordinator, desk.coordinator_args(root))?;
-    let announcement = launch.await_announcement(&desk.announcement).await?;
-    say_beginning(printer, name, &announcement);
-    let ending = if announcement.state.is_over() {
-        Ending::AlreadyOver(announcement)
-    } else {
-        let topology = configuration.spec.topology;
-        for index in 0..topology.shards {
-            let args = desk.member_args(&announcement, "--index", index);
-            launch.spawn(&format!("shard {index}"), &programs.embedding_shard, args)?;
-        }
-        for rank in 0..topology.workers {
-            let args = desk.member_args(&announcement, "--rank", rank);
-            launch.spawn(&format!("worker {rank}"), &programs.worker, args)?;
-        }
-        Follower::new(&mut launch, printer).follow(&announcement, &desk.token).await?
-    };
-    let logs = launch.logs.path().to_owned();
+    let ending = launch.start_and_follow(programs, (root, &desk), printer).await;
     launch.clear_away(printer).await;
-    Ok((ending, logs))
+    Ok((ending?, launch.logs.path().to_owned()))
 }
 
 fn say_beginning(printer: &mut Printer, name: &RunName, announcement: &Announcement) {
@@ -142,6 +132,31 @@ fn say_beginning(printer: &mut Printer, name: &RunName, announcement: &Announcem
 }
 
 impl Launch<'_> {
+    async fn start_and_follow(
+        &mut self,
+        programs: &Programs,
+        (root, desk): (&Root, &Desk),
+        printer: &mut Printer,
+    ) -> Outcome<Ending> {
+        self.spawn(COORDINATOR, &programs.coordinator, desk.coordinator_args(root))?;
+        let announcement = self.await_announcement(&desk.announcement).await?;
+        say_beginning(printer, &self.configuration.spec.name, &announcement);
+        if announcement.state.is_over() {
+            self.is_over = true;
+            return Ok(Ending::AlreadyOver(announcement));
+        }
+        let topology = self.configuration.spec.topology;
+        for index in 0..topology.shards {
+            let args = desk.member_args(&announcement, "--index", index);
+            self.spawn(&format!("shard {index}"), &programs.embedding_shard, args)?;
+        }
+        for rank in 0..topology.workers {
+            let args = desk.member_args(&announcement, "--rank", rank);
+            self.spawn(&format!("worker {rank}"), &programs.worker, args)?;
+        }
+        Follower::new(self, printer).follow(&announcement, &desk.token).await
+    }
+
     fn spawn(&mut self, name: &str, program: &Path, args: Vec<OsString>) -> Outcome<()> {
         let log = self.logs.open(name)?;
         self.children.spawn(name, program, &args, log)
@@ -213,9 +228,14 @@ impl Launch<'_> {
         format!("\n  {} ends with:\n    {}", file.display(), tail.join("\n    "))
     }
 
-    /// Waits for every process, kills what does not end, and says which.
+    /// Leaves no process behind: waits for those on their way out, kills what does not end, and says which.
     async fn clear_away(&mut self, printer: &mut Printer) {
-        let patience = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds.min(10.0));
+        if !self.is_over {
+            // Nobody will tell the others any more; what is not committed is lost already.
+            return drop(self.children.wind_down(LOST_PATIENCE).await);
+        }
+        let detection = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds);
+        let patience = detection.min(END_PATIENCE);
         let (_, killed) = self.children.wind_down(patience).await;
         if !killed.is_empty() {
             printer.warn(format!("killed {}: still there after {} s", killed.join(", "), patience.as_secs()));
@@ -275,6 +295,8 @@ impl Desk {
             coordinator.address.to_string().into(),
             slot.into(),
             number.to_string().into(),
+            "--run".into(),
+            coordinator.run.clone().into(),
             "--token-file".into(),
             self.token_file.clone().into(),
         ]

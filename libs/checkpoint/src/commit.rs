@@ -126,16 +126,17 @@ impl RunStore {
     /// one coordinator of the run, when it restores an older checkpoint; a manifest that verifies after all is an
     /// error and stays.
     pub async fn set_aside(&self, damaged: &Damaged) -> Result<(), CheckpointError> {
-        let bytes = match self.get(&damaged.key).await {
+        let key = keys::manifest(damaged.step);
+        let bytes = match self.get(&key).await {
             Err(CheckpointError::Missing { .. }) => return Ok(()),
             other => other?,
         };
         if self.verified(damaged.step, &self.data_sizes().await?).await?.is_ok() {
-            return Err(CheckpointError::input(&damaged.key, "it verifies; it is not set aside"));
+            return Err(CheckpointError::input(key, "it verifies; it is not set aside"));
         }
         let hash = blake3::hash(&bytes).to_hex();
         self.put_once(&keys::damaged(damaged.step, hash.as_str()), bytes).await?;
-        self.delete(&damaged.key).await
+        self.delete(&key).await
     }
 
     /// Keeps the newest `keep` (at least 1) checkpoints that verify, with their objects. Older manifests are removed

@@ -5,6 +5,8 @@
 //! differentiated by the segment's own leaves. With `recompute` a layer's graph is made only then, from its kept input;
 //! it is the same code on the same numbers, so it gives the same bits.
 
+use std::ops::Range;
+
 use polygram_domain::ModelSpec;
 use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, ComputeType, TrainingSpec};
 use tch::{Device, Kind, Tensor, no_grad, with_grad};
@@ -90,6 +92,8 @@ pub struct Model {
     /// Rotations of the last sequence length seen.
     rotation: Option<(usize, Tensor)>,
     fold: GradientFold,
+    /// Elements that no gradient reaches: the selection biases.
+    untrained: Vec<Range<usize>>,
 }
 
 /// One cell as the segments want it.
@@ -149,6 +153,8 @@ impl Model {
             .map(|adamw| AdamW::new(adamw, AdamW::groups_of(&layout, adamw), layout.len()))
             .transpose()?;
         let fold = GradientFold::new(layout.len());
+        let untrained = layout.entries().iter().filter(|entry| !entry.spec.is_trained());
+        let untrained = untrained.map(|entry| entry.range.clone()).collect();
         let weights = Weights::new(layout, options.kind(), options.device)?;
         let aim =
             BalanceAim { target_top_k: options.balance.target_top_k, groups: options.balance.loss_groups };
@@ -169,6 +175,7 @@ impl Model {
             weights,
             adamw,
             fold,
+            untrained,
         })
     }
 

@@ -166,15 +166,18 @@ impl Gathered {
         std::iter::once(&self.words).chain(&self.rows)
     }
 
-    /// Adds the leaves' gradients, in the order of [`Gathered::leaves`], into the flat gradient and the row gradients.
+    /// Sums the leaves' gradients, in the order of [`Gathered::leaves`], into the flat gradient's words and the row
+    /// gradients.
     pub(crate) fn scatter(
         &self,
         gradients: &mut impl Iterator<Item = Tensor>,
         cell: &CellContext<'_>,
         sums: &mut crate::gradient::CellGradient,
     ) -> Result<()> {
-        if let Some(words) = gradients.next() {
-            scatter_rows(&words, cell.token_rows, &mut sums.flat[self.words_range.clone()])?;
+        let words = &mut sums.flat[self.words_range.clone()];
+        words.fill(0.0);
+        if let Some(gradient) = gradients.next() {
+            scatter_rows(&gradient, cell.token_rows, words)?;
         }
         if let (Some(_), Some(rows)) = (&self.rows, &cell.rows)
             && let Some(gradient) = gradients.next()

@@ -26,15 +26,9 @@ impl GradientFold {
         GradientFold { len, tree: SumTree::default(), free: Vec::new() }
     }
 
-    /// A buffer of zeros.
-    pub(crate) fn zeros(&mut self) -> Vec<f32> {
-        match self.free.pop() {
-            Some(mut buffer) => {
-                buffer.fill(0.0);
-                buffer
-            }
-            None => vec![0.0; self.len],
-        }
+    /// A buffer of any values: whoever takes it writes every element.
+    pub(crate) fn buffer(&mut self) -> Vec<f32> {
+        self.free.pop().unwrap_or_else(|| vec![0.0; self.len])
     }
 
     /// Adds the next cell's gradient.
@@ -47,7 +41,11 @@ impl GradientFold {
     pub(crate) fn take(&mut self) -> Vec<f32> {
         let free = &mut self.free;
         let sum = std::mem::take(&mut self.tree).finish(|left, right| add(left, right, free));
-        sum.unwrap_or_else(|| self.zeros())
+        sum.unwrap_or_else(|| {
+            let mut zeros = self.buffer();
+            zeros.fill(0.0);
+            zeros
+        })
     }
 
     /// Takes a buffer back that [`GradientFold::take`] gave.
@@ -66,17 +64,18 @@ fn add(mut left: Vec<f32>, right: Vec<f32>, free: &mut Vec<Vec<f32>>) -> Vec<f32
     left
 }
 
-/// Writes the gradients of `leaves` to their places in the flat gradient. A leaf that took no part has none and stays
-/// as it is.
+/// Writes the gradients of `leaves` to their places in the flat gradient. A leaf that took no part has zeros.
 pub(crate) fn store(
     leaves: &[Leaf],
     gradients: &mut impl Iterator<Item = Tensor>,
     flat: &mut [f32],
 ) -> Result<()> {
     for (leaf, gradient) in leaves.iter().zip(gradients) {
+        let target = &mut flat[leaf.range.clone()];
         if gradient.defined() {
-            let target = &mut flat[leaf.range.clone()];
             gradient.f_to_kind(Kind::Float)?.f_copy_data(target, leaf.range.len())?;
+        } else {
+            target.fill(0.0);
         }
     }
     Ok(())

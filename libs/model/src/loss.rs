@@ -1,7 +1,7 @@
 //! The end of the model: final norm, output head, cross-entropy and the hidden z-loss.
 //!
 //! Logits are made for [`CHUNK`] positions at a time and never exist whole. Their gradient is `softmax − onehot` over the
-//! global number of targets, written over the logits in place; the head's gradient is summed over chunks in order.
+//! global number of targets, made in place; the head's gradient is summed over chunks in order.
 
 use polygram_domain::ModelSpec;
 use polygram_domain::batch::IGNORED_TARGET;
@@ -76,18 +76,22 @@ impl Head {
         Ok(normed.f_linear(&self.weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
     }
 
+    /// `[p, D]` normed → f32 logarithms of probabilities `[p, V]`.
+    fn log_probabilities(&self, normed: &Tensor) -> Result<Tensor> {
+        Ok(self.logits(normed)?.f_log_softmax(-1, None::<Kind>)?)
+    }
+
     /// Σ nll in f64, over positions in order. Call it without gradient.
     pub(crate) fn loss_sum(&self, normed: &Tensor, targets: &Targets) -> Result<f64> {
         let mut sum = 0.0;
         for chunk in chunks(normed)? {
-            let logits = self.logits(&chunk.of(normed)?)?;
-            let (nll, _) = negative_log_likelihood(&logits, &chunk, targets)?;
-            sum += host_sum(&nll)?;
+            let logs = self.log_probabilities(&chunk.of(normed)?)?;
+            sum += host_sum(&negative_log_likelihood(&logs, &chunk, targets)?)?;
         }
         Ok(sum)
     }
 
-    /// Σ nll in f64, and the gradients of Σ nll / global by the normed states `[P, D]` (compute type) and by the head
+    /// Σ nll in f64, and the gradients of Σ nll / global by the normed states `[P, D]` and by the head
     /// `[V, D]` (f32). Call it without gradient.
     pub(crate) fn loss_and_gradients(
         &self,
@@ -99,19 +103,18 @@ impl Head {
         let mut by_weight: Option<Tensor> = None;
         for chunk in chunks(normed)? {
             let states = chunk.of(normed)?;
-            let mut logits = self.logits(&states)?;
-            let (nll, normaliser) = negative_log_likelihood(&logits, &chunk, targets)?;
-            sum += host_sum(&nll)?;
-            // In place: logits → probabilities → gradient.
-            let mut logits = logits.f_sub_(&normaliser)?.f_exp_()?;
-            let minus_one = Tensor::f_full([chunk.len, 1], -1.0, (Kind::Float, logits.device()))?;
-            let mut logits =
-                logits.f_scatter_add_(1, &chunk.of(&targets.index)?.f_unsqueeze(-1)?, &minus_one)?;
-            let logits =
-                logits.f_mul_(&chunk.of(&targets.mask)?.f_div_scalar(targets.global)?.f_unsqueeze(-1)?)?;
-            let by_logits = logits.f_to_kind(states.f_kind()?)?;
-            by_normed.push(by_logits.f_mm(&self.weight)?);
-            let part = by_logits.f_transpose(0, 1)?.f_mm(&states)?.f_to_kind(Kind::Float)?;
+            let scale = chunk.of(&targets.mask)?.f_div_scalar(targets.global)?.f_unsqueeze(-1)?;
+            let mut logs = self.log_probabilities(&states)?;
+            sum += host_sum(&negative_log_likelihood(&logs, &chunk, targets)?)?;
+            // In place: logarithms → probabilities → gradient of each position's nll by its logits.
+            let mut by_logits = logs.f_exp_()?;
+            let minus_one = Tensor::f_full([chunk.len, 1], -1.0, (Kind::Float, by_logits.device()))?;
+            let index = chunk.of(&targets.index)?.f_unsqueeze(-1)?;
+            let by_logits = by_logits.f_scatter_add_(1, &index, &minus_one)?.f_to_kind(states.f_kind()?)?;
+            // The scale is applied to the narrow side of both products.
+            by_normed.push(by_logits.f_mm(&self.weight)?.f_mul(&scale)?);
+            let scaled = states.f_mul(&scale)?.f_to_kind(states.f_kind()?)?;
+            let part = by_logits.f_transpose(0, 1)?.f_mm(&scaled)?.f_to_kind(Kind::Float)?;
             by_weight = Some(match by_weight {
                 Some(mut sum) => sum.f_add_(&part)?,
                 None => part,
@@ -148,15 +151,13 @@ fn chunks(normed: &Tensor) -> Result<impl Iterator<Item = Chunk>> {
         .map(move |start| Chunk { start, len: CHUNK.min(positions - start) }))
 }
 
-/// (nll `[p]`, 0 where ignored; log-normaliser `[p, 1]`).
-fn negative_log_likelihood(logits: &Tensor, chunk: &Chunk, targets: &Targets) -> Result<(Tensor, Tensor)> {
-    let normaliser = logits.f_logsumexp(&[-1i64][..], true)?;
+/// `[p]`, 0 where ignored.
+fn negative_log_likelihood(logs: &Tensor, chunk: &Chunk, targets: &Targets) -> Result<Tensor> {
     let index = chunk.of(&targets.index)?.f_unsqueeze(-1)?;
-    let wanted = logits.f_gather(1, &index, false)?;
+    let nll = logs.f_gather(1, &index, false)?.f_squeeze_dim(-1)?.f_neg()?;
     // Selected, not multiplied: a position without target adds nothing, whatever its logits are.
-    let nll = normaliser.f_sub(&wanted)?.f_squeeze_dim(-1)?;
     let counted = chunk.of(&targets.mask)?.f_gt(0.0)?;
-    Ok((nll.f_where_self(&counted, &nll.f_zeros_like()?)?, normaliser))
+    Ok(nll.f_where_self(&counted, &nll.f_zeros_like()?)?)
 }
 
 fn host_sum(values: &Tensor) -> Result<f64> {

@@ -1,5 +1,7 @@
 //! Exact cover: any piece dropped, doubled or changed is found and named.
 
+use std::sync::OnceLock;
+
 use polygram_checkpoint::{Content, CoverError, Manifest, Part, expected_tensors};
 use polygram_domain::{RunSpec, Step};
 use proptest::prelude::*;
@@ -8,6 +10,17 @@ use crate::support::{Backend, Split, State, block_on, header, spec};
 
 fn parts(spec: &RunSpec, split: Split) -> Vec<Part> {
     block_on(async { State::new(spec, 1, 7).write(&Backend::memory().run(spec), split).await })
+}
+
+/// The parts of one state by [`SPLIT`], written once for all cases.
+fn sample() -> (&'static RunSpec, Vec<Part>) {
+    static SAMPLE: OnceLock<(RunSpec, Vec<Part>)> = OnceLock::new();
+    let (spec, parts) = SAMPLE.get_or_init(|| {
+        let spec = spec(&[]);
+        let parts = parts(&spec, SPLIT);
+        (spec, parts)
+    });
+    (spec, parts.clone())
 }
 
 fn assemble(spec: &RunSpec, parts: &[Part]) -> Result<Manifest, CoverError> {
@@ -42,9 +55,8 @@ proptest! {
 
     #[test]
     fn a_dropped_piece_is_named(choice in any::<prop::sample::Index>()) {
-        let spec = spec(&[]);
-        let mut parts = parts(&spec, SPLIT);
-        prop_assert!(assemble(&spec, &parts).is_ok());
+        let (spec, mut parts) = sample();
+        prop_assert!(assemble(spec, &parts).is_ok());
         let (p, o, t) = *choice.get(&pieces(&parts));
         let (name, words) = match t {
             Some(t) => {
@@ -58,7 +70,7 @@ proptest! {
                 Content::Tensors { .. } => panic!("a tensor object"),
             },
         };
-        let error = assemble(&spec, &parts).unwrap_err();
+        let error = assemble(spec, &parts).unwrap_err();
         prop_assert!(matches!(
             error,
             CoverError::MissingTensor { .. } | CoverError::MissingElements { .. }
@@ -75,8 +87,7 @@ proptest! {
         choice in any::<prop::sample::Index>(),
         place in any::<prop::sample::Index>(),
     ) {
-        let spec = spec(&[]);
-        let mut parts = parts(&spec, SPLIT);
+        let (spec, mut parts) = sample();
         let (p, o, t) = *choice.get(&pieces(&parts));
         let first = parts[p].member.clone();
         let mut doubled = parts[p].objects[o].clone();
@@ -86,7 +97,7 @@ proptest! {
         }
         let target = place.index(parts.len());
         parts[target].objects.push(doubled);
-        let error = assemble(&spec, &parts).unwrap_err();
+        let error = assemble(spec, &parts).unwrap_err();
         match &error {
             CoverError::ElementsTwice { first: a, second: b, .. }
             | CoverError::BucketsTwice { first: a, second: b, .. } => {
@@ -102,8 +113,7 @@ proptest! {
 
     #[test]
     fn a_moved_edge_is_found(choice in any::<prop::sample::Index>(), up in any::<bool>(), end in any::<bool>()) {
-        let spec = spec(&[]);
-        let mut parts = parts(&spec, SPLIT);
+        let (spec, mut parts) = sample();
         let (p, o, t) = *choice.get(&pieces(&parts));
         let shift = |value: u64| if up { value + 1 } else { value.wrapping_sub(1) };
         match (&mut parts[p].objects[o].content, t) {
@@ -117,11 +127,15 @@ proptest! {
             }
             _ => {}
         }
-        prop_assert!(assemble(&spec, &parts).is_err());
+        prop_assert!(assemble(spec, &parts).is_err());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_split_covers(workers in 1u64..5, shards in 1u32..9, size in 10usize..22) {
+    fn any_split_covers(workers in 1u64..5, shards in 1u32..9, size in 12usize..22) {
         let spec = spec(&[]);
         let parts = parts(&spec, Split { workers, shards, object_bytes: 1 << size });
         let manifest = assemble(&spec, &parts).unwrap();
@@ -219,7 +233,7 @@ fn a_changed_model_does_not_fit_an_old_checkpoint() {
 
 #[test]
 fn a_model_without_tables_needs_no_rows() {
-    let spec = spec(&["model.placement=\"ple\""]);
+    let spec = spec(&["model.placement=\"per_layer\""]);
     assert!(spec.tables().is_empty());
     let parts = parts(&spec, SPLIT);
     assert!(parts[2..].iter().all(|part| part.objects.is_empty()));

@@ -103,7 +103,7 @@ impl State {
             .into_iter()
             .map(|shape| {
                 let rows = (0..shape.rows)
-                    .filter(|row| stream.words(u64::from(shape.table.0), u64::from(*row))[0] % 3 == 0)
+                    .filter(|row| stream.words(u64::from(shape.table.0), u64::from(*row))[0] < u32::MAX / 3)
                     .map(|row| OwnedRow {
                         row: RowId(row),
                         updates: 1 + row % 5,

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use polygram_domain::{Cell, Step};
 use tokio::net::TcpStream;
@@ -10,6 +9,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
+use super::ClientLimits;
 use super::error::Cause;
 use super::pending::{Key, Registry};
 use crate::bulk::codec::{self, FrameReader, FrameWriter, LinkError};
@@ -57,15 +57,19 @@ impl From<LinkError> for Cause {
     }
 }
 
-/// Connects and says hello; all of it within `patience`.
+/// Connects within `limits.connect` and says hello. A shard that restores its rows admits workers afterwards: the
+/// welcome may take `limits.reply`.
 pub(super) async fn admit(
     address: SocketAddr,
     identity: Identity,
-    patience: Duration,
+    limits: ClientLimits,
 ) -> Result<Admitted, Cause> {
+    let stream = timeout(limits.connect, TcpStream::connect(address))
+        .await
+        .map_err(|_| Cause::Deadline(limits.connect))?
+        .map_err(|error| Cause::Connect(error.to_string()))?;
     let handshake = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| Cause::Connect(error.to_string()))?;
-        let (mut reader, mut writer) = codec::split(stream, patience);
+        let (mut reader, mut writer) = codec::split(stream, limits.connect);
         let (kind, pieces) = Message::Hello(identity.hello).encode();
         writer.write(&Outgoing::seal(&identity.header(kind, Step(0), Cell(0)), pieces)?).await?;
         let (incoming, payload) = reader.read().await?;
@@ -75,7 +79,7 @@ pub(super) async fn admit(
             other => Err(Cause::Answer(format!("{:?} instead of a welcome", other.encode().0))),
         }
     };
-    timeout(patience, handshake).await.unwrap_or(Err(Cause::Deadline(patience)))
+    timeout(limits.reply, handshake).await.unwrap_or(Err(Cause::Deadline(limits.reply)))
 }
 
 impl Admitted {

@@ -49,9 +49,9 @@ pub struct Hello {
 /// A client's deadlines and sizes. A `Duration` stands for both deadlines.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
-    /// For a connection and its handshake, and for a socket that takes no data.
+    /// For a connection to be made, and for a socket that takes no data.
     pub connect: Duration,
-    /// For an answer. A lookup's answer may wait for the commits of earlier steps: allow for `prefetch_steps`
+    /// For an answer, the welcome of a shard that still restores its rows included. A lookup's answer may wait for the commits of earlier steps: allow for `prefetch_steps`
     /// whole steps.
     pub reply: Duration,
     /// Bytes of row gradients per frame; no result depends on it.
@@ -116,7 +116,7 @@ impl RowClient {
         let registry = Arc::new(Registry::new(shards.to_vec()));
         let mut handshakes = JoinSet::new();
         for (index, &address) in shards.iter().enumerate() {
-            handshakes.spawn(async move { (index, admit(address, identity, limits.connect).await) });
+            handshakes.spawn(async move { (index, admit(address, identity, limits).await) });
         }
         let mut admitted: Vec<_> = shards.iter().map(|_| None).collect();
         while let Some(joined) = handshakes.join_next().await {
