@@ -1,0 +1,154 @@
+//! What can be wrong with data; each message says where, what, and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A refusal or failure of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or folder that is not there.
+    #[error("{path} does not exist; {hint}", path = path.display())]
+    Missing {
+        /// What was looked for.
+        path: PathBuf,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The operating system failed.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// An `.idx` that is not a whole and consistent Megatron index.
+    #[error("{path} is not a usable index: {problem}; copy or prepare the .bin/.idx pair again", path = path.display())]
+    Index {
+        /// The `.idx`.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A `.bin` whose size is not what its index says.
+    #[error(
+        "{path} holds {actual} bytes, but its index describes {expected}; the two files do not belong together or a \
+         copy was cut short: copy or prepare the pair again",
+        path = path.display()
+    )]
+    BinSize {
+        /// The `.bin`.
+        path: PathBuf,
+        /// Its bytes.
+        actual: u64,
+        /// The bytes it should have.
+        expected: u64,
+    },
+    /// A token that the model has no embedding for.
+    #[error(
+        "{source_name} has token {token} at position {position} (document {document}), outside the vocabulary of \
+         {vocab} tokens; use data of the model's tokenizer or set model.vocab_size to more than {token}"
+    )]
+    TokenRange {
+        /// File or source.
+        source_name: String,
+        /// Document, from 0.
+        document: u64,
+        /// Token position in the whole source, from 0.
+        position: u64,
+        /// Its value.
+        token: i64,
+        /// Legal tokens are below this.
+        vocab: u32,
+    },
+    /// Too few tokens to make what is needed.
+    #[error("{source_name} has {tokens} tokens, but {needed} are needed for {purpose}; {hint}")]
+    TooShort {
+        /// File or source.
+        source_name: String,
+        /// Tokens there.
+        tokens: u64,
+        /// Tokens needed at least.
+        needed: u64,
+        /// What they are needed for.
+        purpose: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// Tokens beyond the end of a source.
+    #[error("tokens {start}..{end} lie beyond the {tokens} tokens of {source_name}")]
+    Range {
+        /// File or source.
+        source_name: String,
+        /// First token asked for.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Tokens there.
+        tokens: u64,
+    },
+    /// A cell that the step's grid does not have, or a step beyond counting.
+    #[error("step {step} has no cell {cell}: a step has {cells} cells")]
+    NoSuchCell {
+        /// The step asked for.
+        step: u64,
+        /// The cell asked for.
+        cell: u32,
+        /// G.
+        cells: u32,
+    },
+    /// Output that is there already.
+    #[error("{path} exists already; choose another output or ask for it to be replaced", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Text input that cannot be read as what its name says.
+    #[error("cannot read {place}: {problem}", place = place)]
+    Corpus {
+        /// File, and line or row where known.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Inputs without any text.
+    #[error(
+        "no text found in {inputs}: {files} files were read and {skipped} skipped; name text files (their extensions \
+         can be chosen), .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+    )]
+    EmptyCorpus {
+        /// The inputs as given.
+        inputs: String,
+        /// Files read.
+        files: u64,
+        /// Files skipped: not UTF-8, binary or empty.
+        skipped: u64,
+    },
+    /// A tokenizer that cannot be read, trained or used.
+    #[error("tokenizer {name}: {problem}")]
+    Tokenizer {
+        /// Its file, or how it is made.
+        name: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// An option outside its range.
+    #[error("{option} is {value}; it must be {wanted}")]
+    IllegalOption {
+        /// Which option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        wanted: String,
+    },
+}
+
+impl DataError {
+    /// For `map_err`: wraps an I/O error with what was being done to which path.
+    pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataError + 'a {
+        move |source| DataError::Io { action, path: path.to_owned(), source }
+    }
+}

@@ -1,0 +1,145 @@
+//! What was prepared: `meta.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of `meta.json`.
+pub(crate) const VERSION: u32 = 1;
+
+/// What a preparation made; also the contents of `meta.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrepareReport {
+    /// Version of this record.
+    pub version: u32,
+    /// Training data.
+    pub train: PartReport,
+    /// Held-out data; absent when no document was held out.
+    pub held_out: Option<PartReport>,
+    /// The `tokenizer.json`.
+    pub tokenizer: String,
+    /// Tokens of the vocabulary: the largest id plus one. A model needs at least so many.
+    pub vocab_size: u32,
+    /// Token that begins a document; EOS where the tokenizer has none. The data does not contain it.
+    pub bos_token_id: u32,
+    /// Token that closes every document.
+    pub eos_token_id: u32,
+    /// Type of the stored tokens.
+    pub dtype: String,
+    /// Seed of the division into training and held-out documents.
+    pub seed: u64,
+    /// Share of documents asked to be held out.
+    pub held_out_share: f64,
+    /// What was read, per extension.
+    pub sources: BTreeMap<String, SourceCount>,
+}
+
+/// One segment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// Path without extension: what `data.train` or `data.held_out` names.
+    pub path: String,
+    /// Documents.
+    pub documents: u64,
+    /// Tokens, EOS included.
+    pub tokens: u64,
+    /// Entropy of the segment's own token distribution, in nats: the loss of the best model without context.
+    pub unigram_entropy_nats: f64,
+    /// Nats a token under the training segment's distribution, one added to every count.
+    pub train_unigram_cross_entropy_nats: f64,
+}
+
+/// What was read of one kind of file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCount {
+    /// Files with text.
+    pub files: u64,
+    /// Files without: not UTF-8, binary or empty.
+    pub skipped_files: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Bytes of text.
+    pub bytes: u64,
+}
+
+impl PrepareReport {
+    /// As `meta.json`.
+    pub(crate) fn to_json(&self) -> Result<String, serde_json::Error> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+/// Counts of one segment's tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct PartCount {
+    counts: Vec<u64>,
+    tokens: u64,
+    documents: u64,
+}
+
+impl PartCount {
+    pub(crate) fn new(vocab: u32) -> PartCount {
+        PartCount { counts: vec![0; vocab as usize], tokens: 0, documents: 0 }
+    }
+
+    /// Adds a document. Tokens come from the tokenizer whose vocabulary this is; others would not be counted.
+    pub(crate) fn add(&mut self, document: &[u32]) {
+        for &token in document {
+            if let Some(count) = self.counts.get_mut(token as usize) {
+                *count += 1;
+            }
+        }
+        self.tokens += document.len() as u64;
+        self.documents += 1;
+    }
+
+    /// H = −Σ p·ln p.
+    fn entropy(&self) -> f64 {
+        let total = self.tokens.max(1) as f64;
+        let terms = self.counts.iter().filter(|&&count| count > 0).map(|&count| count as f64 / total);
+        terms.map(|p| -p * p.ln()).sum()
+    }
+
+    /// −Σ p·ln q, q the distribution of `train` with one added to every count.
+    fn cross_entropy(&self, train: &PartCount) -> f64 {
+        let total = self.tokens.max(1) as f64;
+        let smoothed = (train.tokens + train.counts.len() as u64).max(1) as f64;
+        let pairs = self.counts.iter().zip(&train.counts).filter(|(own, _)| **own > 0);
+        pairs.map(|(&own, &other)| -(own as f64 / total) * ((other + 1) as f64 / smoothed).ln()).sum()
+    }
+
+    pub(crate) fn report(&self, path: String, train: &PartCount) -> PartReport {
+        PartReport {
+            path,
+            documents: self.documents,
+            tokens: self.tokens,
+            unigram_entropy_nats: self.entropy(),
+            train_unigram_cross_entropy_nats: self.cross_entropy(train),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entropies_by_hand() {
+        let mut train = PartCount::new(4);
+        train.add(&[0, 1, 2, 3]);
+        train.add(&[0, 1, 2, 3]);
+        assert!((train.entropy() - 4f64.ln()).abs() < 1e-12);
+        assert!((train.cross_entropy(&train) - 4f64.ln()).abs() < 1e-12);
+        let mut skewed = PartCount::new(4);
+        skewed.add(&[0, 0, 0, 1]);
+        assert!((skewed.entropy() - (-0.75 * 0.75f64.ln() - 0.25 * 0.25f64.ln())).abs() < 1e-12);
+        assert!((skewed.cross_entropy(&train) - 4f64.ln()).abs() < 1e-12);
+        // Unseen tokens cost ln(total + vocabulary), not infinity.
+        let mut unseen = PartCount::new(4);
+        unseen.add(&[3]);
+        let mut seen = PartCount::new(4);
+        seen.add(&[0; 6]);
+        assert!((unseen.cross_entropy(&seen) - 10f64.ln()).abs() < 1e-12);
+        assert_eq!(PartCount::new(4).entropy(), 0.0);
+    }
+}
