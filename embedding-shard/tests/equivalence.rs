@@ -1,4 +1,5 @@
 //! Any number of shards, lanes and steps of prefetch, and any order of arrival, give the reference's bits.
+#![allow(clippy::unwrap_used, reason = "what a test cannot do without ends it")]
 
 mod common;
 

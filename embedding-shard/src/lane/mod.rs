@@ -21,7 +21,7 @@ use crate::rows::{Rates, RowStore};
 use copy_on_write::CopyOnWrite;
 pub(crate) use copy_on_write::RowBatch;
 pub(crate) use serving::ReplyTo;
-use serving::{Parked, last_pending, send_rows};
+use serving::{Parked, TableRows, last_pending, send_rows};
 use step_rows::{StepRows, owned_part};
 
 /// What a lane is told.
@@ -181,7 +181,7 @@ impl Lane {
     /// Sends what no earlier open step changes, and parks the rest until those steps are closed.
     fn serve(&mut self, step: Step, request: Arc<Request>, reply: ReplyTo) {
         let mut ready = Vec::new();
-        let mut waiting: BTreeMap<u64, Vec<(usize, Vec<(u32, u32)>)>> = BTreeMap::new();
+        let mut waiting: BTreeMap<u64, Vec<TableRows>> = BTreeMap::new();
         for (table, owned) in self.owned.iter().enumerate() {
             let declared = request.rows_of(table);
             let part = owned_part(declared, owned);

@@ -22,12 +22,14 @@ pub(crate) struct ReplyTo {
     pub(crate) header: Header,
 }
 
+/// Rows of one site table as (position in the request, row), positions ascending.
+pub(super) type TableRows = (usize, Vec<(u32, u32)>);
+
 /// Positions of a request that wait for one step's commit.
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) request: Arc<Request>,
-    /// Position and row, by site table; positions ascend.
-    pub(super) rows: Vec<(usize, Vec<(u32, u32)>)>,
+    pub(super) rows: Vec<TableRows>,
     pub(super) reply: ReplyTo,
 }
 
@@ -57,7 +59,7 @@ pub(super) fn last_pending<'a>(
 pub(super) fn send_rows(
     store: &RowStore,
     (tables_per_site, sites, width): (usize, usize, usize),
-    rows: &[(usize, Vec<(u32, u32)>)],
+    rows: &[TableRows],
     reply: &ReplyTo,
 ) -> bool {
     let flat: Vec<(usize, u32, u32)> = rows

@@ -19,10 +19,12 @@ use super::Workload;
 pub(crate) const GENERATION: Generation = Generation(3);
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
+type Served = (oneshot::Sender<()>, JoinHandle<Result<Shard, ShardError>>);
+
 pub(crate) struct Cluster {
     pub(crate) spec: RunSpec,
     pub(crate) addresses: Vec<SocketAddr>,
-    shards: Vec<(oneshot::Sender<()>, JoinHandle<Result<Shard, ShardError>>)>,
+    shards: Vec<Served>,
 }
 
 pub(crate) fn new_shard(spec: &RunSpec, index: u32) -> Shard {
@@ -123,7 +125,7 @@ impl Trainer {
                 for cell in self.shuffled(cells.clone(), next) {
                     let ids = self.workload.ids(spec, Step(next), cell);
                     lookups.insert((next, cell), tokio::spawn(self.client.lookup(Step(next), cell, ids)));
-                    if self.shuffle % 3 == 0 {
+                    if self.shuffle.is_multiple_of(3) {
                         tokio::task::yield_now().await;
                     }
                 }
