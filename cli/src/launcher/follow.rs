@@ -244,7 +244,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Finds the death that broke the watch. A stream breaks a moment before its dead process can be waited for, and
     /// members end soon after their coordinator, which is then the one to name.
     async fn blame_first(&mut self) {
-        let mut due = Instant::now() + VERDICT_GRACE;
+        let mut due = Instant::now() + if self.death.is_none() { VERDICT_GRACE } else { BLAME_WINDOW };
         while self.death.as_ref().is_none_or(|(ended, _)| ended.name != COORDINATOR) {
             match tokio::time::timeout_at(due, self.launch.children.next_exit()).await {
                 Ok(ended) if self.death.is_none() || ended.name == COORDINATOR => {
