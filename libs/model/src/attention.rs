@@ -12,7 +12,7 @@
 use polygram_domain::ModelSpec;
 use tch::{Kind, Tensor};
 
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::error::Result;
 use crate::norm::rms_norm;
 use crate::parameters::{Leaves, Precision};

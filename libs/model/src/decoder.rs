@@ -8,74 +8,20 @@
 use std::ops::Range;
 
 use polygram_domain::ModelSpec;
-use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, ComputeType, TrainingSpec};
-use tch::{Device, Kind, Tensor, no_grad, with_grad};
+use tch::{Kind, Tensor, no_grad, with_grad};
 
 use crate::adamw::{AdamW, Update};
 use crate::balance::{BalanceAim, bias_delta};
-use crate::cell::{Auxiliary, CellInput, CellOutput, RowShape};
+use crate::cell::{Auxiliary, CellInput, CellOutput};
+use crate::context::CellContext;
 use crate::embedding::Site;
 use crate::error::{ModelError, Result};
 use crate::gradient::{CellGradient, GradientFold, store};
 use crate::layer::{Layer, LayerPass};
 use crate::loss::{Head, Targets, hidden_z};
+use crate::options::Options;
 use crate::parameters::{Layout, Leaf, Leaves, Weights};
 use crate::rope::Rotary;
-
-/// How a model computes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Type of matrix products; masters are f32 always.
-    pub compute: ComputeType,
-    /// Recompute each layer's activations in backward instead of keeping them. The bits are the same.
-    pub recompute: bool,
-    /// Auxiliary losses and the aim of the bias update.
-    pub balance: BalanceSpec,
-    /// Dense optimizer; `None` for a model that is only evaluated, which then has no optimizer state.
-    pub adamw: Option<AdamWSpec>,
-    /// Where tensors live.
-    pub device: Device,
-}
-
-impl Options {
-    /// As a run's training section says.
-    pub fn of(training: &TrainingSpec, device: Device) -> Options {
-        Options {
-            compute: training.compute,
-            recompute: training.recompute,
-            balance: training.balance.clone(),
-            adamw: Some(training.adamw.clone()),
-            device,
-        }
-    }
-
-    /// For evaluation in f32 on the CPU.
-    pub fn evaluation() -> Options {
-        Options {
-            compute: ComputeType::F32,
-            recompute: false,
-            balance: BalanceSpec {
-                bias_rate: 0.0,
-                bias_rate_halving_steps: 1,
-                bias_rate_min: 0.0,
-                target_top_k: 1,
-                loss_coefficient: 0.0,
-                loss_groups: 1,
-                router_z_coefficient: 0.0,
-                hidden_z_coefficient: 0.0,
-            },
-            adamw: None,
-            device: Device::Cpu,
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        match self.compute {
-            ComputeType::F32 => Kind::Float,
-            ComputeType::Bf16 => Kind::BFloat16,
-        }
-    }
-}
 
 /// The decoder, its weights, its optimizer and the sum of the gradients of the cells so far.
 #[derive(Debug)]
@@ -88,49 +34,12 @@ pub struct Model {
     embedding_leaves: Vec<Leaf>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) head: Head,
-    rotary: Rotary,
+    pub(crate) rotary: Rotary,
     /// Rotations of the last sequence length seen.
-    rotation: Option<(usize, Tensor)>,
+    pub(crate) rotation: Option<(usize, Tensor)>,
     fold: GradientFold,
     /// Elements that no gradient reaches: the selection biases.
     untrained: Vec<Range<usize>>,
-}
-
-/// One cell as the segments want it.
-pub(crate) struct CellContext<'a> {
-    pub(crate) batch: i64,
-    pub(crate) seq_len: i64,
-    /// Type of matrix products.
-    pub(crate) kind: Kind,
-    pub(crate) device: Device,
-    /// `[P]` i64.
-    pub(crate) tokens: Tensor,
-    /// The same on the host.
-    pub(crate) token_rows: &'a [u32],
-    pub(crate) rows: Option<CellRows<'a>>,
-    /// `[P, 1]` bool: positions whose word embedding stays plain; `None` where the model has no such tokens.
-    pub(crate) plain_words: Option<Tensor>,
-    /// `[T, 1, rope / 2]` complex.
-    pub(crate) rotation: Tensor,
-}
-
-/// The unique rows of a cell.
-pub(crate) struct CellRows<'a> {
-    /// `[S, U, w]` f32.
-    pub(crate) values: Tensor,
-    /// `[P·C]` i64: index into U.
-    pub(crate) inverse: Tensor,
-    /// The same on the host.
-    pub(crate) inverse_rows: &'a [u32],
-    pub(crate) unique: usize,
-    pub(crate) width: usize,
-}
-
-impl CellContext<'_> {
-    /// P.
-    pub(crate) fn positions(&self) -> i64 {
-        self.batch * self.seq_len
-    }
 }
 
 /// A layer's input, and its graph unless that is to be made anew.
@@ -205,7 +114,11 @@ impl Model {
     pub fn forward_backward(&mut self, input: &CellInput<'_>) -> Result<CellOutput> {
         input.check(&self.spec)?;
         let cell = self.context(input)?;
-        let mut sums = CellGradient { flat: self.fold.zeros(), rows_suw: vec![0.0; input.rows_suw.len()] };
+        let rows_suw = vec![0.0; input.rows_suw.len()];
+        let mut sums = CellGradient { flat: self.fold.buffer(), rows_suw };
+        for range in &self.untrained {
+            sums.flat[range.clone()].fill(0.0);
+        }
         let output = with_grad(|| self.differentiate(input, &cell, &mut sums))?;
         self.fold.push(sums.flat);
         Ok(CellOutput { row_grads_suw: sums.rows_suw, ..output })
@@ -231,7 +144,7 @@ impl Model {
     }
 
     /// Moves the selection biases by `counts` (`[layers, n + z]`, over all cells of the step) at `rate`
-    /// ([`BalanceSpec::bias_rate_at`]): computed in f64, stored in f32.
+    /// ([`bias_rate_at`](polygram_domain::run_spec::BalanceSpec::bias_rate_at)): computed in f64, stored in f32.
     pub fn update_router_bias(&mut self, counts: &[u64], rate: f64) -> Result<()> {
         let routed = self.spec.routed_experts() as usize;
         if counts.len() != self.layers.len() * routed {
@@ -353,62 +266,6 @@ impl Model {
         let mut gradients = Tensor::f_run_backward(&[surrogate], &leaves, false, false)?.into_iter();
         store(&self.embedding_leaves, &mut gradients, &mut sums.flat)?;
         gathered.scatter(&mut gradients, cell, sums)
-    }
-
-    /// Moves a checked cell to the device.
-    pub(crate) fn context<'a>(&mut self, input: &CellInput<'a>) -> Result<CellContext<'a>> {
-        let device = self.options.device;
-        let batch = input.batch;
-        let to_device = |values: &[u32]| -> Result<Tensor> {
-            let wide: Vec<i64> = values.iter().map(|&value| i64::from(value)).collect();
-            Ok(Tensor::f_from_slice(&wide)?.f_to_device(device)?)
-        };
-        let shape = RowShape::of(&self.spec);
-        let rows = match shape.sites {
-            0 => None,
-            sites => Some(CellRows {
-                values: Tensor::f_from_slice(input.rows_suw)?.f_to_device(device)?.f_view([
-                    sites as i64,
-                    input.unique as i64,
-                    shape.width as i64,
-                ])?,
-                inverse: to_device(input.inverse_pc)?,
-                inverse_rows: input.inverse_pc,
-                unique: input.unique,
-                width: shape.width,
-            }),
-        };
-        let ignored = &self.spec.ngram.ignored_tokens;
-        let plain_words = if ignored.is_empty() || shape.sites == 0 {
-            None
-        } else {
-            let mask: Vec<bool> = batch.tokens_bt().iter().map(|token| ignored.contains(token)).collect();
-            Some(Tensor::f_from_slice(&mask)?.f_to_device(device)?.f_unsqueeze(-1)?)
-        };
-        Ok(CellContext {
-            batch: batch.batch() as i64,
-            seq_len: batch.seq_len() as i64,
-            kind: self.options.kind(),
-            device,
-            tokens: to_device(batch.tokens_bt())?,
-            token_rows: batch.tokens_bt(),
-            rows,
-            plain_words,
-            rotation: self.rotation(batch.seq_len())?,
-        })
-    }
-
-    /// cos + i·sin of every position, `[T, 1, rope / 2]`.
-    fn rotation(&mut self, seq_len: usize) -> Result<Tensor> {
-        if let Some((_, rotation)) = self.rotation.as_ref().filter(|(known, _)| *known == seq_len) {
-            return Ok(rotation.shallow_clone());
-        }
-        let (cos, sin) = self.rotary.tables(seq_len);
-        let shape = [seq_len as i64, 1, i64::from(self.spec.attention.qk_rope_head_dim) / 2];
-        let tensor = |values: &[f32]| Tensor::f_from_slice(values)?.f_view(shape);
-        let rotation = Tensor::f_complex(&tensor(&cos)?, &tensor(&sin)?)?.f_to_device(self.options.device)?;
-        self.rotation = Some((seq_len, rotation.shallow_clone()));
-        Ok(rotation)
     }
 }
 

@@ -13,7 +13,7 @@ use polygram_domain::ModelSpec;
 use polygram_domain::model::{Amplification, Normalizer, Placement};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::error::Result;
 use crate::gradient::scatter_rows;
 use crate::parameters::{Leaves, Precision};

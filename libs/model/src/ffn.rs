@@ -4,7 +4,7 @@ use polygram_domain::ModelSpec;
 use polygram_domain::model::Placement;
 use tch::Tensor;
 
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::embedding::{Gathered, Site};
 use crate::error::Result;
 use crate::parameters::{Leaves, Precision};

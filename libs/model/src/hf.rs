@@ -13,8 +13,9 @@ use polygram_domain::hf_config::HfConfig;
 use polygram_domain::{ModelSpec, TableSet};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::decoder::{Model, Options};
+use crate::decoder::Model;
 use crate::error::{ModelError, Result};
+use crate::options::Options;
 
 /// An opened and checked directory.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 use crate::attention::Attention;
 use crate::balance::BalanceAim;
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::embedding::Gathered;
 use crate::error::Result;
 use crate::ffn::Ffn;

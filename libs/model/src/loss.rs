@@ -7,7 +7,7 @@ use polygram_domain::ModelSpec;
 use polygram_domain::batch::IGNORED_TARGET;
 use tch::{Kind, Tensor};
 
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::error::Result;
 use crate::norm::rms_norm;
 use crate::parameters::{Leaf, Leaves, Precision, Weights};

@@ -12,7 +12,7 @@ use polygram_domain::ModelSpec;
 use tch::{Kind, Tensor};
 
 use crate::balance::{BalanceAim, loss_coefficients};
-use crate::decoder::CellContext;
+use crate::context::CellContext;
 use crate::error::Result;
 use crate::ffn::swiglu;
 use crate::parameters::{Leaves, Precision};

@@ -72,7 +72,7 @@ fn shards_give_the_same_bits_as_one_file() {
 fn narrow_types_are_widened() {
     let golden = Golden::open("A");
     // Significant bits of bf16 and f16 are 8 and 11: the relative error of rounding is half a unit of the last.
-    for (dtype, limit) in [(Dtype::BF16, 1.0 / 512.0), (Dtype::F16, 1.0 / 4096.0)] {
+    for (dtype, limit) in [(Dtype::BF16, 1.0 / 256.0), (Dtype::F16, 1.0 / 2048.0)] {
         let mut narrow = tensors();
         for (kind, _, data) in narrow.values_mut() {
             *kind = dtype;

@@ -1,5 +1,6 @@
 //! The model against golden vectors, against an f64 reference of its own, and against itself: one program, so that
 //! libtorch is linked once.
+#![allow(clippy::unwrap_used)] // a test's helpers may fail where they stand
 
 mod bits;
 mod fixture;
