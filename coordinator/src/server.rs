@@ -7,8 +7,9 @@ use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
 use polygram_proto::control::{MESSAGE_LIMIT_BYTES, RunStatus, Token};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Server, TcpIncoming};
 
 use crate::core::Outcome;
@@ -81,21 +82,21 @@ pub async fn serve(
         status: statuses,
         driver: inbox.clone(),
     };
-    let recording = tokio::spawn(recorder.run());
+    // Dropping this future ends both tasks with it.
+    let recording = AbortOnDropHandle::new(tokio::spawn(recorder.run()));
     let closing = CancellationToken::new();
     let door = CoordinatorServer::new(Door { inbox: inbox.clone(), token })
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-    let serving = tokio::spawn(
-        Server::builder()
-            .http2_keepalive_interval(Some(timeouts.detection()))
-            .http2_keepalive_timeout(Some(timeouts.detection()))
-            .add_service(door)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                closing.clone().cancelled_owned(),
-            ),
-    );
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(timeouts.detection()))
+        .http2_keepalive_timeout(Some(timeouts.detection()))
+        .add_service(door)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            closing.clone().cancelled_owned(),
+        );
+    let serving = AbortOnDropHandle::new(tokio::spawn(server));
 
     let welcome = Welcome { config_toml: opened.config_toml, root: opened.root };
     let driver = Driver::new(opened.state, opened.clock, welcome, Outlets { inbox, orders, status });
@@ -116,15 +117,12 @@ pub async fn serve(
 
 /// Joins a task; `None` when it took longer than `patience` and was cut off.
 async fn bounded<T>(
-    mut task: JoinHandle<T>,
+    task: AbortOnDropHandle<T>,
     patience: Duration,
     name: &'static str,
 ) -> Result<Option<T>, ServeError> {
-    match tokio::time::timeout(patience, &mut task).await {
+    match tokio::time::timeout(patience, task).await {
         Ok(joined) => joined.map(Some).map_err(|source| ServeError::Task { task: name, source }),
-        Err(_elapsed) => {
-            task.abort();
-            Ok(None)
-        }
+        Err(_elapsed) => Ok(None),
     }
 }

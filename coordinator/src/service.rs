@@ -8,7 +8,6 @@ use polygram_proto::control::{
     Directive, Envelope, JoinRequest, Malformed, StopMode, Token, UploadReport, WatchEvent, wire,
 };
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -111,13 +110,8 @@ impl Coordinator for Door {
         _request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (status, events) = self.ask(|answer| Input::Watch { answer }).await?;
-        let later = BroadcastStream::new(events).filter_map(|event| async {
-            match event {
-                Ok(event) => Some(event),
-                // A slow watcher misses events; the run does not wait for it.
-                Err(BroadcastStreamRecvError::Lagged(_)) => None,
-            }
-        });
+        // A slow watcher misses events, which is the only error here; the run does not wait for it.
+        let later = BroadcastStream::new(events).filter_map(|event| async { event.ok() });
         let first = futures::stream::once(async { WatchEvent::Status(Box::new(status)) });
         let all = first.chain(later).scan(false, |over, event| {
             let emitted = (!*over).then(|| {

@@ -23,9 +23,8 @@ impl Turn<'_> {
         }
         member.failed = true;
         (member.step, member.phase) = (member.step.max(failure.step), failure.phase);
-        let suspect = failure
-            .suspect
-            .filter(|suspect| *suspect != who && self.state.members.get(suspect).is_some_and(|m| !m.failed));
+        let known = |suspect: &MemberRef| *suspect != who && self.state.members.contains_key(suspect);
+        let suspect = failure.suspect.filter(known);
         if self.state.is_over() {
             return self.consequence(who, &failure.message);
         }
@@ -159,9 +158,12 @@ impl Turn<'_> {
         if self.state.is_over() {
             return;
         }
-        if let Some(suspicion) = self.state.suspicion.take_if(|suspicion| suspicion.until <= self.now) {
-            let message = format!("{} (it blames {})", suspicion.failure.message, suspicion.suspect);
-            return self.verdict(suspicion.reporter, Reason::MemberFailed, message);
+        if let Some(Suspicion { reporter, failure, .. }) =
+            self.state.suspicion.take_if(|suspicion| suspicion.until <= self.now)
+        {
+            let blamed = failure.suspect.map(|suspect| format!(" (it blames {suspect})"));
+            let message = failure.message + &blamed.unwrap_or_default();
+            return self.verdict(reporter, Reason::MemberFailed, message);
         }
         let detection = self.state.settings.timeouts.detection_ms;
         let silent = self.state.members.values().filter(|m| {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use polygram_domain::{SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
-    AssignmentHash, Directive, Envelope, Failure, Heartbeat, Incarnation, JoinRequest, MemberId, MemberRef,
-    MemberReport, Phase, Role, RunState, StepMetrics, StopMode,
+    AssignmentHash, Culprit, Directive, Envelope, Failure, Heartbeat, Incarnation, JoinRequest, MemberId,
+    MemberRef, MemberReport, Phase, Role, RunState, StepMetrics, StopMode,
 };
 
 use super::{Action, Event, Outcome, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
@@ -92,7 +92,7 @@ enum Delivery {
 const STEPS: u64 = 9;
 const EVERY: u64 = 3;
 /// No schedule may take longer than this.
-const HORIZON: u64 = 600_000;
+const HORIZON: u64 = 60_000;
 
 struct World {
     seed: u64,
@@ -101,6 +101,7 @@ struct World {
     now: Time,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     deliveries: BTreeMap<u64, Delivery>,
+    scheduled: u64,
     state: State,
     agents: Vec<Agent>,
     crashed: Option<usize>,
@@ -123,7 +124,7 @@ struct Checker {
     committing: Option<Step>,
     committed: Option<Step>,
     over: Option<(RunState, Time)>,
-    culprit: Option<String>,
+    culprit: Option<Culprit>,
     ended: Option<Outcome>,
 }
 
@@ -137,10 +138,10 @@ impl Checker {
                 self.asked.insert(*ticket);
                 self.parts.entry(*step).or_default().insert(*member);
             }
-            Event::Report(Envelope { member, report: MemberReport::Ready { assignment }, .. }) => {
-                if self.assigned.get(member) == Some(assignment) && self.open.contains(member) {
-                    self.ready.insert(*member);
-                }
+            Event::Report(Envelope { member, report: MemberReport::Ready { assignment }, .. })
+                if self.assigned.get(member) == Some(assignment) && self.open.contains(member) =>
+            {
+                self.ready.insert(*member);
             }
             Event::StreamEnded { member, .. } => {
                 self.open.remove(member);
@@ -199,18 +200,18 @@ impl Checker {
     }
 
     fn settled(&mut self, state: &State, now: Time) {
-        let status = state.status(now);
+        let run = state.run_state();
         if let Some((over, since)) = self.over {
-            assert_eq!(status.state, over, "a state that is over is never left");
+            assert_eq!(run, over, "a state that is over is never left");
             let patience = state.settings().timeouts.leave_ms + 1000;
             assert!(self.ended.is_some() || now.since(since) <= patience, "the end comes in bounded time");
-        } else if status.state.is_over() {
-            self.over = Some((status.state, now));
+        } else if run.is_over() {
+            self.over = Some((run, now));
         }
-        let culprit = status.culprit.map(|c| c.to_string());
-        assert!(self.culprit.is_none() || self.culprit == culprit, "the culprit is the culprit for good");
-        self.culprit = culprit;
-        let bad = status.state == RunState::Failed;
+        let culprit = &state.culprit;
+        assert!(self.culprit.is_none() || self.culprit == *culprit, "the culprit is the culprit for good");
+        self.culprit.clone_from(culprit);
+        let bad = run == RunState::Failed;
         assert!(self.ended.is_none_or(|outcome| (outcome == Outcome::Bad) == bad));
     }
 }
@@ -252,6 +253,7 @@ impl World {
             now,
             queue: BinaryHeap::new(),
             deliveries: BTreeMap::new(),
+            scheduled: 0,
             state: State::new(settings, now),
             agents: agents.collect(),
             crashed: None,
@@ -280,9 +282,9 @@ impl World {
     }
 
     fn schedule(&mut self, delay: u64, delivery: Delivery) {
-        let number = self.deliveries.last_key_value().map_or(0, |(n, _)| n + 1).max(self.next_ticket << 20);
-        self.deliveries.insert(number, delivery);
-        self.queue.push(Reverse((self.now.0 + delay, number)));
+        self.scheduled += 1;
+        self.deliveries.insert(self.scheduled, delivery);
+        self.queue.push(Reverse((self.now.0 + delay, self.scheduled)));
     }
 
     fn ticket(&mut self, agent: usize, step: u64) -> Ticket {
@@ -535,12 +537,11 @@ impl World {
         let limit = self.stop_at.unwrap_or(STEPS);
         let slowest = self.workers().map(|a| a.step).min().unwrap_or(0);
         let it = &mut self.agents[agent];
-        let resumed = self.state.settings().resume_step().0;
         if it.who.role == Role::Shard {
             // A shard is asked for a snapshot when all workers have come to a boundary.
             while it.step < slowest {
                 it.step += 1;
-                if it.step % EVERY == 0 || it.step == limit {
+                if it.step.is_multiple_of(EVERY) || it.step == limit {
                     it.unacknowledged.insert(it.step);
                 }
             }
@@ -549,7 +550,7 @@ impl World {
         if it.step < limit && it.step == slowest {
             it.step += 1;
             let step = it.step;
-            if step % EVERY == 0 || step == limit {
+            if step.is_multiple_of(EVERY) || step == limit {
                 it.unacknowledged.insert(step);
             }
             if agent == 0 {
@@ -567,8 +568,6 @@ impl World {
                 self.report(agent, MemberReport::Metrics(metrics));
             }
         } else if it.step == limit && it.unacknowledged.is_empty() {
-            // A stop may find the run where it began: then nothing changed and nothing is committed.
-            let _unchanged = it.step == resumed;
             it.stage = Stage::Finished;
             let step = Step(it.step);
             self.report(agent, MemberReport::Finished { step });

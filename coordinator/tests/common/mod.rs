@@ -1,0 +1,218 @@
+//! A coordinator in this process and members made of nothing but their protocol: they write checkpoints of zeros.
+
+#![allow(dead_code, missing_docs, clippy::unwrap_used)] // every test file uses its own part
+
+use std::path::Path;
+use std::time::Duration;
+
+use polygram_checkpoint::{Cursor, NamedTensor, Part, RunStore, TableShape, expected_tensors};
+use polygram_coordinator::{Ended, OpeningError, Origin, ServeError, open, serve};
+use polygram_domain::tables::buckets_of;
+use polygram_domain::{RunFile, RunSpec, ShardIndex, Step};
+use polygram_proto::control::{
+    Announcement, Assignment, ControlError, Directive, Directives, JoinOptions, Joined, MemberRef,
+    MemberReport, MemberSession, Phase, Reporter, Role, StepMetrics, Token,
+};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Nothing in a test waits longer than this.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const WORKER: MemberRef = MemberRef { role: Role::Worker, index: 0 };
+
+pub fn shard(index: u32) -> MemberRef {
+    MemberRef { role: Role::Shard, index }
+}
+
+/// `configs/tiny.toml` with `overrides`: one worker and two shards.
+pub fn tiny(overrides: &[&str]) -> String {
+    let mut all = vec!["training.steps=4".to_owned(), "run.failure_detection_seconds=5.0".to_owned()];
+    all.extend(overrides.iter().map(|&o| o.to_owned()));
+    let file = RunFile::parse(include_str!("../../../configs/tiny.toml"), "tiny", &all).unwrap();
+    file.to_toml().unwrap()
+}
+
+pub fn token() -> Token {
+    Token::new("a-token-for-tests-only").unwrap()
+}
+
+/// A coordinator at work.
+pub struct Lead {
+    pub announcement: Announcement,
+    pub interrupts: mpsc::Sender<String>,
+    pub ended: JoinHandle<Result<Ended, ServeError>>,
+    pub spec: RunSpec,
+    pub root: String,
+}
+
+impl Lead {
+    pub async fn start(root: &Path, config_toml: String) -> Result<Lead, OpeningError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let root = root.display().to_string();
+        let origin = Origin { config_toml, config_name: "test".into(), root: root.clone() };
+        let opened = open(origin, listener.local_addr().unwrap()).await?;
+        let announcement = opened.announcement();
+        let spec = opened.spec().clone();
+        let (interrupts, receiver) = mpsc::channel(4);
+        let ended = tokio::spawn(serve(opened, listener, token(), receiver));
+        Ok(Lead { announcement, interrupts, ended, spec, root })
+    }
+
+    pub fn address(&self) -> String {
+        self.announcement.address.to_string()
+    }
+
+    pub fn options(&self, member: MemberRef) -> JoinOptions {
+        let data_address = ([127, 0, 0, 1], 4000 + member.index as u16).into();
+        JoinOptions::new(self.address(), token(), member, data_address)
+    }
+
+    pub async fn join(&self, member: MemberRef) -> Result<Member, ControlError> {
+        let (session, joined) = MemberSession::join(self.options(member)).await?;
+        let (reporter, directives) = session.split();
+        Ok(Member { who: member, reporter, directives, joined })
+    }
+
+    /// One worker and two shards, joined.
+    pub async fn members(&self) -> Vec<Member> {
+        let mut members = Vec::new();
+        for who in [WORKER, shard(0), shard(1)] {
+            members.push(self.join(who).await.unwrap());
+        }
+        members
+    }
+
+    pub fn store(&self) -> RunStore {
+        RunStore::open(&self.root, &self.spec.name).unwrap()
+    }
+
+    pub async fn ended(self) -> Ended {
+        tokio::time::timeout(PATIENCE, self.ended).await.expect("the coordinator ends").unwrap().unwrap()
+    }
+}
+
+/// A member by its protocol alone.
+pub struct Member {
+    pub who: MemberRef,
+    pub reporter: Reporter,
+    pub directives: Directives,
+    pub joined: Joined,
+}
+
+impl Member {
+    pub async fn directive(&mut self) -> Directive {
+        let next = tokio::time::timeout(PATIENCE, self.directives.next()).await;
+        next.unwrap_or_else(|_| panic!("{} waits for a directive", self.who)).unwrap()
+    }
+
+    pub async fn assigned(&mut self) -> Assignment {
+        let Directive::Assign(assignment) = self.directive().await else { panic!("no assignment") };
+        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await.unwrap();
+        assignment
+    }
+
+    /// The next directive that is no commit's.
+    pub async fn beyond_commits(&mut self) -> Directive {
+        loop {
+            match self.directive().await {
+                Directive::Committed { .. } => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes this member's part of a checkpoint of zeros.
+    pub async fn write_part(&self, lead: &Lead, step: u64) -> Part {
+        let (store, spec) = (lead.store(), &lead.spec);
+        let name = format!("{}-{}", self.who.role, self.who.index);
+        let step = Step(step);
+        let (objects, cursor) = match self.who.role {
+            Role::Worker => {
+                let zeros: Vec<NamedTensor> = expected_tensors(spec)
+                    .into_iter()
+                    .map(|t| {
+                        let elements = t.shape.iter().product::<u64>() as usize;
+                        NamedTensor::whole(t.name, &t.shape, vec![0.0; elements])
+                    })
+                    .collect();
+                let (samples, tokens) = (step.0 * spec.samples_per_step(), step.0 * spec.tokens_per_step());
+                (store.write_tensors(step, &name, zeros).await.unwrap(), Some(Cursor { samples, tokens }))
+            }
+            Role::Shard => {
+                let buckets = buckets_of(ShardIndex(self.who.index), spec.topology.shards);
+                let mut objects = Vec::new();
+                for table in spec.tables().iter() {
+                    let state = spec.embedding.optimizer.state_values(table.width as usize);
+                    let shape = TableShape::of(table, state);
+                    let written = store.write_rows((step, &name), shape, buckets.clone(), []).await;
+                    objects.extend(written.unwrap());
+                }
+                (objects, None)
+            }
+        };
+        Part { member: name, step, objects, cursor }
+    }
+
+    pub async fn upload(&self, lead: &Lead, step: u64) {
+        let part = self.write_part(lead, step).await;
+        self.reporter.report_upload(Step(step), serde_json::to_string(&part).unwrap()).await.unwrap();
+    }
+
+    pub async fn metrics(&self, step: u64, loss: f64) {
+        self.reporter.progress().set(Step(step), Phase::Computing);
+        let metrics = StepMetrics {
+            step: Step(step),
+            loss,
+            grad_norm: 0.5 + step as f64,
+            lr: 1e-3,
+            tokens: 256,
+            seconds: 0.01,
+            data_wait_seconds: 0.0,
+            embedding_wait_seconds: 0.0,
+            resident_bytes: 1 << 20,
+        };
+        self.reporter.report(MemberReport::Metrics(metrics)).await.unwrap();
+    }
+
+    pub async fn finish(&self, step: u64) {
+        self.reporter.report(MemberReport::Finished { step: Step(step) }).await.unwrap();
+    }
+}
+
+/// Brings everybody to the start and returns the table they were given.
+pub async fn started(members: &mut [Member]) -> Assignment {
+    let mut table = None;
+    for member in members.iter_mut() {
+        let assignment = member.assigned().await;
+        assert_eq!(*table.get_or_insert(assignment.clone()), assignment);
+    }
+    for member in members.iter_mut() {
+        assert_eq!(member.directive().await, Directive::Start);
+    }
+    table.unwrap()
+}
+
+/// Everybody is told to leave, and leaves.
+pub async fn leave(members: Vec<Member>) {
+    for mut member in members {
+        assert_eq!(member.beyond_commits().await, Directive::Exit);
+        member.directives.leave().await.unwrap();
+    }
+}
+
+/// A whole run up to `step`, by everybody.
+pub async fn train_to(lead: Lead, from: u64, step: u64) -> Ended {
+    let mut members = lead.members().await;
+    assert_eq!(started(&mut members).await.resume_step, Step(from));
+    for at in from..step {
+        members[0].metrics(at, 4.0 - at as f64).await;
+    }
+    for member in &members {
+        member.upload(&lead, step).await;
+    }
+    members[0].finish(step).await;
+    leave(members).await;
+    lead.ended().await
+}

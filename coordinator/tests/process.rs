@@ -1,0 +1,125 @@
+//! The program itself: what it says and how it exits.
+
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, tiny, token};
+use polygram_proto::control::{Announcement, OperatorClient, RunState};
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn new(config: &str) -> Files {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("run.toml"), config).unwrap();
+        token().write(&folder.path().join("token")).unwrap();
+        Files { folder }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, listen: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polygram-coordinator"));
+        command
+            .args(["--listen", listen, "--root"])
+            .arg(self.path("root"))
+            .arg("--config")
+            .arg(self.path("run.toml"))
+            .arg("--token-file")
+            .arg(self.path("token"))
+            .arg("--announce-file")
+            .arg(self.path("announce"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The line that says why, and no other like it.
+fn error_line(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{}", text(output));
+    let stderr = text(output);
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    errors[0].to_owned()
+}
+
+async fn announced(path: &Path, child: &mut Child) -> Announcement {
+    let started = Instant::now();
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        look.tick().await;
+        if let Some(announcement) = Announcement::read(path).unwrap() {
+            return announcement;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the coordinator ended before it listened");
+        assert!(started.elapsed() < PATIENCE, "the coordinator does not announce itself");
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let killed = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+#[tokio::test]
+async fn it_announces_itself_and_ends_at_sigterm() {
+    for name in ["-TERM", "-INT"] {
+        let files = Files::new(&tiny(&[]));
+        let mut child = files.command("127.0.0.1:0").spawn().unwrap();
+        let announcement = announced(&files.path("announce"), &mut child).await;
+        assert_eq!((announcement.pid, announcement.state), (child.id(), RunState::Pending));
+        let address = announcement.address.to_string();
+        let status = OperatorClient::connect(&address, None).await.unwrap().status().await.unwrap();
+        assert_eq!(status.state, RunState::Pending);
+        signal(&child, name);
+        let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    }
+}
+
+#[test]
+fn a_port_in_use_is_one_clear_message() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let files = Files::new(&tiny(&[]));
+    let output = files.command(&address).output().unwrap();
+    let line = error_line(&output);
+    assert!(line.contains(&address) && line.to_lowercase().contains("in use"), "{line}");
+    assert!(!files.path("announce").exists());
+    assert!(!files.path("root").exists(), "nothing was written");
+}
+
+#[test]
+fn bad_input_is_one_clear_message() {
+    let unknown_key = tiny(&[]).replace("seq_len", "seq_length");
+    let cases: [(&str, &dyn Fn(&Files), &str); 4] = [
+        (&unknown_key, &|_| (), "seq_length"),
+        (&tiny(&[]), &|files| std::fs::remove_file(files.path("run.toml")).unwrap(), "run.toml"),
+        (&tiny(&[]), &|files| std::fs::remove_file(files.path("token")).unwrap(), "token"),
+        (&tiny(&[]), &|files| std::fs::write(files.path("root"), "a file").unwrap(), "root"),
+    ];
+    for (config, spoil, words) in cases {
+        let files = Files::new(config);
+        spoil(&files);
+        let output = files.command("127.0.0.1:0").output().unwrap();
+        let line = error_line(&output);
+        assert!(line.contains(words), "{words}: {line}");
+        assert!(!files.path("announce").exists());
+    }
+}
