@@ -13,7 +13,7 @@ use polygram_domain::layout::{ParameterSpec, Part};
 use polygram_domain::run_spec::AdamWSpec;
 
 use crate::error::{ModelError, Result};
-use crate::parameters::Layout;
+use crate::parameters::{FlatBuffer, Layout};
 
 /// Elements below which a second thread costs more than it brings.
 const ELEMENTS_PER_THREAD: usize = 1 << 18;
@@ -41,14 +41,14 @@ pub struct Update {
 }
 
 /// The optimizer and its state.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct AdamW {
     beta1: f64,
     beta2: f64,
     eps: f64,
     groups: Vec<Group>,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
+    exp_avg: FlatBuffer,
+    exp_avg_sq: FlatBuffer,
 }
 
 impl AdamW {
@@ -66,7 +66,8 @@ impl AdamW {
             next = group.range.end;
         }
         let (beta1, beta2, eps) = (spec.beta1, spec.beta2, spec.eps);
-        Ok(AdamW { beta1, beta2, eps, groups, exp_avg: vec![0.0; len], exp_avg_sq: vec![0.0; len] })
+        let (exp_avg, exp_avg_sq) = (FlatBuffer::zeros(len)?, FlatBuffer::zeros(len)?);
+        Ok(AdamW { beta1, beta2, eps, groups, exp_avg, exp_avg_sq })
     }
 
     /// The groups of a model: one per trained tensor, decay on those of two or more dimensions, settings of their own on
@@ -88,23 +89,23 @@ impl AdamW {
 
     /// First moments, flat.
     pub fn exp_avg(&self) -> &[f32] {
-        &self.exp_avg
+        self.exp_avg.as_slice()
     }
 
     /// Second moments, flat.
     pub fn exp_avg_sq(&self) -> &[f32] {
-        &self.exp_avg_sq
+        self.exp_avg_sq.as_slice()
     }
 
     /// Both moments, to be restored.
     pub(crate) fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        (&mut self.exp_avg, &mut self.exp_avg_sq)
+        (self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice())
     }
 
     /// Moves `weights` by `gradient`. Uses as many threads as [`crate::set_threads`] fixed; the bits do not depend on
     /// them.
     pub fn step(&mut self, weights: &mut [f32], gradient: &[f32], update: Update) -> Result<()> {
-        let len = self.exp_avg.len();
+        let len = self.exp_avg.as_slice().len();
         for (what, found) in [("weights", weights.len()), ("gradient", gradient.len())] {
             if found != len {
                 return Err(ModelError::input(what, format!("{found} values"), format!("{len} values")));
@@ -117,11 +118,12 @@ impl AdamW {
         let rules: Vec<(Range<usize>, Rule)> =
             self.groups.iter().map(|group| (group.range.clone(), self.rule(group, update))).collect();
         let chunk = len.div_ceil(threads).max(1);
+        let (m, v) = self.moments_mut();
         std::thread::scope(|scope| {
             let pieces = weights
                 .chunks_mut(chunk)
                 .zip(gradient.chunks(chunk))
-                .zip(self.exp_avg.chunks_mut(chunk).zip(self.exp_avg_sq.chunks_mut(chunk)));
+                .zip(m.chunks_mut(chunk).zip(v.chunks_mut(chunk)));
             for (index, ((weights, gradient), (m, v))) in pieces.enumerate() {
                 let rules = &rules;
                 let mut work = move || {

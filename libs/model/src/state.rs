@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use crate::decoder::Model;
 use crate::error::{ModelError, Result};
-use crate::parameters::Entry;
 
 const FIRST_MOMENT: &str = "optimizer.exp_avg.";
 const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
@@ -27,11 +26,6 @@ impl Model {
     /// Every tensor of the state: all weights in the layout's order, then, if there is an optimizer, all first moments,
     /// then all second moments.
     pub fn state(&self) -> Vec<StateView<'_>> {
-        let entries = self.weights.layout.entries();
-        let view = |prefix: &str, entry: &'_ Entry, flat: &'_ [f32]| -> (String, std::ops::Range<usize>) {
-            debug_assert!(entry.range.end <= flat.len());
-            (format!("{prefix}{}", entry.spec.name), entry.range.clone())
-        };
         let mut parts: Vec<(&str, &[f32], bool)> = vec![("", self.weights(), false)];
         if let Some(adamw) = &self.adamw {
             parts.push((FIRST_MOMENT, adamw.exp_avg(), true));
@@ -39,14 +33,13 @@ impl Model {
         }
         let mut state = Vec::new();
         for (prefix, flat, trained_only) in parts {
-            for entry in entries.iter().filter(|entry| !trained_only || entry.spec.is_trained()) {
-                let (name, range) = view(prefix, entry, flat);
-                let spec = &entry.spec;
+            let entries = self.weights.layout.entries().iter();
+            for entry in entries.filter(|entry| !trained_only || entry.spec.is_trained()) {
                 state.push(StateView {
-                    name,
-                    parameter: &spec.name,
-                    shape: &spec.shape,
-                    values: &flat[range],
+                    name: format!("{prefix}{}", entry.spec.name),
+                    parameter: &entry.spec.name,
+                    shape: &entry.spec.shape,
+                    values: &flat[entry.range.clone()],
                 });
             }
         }
@@ -84,6 +77,9 @@ impl Model {
             (name, None)
         };
         let entry = self.weights.layout.get(parameter)?;
+        if moment.is_some() && !entry.spec.is_trained() {
+            return Err(problem("selection biases have no moments".into()));
+        }
         if entry.spec.shape != shape {
             return Err(problem(format!("has shape {shape:?}, but the model has {:?}", entry.spec.shape)));
         }

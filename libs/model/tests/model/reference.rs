@@ -151,11 +151,11 @@ impl Reference<'_> {
         let scale = ((nope + rope) as f64).powf(-0.5) * softmax;
         let seq_len = self.cell.batch.seq_len();
         let mut mixed = Vec::new();
-        for at in 0..x.len() {
+        for (at, queries) in q.iter().enumerate() {
             let (position, start) = (at % seq_len, at - at % seq_len);
             let mut row = Vec::new();
             for head in 0..heads {
-                let query = &q[at][head * (nope + rope)..][..nope + rope];
+                let query = &queries[head * (nope + rope)..][..nope + rope];
                 let rotated = rotate(&query[nope..], position);
                 let scores: Vec<f64> = (start..=at)
                     .map(|other| {

@@ -49,9 +49,9 @@ fn plain_adamw() {
     let mut table_adamw = AdamW::new(&adamw(), vec![all], flat.len()).unwrap();
     let mut losses = Vec::new();
     for number in 1..=STEPS {
-        for table in 0..tables {
+        for (table, first) in starts.iter().enumerate() {
             for index in golden.unique.offsets[table]..golden.unique.offsets[table + 1] {
-                let start = starts[table] + golden.unique.rows[index] as usize * width;
+                let start = first + golden.unique.rows[index] as usize * width;
                 golden.rows_suw[index * width..(index + 1) * width]
                     .copy_from_slice(&flat[start..start + width]);
             }
@@ -196,4 +196,33 @@ fn restored_state_trains_on_with_the_same_bits() {
 
 fn model_width(model: &polygram_model::Model) -> usize {
     model.spec().hidden_size as usize
+}
+
+/// State written in pieces, in any order, is the same state; pieces that do not fit are refused.
+#[test]
+fn state_may_be_written_in_pieces() {
+    let golden = Golden::open("A");
+    let mut source = golden.directory.load(options(1)).unwrap();
+    source.forward_backward(&golden.input()).unwrap();
+    let gradient = source.take_gradient();
+    source.apply(&gradient, Update { lr: 1e-3, scale: 1.0, number: 1 }).unwrap();
+    let mut target = polygram_model::Model::new(source.spec(), options(1)).unwrap();
+    for view in source.state().into_iter().rev() {
+        let middle = view.values.len() / 3;
+        target.write_state(&view.name, view.shape, middle, &view.values[middle..]).unwrap();
+        target.write_state(&view.name, view.shape, 0, &view.values[..middle]).unwrap();
+    }
+    target.state_written().unwrap();
+    assert_eq!(crate::fixture::state_of(&source), crate::fixture::state_of(&target));
+    let width = target.spec().hidden_size as usize;
+    let refused = |target: &mut polygram_model::Model, name: &str, shape: &[u64], start: usize| {
+        target.write_state(name, shape, start, &[0.0; 2]).unwrap_err().to_string()
+    };
+    let (norm, shape) = ("model.norm.weight", [width as u64]);
+    assert!(refused(&mut target, "model.nothing", &shape, 0).contains("model.nothing"));
+    assert!(refused(&mut target, norm, &[1], 0).contains("shape [1]"));
+    assert!(refused(&mut target, norm, &shape, width - 1).contains("do not fit"));
+    assert!(refused(&mut target, norm, &shape, usize::MAX).contains("do not fit"));
+    let bias = "optimizer.exp_avg.model.layers.0.mlp.router.e_score_correction_bias";
+    assert!(refused(&mut target, bias, &[6], 0).contains("no moments"));
 }
