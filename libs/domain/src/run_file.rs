@@ -770,4 +770,14 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn word_embeddings_decay_like_the_rest_unless_told_otherwise() {
+        let adamw = |overrides: &[&str]| parse(overrides).unwrap().resolve().unwrap().training.adamw;
+        assert_eq!(adamw(&["training.optimizer.weight_decay=0.2"]).word_embedding_weight_decay, 0.2);
+        let own = "training.optimizer.word_embedding_weight_decay=0.0";
+        assert_eq!(adamw(&["training.optimizer.weight_decay=0.2", own]).word_embedding_weight_decay, 0.0);
+        let negative = parse(&["training.optimizer.word_embedding_weight_decay=-1.0"]).unwrap().resolve();
+        assert!(negative.unwrap_err().to_string().contains("word_embedding_weight_decay"));
+    }
 }
