@@ -139,3 +139,22 @@ fn illegal_cells_are_refused() {
     assert!(model.update_router_bias(&[1, 2], 0.1).is_err());
     assert!(model.apply(&[0.0], Update { lr: 0.1, scale: 1.0, number: 1 }).is_err());
 }
+
+/// A number that is none goes through to the loss and the norm, where the step is judged; nothing panics.
+#[test]
+fn a_nan_reaches_the_loss_and_the_norm() {
+    let spec = small(Placement::Input);
+    let mut model = Model::new(&spec, balanced()).unwrap();
+    model.init(1).unwrap();
+    let cell = RandomCell::new(&spec, 1, 7, (2, 9));
+    let mut poisoned = cell.clone();
+    poisoned.rows_suw[3] = f32::NAN;
+    let output = model.forward_backward(&poisoned.input(18)).unwrap();
+    assert!(output.loss_sum.is_nan());
+    assert_eq!(output.routing_counts.iter().sum::<u64>(), 2 * 18 * 3, "every token still has its choices");
+    let gradient = model.take_gradient();
+    assert!(!polygram_model::square_sum(model.layout(), &gradient).is_finite());
+    // The next cell is untouched by it.
+    assert!(model.forward_backward(&cell.input(18)).unwrap().loss_sum.is_finite());
+    assert!(polygram_model::square_sum(model.layout(), &model.take_gradient()).is_finite());
+}

@@ -91,9 +91,14 @@ fn model_of(spec: &ModelSpec) -> Model {
 }
 
 fn check(spec: &ModelSpec) {
+    check_tensors(spec, (2, 7), |_| true);
+}
+
+/// Compares losses of a cell of `shape` (B, T), and the gradients of the rows and of the tensors that `wanted` names.
+fn check_tensors(spec: &ModelSpec, shape: (usize, usize), wanted: impl Fn(&str) -> bool) {
     let mut model = model_of(spec);
-    let cell = RandomCell::new(spec, sites(spec), 3, (2, 7));
-    let global = 40;
+    let cell = RandomCell::new(spec, sites(spec), 3, shape);
+    let global = 3 * (shape.0 * shape.1) as u64;
     let output = model.forward_backward(&cell.input(global)).unwrap();
     let gradient = model.take_gradient();
     let balance = balance();
@@ -130,7 +135,9 @@ fn check(spec: &ModelSpec) {
             "{name}: {found_slope} against {wanted}"
         );
     };
-    for entry in model.layout().entries().iter().filter(|entry| entry.spec.is_trained()) {
+    for entry in
+        model.layout().entries().iter().filter(|entry| entry.spec.is_trained() && wanted(&entry.spec.name))
+    {
         let name = &entry.spec.name;
         close(name, &gradient[entry.range.clone()], &|moved, direction, by| {
             let values = moved.dense.get_mut(name).unwrap();
@@ -198,4 +205,12 @@ fn narrow_values_yarn_and_no_zero_experts() {
     spec.moe.zero_experts = 0;
     spec.moe.experts = 6;
     check(&spec);
+}
+
+/// More positions than one chunk of logits holds.
+#[test]
+fn logits_in_several_chunks() {
+    check_tensors(&small(Placement::Input), (320, 7), |name| {
+        ["lm_head.weight", "model.norm.weight"].contains(&name)
+    });
 }
