@@ -11,6 +11,8 @@ pub mod compute;
 pub mod compute_thread;
 pub mod error;
 pub mod evaluate;
+#[cfg(all(test, feature = "torch"))]
+mod golden_recipe;
 pub mod input;
 #[cfg(feature = "torch")]
 pub mod logits;
