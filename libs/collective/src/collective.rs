@@ -1,0 +1,57 @@
+//! The trait: what a group of ranks can do together.
+
+use std::ops::Range;
+
+use polygram_domain::Rank;
+
+use crate::abort::AbortHandle;
+use crate::error::CollectiveError;
+use crate::progress::Progress;
+
+/// A rank's seat in a group of W ranks.
+///
+/// Every method that communicates blocks until its part of the call is done, and must be called by all ranks in
+/// the same order. After an error the contents of `&mut` buffers are unspecified and every later call fails with
+/// [`CollectiveError::Failed`].
+///
+/// Sums follow the binary tree over ranks (see the crate's documentation) and need W to be a power of two:
+/// anything else is [`CollectiveError::WorldSize`], on every rank and before anything is sent.
+pub trait Collective: Send {
+    /// This rank.
+    fn rank(&self) -> Rank;
+
+    /// Ranks in the group (W).
+    fn world_size(&self) -> u32;
+
+    /// Replaces `values` by its sum over all ranks. All ranks bring the same length.
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// [`Collective::all_reduce`] of f64.
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<(), CollectiveError>;
+
+    /// [`Collective::all_reduce`] of u64; a sum beyond 64 bits is [`CollectiveError::Overflow`].
+    fn all_reduce_u64(&mut self, values: &mut [u64]) -> Result<(), CollectiveError>;
+
+    /// Sums `values` over all ranks and leaves this rank's chunk of the sum in `values[range]`, where `range`,
+    /// the answer, is [`crate::chunk_of`]`(values.len(), rank, W)`. The rest of `values` is unspecified.
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError>;
+
+    /// Every rank's bytes, by rank. Lengths may differ.
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+
+    /// Sends `sends[r]` to each rank r and answers what each rank sent to this one, by rank. Lengths may differ,
+    /// and may be 0. `sends` has W entries.
+    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+
+    /// Replaces `bytes` on every rank by those of `root`; returns on the root when all have them.
+    fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError>;
+
+    /// Returns when all ranks have called it.
+    fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// A handle with which another thread ends the call in progress and all later ones.
+    fn abort_handle(&self) -> AbortHandle;
+
+    /// The table of what each rank is known to have entered and left, readable from other threads at any time.
+    fn progress(&self) -> Progress;
+}

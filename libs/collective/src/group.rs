@@ -1,0 +1,389 @@
+//! The algorithms, over any transport.
+//!
+//! Sums follow the binary tree over ranks in two forms with the same bits. Both go through distances 1, 2, 4, …,
+//! and at distance d every rank pairs with `rank ^ d`: what the lower one holds is the sum of the left subtree,
+//! what the higher one holds that of the right subtree, and both add lower + higher.
+//! * short vectors: recursive doubling; partners exchange everything, and both have the sum.
+//! * long vectors: recursive halving. The vector is cut into W chunks, and a rank keeps, at distance d, those
+//!   chunks whose index has its own bit d; after the last round rank r holds the sum of chunk r. The chunks then
+//!   travel back through the same pairs in reverse order. Each value is still added by the same tree, only by
+//!   one rank instead of all.
+//!
+//! (Rabenseifner's all_reduce, with the halves interleaved instead of contiguous so that the first additions are
+//! between neighbours: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
+//! MPICH", 2005, §4.5, halve from the far end and so add in another order.)
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polygram_domain::Rank;
+
+use crate::abort::AbortHandle;
+use crate::call::{Call, Op};
+use crate::collective::Collective;
+use crate::element::{Element, Side, chunk_of, chunks_mut, fold};
+use crate::error::{CollectiveError, Place};
+use crate::link::{Broken, Cause, Incoming, Link, Outgoing, Round};
+use crate::progress::{Progress, Stage};
+use crate::sink::{Fold, Grow, Scatter};
+
+mod verdict;
+
+/// What a group is told besides its members.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The group's name in errors and progress tables ("data-parallel", say); equal on all ranks.
+    pub group: String,
+    /// A call in which for so long not a byte moves has failed.
+    pub failure_detection: Duration,
+    /// Vectors of up to so many bytes are summed by recursive doubling, longer ones by recursive halving. The
+    /// bits are the same. Equal on all ranks.
+    pub short_bytes: usize,
+    /// The longest message accepted where the sender decides the length (gather, exchange, broadcast).
+    pub message_limit_bytes: u64,
+}
+
+impl Options {
+    /// The usual options.
+    pub fn new(group: impl Into<String>, failure_detection: Duration) -> Options {
+        Options {
+            group: group.into(),
+            failure_detection,
+            short_bytes: 64 << 10,
+            message_limit_bytes: 16 << 30,
+        }
+    }
+}
+
+/// Rounds of the halving and of the way back carry numbers of their own, so that ranks that disagree about the
+/// form of a sum find out.
+const HALVING: u16 = 0x100;
+const GATHERING: u16 = 0x200;
+
+/// A rank's seat in a group whose ranks are joined by `L`.
+pub struct Group<L: Link> {
+    link: L,
+    name: Arc<str>,
+    options: Options,
+    sequence: u64,
+    abort: AbortHandle,
+    progress: Progress,
+    /// The words of the first failure; the group is unusable from then on.
+    failed: Option<String>,
+}
+
+impl<L: Link> Group<L> {
+    /// A seat on top of `link`. All ranks do this with the same options.
+    pub fn over(link: L, options: Options) -> Group<L> {
+        let name: Arc<str> = options.group.as_str().into();
+        let abort = AbortHandle::new(link.abort_target());
+        let progress = Progress::new(Arc::clone(&name), link.rank(), link.world_size());
+        Group { link, name, options, sequence: 0, abort, progress, failed: None }
+    }
+
+    /// Runs `body` as the next call, with everything that surrounds a call.
+    fn call<R>(
+        &mut self,
+        (op, length, root): (Op, u64, Rank),
+        body: impl FnOnce(&mut Seat<'_, L>) -> Result<R, Stop>,
+    ) -> Result<R, CollectiveError> {
+        let call = Call { op, sequence: self.sequence, length, root };
+        let rank = self.link.rank();
+        if let Some(first) = &self.failed {
+            return Err(CollectiveError::Failed {
+                group: Arc::clone(&self.name),
+                rank,
+                first: first.clone(),
+            });
+        }
+        let place = || Box::new(Place { group: Arc::clone(&self.name), rank, call });
+        if let Err(reason) = self.abort.enter() {
+            let error = CollectiveError::Aborted { place: place(), reason, waiting: Vec::new() };
+            self.failed = Some(error.to_string());
+            return Err(error);
+        }
+        self.sequence += 1;
+        self.progress.mark(call, Stage::Entered);
+        let round = Round { call, number: 0, abort: &self.abort, progress: &self.progress };
+        let mut seat = Seat { link: &mut self.link, round };
+        let outcome = seat.begin().and_then(|()| body(&mut seat));
+        let outcome = match outcome {
+            Ok(answer) => {
+                self.progress.mark(call, Stage::Left);
+                Ok(answer)
+            }
+            Err(stop) => {
+                self.progress.mark(call, Stage::Failed);
+                let error = verdict::reach(seat, stop, place(), self.options.failure_detection);
+                self.failed = Some(error.to_string());
+                Err(error)
+            }
+        };
+        self.abort.leave();
+        outcome
+    }
+
+    fn sum<T: Element>(&mut self, values: &mut [T]) -> Result<(), CollectiveError> {
+        let op = T::ALL_REDUCE;
+        self.check_tree(op)?;
+        let short = size_of_val(values) <= self.options.short_bytes;
+        self.call((op, values.len() as u64, Rank(0)), |seat| {
+            if short {
+                seat.doubling(values)
+            } else {
+                let mut chunks = chunks_mut(values, seat.link.world_size());
+                seat.halving(&mut chunks)?;
+                seat.gathering(&mut chunks)
+            }
+        })
+    }
+
+    fn check_tree(&self, op: Op) -> Result<(), CollectiveError> {
+        let world_size = self.link.world_size();
+        if world_size.is_power_of_two() { Ok(()) } else { Err(CollectiveError::WorldSize { op, world_size }) }
+    }
+}
+
+impl<L: Link> Collective for Group<L> {
+    fn rank(&self) -> Rank {
+        self.link.rank()
+    }
+
+    fn world_size(&self) -> u32 {
+        self.link.world_size()
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.sum(values)
+    }
+
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
+        self.sum(values)
+    }
+
+    fn all_reduce_u64(&mut self, values: &mut [u64]) -> Result<(), CollectiveError> {
+        self.sum(values)
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError> {
+        let op = Op::ReduceScatterF32;
+        self.check_tree(op)?;
+        let own = chunk_of(values.len(), self.rank(), self.world_size());
+        self.call((op, values.len() as u64, Rank(0)), |seat| {
+            seat.halving(&mut chunks_mut(values, seat.link.world_size()))
+        })?;
+        Ok(own)
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let limit = self.options.message_limit_bytes;
+        let sends = vec![bytes; self.world_size() as usize];
+        self.call((Op::AllGather, 0, Rank(0)), |seat| seat.swap(&sends, limit))
+    }
+
+    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let (op, world_size) = (Op::AllToAllV, self.world_size());
+        if sends.len() != world_size as usize {
+            let detail = format!("{} buffers to send in a group of {world_size} ranks", sends.len());
+            return Err(CollectiveError::Argument { op, detail });
+        }
+        let limit = self.options.message_limit_bytes;
+        self.call((op, 0, Rank(0)), |seat| seat.swap(sends, limit))
+    }
+
+    fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        let (op, world_size) = (Op::Broadcast, self.world_size());
+        if root.0 >= world_size {
+            let detail = format!("root {root} is not in a group of {world_size} ranks");
+            return Err(CollectiveError::Argument { op, detail });
+        }
+        let limit = self.options.message_limit_bytes;
+        self.call((op, 0, root), |seat| seat.broadcast(root, bytes, limit))
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.call((Op::Barrier, 0, Rank(0)), |seat| seat.barrier())
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+
+    fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+}
+
+/// Why a call's body ended early.
+enum Stop {
+    Broken(Broken),
+    Overflow,
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Stop {
+        Stop::Broken(broken)
+    }
+}
+
+/// A rank inside a call.
+struct Seat<'a, L> {
+    link: &'a mut L,
+    round: Round<'a>,
+}
+
+impl<L: Link> Seat<'_, L> {
+    fn begin(&mut self) -> Result<(), Stop> {
+        if self.round.abort.is_aborted() {
+            return Err(Broken { cause: Cause::Aborted, waiting: Vec::new() }.into());
+        }
+        Ok(self.link.begin(&self.round)?)
+    }
+
+    fn exchange(
+        &mut self,
+        number: u16,
+        sends: &[Outgoing<'_>],
+        receives: &mut [Incoming<'_>],
+    ) -> Result<(), Stop> {
+        Ok(self.link.exchange(&Round { number, ..self.round }, sends, receives)?)
+    }
+
+    /// The partner at distance `2^bit`, and the side this rank's sums are of.
+    fn partner(&self, bit: u16) -> (Rank, Side) {
+        let rank = self.link.rank().0;
+        let partner = rank ^ (1 << bit);
+        (Rank(partner), if rank < partner { Side::Lower } else { Side::Higher })
+    }
+
+    fn bits(&self) -> u16 {
+        self.link.world_size().trailing_zeros() as u16
+    }
+
+    /// Recursive doubling: `values` becomes the sum over all ranks.
+    fn doubling<T: Element>(&mut self, values: &mut [T]) -> Result<(), Stop> {
+        let mut theirs = vec![T::zeroed(); values.len()];
+        for bit in 0..self.bits() {
+            let (partner, side) = self.partner(bit);
+            let mut sink = Scatter::new(vec![bytemuck::cast_slice_mut(&mut theirs)]);
+            let send = Outgoing { to: partner, parts: vec![bytemuck::cast_slice(values)] };
+            self.exchange(bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
+            if fold(values, &theirs, side) {
+                return Err(Stop::Overflow);
+            }
+        }
+        Ok(())
+    }
+
+    /// Recursive halving: this rank's chunk becomes its sum over all ranks; the others are unspecified.
+    fn halving<T: Element>(&mut self, chunks: &mut [&mut [T]]) -> Result<(), Stop> {
+        let rank = self.link.rank().0;
+        for bit in 0..self.bits() {
+            let (partner, side) = self.partner(bit);
+            let (mut keep, mut give) = (Vec::new(), Vec::new());
+            for (index, chunk) in (0_u32..).zip(chunks.iter_mut()) {
+                let shared_bits = (1 << bit) - 1;
+                if index & shared_bits != rank & shared_bits {
+                    continue;
+                }
+                if (index >> bit) & 1 == (rank >> bit) & 1 {
+                    keep.push(&mut **chunk);
+                } else {
+                    give.push(bytemuck::cast_slice(chunk));
+                }
+            }
+            let mut sink = Fold::new(keep, side);
+            let send = Outgoing { to: partner, parts: give };
+            self.exchange(HALVING + bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
+            if sink.overflowed() {
+                return Err(Stop::Overflow);
+            }
+        }
+        Ok(())
+    }
+
+    /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank.
+    fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]]) -> Result<(), Stop> {
+        let rank = self.link.rank().0;
+        for bit in (0..self.bits()).rev() {
+            let (partner, _) = self.partner(bit);
+            let (mut take, mut give) = (Vec::new(), Vec::new());
+            for (index, chunk) in (0_u32..).zip(chunks.iter_mut()) {
+                let known_bits = (2 << bit) - 1;
+                if index & known_bits == rank & known_bits {
+                    give.push(bytemuck::cast_slice(chunk));
+                } else if index & known_bits == partner.0 & known_bits {
+                    take.push(bytemuck::cast_slice_mut(chunk));
+                }
+            }
+            let mut sink = Scatter::new(take);
+            let send = Outgoing { to: partner, parts: give };
+            self.exchange(GATHERING + bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
+        }
+        Ok(())
+    }
+
+    /// Sends `sends[r]` to each rank r, everything at once, and answers what came, by rank.
+    fn swap(&mut self, sends: &[&[u8]], limit: u64) -> Result<Vec<Vec<u8>>, Stop> {
+        let rank = self.link.rank();
+        let mut answers = vec![Vec::new(); sends.len()];
+        answers[rank.index()] = sends[rank.index()].to_vec();
+        let peers = || (0..self.link.world_size()).map(Rank).filter(|peer| *peer != rank);
+        let outgoing: Vec<_> = peers().map(|to| Outgoing { to, parts: vec![sends[to.index()]] }).collect();
+        let mut sinks: Vec<_> = answers
+            .iter_mut()
+            .zip(0..)
+            .filter(|(_, from)| *from != rank.0)
+            .map(|(buffer, from)| (Rank(from), Grow::new(buffer, limit)))
+            .collect();
+        let mut incoming: Vec<_> =
+            sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
+        self.exchange(0, &outgoing, &mut incoming)?;
+        Ok(answers)
+    }
+
+    /// Down a binomial tree from `root`; acknowledged upwards, so that the root learns of ranks in other calls.
+    fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>, limit: u64) -> Result<(), Stop> {
+        const DOWN: u16 = 0;
+        const UP: u16 = 1;
+        let world_size = u64::from(self.link.world_size());
+        let at = |place: u64| Rank(((place + u64::from(root.0)) % world_size) as u32);
+        let place = (u64::from(self.link.rank().0) + world_size - u64::from(root.0)) % world_size;
+        // A place's parent lacks its highest bit; its children have one higher bit more.
+        let parent = (place > 0).then(|| at(place - (1 << place.ilog2())));
+        let first = if place == 0 { 0 } else { place.ilog2() + 1 };
+        let children = (first..32).map(|bit| place + (1 << bit)).take_while(|child| *child < world_size);
+        let children: Vec<Rank> = children.map(at).collect();
+        if let Some(from) = parent {
+            let mut sink = Grow::new(bytes, limit);
+            self.exchange(DOWN, &[], &mut [Incoming { from, sink: &mut sink }])?;
+        }
+        let sends: Vec<_> = children.iter().map(|to| Outgoing { to: *to, parts: vec![&**bytes] }).collect();
+        self.exchange(DOWN, &sends, &mut [])?;
+        let mut sinks: Vec<_> = children.iter().map(|from| (*from, Scatter::new(Vec::new()))).collect();
+        let mut incoming: Vec<_> =
+            sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
+        self.exchange(UP, &[], &mut incoming)?;
+        if let Some(to) = parent {
+            self.exchange(UP, &[Outgoing { to, parts: Vec::new() }], &mut [])?;
+        }
+        Ok(())
+    }
+
+    /// Dissemination: after the round of distance d a rank knows of 2·d ranks before it.
+    fn barrier(&mut self) -> Result<(), Stop> {
+        let (rank, world_size) = (u64::from(self.link.rank().0), u64::from(self.link.world_size()));
+        let mut number = 0;
+        while 1 << number < world_size {
+            let distance = 1 << number;
+            let to = Rank(((rank + distance) % world_size) as u32);
+            let from = Rank(((rank + world_size - distance) % world_size) as u32);
+            let mut sink = Scatter::new(Vec::new());
+            let send = Outgoing { to, parts: Vec::new() };
+            self.exchange(number, &[send], &mut [Incoming { from, sink: &mut sink }])?;
+            number += 1;
+        }
+        Ok(())
+    }
+}

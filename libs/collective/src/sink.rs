@@ -1,0 +1,251 @@
+//! Where the payload of a received message goes: into place, into a growing buffer, or onto a partial sum.
+//!
+//! A transport asks for [`Sink::space`], writes some bytes to its front and reports them with [`Sink::filled`],
+//! so large messages are consumed in pieces that still lie in the cache.
+
+use crate::element::{Element, Side, fold};
+
+/// The most bytes a sink offers at once.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// Takes one message's payload, piece by piece.
+pub trait Sink {
+    /// The payload will be `bytes` long. The error says why that cannot be.
+    fn begin(&mut self, bytes: u64) -> Result<(), String>;
+
+    /// Room for the next bytes; not empty until the payload is complete.
+    fn space(&mut self) -> &mut [u8];
+
+    /// The first `count` bytes of `space` are the next bytes of the payload.
+    fn filled(&mut self, count: usize);
+}
+
+/// Copies `bytes` into `sink`, which has begun.
+pub(crate) fn pour(mut bytes: &[u8], sink: &mut dyn Sink) {
+    while !bytes.is_empty() {
+        let space = sink.space();
+        let count = space.len().min(bytes.len());
+        if count == 0 {
+            return;
+        }
+        let (now, later) = bytes.split_at(count);
+        space[..count].copy_from_slice(now);
+        sink.filled(count);
+        bytes = later;
+    }
+}
+
+fn exactly(expected: usize, bytes: u64) -> Result<(), String> {
+    if bytes == expected as u64 { Ok(()) } else { Err(format!("{bytes} bytes where {expected} are due")) }
+}
+
+/// Writes the payload over `parts`, one after the other.
+pub(crate) struct Scatter<'a> {
+    parts: Vec<&'a mut [u8]>,
+    part: usize,
+    offset: usize,
+}
+
+impl<'a> Scatter<'a> {
+    pub(crate) fn new(parts: Vec<&'a mut [u8]>) -> Scatter<'a> {
+        let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        Scatter { parts, part: 0, offset: 0 }
+    }
+}
+
+impl Sink for Scatter<'_> {
+    fn begin(&mut self, bytes: u64) -> Result<(), String> {
+        exactly(self.parts.iter().map(|part| part.len()).sum(), bytes)
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        match self.parts.get_mut(self.part) {
+            Some(part) => {
+                let end = part.len().min(self.offset + PIECE_BYTES);
+                &mut part[self.offset..end]
+            }
+            None => &mut [],
+        }
+    }
+
+    fn filled(&mut self, count: usize) {
+        self.offset += count;
+        if self.parts.get(self.part).is_some_and(|part| part.len() == self.offset) {
+            self.part += 1;
+            self.offset = 0;
+        }
+    }
+}
+
+/// Appends the payload to a buffer whose length was not known before.
+pub(crate) struct Grow<'a> {
+    buffer: &'a mut Vec<u8>,
+    filled: usize,
+    end: usize,
+    limit: u64,
+}
+
+impl<'a> Grow<'a> {
+    /// Replaces what `buffer` holds; payloads above `limit` bytes are refused.
+    pub(crate) fn new(buffer: &'a mut Vec<u8>, limit: u64) -> Grow<'a> {
+        buffer.clear();
+        Grow { buffer, filled: 0, end: 0, limit }
+    }
+}
+
+impl Sink for Grow<'_> {
+    fn begin(&mut self, bytes: u64) -> Result<(), String> {
+        if bytes > self.limit {
+            return Err(format!("{bytes} bytes, but messages are limited to {}", self.limit));
+        }
+        self.end = usize::try_from(bytes).map_err(|_| format!("{bytes} bytes do not fit into memory"))?;
+        let reserved = self.buffer.try_reserve_exact(self.end);
+        reserved.map_err(|error| format!("no memory for {bytes} bytes: {error}"))
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        let end = self.end.min(self.filled + PIECE_BYTES);
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        &mut self.buffer[self.filled..end]
+    }
+
+    fn filled(&mut self, count: usize) {
+        self.filled += count;
+    }
+}
+
+/// Adds the payload, values of `T`, to `parts`, one after the other.
+pub(crate) struct Fold<'a, T> {
+    parts: Vec<&'a mut [T]>,
+    part: usize,
+    offset: usize,
+    side: Side,
+    window: Vec<T>,
+    held_bytes: usize,
+    left_bytes: usize,
+    overflow: bool,
+}
+
+impl<'a, T: Element> Fold<'a, T> {
+    /// `parts` hold partial sums of `side`.
+    pub(crate) fn new(parts: Vec<&'a mut [T]>, side: Side) -> Fold<'a, T> {
+        let left_bytes: usize = parts.iter().map(|part| size_of_val(*part)).sum();
+        let window = vec![T::zeroed(); left_bytes.min(PIECE_BYTES) / size_of::<T>()];
+        Fold { parts, part: 0, offset: 0, side, window, held_bytes: 0, left_bytes, overflow: false }
+    }
+
+    /// Whether a sum left the type's range.
+    pub(crate) fn overflowed(&self) -> bool {
+        self.overflow
+    }
+
+    fn flush(&mut self) {
+        let mut values = &self.window[..self.held_bytes / size_of::<T>()];
+        self.held_bytes = 0;
+        while let (Some(part), false) = (self.parts.get_mut(self.part), values.is_empty()) {
+            let room = &mut part[self.offset..];
+            let count = room.len().min(values.len());
+            let (now, later) = values.split_at(count);
+            self.overflow |= fold(&mut room[..count], now, self.side);
+            values = later;
+            self.offset += count;
+            if self.offset == part.len() {
+                self.part += 1;
+                self.offset = 0;
+            }
+        }
+    }
+}
+
+impl<T: Element> Sink for Fold<'_, T> {
+    fn begin(&mut self, bytes: u64) -> Result<(), String> {
+        exactly(self.left_bytes, bytes)
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        let window: &mut [u8] = bytemuck::cast_slice_mut(&mut self.window);
+        let end = window.len().min(self.held_bytes + self.left_bytes);
+        &mut window[self.held_bytes..end]
+    }
+
+    fn filled(&mut self, count: usize) {
+        self.held_bytes += count;
+        self.left_bytes -= count;
+        if self.left_bytes == 0 || self.held_bytes == size_of_val(self.window.as_slice()) {
+            self.flush();
+        }
+    }
+}
+
+/// Throws payloads away, also the rest of one that began elsewhere: it has room without end.
+#[derive(Default)]
+pub(crate) struct Discard {
+    window: Vec<u8>,
+}
+
+impl Sink for Discard {
+    fn begin(&mut self, _bytes: u64) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        self.window.resize(PIECE_BYTES, 0);
+        &mut self.window
+    }
+
+    fn filled(&mut self, _count: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drip(bytes: &[u8], step: usize, sink: &mut dyn Sink) {
+        for piece in bytes.chunks(step) {
+            pour(piece, sink);
+        }
+        assert!(sink.space().is_empty());
+    }
+
+    #[test]
+    fn folds_across_parts_whatever_the_pieces() {
+        let others: Vec<u64> = (0..40_000).collect();
+        for step in [1, 3, 8, 4096, 1 << 20] {
+            let mut sums = vec![7; others.len()];
+            let (left, right) = sums.split_at_mut(12_345);
+            let mut sink = Fold::new(vec![left, &mut [], right], Side::Lower);
+            sink.begin(8 * 40_000).unwrap();
+            drip(bytemuck::cast_slice(&others), step, &mut sink);
+            assert!(!sink.overflowed());
+            assert!(sums.iter().zip(&others).all(|(sum, other)| *sum == other + 7), "pieces of {step}");
+        }
+    }
+
+    #[test]
+    fn scatters_and_grows() {
+        let bytes: Vec<u8> = (0..700_000_u32).map(|i| (i % 251) as u8).collect();
+        let mut target = vec![0; bytes.len()];
+        let (left, right) = target.split_at_mut(3);
+        let mut sink = Scatter::new(vec![&mut [], left, right]);
+        sink.begin(bytes.len() as u64).unwrap();
+        drip(&bytes, 100_003, &mut sink);
+        assert_eq!(target, bytes);
+
+        let mut buffer = vec![9; 10];
+        let mut sink = Grow::new(&mut buffer, 1 << 20);
+        sink.begin(bytes.len() as u64).unwrap();
+        drip(&bytes, 65_537, &mut sink);
+        assert_eq!(buffer, bytes);
+    }
+
+    #[test]
+    fn other_lengths_are_refused() {
+        let mut sums = [0.0_f32; 4];
+        assert!(Fold::new(vec![&mut sums], Side::Lower).begin(15).unwrap_err().contains("16"));
+        assert!(Scatter::new(vec![&mut [0; 4]]).begin(5).unwrap_err().contains('4'));
+        assert!(Grow::new(&mut Vec::new(), 10).begin(11).unwrap_err().contains("10"));
+        assert!(Grow::new(&mut Vec::new(), u64::MAX).begin(u64::MAX).is_err());
+    }
+}

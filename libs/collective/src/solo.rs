@@ -1,0 +1,109 @@
+//! A group of one.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use polygram_domain::Rank;
+
+use crate::abort::{AbortHandle, AbortTarget};
+use crate::call::{Call, Op};
+use crate::collective::Collective;
+use crate::error::{CollectiveError, Place};
+use crate::progress::{Progress, Stage};
+
+/// The only rank of its group: sums are the values themselves, and nothing waits.
+pub struct Solo {
+    name: Arc<str>,
+    sequence: u64,
+    abort: AbortHandle,
+    progress: Progress,
+}
+
+struct Nobody;
+
+impl AbortTarget for Nobody {
+    fn interrupt(&self) {}
+
+    fn announce(&self, _reason: &str) {}
+}
+
+impl Solo {
+    /// A group of one, called `group` in errors and progress tables.
+    pub fn new(group: &str) -> Solo {
+        let name: Arc<str> = group.into();
+        let progress = Progress::new(Arc::clone(&name), Rank(0), 1);
+        Solo { name, sequence: 0, abort: AbortHandle::new(Arc::new(Nobody)), progress }
+    }
+
+    fn call(&mut self, op: Op, length: usize) -> Result<(), CollectiveError> {
+        let call = Call { op, sequence: self.sequence, length: length as u64, root: Rank(0) };
+        if let Some(reason) = self.abort.reason() {
+            let place = Box::new(Place { group: Arc::clone(&self.name), rank: Rank(0), call });
+            return Err(CollectiveError::Aborted { place, reason, waiting: Vec::new() });
+        }
+        self.sequence += 1;
+        self.progress.mark(call, Stage::Left);
+        Ok(())
+    }
+}
+
+impl Collective for Solo {
+    fn rank(&self) -> Rank {
+        Rank(0)
+    }
+
+    fn world_size(&self) -> u32 {
+        1
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.call(Op::AllReduceF32, values.len())
+    }
+
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
+        self.call(Op::AllReduceF64, values.len())
+    }
+
+    fn all_reduce_u64(&mut self, values: &mut [u64]) -> Result<(), CollectiveError> {
+        self.call(Op::AllReduceU64, values.len())
+    }
+
+    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError> {
+        self.call(Op::ReduceScatterF32, values.len())?;
+        Ok(0..values.len())
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.call(Op::AllGather, 0)?;
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let [own] = sends else {
+            let detail = format!("{} buffers to send in a group of 1 ranks", sends.len());
+            return Err(CollectiveError::Argument { op: Op::AllToAllV, detail });
+        };
+        self.call(Op::AllToAllV, 0)?;
+        Ok(vec![own.to_vec()])
+    }
+
+    fn broadcast(&mut self, root: Rank, _bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        if root != Rank(0) {
+            let detail = format!("root {root} is not in a group of 1 ranks");
+            return Err(CollectiveError::Argument { op: Op::Broadcast, detail });
+        }
+        self.call(Op::Broadcast, 0)
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.call(Op::Barrier, 0)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+
+    fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+}

@@ -1,0 +1,256 @@
+//! Forming the mesh: dial the lower ranks, be dialled by the higher ones, all before one deadline.
+//!
+//! Nobody waits in a circle: rank 0 dials nobody and so answers at once, rank 1 then gets its answer and answers
+//! in turn, and so on. Strangers (another run, a port scanner) are refused or ignored, and hold nobody up.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use polygram_domain::Rank;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::Membership;
+use super::handshake::{Hello, NAME_LIMIT, Reply, Words};
+use super::link::timespec;
+use crate::error::JoinError;
+use crate::group::Options;
+
+/// Time between attempts to reach a rank that does not listen yet.
+const RETRY: Duration = Duration::from_millis(20);
+/// The longest wait for one attempt to connect.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Connections that may be in the middle of their greeting at once; the oldest goes first.
+const PENDING: usize = 4096;
+
+/// What joining needs to know.
+struct Joining<'a> {
+    member: &'a Membership,
+    addresses: &'a [SocketAddr],
+    options: &'a Options,
+    begun: Instant,
+    deadline: Duration,
+}
+
+/// Connections to all other ranks, by rank.
+pub(super) fn mesh(
+    listener: TcpListener,
+    member: &Membership,
+    addresses: &[SocketAddr],
+    options: &Options,
+    deadline: Duration,
+) -> Result<Vec<Option<TcpStream>>, JoinError> {
+    let refuse = |detail| Err(JoinError::Argument { group: options.group.clone(), detail });
+    if member.rank.index() >= addresses.len() {
+        return refuse(format!("rank {} with {} addresses", member.rank, addresses.len()));
+    }
+    if member.run.len() > NAME_LIMIT || options.group.len() > NAME_LIMIT {
+        return refuse(format!("the names of run and group may have {NAME_LIMIT} bytes each"));
+    }
+    let joining = Joining { member, addresses, options, begun: Instant::now(), deadline };
+    let mut sockets = Vec::with_capacity(addresses.len());
+    for peer in 0..member.rank.0 {
+        sockets.push(Some(joining.dial(Rank(peer))?));
+    }
+    sockets.resize_with(addresses.len(), || None);
+    joining.answer(&listener, &mut sockets)?;
+    Ok(sockets)
+}
+
+/// Why an attempt to join a peer did not succeed.
+enum Attempt {
+    Refused(String),
+    Failed(String),
+}
+
+impl Joining<'_> {
+    fn hello(&self, receiver: Rank) -> Hello {
+        Hello::new(self.member, receiver, self.addresses.len() as u32, self.options)
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_sub(self.begun.elapsed())
+    }
+
+    fn dial(&self, peer: Rank) -> Result<TcpStream, JoinError> {
+        let (rank, address) = (self.member.rank, self.addresses[peer.index()]);
+        loop {
+            match self.attempt(peer, address) {
+                Ok(socket) => return Ok(socket),
+                Err(Attempt::Refused(reason)) => {
+                    return Err(JoinError::Refused { rank, peer, address, reason });
+                }
+                Err(Attempt::Failed(detail)) if self.left() <= RETRY => {
+                    let waited = self.begun.elapsed();
+                    return Err(JoinError::Unreachable { rank, peer, address, waited, detail });
+                }
+                Err(Attempt::Failed(_)) => thread::sleep(RETRY),
+            }
+        }
+    }
+
+    fn attempt(&self, peer: Rank, address: SocketAddr) -> Result<TcpStream, Attempt> {
+        let failed = |error: io::Error| Attempt::Failed(error.to_string());
+        let time = self.left().min(ATTEMPT).max(RETRY);
+        let mut socket = TcpStream::connect_timeout(&address, time).map_err(failed)?;
+        socket.set_write_timeout(Some(time)).map_err(failed)?;
+        socket.write_all(&self.hello(peer).encode()).map_err(failed)?;
+        let mut bytes = Vec::new();
+        // Not a byte more than the reply may be read: the first message can be right behind it.
+        loop {
+            let missing = Words::Reply.missing(&bytes).map_err(Attempt::Refused)?;
+            if missing == 0 {
+                break;
+            }
+            let left = self.left();
+            if left.is_zero() {
+                return Err(Attempt::Failed("no answer to the greeting".to_string()));
+            }
+            socket.set_read_timeout(Some(left)).map_err(failed)?;
+            let known = bytes.len();
+            bytes.resize(known + missing, 0);
+            let count = match socket.read(&mut bytes[known..]) {
+                Ok(0) => return Err(Attempt::Failed("hung up on the greeting".to_string())),
+                Ok(count) => count,
+                Err(error) if would_block(&error) => 0,
+                Err(error) => return Err(failed(error)),
+            };
+            bytes.truncate(known + count);
+        }
+        let reply = Reply::decode(&bytes).map_err(Attempt::Refused)?;
+        reply.verdict.map_err(Attempt::Refused)?;
+        if reply.sender == peer {
+            Ok(socket)
+        } else {
+            Err(Attempt::Refused(format!("rank {} answers there", reply.sender)))
+        }
+    }
+
+    /// Fills the empty places of the higher ranks.
+    fn answer(&self, listener: &TcpListener, sockets: &mut [Option<TcpStream>]) -> Result<(), JoinError> {
+        let rank = self.member.rank;
+        let io = |doing| move |source| JoinError::Io { rank, doing, source };
+        listener.set_nonblocking(true).map_err(io("listening"))?;
+        let mut pending: Vec<Greeting> = Vec::new();
+        let mut refusals = Vec::new();
+        loop {
+            let missing = (rank.0 + 1..sockets.len() as u32).map(Rank);
+            let missing: Vec<Rank> = missing.filter(|peer| sockets[peer.index()].is_none()).collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let left = self.left();
+            if left.is_zero() {
+                let refused = if refusals.is_empty() {
+                    String::new()
+                } else {
+                    format!("; refused meanwhile: {}", refusals.join("; "))
+                };
+                return Err(JoinError::Missing { rank, missing, waited: self.begun.elapsed(), refused });
+            }
+            wait(listener, &pending, left).map_err(io("waiting for ranks to connect"))?;
+            match listener.accept() {
+                Ok((socket, from)) => {
+                    if pending.len() == PENDING {
+                        pending.remove(0);
+                    }
+                    socket.set_nonblocking(true).map_err(io("accepting a connection"))?;
+                    pending.push(Greeting { socket, from, bytes: Vec::new() });
+                }
+                Err(error) if would_block(&error) || error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(io("accepting a connection")(error)),
+            }
+            let mut unfinished = Vec::with_capacity(pending.len());
+            for mut greeting in pending {
+                match greeting.read() {
+                    Ok(Heard::Part) => unfinished.push(greeting),
+                    Ok(Heard::All) => self.judge(greeting, sockets, &mut refusals),
+                    Err(reason) => self.refuse(greeting, reason, &mut refusals),
+                }
+            }
+            pending = unfinished;
+        }
+    }
+
+    fn judge(&self, mut greeting: Greeting, sockets: &mut [Option<TcpStream>], refusals: &mut Vec<String>) {
+        let verdict = Hello::decode(&greeting.bytes, self.member.schema).and_then(|hello| {
+            hello.check(&self.hello(hello.member.rank))?;
+            match sockets[hello.member.rank.index()] {
+                None => Ok(hello.member.rank),
+                Some(_) => Err(format!("rank {} is connected already", hello.member.rank)),
+            }
+        });
+        match verdict {
+            Err(reason) => self.refuse(greeting, reason, refusals),
+            Ok(peer) => {
+                let reply = Reply { sender: self.member.rank, verdict: Ok(()) };
+                match greeting.socket.write_all(&reply.encode()) {
+                    Ok(()) => sockets[peer.index()] = Some(greeting.socket),
+                    // It will try again.
+                    Err(error) => tracing::debug!(%peer, %error, "a rank hung up before it was accepted"),
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, mut greeting: Greeting, reason: String, refusals: &mut Vec<String>) {
+        const KEPT: usize = 8;
+        tracing::warn!(from = %greeting.from, reason, group = self.options.group, "refused a connection");
+        let reply = Reply { sender: self.member.rank, verdict: Err(reason.clone()) };
+        if let Err(error) = greeting.socket.write_all(&reply.encode()) {
+            tracing::debug!(from = %greeting.from, %error, "could not tell the reason");
+        }
+        if refusals.len() < KEPT {
+            refusals.push(format!("{}: {reason}", greeting.from));
+        }
+    }
+}
+
+/// A connection whose hello is not complete.
+struct Greeting {
+    socket: TcpStream,
+    from: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+enum Heard {
+    Part,
+    All,
+}
+
+impl Greeting {
+    /// Reads what is there; the error is the reason to refuse the connection.
+    fn read(&mut self) -> Result<Heard, String> {
+        loop {
+            let missing = Words::Hello.missing(&self.bytes)?;
+            if missing == 0 {
+                return Ok(Heard::All);
+            }
+            let known = self.bytes.len();
+            self.bytes.resize(known + missing, 0);
+            let read = self.socket.read(&mut self.bytes[known..]);
+            self.bytes.truncate(known + read.as_ref().copied().unwrap_or(0));
+            match read {
+                Ok(0) => return Err("hung up in the middle of its greeting".to_string()),
+                Ok(_) => {}
+                Err(error) if would_block(&error) => return Ok(Heard::Part),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+}
+
+/// Waits until somebody connects or speaks.
+fn wait(listener: &TcpListener, pending: &[Greeting], time: Duration) -> io::Result<()> {
+    let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
+    polled.extend(pending.iter().map(|greeting| PollFd::new(&greeting.socket, PollFlags::IN)));
+    match poll(&mut polled, Some(&timespec(time))) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}

@@ -1,0 +1,165 @@
+//! What a group does when a rank is elsewhere, silent, gone or told to stop.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use polygram_collective::{Collective, CollectiveError, Stage};
+use polygram_domain::Rank;
+
+use super::{Maker, PATIENCE, impatient, on_all, options, spin_until, words};
+
+/// All claims about groups in which something goes wrong.
+pub(crate) fn are_named(make: Maker, world_size: u32) {
+    aborts_wake_waits(make, world_size);
+    aborts_between_calls_reach_the_peers(make, world_size);
+    if world_size == 1 {
+        return;
+    }
+    other_calls_are_found_out(make, world_size);
+    the_silent_rank_is_named(make, world_size);
+    a_lost_rank_is_named(make, world_size);
+}
+
+type Outcome = Result<(), CollectiveError>;
+type Step = fn(&mut dyn Collective) -> Outcome;
+
+fn sum<const N: usize>(seat: &mut dyn Collective) -> Outcome {
+    seat.all_reduce(&mut [0.0; N])
+}
+
+/// One rank makes another call than all others: everybody fails, and the words name both sides.
+fn other_calls_are_found_out(make: Maker, world_size: u32) {
+    let barrier: Step = |seat| seat.barrier();
+    let gather: Step = |seat| seat.all_gather(b"xyz").map(drop);
+    let exchange: Step = |seat| {
+        let sends = vec![&b"xyz"[..]; seat.world_size() as usize];
+        seat.all_to_all_v(&sends).map(drop)
+    };
+    let from_first: Step = |seat| seat.broadcast(Rank(0), &mut vec![7; 10]);
+    let from_last: Step = |seat| seat.broadcast(Rank(seat.world_size() - 1), &mut vec![8; 10]);
+    let scatter: Step = |seat| seat.reduce_scatter(&mut [0.0; 5]).map(drop);
+    let doubles: Step = |seat| seat.all_reduce_f64(&mut [0.0; 5]);
+    let twice: Step = |seat| seat.barrier().and_then(|()| seat.barrier());
+    let mut cases: Vec<(Step, Step, [&str; 2])> = vec![
+        (barrier, gather, ["barrier #0", "all_gather #0"]),
+        (gather, exchange, ["all_gather #0", "all_to_all_v #0"]),
+        (from_first, barrier, ["broadcast #0 from rank 0", "barrier #0"]),
+        (gather, from_last, ["all_gather #0", "broadcast #0"]),
+        (twice, gather, ["barrier #0", "all_gather #0"]),
+    ];
+    if world_size.is_power_of_two() {
+        cases.extend::<[(Step, Step, [&str; 2]); 5]>([
+            (sum::<5>, sum::<6>, ["of 5 values", "of 6 values"]),
+            (sum::<5>, sum::<100_000>, ["of 5 values", "of 100000 values"]),
+            (sum::<5>, doubles, ["all_reduce #0 of 5", "all_reduce_f64 #0 of 5"]),
+            (scatter, sum::<5>, ["reduce_scatter #0", "all_reduce #0"]),
+            (from_first, from_last, ["from rank 0", "from rank"]),
+        ]);
+    }
+    for odd in [0, world_size - 1] {
+        for (usual, other, names) in &cases {
+            let mut seats = make(world_size, &options());
+            let outcomes = on_all(&mut seats, |seat| {
+                let own = if seat.rank().0 == odd { other } else { usual };
+                // A rank that only sends may hear of it in its next call.
+                own(seat).and_then(|()| seat.barrier())
+            });
+            for outcome in &outcomes {
+                let words = words(outcome);
+                assert!(names.iter().all(|name| words.contains(name)), "{names:?} in {words}");
+            }
+            let mismatch = |outcome: &Outcome| matches!(outcome, Err(CollectiveError::Mismatch { .. }));
+            assert!(outcomes.iter().any(mismatch), "{names:?}: {outcomes:?}");
+            on_all(&mut seats, |seat| {
+                let error = seat.barrier().unwrap_err();
+                assert!(matches!(error, CollectiveError::Failed { .. }), "{error}");
+            });
+        }
+    }
+}
+
+/// One rank never comes: the others fail after `PATIENCE`, all name it, and the call.
+fn the_silent_rank_is_named(make: Maker, world_size: u32) {
+    let call: Step = if world_size.is_power_of_two() { sum::<40_000> } else { |seat| seat.barrier() };
+    for silent in [Rank(0), Rank(world_size - 1)] {
+        let mut seats = make(world_size, &impatient());
+        let begun = Instant::now();
+        let outcomes = on_all(&mut seats, |seat| if seat.rank() == silent { Ok(()) } else { call(seat) });
+        assert!(begun.elapsed() < 20 * PATIENCE, "{:?}", begun.elapsed());
+        for (rank, outcome) in (0..).map(Rank).zip(&outcomes).filter(|(rank, _)| *rank != silent) {
+            let error = outcome.as_ref().unwrap_err();
+            assert!(matches!(error, CollectiveError::TimedOut { .. }), "{error}");
+            assert_eq!(error.suspects(), [silent], "rank {rank}: {error}");
+            assert!(error.to_string().contains("#0"), "{error}");
+            assert!(error.to_string().contains(&format!("rank {silent} has entered no call")), "{error}");
+        }
+        // The late rank hears what it has done.
+        let error = call(seats[silent.index()].as_mut()).unwrap_err();
+        assert_eq!(error.suspects(), [silent], "{error}");
+    }
+}
+
+/// One rank is gone, with nobody told: the others learn it at once, not after `failure_detection`.
+fn a_lost_rank_is_named(make: Maker, world_size: u32) {
+    let mut seats = make(world_size, &options());
+    let gone = Rank(world_size - 1);
+    drop(seats.pop());
+    let begun = Instant::now();
+    for outcome in on_all(&mut seats, |seat| seat.barrier()) {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.suspects(), [gone], "{error}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+/// An abort ends a wait at once, and its reason reaches everybody.
+fn aborts_wake_waits(make: Maker, world_size: u32) {
+    let mut seats = make(world_size, &options());
+    let last = Rank(world_size - 1);
+    let (handle, progress) = (seats[0].abort_handle(), seats[0].progress());
+    if world_size > 1 {
+        // Rank 0 waits for the last rank, which comes only when rank 0 has failed.
+        let (failed, wait) = mpsc::channel();
+        let wait = std::sync::Mutex::new(wait);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                spin_until(|| matches!(progress.own().latest, Some((_, Stage::Entered))));
+                handle.abort("the operator said so");
+            });
+            let outcomes = on_all(&mut seats, |seat| {
+                if seat.rank() == last {
+                    wait.lock().unwrap().recv().unwrap();
+                }
+                let begun = Instant::now();
+                let outcome = seat.barrier();
+                if seat.rank() == Rank(0) {
+                    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+                    failed.send(()).unwrap();
+                }
+                // The first message of rank 0 is out, so a barrier may yet succeed; the next one does not.
+                if seat.rank() == Rank(0) { outcome } else { outcome.and_then(|()| seat.barrier()) }
+            });
+            assert!(matches!(outcomes[0], Err(CollectiveError::Aborted { .. })), "{outcomes:?}");
+            for outcome in &outcomes {
+                assert!(words(outcome).contains("the operator said so"), "{}", words(outcome));
+            }
+        });
+    }
+}
+
+/// An abort outside any call stops the next one, and the peers' too.
+fn aborts_between_calls_reach_the_peers(make: Maker, world_size: u32) {
+    let mut seats = make(world_size, &options());
+    on_all(&mut seats, |seat| seat.barrier().unwrap());
+    let handle = seats[0].abort_handle();
+    handle.abort("first");
+    handle.abort("second");
+    assert!(handle.is_aborted());
+    assert_eq!(handle.reason().as_deref(), Some("first"));
+    let outcomes = on_all(&mut seats, |seat| seat.barrier());
+    assert!(matches!(outcomes[0], Err(CollectiveError::Aborted { .. })), "{outcomes:?}");
+    for outcome in &outcomes {
+        assert!(words(outcome).contains("first"), "{}", words(outcome));
+    }
+}

@@ -1,0 +1,158 @@
+//! What every implementation of `Collective` must do, whatever it is made of.
+//!
+//! Each claim takes a `Maker` and a number of ranks; `claims` runs them all. Ranks are threads here, and no claim
+//! depends on how fast they are, except that a rank is late after `PATIENCE`.
+
+// Each test program uses its own part of this module.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+pub(crate) mod claims;
+pub(crate) mod failures;
+pub(crate) mod sums;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use polygram_collective::{Collective, CollectiveError, JoinError, Local, Membership, Options, Solo, Tcp};
+use polygram_domain::{Generation, Rank};
+
+/// `failure_detection` of groups that are meant to fail.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A rank as the claims see it.
+pub(crate) type Seat = Box<dyn Collective>;
+
+/// Makes all ranks of a group.
+pub(crate) type Maker = fn(u32, &Options) -> Vec<Seat>;
+
+/// The usual options: failures are found late enough for a busy machine.
+pub(crate) fn options() -> Options {
+    Options::new("test", Duration::from_secs(60))
+}
+
+/// Options of groups that are meant to time out.
+pub(crate) fn impatient() -> Options {
+    Options::new("test", PATIENCE)
+}
+
+pub(crate) fn solo(world_size: u32, options: &Options) -> Vec<Seat> {
+    assert_eq!(world_size, 1);
+    vec![Box::new(Solo::new(&options.group))]
+}
+
+pub(crate) fn local(world_size: u32, options: &Options) -> Vec<Seat> {
+    boxed(Local::ranks(world_size, options))
+}
+
+pub(crate) fn tcp(world_size: u32, options: &Options) -> Vec<Seat> {
+    boxed(tcp_ranks(world_size, options))
+}
+
+pub(crate) fn boxed<C: Collective + 'static>(ranks: Vec<C>) -> Vec<Seat> {
+    ranks.into_iter().map(|rank| Box::new(rank) as Seat).collect()
+}
+
+/// An address on this host; the system chooses the port.
+pub(crate) fn any_port() -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
+}
+
+pub(crate) fn member(rank: u32) -> Membership {
+    Membership::new("suite", Generation(3), Rank(rank))
+}
+
+pub(crate) fn tcp_ranks(world_size: u32, options: &Options) -> Vec<Tcp> {
+    let joined = tcp_joins(world_size, options, |_, addresses| addresses);
+    joined.into_iter().map(Result::unwrap).collect()
+}
+
+/// Joins a group over TCP; `route` may give a rank other addresses than the true ones.
+pub(crate) fn tcp_joins(
+    world_size: u32,
+    options: &Options,
+    route: impl Fn(Rank, Vec<SocketAddr>) -> Vec<SocketAddr>,
+) -> Vec<Result<Tcp, JoinError>> {
+    let bound: Vec<_> = (0..world_size).map(|_| Tcp::bind(any_port()).unwrap()).collect();
+    let addresses: Vec<_> = bound.iter().map(|bound| bound.address()).collect();
+    thread::scope(|scope| {
+        let joins: Vec<_> = (0..)
+            .zip(bound)
+            .map(|(rank, bound)| {
+                let addresses = route(Rank(rank), addresses.clone());
+                let join = move || {
+                    Tcp::connect(bound, &member(rank), &addresses, options.clone(), Duration::from_secs(30))
+                };
+                scope.spawn(join)
+            })
+            .collect();
+        joins.into_iter().map(|join| join.join().unwrap()).collect()
+    })
+}
+
+/// Runs `body` on every rank at once, and answers what each said, by rank. Seats stay until all are done, so that
+/// nobody is lost just because it was quick.
+pub(crate) fn on_all<R: Send>(seats: &mut [Seat], body: impl Fn(&mut dyn Collective) -> R + Sync) -> Vec<R> {
+    let body = &body;
+    thread::scope(|scope| {
+        let threads: Vec<_> = seats.iter_mut().map(|seat| scope.spawn(move || body(seat.as_mut()))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// The words of an error that must be there.
+pub(crate) fn words<R: std::fmt::Debug>(outcome: &Result<R, CollectiveError>) -> String {
+    outcome.as_ref().unwrap_err().to_string()
+}
+
+/// Waits, without sleeping, until `ready`.
+pub(crate) fn spin_until(ready: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !ready() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never became ready");
+        thread::yield_now();
+    }
+}
+
+/// Random numbers that a printed seed gives again (SplitMix64: Steele, Lea, Flood 2014).
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Of either sign and of very different sizes, so that the order of a sum shows in its bits.
+    pub(crate) fn float(&mut self) -> f64 {
+        let mantissa = (self.next() >> 11) as f64 / (1_u64 << 53) as f64 - 0.5;
+        mantissa * f64::powi(10.0, self.below(9) as i32 - 4)
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+
+    /// The stream of one rank.
+    pub(crate) fn of_rank(seed: u64, rank: Rank) -> Random {
+        Random(seed ^ (u64::from(rank.0) + 1).wrapping_mul(0x2545_f491_4f6c_dd1d))
+    }
+}
+
+/// A seed of its own for every run, printed.
+pub(crate) fn fresh_seed(claim: &str) -> u64 {
+    let seed = std::env::var("POLYGRAM_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let clock =
+        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = seed.unwrap_or_else(clock);
+    println!("{claim}: POLYGRAM_TEST_SEED={seed}");
+    seed
+}
