@@ -25,9 +25,6 @@ pub enum ComputeError {
          device.engine to \"drill\""
     )]
     NoTorch,
-    /// CUDA is asked for and not supported yet.
-    #[error("device.kind is \"cuda\"; this version trains on the CPU only: set device.kind to \"cpu\"")]
-    NoCuda,
     /// A tensor of a checkpoint does not fit the model.
     #[error("tensor {name}: {reason}")]
     State {

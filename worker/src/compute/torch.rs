@@ -21,7 +21,7 @@ impl Torch {
     pub fn new(spec: &RunSpec) -> Result<Torch, ComputeError> {
         let device = match spec.device.kind {
             DeviceKind::Cpu => Device::Cpu,
-            DeviceKind::Cuda => return Err(ComputeError::NoCuda),
+            DeviceKind::Cuda => polygram_model::cuda_device(0)?,
         };
         polygram_model::set_threads(spec.device.threads);
         let mut model = Model::new(&spec.model, Options::of(&spec.training, device))?;

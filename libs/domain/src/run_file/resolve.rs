@@ -1,0 +1,327 @@
+//! From a run file to a [`RunSpec`]: every rule, each refusal naming its key, its value and the cure.
+
+use super::{ConfigError, RunFile};
+use crate::ids::RunName;
+use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
+use crate::run_spec::{
+    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EmbeddingSpec, EvaluationSpec, RunSpec,
+    TrainingSpec,
+};
+use crate::schedule::Schedule;
+use crate::topology::Topology;
+
+impl RunFile {
+    /// Checks every rule and resolves the run.
+    pub fn resolve(&self) -> Result<RunSpec, ConfigError> {
+        let model = self.model_spec().map_err(ConfigError::Invalid)?;
+        self.check_counts()?;
+        self.check_run()?;
+        let topology = Topology {
+            workers: self.topology.workers,
+            expert_parallel: self.topology.expert_parallel,
+            shards: self.topology.shards,
+        }
+        .validated(self.training.cells)
+        .map_err(ConfigError::Invalid)?;
+        if topology.expert_parallel > 1 {
+            return invalid(format!(
+                "topology.expert_parallel is {}; this version computes every expert on every worker, so it must be 1",
+                topology.expert_parallel
+            ));
+        }
+        Ok(RunSpec {
+            name: RunName::new(&*self.run.name).map_err(ConfigError::Invalid)?,
+            seed: self.run.seed,
+            data: self.data_spec()?,
+            training: self.training_spec(&model)?,
+            embedding: self.embedding_spec(&model)?,
+            topology,
+            checkpoint: CheckpointSpec {
+                every_steps: self.checkpoint.every_steps,
+                keep: self.checkpoint.keep,
+            },
+            evaluation: self
+                .evaluation
+                .every_steps
+                .map(|every_steps| EvaluationSpec { every_steps, cells: self.evaluation.cells }),
+            device: DeviceSpec {
+                engine: self.device.engine,
+                kind: self.device.kind,
+                threads: self.device.threads,
+            },
+            failure_detection_seconds: self.run.failure_detection_seconds,
+            model,
+        })
+    }
+
+    /// Counts that must not be 0, and optional ones that are left out rather than 0.
+    fn check_counts(&self) -> Result<(), ConfigError> {
+        let t = &self.training;
+        let counts = [
+            ("training.steps", t.steps),
+            ("training.seq_len", t.seq_len.into()),
+            ("training.micro_batch_size", t.micro_batch_size.into()),
+            ("embedding.lanes", self.embedding.lanes.into()),
+            ("device.threads", self.device.threads.into()),
+            ("evaluation.cells", self.evaluation.cells.into()),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
+            return invalid(format!("{key} is 0; it must be at least 1"));
+        }
+        let optional = [
+            ("training.stop_at_step", t.stop_at_step, "run to training.steps"),
+            ("checkpoint.every_steps", self.checkpoint.every_steps, "switch it off"),
+            ("evaluation.every_steps", self.evaluation.every_steps, "switch it off"),
+        ];
+        match optional.iter().find(|(_, value, _)| *value == Some(0)) {
+            Some((key, _, effect)) => invalid(format!("{key} is 0; leave it out to {effect}")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_run(&self) -> Result<(), ConfigError> {
+        let seconds = self.run.failure_detection_seconds;
+        positive(&[("run.failure_detection_seconds", seconds)])?;
+        if seconds < 1.0 {
+            return invalid(format!(
+                "run.failure_detection_seconds is {seconds}; below 1 second a busy machine looks dead"
+            ));
+        }
+        if self.checkpoint.keep < 2 {
+            return invalid(format!(
+                "checkpoint.keep is {}; keep at least 2, so that a damaged newest checkpoint is not the only one",
+                self.checkpoint.keep
+            ));
+        }
+        Ok(())
+    }
+
+    fn training_spec(&self, model: &ModelSpec) -> Result<TrainingSpec, ConfigError> {
+        let t = &self.training;
+        let o = &t.optimizer;
+        let word_embedding_weight_decay = o.word_embedding_weight_decay.unwrap_or(o.weight_decay);
+        positive(&[
+            ("training.lr", t.lr),
+            ("training.optimizer.eps", o.eps),
+            ("training.clip.norm", t.clip.norm),
+        ])?;
+        not_negative(&[
+            ("training.min_lr_ratio", t.min_lr_ratio),
+            ("training.optimizer.weight_decay", o.weight_decay),
+            ("training.optimizer.word_embedding_lr_multiplier", o.word_embedding_lr_multiplier),
+            ("training.optimizer.word_embedding_weight_decay", word_embedding_weight_decay),
+        ])?;
+        betas(&[("training.optimizer.beta1", o.beta1), ("training.optimizer.beta2", o.beta2)])?;
+        Ok(TrainingSpec {
+            steps: t.steps,
+            stop_at_step: t.stop_at_step,
+            seq_len: t.seq_len,
+            micro_batch_size: t.micro_batch_size,
+            cells: t.cells,
+            schedule: Schedule {
+                kind: t.schedule,
+                peak: t.lr,
+                min_ratio: t.min_lr_ratio,
+                warmup_steps: t.warmup_steps,
+                decay_steps: t.decay_steps,
+                steps: t.steps,
+            },
+            adamw: AdamWSpec {
+                beta1: o.beta1,
+                beta2: o.beta2,
+                eps: o.eps,
+                weight_decay: o.weight_decay,
+                word_embedding_lr_multiplier: o.word_embedding_lr_multiplier,
+                word_embedding_weight_decay,
+            },
+            clip: t.clip.enabled.then_some(t.clip.norm),
+            clip_tables: t.clip.tables,
+            balance: self.balance_spec(model)?,
+            compute: t.compute,
+            recompute: t.recompute,
+            determinism: t.determinism,
+            on_nonfinite: t.on_nonfinite,
+        })
+    }
+
+    fn balance_spec(&self, model: &ModelSpec) -> Result<BalanceSpec, ConfigError> {
+        let b = &self.training.balance;
+        not_negative(&[
+            ("training.balance.bias_rate", b.bias_rate),
+            ("training.balance.bias_rate_min", b.bias_rate_min),
+            ("training.balance.loss_coefficient", b.loss_coefficient),
+            ("training.balance.router_z_coefficient", b.router_z_coefficient),
+            ("training.balance.hidden_z_coefficient", b.hidden_z_coefficient),
+        ])?;
+        let target_top_k = b.target_top_k.unwrap_or_else(|| default_target_top_k(model));
+        if target_top_k == 0 || target_top_k > model.moe.top_k {
+            return invalid(format!(
+                "training.balance.target_top_k is {target_top_k}; it must be 1 to model.moe_topk = {}",
+                model.moe.top_k
+            ));
+        }
+        let loss_groups = b.loss_groups.unwrap_or(model.moe.experts);
+        if loss_groups == 0 || !model.moe.experts.is_multiple_of(loss_groups) {
+            return invalid(format!(
+                "training.balance.loss_groups is {loss_groups}; it must divide model.n_routed_experts = {}",
+                model.moe.experts
+            ));
+        }
+        Ok(BalanceSpec {
+            bias_rate: b.bias_rate,
+            bias_rate_halving_steps: b.bias_rate_halving_steps,
+            bias_rate_min: b.bias_rate_min,
+            target_top_k,
+            loss_coefficient: b.loss_coefficient,
+            loss_groups,
+            router_z_coefficient: b.router_z_coefficient,
+            hidden_z_coefficient: b.hidden_z_coefficient,
+        })
+    }
+
+    fn embedding_spec(&self, model: &ModelSpec) -> Result<EmbeddingSpec, ConfigError> {
+        let e = &self.embedding;
+        let init_std = e.init_std.unwrap_or(model.initializer_range);
+        positive(&[("embedding.eps", e.eps), ("embedding.memory_limit_gib", e.memory_limit_gib)])?;
+        not_negative(&[
+            ("embedding.lr_multiplier", e.lr_multiplier),
+            ("embedding.weight_decay", e.weight_decay),
+            ("embedding.init_std", init_std),
+        ])?;
+        betas(&[("embedding.beta1", e.beta1), ("embedding.beta2", e.beta2)])?;
+        if e.prefetch_steps > 64 || e.lanes > 256 {
+            return invalid(format!(
+                "embedding.prefetch_steps is {} (at most 64) and embedding.lanes is {} (at most 256)",
+                e.prefetch_steps, e.lanes
+            ));
+        }
+        Ok(EmbeddingSpec {
+            optimizer: e.optimizer,
+            lr_multiplier: e.lr_multiplier,
+            beta1: e.beta1,
+            beta2: e.beta2,
+            eps: e.eps,
+            weight_decay: e.weight_decay,
+            init_std,
+            prefetch_steps: e.prefetch_steps,
+            lanes: e.lanes,
+            memory_limit_bytes: (e.memory_limit_gib * 1024.0 * 1024.0 * 1024.0) as u64,
+        })
+    }
+
+    fn data_spec(&self) -> Result<DataSpec, ConfigError> {
+        match (&self.data.train, self.data.synthetic_tokens) {
+            (Some(train), None) => {
+                Ok(DataSpec::Segments { train: train.clone(), held_out: self.data.held_out.clone() })
+            }
+            (None, Some(tokens)) if tokens > 0 => {
+                Ok(DataSpec::Synthetic { tokens, held_out_tokens: self.data.synthetic_held_out_tokens })
+            }
+            _ => Err(ConfigError::Invalid(
+                "data needs exactly one source: data.train (the path of a .bin/.idx pair without extension) or \
+                 data.synthetic_tokens (a positive number)"
+                    .into(),
+            )),
+        }
+    }
+
+    fn model_spec(&self) -> Result<ModelSpec, String> {
+        let m = &self.model;
+        let n = &self.ngram;
+        let hash_vocab_size = n.hash_vocab_size.unwrap_or(m.vocab_size);
+        let ratio = match (n.ratio, n.base_rows) {
+            (Some(ratio), None) => ratio,
+            (None, Some(base)) if base > 0 => ratio_of_base(base, hash_vocab_size),
+            _ => {
+                return Err(
+                    "ngram needs exactly one of ngram.ratio and ngram.base_rows (a positive number)".into()
+                );
+            }
+        };
+        let spec = ModelSpec {
+            vocab_size: m.vocab_size,
+            hidden_size: m.hidden_size,
+            num_layers: m.num_layers,
+            attention: AttentionSpec {
+                heads: m.num_attention_heads,
+                q_lora_rank: m.q_lora_rank,
+                kv_lora_rank: m.kv_lora_rank,
+                qk_nope_head_dim: m.qk_nope_head_dim,
+                qk_rope_head_dim: m.qk_rope_head_dim,
+                v_head_dim: m.v_head_dim,
+                rope_theta: m.rope_theta,
+                yarn: m.rope_scaling.clone(),
+            },
+            ffn_hidden_size: m.ffn_hidden_size,
+            moe: MoeSpec {
+                experts: m.n_routed_experts,
+                zero_experts: m.zero_expert_num,
+                top_k: m.moe_topk,
+                expert_hidden_size: m.expert_ffn_hidden_size,
+                routed_scaling_factor: m.routed_scaling_factor,
+            },
+            ngram: NgramSpec {
+                max_order: n.max_order,
+                heads: n.heads,
+                ratio,
+                hash_vocab_size,
+                ignored_tokens: n.ignored_tokens.clone(),
+                normalizer: n.normalizer,
+                amplification: n.amplification,
+            },
+            placement: m.placement,
+            rms_norm_eps: m.rms_norm_eps,
+            initializer_range: m.initializer_range,
+            bos_token_id: m.bos_token_id,
+            eos_token_id: m.eos_token_id,
+            max_position_embeddings: m.max_position_embeddings.unwrap_or(self.training.seq_len),
+        }
+        .validated()?;
+        if let Some(base) = n.base_rows {
+            let made = spec.ngram.rows_of(0);
+            if made != base {
+                return Err(format!(
+                    "ngram.base_rows {base} cannot be written as a ratio of {hash_vocab_size}; got {made}"
+                ));
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// The ratio whose tables have `base`, `base + 2`, … rows: (base − 0.5)/V, which truncates back for every table.
+pub fn ratio_of_base(base: u64, hash_vocab_size: u32) -> f64 {
+    (base as f64 - 0.5) / f64::from(hash_vocab_size.max(1))
+}
+
+/// FFN experts wanted per token when nothing is said: k · n/(n + z), rounded, at least 1 (8 of 12 for 256 + 128).
+fn default_target_top_k(model: &ModelSpec) -> u32 {
+    let (k, n) = (u64::from(model.moe.top_k), u64::from(model.moe.experts));
+    let routed = u64::from(model.routed_experts());
+    (((2 * k * n + routed) / (2 * routed)).max(1)) as u32
+}
+
+fn invalid<T>(message: String) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid(message))
+}
+
+fn positive(values: &[(&str, f64)]) -> Result<(), ConfigError> {
+    match values.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+        Some((key, value)) => invalid(format!("{key} is {value}; it must be a positive number")),
+        None => Ok(()),
+    }
+}
+
+fn not_negative(values: &[(&str, f64)]) -> Result<(), ConfigError> {
+    match values.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
+        Some((key, value)) => invalid(format!("{key} is {value}; it must be 0 or a positive number")),
+        None => Ok(()),
+    }
+}
+
+fn betas(values: &[(&str, f64)]) -> Result<(), ConfigError> {
+    match values.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
+        Some((key, value)) => invalid(format!("{key} is {value}; it must be at least 0 and below 1")),
+        None => Ok(()),
+    }
+}
