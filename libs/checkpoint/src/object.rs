@@ -154,10 +154,10 @@ impl ObjectEntry {
 
 /// `values` as little-endian bytes at the end of `bytes`.
 pub(crate) fn extend_f32(bytes: &mut Vec<u8>, values: &[f32]) {
-    let start = bytes.len();
-    bytes.resize(start + 4 * values.len(), 0);
-    for (bytes, value) in bytes[start..].chunks_exact_mut(4).zip(values) {
-        bytes.copy_from_slice(&value.to_le_bytes());
+    if cfg!(target_endian = "little") {
+        bytes.extend_from_slice(bytemuck::cast_slice(values));
+    } else {
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 }
 

@@ -84,8 +84,8 @@ impl RunStore {
         off_thread(move || TensorObject::decode(&entry, bytes)).await?
     }
 
-    /// Hands every slice whose tensor is `wanted` to `each`, object by object; an object without any is not read.
-    /// Memory holds one object. The caller knows from the cover check that every element comes exactly once.
+    /// Hands the elements of every tensor that is `wanted` to `each`, in runs, object by object; an object without any
+    /// is not read. Memory holds one object. The caller knows from the cover check that every element comes exactly once.
     pub async fn read_tensor_slices(
         &self,
         manifest: &Manifest,

@@ -19,6 +19,9 @@ pub const EXP_AVG: &str = "optimizer.exp_avg.";
 /// Second moment of a parameter: prefix of its name.
 pub const EXP_AVG_SQ: &str = "optimizer.exp_avg_sq.";
 
+/// Values are decoded and handed over in runs of at most so many (1 MiB): they stay in the cache.
+const SLICE_ELEMENTS: usize = 1 << 18;
+
 /// A tensor, or a run of its elements, to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
@@ -177,7 +180,7 @@ impl TensorObject {
         Ok(TensorObject { key: entry.key.clone(), tensors: tensors.clone(), bytes })
     }
 
-    /// Hands every slice whose tensor is wanted to `each`, in file order.
+    /// Hands the elements of every tensor that is wanted to `each`, in file order, in runs of at most 2^18.
     pub fn slices(
         &self,
         mut wanted: impl FnMut(&TensorEntry) -> bool,
@@ -187,13 +190,15 @@ impl TensorObject {
         let file = SafeTensors::deserialize(&self.bytes).map_err(damaged)?;
         let mut values = Vec::new();
         for tensor in self.tensors.iter().filter(|t| wanted(t)) {
-            decode_f32(file.tensor(&tensor.name_in_file()).map_err(damaged)?.data(), &mut values);
-            each(TensorSlice {
-                name: &tensor.name,
-                shape: &tensor.shape,
-                elements: tensor.elements.clone(),
-                data: &values,
-            });
+            let view = file.tensor(&tensor.name_in_file()).map_err(damaged)?;
+            let mut start = tensor.elements.start;
+            for bytes in view.data().chunks(4 * SLICE_ELEMENTS) {
+                decode_f32(bytes, &mut values);
+                let end = start + values.len() as u64;
+                let (name, shape) = (tensor.name.as_str(), tensor.shape.as_slice());
+                each(TensorSlice { name, shape, elements: start..end, data: &values });
+                start = end;
+            }
         }
         Ok(())
     }
