@@ -50,25 +50,29 @@ else
   printf '%s\n' "$origin" >"$data/origin"
 fi
 
-# A run that is complete is trained on for as long again, so that the second time shows a resume, too.
-steps=$(sed -n 's/^steps = \([0-9]*\)$/\1/p' configs/demo.toml)
+# A run that is complete is trained on for half as long again, so that the second time shows a resume, too.
+planned=$(sed -n 's/^steps = \([0-9]*\)$/\1/p' configs/demo.toml)
+steps=$planned
 committed=$("$polygram" digest demo --root "$root" -o json 2>/dev/null |
   sed -n 's/.*"step": *\([0-9]*\).*/\1/p') || committed=
+while [ "${committed:-0}" -ge "$steps" ]; do
+  steps=$((steps + planned / 2))
+done
 if [ -z "$committed" ]; then
   say "training: $steps steps"
 else
-  steps=$(((committed / steps + 1) * steps))
   say "training: the run exists, committed at step $committed; resuming, up to step $steps"
 fi
 "$polygram" train configs/demo.toml --root "$root" --set "training.steps=$steps"
 
 say "what to try next"
 cat <<TEXT
-  make demo                                        again: the run goes on from its last commit
-  $polygram metrics demo                           loss, norm and rate of every step
-  $polygram status demo                            state and members (also while it trains, from another terminal)
-  $polygram train configs/demo.toml --run demo-3 --set topology.shards=3
-  $polygram digest demo; $polygram digest demo-3   other shards, the same bits
-  $polygram plan configs/longcat-flash-lite.toml   what the full size would cost
-  make demo CORPUS=folder                          another text (after rm -r $data $root/runs/demo)
+  make demo                        again: the run goes on from its last commit
+  make demo CORPUS=folder          another text (after: rm -r $data $root/runs/demo)
+  alias polygram=$PWD/$polygram
+  polygram metrics demo            loss, gradient norm and rate of every step
+  polygram status demo             state and members; also from another terminal while it trains
+  polygram plan configs/longcat-flash-lite.toml          what the full size would cost
+  polygram train configs/tiny.toml --run a --set topology.shards=1 && polygram digest a
+  polygram train configs/tiny.toml --run b --set topology.shards=3 && polygram digest b    the same bits
 TEXT
