@@ -41,8 +41,11 @@ const LIBTORCH: &str = "torch-sys";
 const LONGEST_FILE: usize = 600;
 
 /// Longer files and their reasons.
-const LONGER_FILES: [(&str, &str); 1] =
-    [("libs/domain/src/run_file.rs", "one key of a run file beside the next, and the rules between them")];
+const LONGER_FILES: [(&str, &str); 3] = [
+    ("proto/src/control/convert.rs", "one wire message beside the next, each with its checks"),
+    ("coordinator/src/core/tests.rs", "one story of the state machine beside the next"),
+    ("coordinator/src/core/simulation.rs", "members, network and store of one simulated world"),
+];
 
 fn metadata(features: Option<CargoOpt>) -> Result<Metadata> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -163,8 +166,8 @@ fn files_are_short_or_have_a_reason() {
     let known: BTreeSet<String> = LONGER_FILES.iter().map(|(path, _)| (*path).to_owned()).collect();
     let unknown: Vec<_> = long.iter().filter(|(path, _)| !known.contains(*path)).collect();
     assert!(unknown.is_empty(), "over {LONGEST_FILE} lines and without a reason: {unknown:?}");
-    let short: Vec<_> = known.iter().filter(|path| !long.contains_key(*path)).collect();
-    assert!(short.is_empty(), "no longer over {LONGEST_FILE} lines: {short:?}");
+    let gone: Vec<_> = known.iter().filter(|path| !root.join(path).is_file()).collect();
+    assert!(gone.is_empty(), "listed, but not there: {gone:?}");
 }
 
 #[test]
