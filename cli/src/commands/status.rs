@@ -102,11 +102,11 @@ fn lost_message(status: &RunStatus, record: Option<&CoordinatorRecord>) -> Strin
         format!("the coordinator (pid {} at {})", record.pid, record.address)
     });
     let from = match status.last_commit {
-        Some(step) => format!("training continues from step {step}"),
-        None => "nothing is committed, training begins anew".to_owned(),
+        Some(step) => format!("continues from step {step}"),
+        None => "begins anew, for nothing is committed".to_owned(),
     };
     format!(
-        "{who} does not answer; it was last {} at step {}. With the same train command {from}",
+        "{who} does not answer; it was last {} at step {}. The same train command {from}",
         status.state, status.step
     )
 }

@@ -1,5 +1,7 @@
 //! Following a run to its end: the watch, the children, the operator's signals, and what is said about them.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use polygram_proto::control::{
@@ -48,10 +50,21 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     line: ProgressLine,
     status: Option<RunStatus>,
     said: String,
-    last_line: Option<Instant>,
+    said_step: Option<u64>,
+    said_at: Instant,
     stops: u32,
     /// First abnormal end of a process, and until when the coordinator may explain it.
     death: Option<(Ended, Instant)>,
+    /// Whether the coordinator was told of it.
+    told: bool,
+}
+
+/// A stop request on its way; it ends with its deadline at the latest.
+type Stopping = Pin<Box<dyn Future<Output = Result<String, ControlError>>>>;
+
+fn stop(client: &OperatorClient, mode: StopMode, reason: String) -> Stopping {
+    let mut client = client.clone();
+    Box::pin(async move { client.stop(mode, &reason).await })
 }
 
 enum Event {
@@ -72,9 +85,11 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             line,
             status: None,
             said: String::new(),
-            last_line: None,
+            said_step: None,
+            said_at: Instant::now(),
             stops: 0,
             death: None,
+            told: false,
         }
     }
 
@@ -92,7 +107,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         };
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stopping: Option<tokio::task::JoinHandle<Result<String, ControlError>>> = None;
+        let mut stopping: Option<Stopping> = None;
         loop {
             match self.next_event(&mut watch, &mut stopping, &mut ticks).await {
                 Event::Watch(Ok(Some(event))) => self.see(event),
@@ -103,10 +118,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 Event::Signal if self.stops == 0 => {
                     self.stops = 1;
                     self.printer.say("stopping: this step, then a commit (once more to kill everything now)");
-                    let mut client = client.clone();
-                    stopping = Some(tokio::spawn(async move {
-                        client.stop(StopMode::Commit, "asked for by the operator of the launcher").await
-                    }));
+                    let reason = "asked for by the operator of the launcher".to_owned();
+                    stopping = Some(stop(&client, StopMode::Commit, reason));
                 }
                 Event::Signal => return Err(self.kill().await),
                 Event::Stopped(result) => {
@@ -120,8 +133,15 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 }
                 Event::Tick => {}
             }
-            if self.death.as_ref().is_some_and(|(_, verdict_due)| Instant::now() >= *verdict_due) {
-                return self.end(None).await;
+            match &self.death {
+                Some((_, due)) if Instant::now() >= *due && self.told => return self.end(None).await,
+                Some((ended, due)) if Instant::now() >= *due => {
+                    // One that dies before it has joined is nobody to the coordinator: it is told, and has the last word.
+                    let reason = format!("{} (pid {}) {}", ended.name, ended.pid, ended.how());
+                    stopping = Some(stop(&client, StopMode::Abort, reason));
+                    self.grant_time();
+                }
+                _ => {}
             }
             self.show();
         }
@@ -130,12 +150,12 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     async fn next_event(
         &mut self,
         watch: &mut WatchStream,
-        stopping: &mut Option<tokio::task::JoinHandle<Result<String, ControlError>>>,
+        stopping: &mut Option<Stopping>,
         ticks: &mut tokio::time::Interval,
     ) -> Event {
         let stopped = async {
             match stopping.as_mut() {
-                Some(task) => task.await,
+                Some(request) => request.await,
                 None => std::future::pending().await,
             }
         };
@@ -143,8 +163,15 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             event = watch.next() => Event::Watch(event),
             ended = self.launch.children.next_exit() => Event::Exit(ended),
             () = self.launch.signals.next() => Event::Signal,
-            result = stopped => Event::Stopped(result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))),
+            result = stopped => Event::Stopped(result),
             _ = ticks.tick() => Event::Tick,
+        }
+    }
+
+    fn grant_time(&mut self) {
+        self.told = true;
+        if let Some((_, due)) = &mut self.death {
+            *due = Instant::now() + VERDICT_GRACE;
         }
     }
 
@@ -179,14 +206,20 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         if self.printer.is_live() {
             return self.printer.live(&line);
         }
-        let done = self.line.newest().map_or(0, |metrics| metrics.step.0 + 1);
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= QUIET_INTERVAL);
-        let is_last = done == self.launch.configuration.spec.last_step();
-        // While waiting, a new reason is said at once; a step's line differs every time and keeps to its interval.
-        if line != self.said && (due || done == 0 || is_last) {
+        let done = self.line.newest().map(|metrics| metrics.step.0 + 1);
+        let is_due = match done {
+            // While waiting, a new reason is said at once.
+            None => line != self.said,
+            Some(_) if done == self.said_step => false,
+            Some(step) => {
+                self.said_step.is_none()
+                    || step == self.launch.configuration.spec.last_step()
+                    || self.said_at.elapsed() >= QUIET_INTERVAL
+            }
+        };
+        if is_due {
             self.printer.say(&line);
-            self.said = line;
-            self.last_line = Some(Instant::now());
+            (self.said, self.said_step, self.said_at) = (line, done, Instant::now());
         }
     }
 
@@ -215,6 +248,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
 
     /// The coordinator said why.
     fn failed(&self, status: &RunStatus) -> Failure {
+        if let (true, Some((ended, _))) = (self.told, &self.death) {
+            return self.with_way_back(self.launch.failure_of(ended));
+        }
         let run = &status.run;
         let (mut message, culprit) = match &status.culprit {
             Some(culprit) => (format!("run {run} failed: {culprit}"), Some(culprit.member.to_string())),
