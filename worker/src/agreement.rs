@@ -80,6 +80,39 @@ pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, Wo
 mod tests {
     use super::*;
 
+    fn exchange(opinions: [Opinion; 2]) -> Vec<Result<bool, WorkerError>> {
+        let options = polygram_collective::Options::new("test", std::time::Duration::from_secs(10));
+        let ranks = polygram_collective::Local::ranks(2, &options);
+        let threads: Vec<_> = ranks
+            .into_iter()
+            .zip(opinions)
+            .map(|(mut rank, opinion)| std::thread::spawn(move || agree(&mut rank, &opinion)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    }
+
+    const OPINION: Opinion = Opinion { step: Step(4), loss: 0.25, grad_norm: 2.0, stop: false };
+
+    #[test]
+    fn one_wish_to_stop_is_everybodys() {
+        for answer in exchange([OPINION, Opinion { stop: true, ..OPINION }]) {
+            assert!(answer.unwrap());
+        }
+        for answer in exchange([OPINION, OPINION]) {
+            assert!(!answer.unwrap());
+        }
+    }
+
+    #[test]
+    fn a_single_bit_is_a_disagreement_on_every_rank() {
+        let loss = f64::from_bits(OPINION.loss.to_bits() + 1);
+        for other in [Opinion { loss, ..OPINION }, Opinion { step: Step(5), ..OPINION }] {
+            for answer in exchange([OPINION, other]) {
+                assert!(matches!(answer, Err(WorkerError::Disagreement { .. })), "{answer:?}");
+            }
+        }
+    }
+
     #[test]
     fn opinions_survive_the_wire() {
         let opinion = Opinion { step: Step(1 << 40), loss: 0.1, grad_norm: f64::NAN, stop: true };

@@ -11,7 +11,8 @@ pub mod compute;
 pub mod compute_thread;
 pub mod error;
 pub mod evaluate;
-#[cfg(all(test, feature = "torch"))]
+#[cfg(test)]
+#[cfg(feature = "torch")]
 mod golden_recipe;
 pub mod input;
 #[cfg(feature = "torch")]

@@ -289,7 +289,7 @@ impl Training {
                 },
             }
         };
-        self.abort.abort(&failure.to_string());
+        self.abort.abort(failure.to_string());
         Err(self.root_cause(failure).await)
     }
 

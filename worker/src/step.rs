@@ -178,7 +178,7 @@ impl Trainer {
 
         let reached = step.next();
         let stop = stop_asked || reached.0 >= spec.last_step();
-        let due = spec.checkpoint.every_steps.is_some_and(|every| reached.0 % every == 0);
+        let due = spec.checkpoint.every_steps.is_some_and(|every| reached.0.is_multiple_of(every));
         let commit = stop || due;
         let lr = training.schedule.lr(step.0);
         self.boundary.enter(step, Phase::Updating);
@@ -227,7 +227,7 @@ impl Trainer {
     /// Held-out loss at state version `step`, summed over evaluation cells in the fixed tree.
     fn evaluate_if_due(&mut self, step: Step) -> Result<(), WorkerError> {
         let Some(evaluation) = &self.spec.evaluation else { return Ok(()) };
-        if step.0 % evaluation.every_steps != 0 && step.0 != self.spec.training.steps {
+        if !step.0.is_multiple_of(evaluation.every_steps) && step.0 != self.spec.training.steps {
             return Ok(());
         }
         self.boundary.enter(step, Phase::Evaluating);

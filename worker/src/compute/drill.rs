@@ -188,17 +188,20 @@ impl Compute for Drill {
         let gradient = self.gradient.take().unwrap_or_default();
         let o = &self.optimizer;
         let correction = |beta: f64| (1.0 - (0..update.update).fold(1.0, |power, _| power * beta)) as f32;
-        let (first, second) = (correction(o.beta1), correction(o.beta2));
+        let (first_correction, second_correction) = (correction(o.beta1), correction(o.beta2));
         let (beta1, beta2, eps) = (o.beta1 as f32, o.beta2 as f32, o.eps as f32);
         for (parameter, offset) in self.layout.iter().filter(|(p, _)| p.is_trained()) {
             let decay = if parameter.is_decayed() { o.weight_decay * update.lr } else { 0.0 } as f32;
-            for i in *offset..offset + parameter.elements() as usize {
-                let g = gradient[i] * update.scale;
-                self.exp_avg[i] = beta1 * self.exp_avg[i] + (1.0 - beta1) * g;
-                self.exp_avg_sq[i] = beta2 * self.exp_avg_sq[i] + (1.0 - beta2) * (g * g);
-                let step = (self.exp_avg[i] / first) / ((self.exp_avg_sq[i] / second).sqrt() + eps);
-                self.weights[i] -= decay * self.weights[i];
-                self.weights[i] -= update.lr as f32 * step;
+            let range = *offset..offset + parameter.elements() as usize;
+            let moments = self.exp_avg[range.clone()].iter_mut().zip(&mut self.exp_avg_sq[range.clone()]);
+            let weights = self.weights[range.clone()].iter_mut();
+            for ((weight, (first, second)), g) in weights.zip(moments).zip(&gradient[range]) {
+                let g = g * update.scale;
+                *first = beta1 * *first + (1.0 - beta1) * g;
+                *second = beta2 * *second + (1.0 - beta2) * (g * g);
+                let step = (*first / first_correction) / ((*second / second_correction).sqrt() + eps);
+                *weight -= decay * *weight;
+                *weight -= update.lr as f32 * step;
             }
         }
         Ok(())
@@ -251,4 +254,87 @@ impl Compute for Drill {
 fn add(mut left: Vec<f32>, right: Vec<f32>) -> Vec<f32> {
     left.iter_mut().zip(&right).for_each(|(l, r)| *l += r);
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use polygram_domain::{CellBatch, RunFile};
+    use polygram_ngram::{Hasher, UniqueRows, batch_ids};
+
+    use super::*;
+
+    fn spec() -> RunSpec {
+        let text = include_str!("../../../configs/tiny.toml");
+        RunFile::parse(text, "tiny", &["device.engine=drill".into()]).and_then(|file| file.resolve()).unwrap()
+    }
+
+    fn cell(spec: &RunSpec) -> CellWork {
+        let batch = CellBatch::from_samples(&[3, 9, 4, 9, 3, 9, 4, 9, 5, 7], 2, 4).unwrap();
+        let hasher = Hasher::new(&spec.model.ngram, spec.model.eos_token_id).unwrap();
+        let unique = UniqueRows::of(&batch_ids(&hasher, batch.tokens_bt(), 4).unwrap(), hasher.tables());
+        let width = spec.tables().iter().next().unwrap().width as usize;
+        let rows_suw = (0..unique.len() * width).map(|i| (i as f32 * 0.37).sin() * 0.1).collect();
+        CellWork { batch, unique: Arc::new(unique), rows_suw, global_targets: 8 }
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_loss() {
+        let spec = spec();
+        let mut drill = Drill::new(&spec);
+        let mut work = cell(&spec);
+        let result = drill.forward_backward(&work).unwrap();
+        let gradient = drill.gradient().unwrap().to_vec();
+        let epsilon = 1e-2f32;
+        let slope = |up: f64, down: f64| (up - down) / (2.0 * f64::from(epsilon)) / 8.0;
+        let token = 9 * drill.hidden;
+        for (what, offset) in [("word", drill.embedding_offset), ("head", drill.head_offset)] {
+            let i = offset + token + 5;
+            let was = drill.weights[i];
+            let mut loss_at = |value: f32| {
+                drill.weights[i] = value;
+                drill.evaluate(&work).unwrap()
+            };
+            let found = slope(loss_at(was + epsilon), loss_at(was - epsilon));
+            drill.weights[i] = was;
+            assert!((found - f64::from(gradient[i])).abs() < 1e-5, "{what}: {found} against {}", gradient[i]);
+        }
+        for i in [0, 17, work.rows_suw.len() - 1] {
+            let was = work.rows_suw[i];
+            work.rows_suw[i] = was + epsilon;
+            let up = drill.evaluate(&work).unwrap();
+            work.rows_suw[i] = was - epsilon;
+            let found = slope(up, drill.evaluate(&work).unwrap());
+            work.rows_suw[i] = was;
+            let given = f64::from(result.row_gradients_suw[i]);
+            assert!((found - given).abs() < 1e-5, "row value {i}: {found} against {given}");
+        }
+    }
+
+    #[test]
+    fn state_survives_export_and_restore() {
+        let spec = spec();
+        let work = cell(&spec);
+        let mut drill = Drill::new(&spec);
+        let update = |drill: &mut Drill, number| {
+            drill.forward_backward(&work).unwrap();
+            let update =
+                DenseUpdate { update: number, lr: 1e-2, scale: 0.5, routing_counts: &[], bias_rate: 0.0 };
+            drill.apply(&update).unwrap();
+        };
+        update(&mut drill, 1);
+        let state = drill.export(&|_| true).unwrap();
+        let mut restored = Drill::new(&spec);
+        restored.restore(&mut state.into_iter()).unwrap();
+        update(&mut drill, 2);
+        update(&mut restored, 2);
+        assert_eq!(drill.export(&|_| true).unwrap(), restored.export(&|_| true).unwrap());
+        let mut wrong = NamedTensor::whole("model.norm.weight", &[3], vec![0.0; 3]);
+        assert!(
+            restored.restore(&mut std::iter::once(wrong.clone())).unwrap_err().to_string().contains("[3]")
+        );
+        wrong.name = "model.nonsense".into();
+        assert!(restored.restore(&mut std::iter::once(wrong)).is_err());
+    }
 }

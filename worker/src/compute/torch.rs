@@ -3,8 +3,7 @@
 use polygram_checkpoint::NamedTensor;
 use polygram_domain::layout::ParameterSpec;
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
-use polygram_model::{CellInput, Model, Options, Update, square_sum};
-use tch::Device;
+use polygram_model::{CellInput, Device, Model, Options, Update, square_sum};
 
 use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate};
 
