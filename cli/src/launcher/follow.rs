@@ -17,6 +17,8 @@ use crate::printer::Printer;
 
 /// Between progress lines where a line cannot be rewritten.
 const QUIET_INTERVAL: Duration = Duration::from_secs(5);
+/// A reason to wait is worth a line of its own when it has lasted so long.
+const WAITING_INTERVAL: Duration = Duration::from_millis(900);
 /// How long after a process died the coordinator may take to say who and why.
 const VERDICT_GRACE: Duration = Duration::from_secs(5);
 
@@ -49,12 +51,16 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     printer: &'p mut Printer,
     line: ProgressLine,
     status: Option<RunStatus>,
+    /// The newest line and since when it has been so.
+    shown: (String, Instant),
     said: String,
     said_step: Option<u64>,
     said_at: Instant,
     stops: u32,
     /// First abnormal end of a process, and until when the coordinator may explain it.
     death: Option<(Ended, Instant)>,
+    /// Every abnormal end.
+    ends: Vec<Ended>,
     /// Whether the coordinator was told of it.
     told: bool,
 }
@@ -84,11 +90,13 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             printer,
             line,
             status: None,
+            shown: (String::new(), Instant::now()),
             said: String::new(),
             said_step: None,
             said_at: Instant::now(),
             stops: 0,
             death: None,
+            ends: Vec::new(),
             told: false,
         }
     }
@@ -184,7 +192,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 self.launch.is_over = status.state.is_over();
                 self.status = Some(*status);
             }
-            WatchEvent::Metrics(metrics) => self.line.step(metrics),
+            WatchEvent::Metrics(metrics) => self.line.step(metrics, self.launch.elapsed_seconds()),
             WatchEvent::Evaluation(evaluation) => {
                 let (step, loss) = (evaluation.step, evaluation.loss);
                 self.printer.say(format!("step {step}  held-out loss {loss:.4} nats per token"));
@@ -207,9 +215,12 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             return self.printer.live(&line);
         }
         let done = self.line.newest().map(|metrics| metrics.step.0 + 1);
+        if line != self.shown.0 {
+            self.shown = (line.clone(), Instant::now());
+        }
         let is_due = match done {
-            // While waiting, a new reason is said at once.
-            None => line != self.said,
+            // While waiting, a reason that stays is said once.
+            None => line != self.said && self.shown.1.elapsed() >= WAITING_INTERVAL,
             Some(_) if done == self.said_step => false,
             Some(step) => {
                 self.said_step.is_none()
@@ -225,6 +236,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
 
     fn note_exit(&mut self, ended: Ended) {
         let is_over = self.status.as_ref().is_some_and(|status| status.state.is_over());
+        if !ended.status.success() {
+            self.ends.push(ended.clone());
+        }
         if is_over || self.death.is_some() || (ended.status.success() && ended.name != COORDINATOR) {
             return;
         }
@@ -256,6 +270,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             Some(culprit) => (format!("run {run} failed: {culprit}"), Some(culprit.member.to_string())),
             None => (format!("run {run} failed: {}", status.message), None),
         };
+        if let Some(ended) = self.ends.iter().find(|ended| culprit.as_ref() == Some(&ended.name)) {
+            message.push_str(&format!("\n  the process {}", ended.how()));
+        }
         for consequence in &status.consequences {
             message.push_str(&format!("\n  then {consequence}"));
         }

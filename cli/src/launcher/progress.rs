@@ -15,17 +15,31 @@ pub(crate) struct ProgressLine {
     last_step: u64,
     recent: VecDeque<StepMetrics>,
     step_seconds: f64,
+    /// Steps of this session, and seconds from the launch to the first one's beginning.
+    steps: u64,
+    first_began_seconds: f64,
     last_commit: Option<u64>,
 }
 
 impl ProgressLine {
     /// For a session that ends after update number `last_step`.
     pub(crate) fn new(last_step: u64) -> ProgressLine {
-        ProgressLine { last_step, recent: VecDeque::new(), step_seconds: 0.0, last_commit: None }
+        ProgressLine {
+            last_step,
+            recent: VecDeque::new(),
+            step_seconds: 0.0,
+            steps: 0,
+            first_began_seconds: 0.0,
+            last_commit: None,
+        }
     }
 
-    /// Takes one step's numbers.
-    pub(crate) fn step(&mut self, metrics: StepMetrics) {
+    /// Takes one step's numbers, `elapsed_seconds` after the launch.
+    pub(crate) fn step(&mut self, metrics: StepMetrics, elapsed_seconds: f64) {
+        if self.steps == 0 {
+            self.first_began_seconds = elapsed_seconds - metrics.seconds;
+        }
+        self.steps += 1;
         self.step_seconds += metrics.seconds;
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
@@ -62,7 +76,9 @@ impl ProgressLine {
         let done = newest.step.0 + 1;
         let remaining = self.last_step.saturating_sub(done) as f64;
         let goodput = self.goodput(elapsed_seconds);
-        let eta = remaining * seconds / self.recent.len() as f64 / goodput.max(0.05);
+        // Evaluations and commits between the steps so far count: there will be as many.
+        let eta =
+            remaining * (elapsed_seconds - self.first_began_seconds).max(0.0) / self.steps.max(1) as f64;
         let mut line = format!(
             "step {done}/{}  loss {:.4}  {} tok/s  mem {}  data wait {}  embedding wait {}",
             self.last_step,
@@ -106,20 +122,20 @@ mod tests {
         let mut line = ProgressLine::new(240);
         assert_eq!(line.render(1.0), None);
         for step in 0..40 {
-            line.step(metrics(step));
+            line.step(metrics(step), 3.5 + 0.6 * step as f64);
         }
         line.committed(20);
         assert_eq!(
             line.render(25.0).unwrap(),
             "step 40/240  loss 7.2500  4.10 k tok/s  mem 1.50 GiB  data wait 1%  embedding wait 10%  commit 20  \
-             eta 2m 05s  goodput 80%"
+             eta 1m 50s  goodput 80%"
         );
     }
 
     #[test]
     fn odd_numbers_do_not_break_it() {
         let mut line = ProgressLine::new(1);
-        line.step(StepMetrics { loss: f64::NAN, seconds: 0.0, ..metrics(5) });
+        line.step(StepMetrics { loss: f64::NAN, seconds: 0.0, ..metrics(5) }, 0.0);
         assert!(line.render(0.0).unwrap().starts_with("step 6/1  loss NaN"));
     }
 }
