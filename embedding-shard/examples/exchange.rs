@@ -9,14 +9,20 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunFile, ShardIndex, Step};
+use polygram_embedding_shard::memory::keep_freed_memory;
 use polygram_embedding_shard::{Shard, ShardConfig};
 use polygram_proto::bulk::{Commit, Hello, RowClient, UniqueIds};
 use tokio::net::TcpListener;
 
-const STEPS: u64 = 6;
+/// New rows in the first half of the steps, the same rows again in the second.
+const STEPS: u64 = 8;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
+    keep_freed_memory();
+    tokio::runtime::Runtime::new()?.block_on(measure())
+}
+
+async fn measure() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u32>());
     let mut next = |default| args.next().unwrap_or(Ok(default));
     let (shards, lanes, rows) = (next(2)?, next(1)?, next(2000)?);
@@ -56,7 +62,8 @@ async fn main() -> anyhow::Result<()> {
     };
     let mut out = stdout();
     for step in 0..STEPS {
-        let cells: Vec<_> = (0..spec.training.cells).map(|cell| (Cell(cell), ids(step, cell))).collect();
+        let cells: Vec<_> =
+            (0..spec.training.cells).map(|cell| (Cell(cell), ids(step % (STEPS / 2), cell))).collect();
         let started = Instant::now();
         let lookups: Vec<_> = cells
             .iter()

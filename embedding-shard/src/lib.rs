@@ -19,6 +19,7 @@ pub mod error;
 mod lane;
 pub mod ledger;
 pub mod member;
+pub mod memory;
 pub mod rows;
 mod server;
 pub mod shard;

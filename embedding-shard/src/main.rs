@@ -7,12 +7,13 @@ use clap::Parser;
 use polygram_domain::ShardIndex;
 use polygram_embedding_shard::args::Args;
 use polygram_embedding_shard::member::{MemberOptions, run};
+use polygram_embedding_shard::memory::keep_freed_memory;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role};
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    match take_part(Args::parse()).await {
+fn main() -> ExitCode {
+    keep_freed_memory();
+    match take_part(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
@@ -22,7 +23,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn take_part(args: Args) -> anyhow::Result<()> {
+fn take_part(args: Args) -> anyhow::Result<()> {
     let identity = Identity { run: args.run, role: Role::Shard, index: Some(args.index) };
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&args.token_file)?;
@@ -32,5 +33,6 @@ async fn take_part(args: Args) -> anyhow::Result<()> {
         token,
         listen: args.listen,
     };
-    Ok(run(options).await?)
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    Ok(runtime.block_on(run(options))?)
 }

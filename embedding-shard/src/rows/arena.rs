@@ -1,9 +1,15 @@
 //! Memory of written rows: fixed-size records in big chunks, given out in the order of first writes and never
 //! returned.
+//!
+//! Chunks are mapped from the system, not allocated: the system backs them only as they are touched, on huge pages
+//! where it can, and they take no part in the allocator's bookkeeping.
 
-/// Bytes of a chunk, about: large enough for huge pages, small against any table worth sharding.
+use std::io;
+
+use memmap2::{Advice, MmapMut};
+
+/// Bytes of a chunk, about: many huge pages, and small against any table worth sharding.
 const CHUNK_BYTES: usize = 64 << 20;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Records of equally many 4-byte words, numbered from 1; 0 stands for no record.
 #[derive(Debug)]
@@ -11,7 +17,7 @@ pub(super) struct Arena {
     record_words: usize,
     /// Records in a chunk, as a power of two.
     chunk_bits: u32,
-    chunks: Vec<Vec<u32>>,
+    chunks: Vec<MmapMut>,
     records: u32,
 }
 
@@ -27,50 +33,38 @@ impl Arena {
         self.records
     }
 
-    /// A new record, all zero. `None` when record numbers are used up.
-    pub(super) fn allocate(&mut self) -> Option<u32> {
-        let number = self.records.checked_add(1)?;
+    /// A new record, all zero. `Ok(None)` when record numbers are used up; an error when the system gives no memory.
+    pub(super) fn allocate(&mut self) -> io::Result<Option<u32>> {
+        let Some(number) = self.records.checked_add(1) else { return Ok(None) };
         if (self.records >> self.chunk_bits) as usize == self.chunks.len() {
-            self.chunks.push(chunk(self.record_words << self.chunk_bits));
+            let chunk = MmapMut::map_anon(4 * (self.record_words << self.chunk_bits))?;
+            if let Err(error) = chunk.advise(Advice::HugePage) {
+                tracing::debug!(%error, "huge pages are not available");
+            }
+            self.chunks.push(chunk);
         }
         self.records = number;
-        Some(number)
+        Ok(Some(number))
     }
 
     /// Record `number`, which was given out.
     pub(super) fn get(&self, number: u32) -> &[u32] {
         let (chunk, start) = self.place(number);
-        &self.chunks[chunk][start..start + self.record_words]
+        &bytemuck::cast_slice(&self.chunks[chunk][..])[start..start + self.record_words]
     }
 
     /// Record `number`, which was given out.
     pub(super) fn get_mut(&mut self, number: u32) -> &mut [u32] {
         let (chunk, start) = self.place(number);
-        &mut self.chunks[chunk][start..start + self.record_words]
+        &mut bytemuck::cast_slice_mut(&mut self.chunks[chunk][..])[start..start + self.record_words]
     }
 
+    /// Chunk, and first word within it.
     fn place(&self, number: u32) -> (usize, usize) {
         let index = number - 1;
         let within = index & ((1 << self.chunk_bits) - 1);
         ((index >> self.chunk_bits) as usize, within as usize * self.record_words)
     }
-}
-
-/// Zeroed words that the system backs only as they are touched, on huge pages where it can.
-fn chunk(words: usize) -> Vec<u32> {
-    let chunk = vec![0u32; words];
-    let start = chunk.as_ptr() as usize;
-    let aligned = start.next_multiple_of(HUGE_PAGE_BYTES);
-    let end = (start + words * 4) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-    if aligned < end {
-        // SAFETY: `aligned..end` lies within the allocation of `chunk`, and MADV_HUGEPAGE changes how pages are
-        // backed, never what they hold.
-        let advised = unsafe { libc::madvise(aligned as *mut _, end - aligned, libc::MADV_HUGEPAGE) };
-        if advised != 0 {
-            tracing::debug!("huge pages are not available");
-        }
-    }
-    chunk
 }
 
 #[cfg(test)]
@@ -83,7 +77,7 @@ mod tests {
             let mut arena = Arena::new(words);
             let count = if words > 1000 { 2 } else { 100 };
             for number in 1..=count {
-                assert_eq!(arena.allocate(), Some(number));
+                assert_eq!(arena.allocate().unwrap(), Some(number));
                 let record = arena.get_mut(number);
                 assert!(record.iter().take(8).all(|&word| word == 0));
                 record[0] = number;
@@ -98,7 +92,7 @@ mod tests {
     fn chunks_follow_each_other() {
         let mut arena = Arena::new(CHUNK_BYTES / 4 / 2);
         for number in 1..=5 {
-            assert_eq!(arena.allocate(), Some(number));
+            assert_eq!(arena.allocate().unwrap(), Some(number));
             arena.get_mut(number)[0] = number;
         }
         assert_eq!(arena.chunks.len(), 3);

@@ -112,7 +112,7 @@ impl RowStore {
     /// Applies one update to an owned row, writing it first if it was virtual.
     ///
     /// # Errors
-    /// When more than 2³² − 1 rows of one lane would be written.
+    /// [`ShardError::Memory`] when more than 2³² − 1 rows of one lane would be written, or the system has no memory.
     pub fn update(
         &mut self,
         (table, row): (TableIndex, RowId),
@@ -139,7 +139,8 @@ impl RowStore {
     fn allocate(&mut self, table: TableIndex, row: RowId) -> Result<u32, ShardError> {
         let full =
             || ShardError::Memory("a lane has written 4294967295 rows; use more lanes or shards".into());
-        let slot = self.arena.allocate().ok_or_else(full)?;
+        let refused = |error| ShardError::Memory(format!("the system gives no memory for rows: {error}"));
+        let slot = self.arena.allocate().map_err(refused)?.ok_or_else(full)?;
         let rows = &mut self.tables[table.index()];
         rows.index[(row.0 - rows.rows.start) as usize] = slot;
         self.arena.get_mut(slot)[1] = row.0;

@@ -66,7 +66,7 @@ impl Workload {
             rows_suw.iter().enumerate().map(|(i, row)| 0.1 * row + 0.01 * noise(i)).collect();
         if self.poisoned == Some(step.0) && cell.0 == 1 && !grads.is_empty() {
             let at = grads.len() / 2;
-            grads[at] = if step.0 % 2 == 0 { f32::NAN } else { f32::INFINITY };
+            grads[at] = if step.0.is_multiple_of(2) { f32::NAN } else { f32::INFINITY };
         }
         grads
     }

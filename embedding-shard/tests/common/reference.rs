@@ -134,8 +134,8 @@ impl Reference {
                 }
                 (1.0 - power) as f32
             });
-            for i in 0..width {
-                let g = sum[i] * commit.scale;
+            for (i, gradient) in sum.iter().enumerate() {
+                let g = gradient * commit.scale;
                 let (b1, b2) = (embedding.beta1, embedding.beta2);
                 row.first[i] = b1 as f32 * row.first[i] + (1.0 - b1) as f32 * g;
                 row.second[i] = b2 as f32 * row.second[i] + (1.0 - b2) as f32 * (g * g);
