@@ -106,8 +106,13 @@ impl Recorder {
             Committed::Now => {}
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
-        let retained = self.store.retain(self.spec.checkpoint.keep as usize).await?;
-        tracing::debug!(step = step.0, bytes = manifest.bytes(), ?retained, "committed");
+        // The checkpoint exists; old ones that stay are space, not truth.
+        match self.store.retain(self.spec.checkpoint.keep as usize).await {
+            Ok(retained) => {
+                tracing::debug!(step = step.0, bytes = manifest.bytes(), ?retained, "checkpoint kept");
+            }
+            Err(error) => tracing::error!(step = step.0, %error, "cannot remove old checkpoints"),
+        }
         Ok(())
     }
 

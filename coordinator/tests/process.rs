@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, tiny, token};
-use polygram_proto::control::{Announcement, OperatorClient, RunState};
+use common::{PATIENCE, WORKER, tiny, token};
+use polygram_proto::control::{
+    Announcement, ControlError, JoinOptions, MemberSession, OperatorClient, RunState,
+};
 
 struct Files {
     folder: tempfile::TempDir,
@@ -49,14 +51,14 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The line that says why, and no other like it.
-fn error_line(output: &Output) -> String {
+/// What it says of why, to the end; it is said once.
+fn error_text(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}", text(output));
     let stderr = text(output);
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
+    let errors = stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
-    errors[0].to_owned()
+    stderr[stderr.find("error: ").unwrap()..].to_owned()
 }
 
 async fn announced(path: &Path, child: &mut Child) -> Announcement {
@@ -99,8 +101,8 @@ fn a_port_in_use_is_one_clear_message() {
     let address = taken.local_addr().unwrap().to_string();
     let files = Files::new(&tiny(&[]));
     let output = files.command(&address).output().unwrap();
-    let line = error_line(&output);
-    assert!(line.contains(&address) && line.to_lowercase().contains("in use"), "{line}");
+    let said = error_text(&output);
+    assert!(said.contains(&address) && said.to_lowercase().contains("in use"), "{said}");
     assert!(!files.path("announce").exists());
     assert!(!files.path("root").exists(), "nothing was written");
 }
@@ -108,7 +110,8 @@ fn a_port_in_use_is_one_clear_message() {
 #[test]
 fn bad_input_is_one_clear_message() {
     let unknown_key = tiny(&[]).replace("seq_len", "seq_length");
-    let cases: [(&str, &dyn Fn(&Files), &str); 4] = [
+    type Spoil<'a> = &'a dyn Fn(&Files);
+    let cases: [(&str, Spoil, &str); 4] = [
         (&unknown_key, &|_| (), "seq_length"),
         (&tiny(&[]), &|files| std::fs::remove_file(files.path("run.toml")).unwrap(), "run.toml"),
         (&tiny(&[]), &|files| std::fs::remove_file(files.path("token")).unwrap(), "token"),
@@ -118,8 +121,25 @@ fn bad_input_is_one_clear_message() {
         let files = Files::new(config);
         spoil(&files);
         let output = files.command("127.0.0.1:0").output().unwrap();
-        let line = error_line(&output);
-        assert!(line.contains(words), "{words}: {line}");
+        let said = error_text(&output);
+        assert!(said.contains(words), "{words}: {said}");
         assert!(!files.path("announce").exists());
     }
+}
+
+/// A coordinator that is stopped but not dead answers no ping: members notice within failure detection.
+#[tokio::test]
+async fn a_frozen_coordinator_is_noticed() {
+    let files = Files::new(&tiny(&["run.failure_detection_seconds=1.0"]));
+    let mut child = files.command("127.0.0.1:0").spawn().unwrap();
+    let announcement = announced(&files.path("announce"), &mut child).await;
+    let address = announcement.address.to_string();
+    let options = JoinOptions::new(address, token(), WORKER, ([127, 0, 0, 1], 4000).into());
+    let (session, _joined) = MemberSession::join(options).await.unwrap();
+    let (_reporter, mut directives) = session.split();
+    signal(&child, "-STOP");
+    let lost = tokio::time::timeout(PATIENCE, directives.next()).await;
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    assert!(matches!(lost.unwrap(), Err(ControlError::Lost { .. })));
 }

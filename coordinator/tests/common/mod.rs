@@ -1,6 +1,6 @@
 //! A coordinator in this process and members made of nothing but their protocol: they write checkpoints of zeros.
 
-#![allow(dead_code, missing_docs, clippy::unwrap_used)] // every test file uses its own part
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)] // every test file uses its own part
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,0 +1,88 @@
+//! What members are told.
+
+use std::net::SocketAddr;
+
+use polygram_domain::{Generation, Step};
+
+use super::{address, phase, phase_number, present};
+use crate::control::assignment::{Abort, Assignment, Culprit, Directive};
+use crate::control::error::Malformed;
+use crate::control::wire;
+
+impl From<Culprit> for wire::Culprit {
+    fn from(c: Culprit) -> wire::Culprit {
+        wire::Culprit {
+            member: Some(c.member.into()),
+            pid: c.pid,
+            phase: phase_number(c.phase),
+            step: c.step.0,
+            message: c.message,
+        }
+    }
+}
+
+impl TryFrom<wire::Culprit> for Culprit {
+    type Error = Malformed;
+
+    fn try_from(c: wire::Culprit) -> Result<Culprit, Malformed> {
+        Ok(Culprit {
+            member: present("Culprit", "member", c.member)?.try_into()?,
+            pid: c.pid,
+            phase: phase("Culprit", c.phase)?,
+            step: Step(c.step),
+            message: c.message,
+        })
+    }
+}
+
+impl From<Directive> for wire::Directive {
+    fn from(directive: Directive) -> wire::Directive {
+        use wire::directive::Directive as Wire;
+        let strings = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
+        let directive = match directive {
+            Directive::Assign(a) => Wire::Assign(wire::Assignment {
+                generation: a.generation.0,
+                workers: strings(&a.workers),
+                shards: strings(&a.shards),
+                resume_step: a.resume_step.0,
+                resume_manifest: a.resume_manifest,
+            }),
+            Directive::Start => Wire::Start(wire::Start {}),
+            Directive::Stop { reason } => Wire::Stop(wire::Halt { reason }),
+            Directive::Committed { step } => Wire::Committed(wire::Committed { step: step.0 }),
+            Directive::Abort(Abort { reason, culprit }) => {
+                Wire::Abort(wire::Abort { reason, culprit: culprit.map(Into::into) })
+            }
+            Directive::Exit => Wire::Exit(wire::Exit {}),
+        };
+        wire::Directive { directive: Some(directive) }
+    }
+}
+
+impl TryFrom<wire::Directive> for Directive {
+    type Error = Malformed;
+
+    fn try_from(message: wire::Directive) -> Result<Directive, Malformed> {
+        use wire::directive::Directive as Wire;
+        let addresses = |list: Vec<String>| -> Result<Vec<SocketAddr>, Malformed> {
+            list.iter().map(|a| address("Assignment", a)).collect()
+        };
+        Ok(match present("Directive", "directive", message.directive)? {
+            Wire::Assign(a) => Directive::Assign(Assignment {
+                generation: Generation(a.generation),
+                workers: addresses(a.workers)?,
+                shards: addresses(a.shards)?,
+                resume_step: Step(a.resume_step),
+                resume_manifest: a.resume_manifest,
+            }),
+            Wire::Start(_) => Directive::Start,
+            Wire::Stop(stop) => Directive::Stop { reason: stop.reason },
+            Wire::Committed(c) => Directive::Committed { step: Step(c.step) },
+            Wire::Abort(a) => Directive::Abort(Abort {
+                reason: a.reason,
+                culprit: a.culprit.map(Culprit::try_from).transpose()?,
+            }),
+            Wire::Exit(_) => Directive::Exit,
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! What members report.
+
+use polygram_domain::{Generation, Step};
+
+use super::{malformed, phase, phase_number, present, text};
+use crate::control::assignment::AssignmentHash;
+use crate::control::error::Malformed;
+use crate::control::membership::{MemberId, MemberRef};
+use crate::control::report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+use crate::control::wire;
+
+impl From<StepMetrics> for wire::StepMetrics {
+    fn from(m: StepMetrics) -> wire::StepMetrics {
+        wire::StepMetrics {
+            step: m.step.0,
+            loss: m.loss,
+            grad_norm: m.grad_norm,
+            lr: m.lr,
+            tokens: m.tokens,
+            seconds: m.seconds,
+            data_wait_seconds: m.data_wait_seconds,
+            embedding_wait_seconds: m.embedding_wait_seconds,
+            resident_bytes: m.resident_bytes,
+        }
+    }
+}
+
+impl From<wire::StepMetrics> for StepMetrics {
+    fn from(m: wire::StepMetrics) -> StepMetrics {
+        StepMetrics {
+            step: Step(m.step),
+            loss: m.loss,
+            grad_norm: m.grad_norm,
+            lr: m.lr,
+            tokens: m.tokens,
+            seconds: m.seconds,
+            data_wait_seconds: m.data_wait_seconds,
+            embedding_wait_seconds: m.embedding_wait_seconds,
+            resident_bytes: m.resident_bytes,
+        }
+    }
+}
+
+impl From<Evaluation> for wire::Evaluation {
+    fn from(e: Evaluation) -> wire::Evaluation {
+        wire::Evaluation { step: e.step.0, loss: e.loss, tokens: e.tokens }
+    }
+}
+
+impl From<wire::Evaluation> for Evaluation {
+    fn from(e: wire::Evaluation) -> Evaluation {
+        Evaluation { step: Step(e.step), loss: e.loss, tokens: e.tokens }
+    }
+}
+
+impl From<Envelope> for wire::MemberReport {
+    fn from(envelope: Envelope) -> wire::MemberReport {
+        use wire::member_report::Report;
+        let report = match envelope.report {
+            MemberReport::Heartbeat(Heartbeat { step, phase }) => {
+                Report::Heartbeat(wire::Heartbeat { step: step.0, phase: phase_number(phase) })
+            }
+            MemberReport::Ready { assignment } => {
+                Report::Ready(wire::Ready { assignment_hash: assignment.0.to_vec() })
+            }
+            MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
+            MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
+            MemberReport::Failed(Failure { message, step, phase, suspect }) => Report::Failed(wire::Failed {
+                message,
+                step: step.0,
+                phase: phase_number(phase),
+                suspect: suspect.map(Into::into),
+            }),
+            MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
+        };
+        wire::MemberReport {
+            member_id: envelope.member.0,
+            generation: envelope.generation.0,
+            report: Some(report),
+        }
+    }
+}
+
+impl TryFrom<wire::MemberReport> for Envelope {
+    type Error = Malformed;
+
+    fn try_from(message: wire::MemberReport) -> Result<Envelope, Malformed> {
+        use wire::member_report::Report;
+        let report = match present("MemberReport", "report", message.report)? {
+            Report::Heartbeat(h) => {
+                MemberReport::Heartbeat(Heartbeat { step: Step(h.step), phase: phase("Heartbeat", h.phase)? })
+            }
+            Report::Ready(r) => {
+                let bytes: [u8; 32] = r.assignment_hash.try_into().map_err(|hash: Vec<u8>| {
+                    malformed("Ready", format!("the hash has {} bytes, not 32", hash.len()))
+                })?;
+                MemberReport::Ready { assignment: AssignmentHash(bytes) }
+            }
+            Report::Metrics(m) => MemberReport::Metrics(m.into()),
+            Report::Evaluation(e) => MemberReport::Evaluation(e.into()),
+            Report::Failed(f) => MemberReport::Failed(Failure {
+                message: text(f.message),
+                step: Step(f.step),
+                phase: phase("Failed", f.phase)?,
+                suspect: f.suspect.map(MemberRef::try_from).transpose()?,
+            }),
+            Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
+        };
+        Ok(Envelope {
+            member: MemberId(message.member_id),
+            generation: Generation(message.generation),
+            report,
+        })
+    }
+}

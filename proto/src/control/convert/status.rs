@@ -1,0 +1,152 @@
+//! What watchers and operators see and say.
+
+use polygram_domain::{Generation, Step};
+
+use super::{malformed, phase, phase_number, present};
+use crate::control::assignment::Culprit;
+use crate::control::error::Malformed;
+use crate::control::membership::MemberRef;
+use crate::control::operator::StopMode;
+use crate::control::status::{MemberStatus, Reason, RunState, RunStatus, WatchEvent};
+use crate::control::wire;
+
+/// The schema numbers states in our order, from 1.
+pub(super) fn state(number: i32) -> Result<RunState, Malformed> {
+    usize::try_from(number)
+        .ok()
+        .and_then(|n| RunState::ALL.get(n.checked_sub(1)?))
+        .copied()
+        .ok_or_else(|| malformed("StatusReply", format!("state {number} is unknown")))
+}
+
+impl From<MemberStatus> for wire::MemberStatus {
+    fn from(m: MemberStatus) -> wire::MemberStatus {
+        wire::MemberStatus {
+            member: Some(MemberRef { role: m.role, index: m.index }.into()),
+            pid: m.pid,
+            host: m.host,
+            phase: phase_number(m.phase),
+            step: m.step.0,
+            address: m.address,
+            last_heard_ms: m.last_heard_ms,
+            alive: m.alive,
+        }
+    }
+}
+
+impl TryFrom<wire::MemberStatus> for MemberStatus {
+    type Error = Malformed;
+
+    fn try_from(m: wire::MemberStatus) -> Result<MemberStatus, Malformed> {
+        let member = MemberRef::try_from(present("MemberStatus", "member", m.member)?)?;
+        Ok(MemberStatus {
+            role: member.role,
+            index: member.index,
+            pid: m.pid,
+            host: m.host,
+            phase: phase("MemberStatus", m.phase)?,
+            step: Step(m.step),
+            address: m.address,
+            last_heard_ms: m.last_heard_ms,
+            alive: m.alive,
+        })
+    }
+}
+
+impl From<RunStatus> for wire::StatusReply {
+    fn from(s: RunStatus) -> wire::StatusReply {
+        wire::StatusReply {
+            state: s.state as i32 + 1,
+            reason: s.reason.as_str().to_owned(),
+            message: s.message,
+            since_unix_ms: s.since_unix_ms,
+            run: s.run,
+            generation: s.generation.0,
+            attempt: s.attempt,
+            step: s.step.0,
+            total_steps: s.total_steps,
+            resume_step: s.resume_step.0,
+            members: s.members.into_iter().map(Into::into).collect(),
+            last_commit: s.last_commit.map(|step| step.0),
+            last_metrics: s.last_metrics.map(Into::into),
+            last_evaluation: s.last_evaluation.map(Into::into),
+            culprit: s.culprit.map(Into::into),
+            consequences: s.consequences,
+        }
+    }
+}
+
+impl TryFrom<wire::StatusReply> for RunStatus {
+    type Error = Malformed;
+
+    fn try_from(s: wire::StatusReply) -> Result<RunStatus, Malformed> {
+        let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == s.reason);
+        Ok(RunStatus {
+            state: state(s.state)?,
+            reason: reason
+                .ok_or_else(|| malformed("StatusReply", format!("reason {:?} is unknown", s.reason)))?,
+            message: s.message,
+            since_unix_ms: s.since_unix_ms,
+            run: s.run,
+            generation: Generation(s.generation),
+            attempt: s.attempt,
+            step: Step(s.step),
+            total_steps: s.total_steps,
+            resume_step: Step(s.resume_step),
+            members: s.members.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            last_commit: s.last_commit.map(Step),
+            last_metrics: s.last_metrics.map(Into::into),
+            last_evaluation: s.last_evaluation.map(Into::into),
+            culprit: s.culprit.map(Culprit::try_from).transpose()?,
+            consequences: s.consequences,
+        })
+    }
+}
+
+impl From<WatchEvent> for wire::WatchEvent {
+    fn from(event: WatchEvent) -> wire::WatchEvent {
+        use wire::watch_event::Event;
+        let event = match event {
+            WatchEvent::Status(status) => Event::Status((*status).into()),
+            WatchEvent::Metrics(metrics) => Event::Metrics(metrics.into()),
+            WatchEvent::Evaluation(evaluation) => Event::Evaluation(evaluation.into()),
+            WatchEvent::Committed { step } => Event::Committed(wire::Committed { step: step.0 }),
+        };
+        wire::WatchEvent { event: Some(event) }
+    }
+}
+
+impl TryFrom<wire::WatchEvent> for WatchEvent {
+    type Error = Malformed;
+
+    fn try_from(message: wire::WatchEvent) -> Result<WatchEvent, Malformed> {
+        use wire::watch_event::Event;
+        Ok(match present("WatchEvent", "event", message.event)? {
+            Event::Status(status) => WatchEvent::Status(Box::new(status.try_into()?)),
+            Event::Metrics(metrics) => WatchEvent::Metrics(metrics.into()),
+            Event::Evaluation(evaluation) => WatchEvent::Evaluation(evaluation.into()),
+            Event::Committed(committed) => WatchEvent::Committed { step: Step(committed.step) },
+        })
+    }
+}
+
+impl From<StopMode> for wire::StopMode {
+    fn from(mode: StopMode) -> wire::StopMode {
+        match mode {
+            StopMode::Commit => wire::StopMode::Commit,
+            StopMode::Abort => wire::StopMode::Abort,
+        }
+    }
+}
+
+impl TryFrom<wire::StopMode> for StopMode {
+    type Error = Malformed;
+
+    fn try_from(mode: wire::StopMode) -> Result<StopMode, Malformed> {
+        match mode {
+            wire::StopMode::Commit => Ok(StopMode::Commit),
+            wire::StopMode::Abort => Ok(StopMode::Abort),
+            wire::StopMode::Unspecified => Err(malformed("StopRequest", "mode is missing")),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Everything survives the wire; nonsense is refused by name.
+
+use polygram_domain::{Generation, Step};
+
+use super::status::state;
+use super::*;
+use crate::control::assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
+use crate::control::joining::{JoinRequest, Joined};
+use crate::control::membership::MemberId;
+use crate::control::report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+use crate::control::status::RunState;
+
+fn metrics(loss: f64) -> StepMetrics {
+    StepMetrics {
+        step: Step(3),
+        loss,
+        grad_norm: 0.5,
+        lr: 1e-3,
+        tokens: 256,
+        seconds: 0.25,
+        data_wait_seconds: 0.0,
+        embedding_wait_seconds: 0.01,
+        resident_bytes: 1 << 30,
+    }
+}
+
+#[test]
+fn reports_survive_the_wire() {
+    let reports = [
+        MemberReport::Heartbeat(Heartbeat { step: Step(9), phase: Phase::Leaving }),
+        MemberReport::Ready { assignment: AssignmentHash([7; 32]) },
+        MemberReport::Metrics(metrics(f64::INFINITY)),
+        MemberReport::Evaluation(Evaluation { step: Step(4), loss: 2.5, tokens: 64 }),
+        MemberReport::Failed(Failure {
+            message: "out of rows".into(),
+            step: Step(2),
+            phase: Phase::Lookup,
+            suspect: Some(MemberRef { role: Role::Shard, index: 1 }),
+        }),
+        MemberReport::Finished { step: Step(60) },
+    ];
+    for report in reports {
+        let envelope = Envelope { member: MemberId(5), generation: Generation(2), report };
+        let back = Envelope::try_from(wire::MemberReport::from(envelope.clone())).unwrap();
+        assert_eq!(back, envelope);
+    }
+}
+
+#[test]
+fn directives_survive_the_wire() {
+    let culprit = Culprit {
+        member: MemberRef { role: Role::Worker, index: 0 },
+        pid: 11,
+        phase: Phase::Computing,
+        step: Step(8),
+        message: "loss is NaN".into(),
+    };
+    let directives = [
+        Directive::Assign(Assignment {
+            generation: Generation(1),
+            workers: vec!["127.0.0.1:9".parse().unwrap()],
+            shards: vec!["[::1]:10".parse().unwrap()],
+            resume_step: Step(0),
+            resume_manifest: None,
+        }),
+        Directive::Start,
+        Directive::Stop { reason: "operator".into() },
+        Directive::Committed { step: Step(20) },
+        Directive::Abort(Abort { reason: "worker 0 failed".into(), culprit: Some(culprit) }),
+        Directive::Exit,
+    ];
+    for directive in directives {
+        assert_eq!(Directive::try_from(wire::Directive::from(directive.clone())).unwrap(), directive);
+    }
+}
+
+#[test]
+fn every_phase_and_state_has_its_number() {
+    for &p in Phase::ALL {
+        assert_eq!(phase("test", phase_number(p)).unwrap(), p);
+        let name = wire::Phase::try_from(phase_number(p)).unwrap().as_str_name().to_lowercase();
+        assert_eq!(name, format!("phase_{p}"));
+    }
+    for &s in RunState::ALL {
+        assert_eq!(state(s as i32 + 1).unwrap(), s);
+        let name = wire::State::try_from(s as i32 + 1).unwrap().as_str_name().to_lowercase();
+        assert_eq!(name, format!("state_{s}"));
+    }
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    let no_member = wire::JoinRequest { data_address: "127.0.0.1:1".into(), ..Default::default() };
+    assert!(JoinRequest::try_from(no_member).unwrap_err().to_string().contains("member is missing"));
+    let role = wire::Member { role: 9, index: 0 };
+    assert!(MemberRef::try_from(role).unwrap_err().to_string().contains("role 9"));
+    let request = wire::JoinRequest {
+        member: Some(wire::Member { role: 1, index: 0 }),
+        data_address: "localhost".into(),
+        ..Default::default()
+    };
+    assert!(JoinRequest::try_from(request).unwrap_err().to_string().contains("ip:port"));
+    for number in [i32::MIN, -1, 0, 16, i32::MAX] {
+        assert!(phase("Heartbeat", number).is_err());
+        assert!(state(number).is_err());
+    }
+    let short = wire::Ready { assignment_hash: vec![1; 31] };
+    let report = wire::member_report::Report::Ready(short);
+    let message = wire::MemberReport { report: Some(report), ..Default::default() };
+    assert!(Envelope::try_from(message).unwrap_err().to_string().contains("31 bytes"));
+    assert!(Envelope::try_from(wire::MemberReport::default()).is_err());
+    assert!(Directive::try_from(wire::Directive::default()).is_err());
+    let zero = wire::JoinReply { failure_detection_ms: 1000, ..Default::default() };
+    assert!(Joined::try_from(zero).is_err());
+}
+
+#[test]
+fn long_texts_are_cut_at_a_character() {
+    let long = "é".repeat(TEXT_LIMIT);
+    assert!(text(long).len() <= TEXT_LIMIT + '…'.len_utf8());
+}
