@@ -13,6 +13,7 @@ use parquet::arrow::ArrowWriter;
 use polygram_data::prepare::TokenizerChoice;
 use polygram_data::segment::Existing;
 use polygram_data::{DataError, PrepareOptions, PrepareReport, Segment, TokenSource, prepare};
+use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
 /// A sentence of its own for every number; every 16 of them spell a special token.
@@ -227,4 +228,31 @@ fn refusals_say_what_to_do() {
     let leftovers: Vec<_> = fs::read_dir(output()).unwrap().collect();
     assert!(leftovers.is_empty(), "{leftovers:?}");
     prepare(&good).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Damaged input of any kind is prepared or refused, never a panic, and a refusal leaves nothing behind.
+    #[test]
+    fn damaged_files_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5), cut in prop::option::of(any::<prop::sample::Index>())) {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("in");
+        corpus(&input);
+        for (i, name) in ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet"].iter().enumerate() {
+            let path = input.join("lines").join(name);
+            let mut bytes = fs::read(&path).unwrap();
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            fs::write(&path, bytes).unwrap();
+            let output = folder.path().join(format!("out{i}"));
+            if prepare(&options(&path, output.clone())).is_err() {
+                prop_assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
+            }
+        }
+    }
 }
