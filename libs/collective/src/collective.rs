@@ -43,7 +43,7 @@ pub trait Collective: Send {
     /// and may be 0. `sends` has W entries.
     fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError>;
 
-    /// Replaces `bytes` on every rank by those of `root`; returns on the root when all have them.
+    /// Replaces `bytes` on every rank by those of `root`.
     fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError>;
 
     /// Returns when all ranks have called it.

@@ -343,10 +343,9 @@ impl<L: Link> Seat<'_, L> {
         Ok(answers)
     }
 
-    /// Down a binomial tree from `root`; acknowledged upwards, so that the root learns of ranks in other calls.
+    /// Down a binomial tree from `root`. Every rank speaks to its parent at once, so that ranks in other calls, or
+    /// with another root in mind, meet somebody who notices.
     fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>, limit: u64) -> Result<(), Stop> {
-        const DOWN: u16 = 0;
-        const UP: u16 = 1;
         let world_size = u64::from(self.link.world_size());
         let at = |place: u64| Rank(((place + u64::from(root.0)) % world_size) as u32);
         let place = (u64::from(self.link.rank().0) + world_size - u64::from(root.0)) % world_size;
@@ -355,20 +354,17 @@ impl<L: Link> Seat<'_, L> {
         let first = if place == 0 { 0 } else { place.ilog2() + 1 };
         let children = (first..32).map(|bit| place + (1 << bit)).take_while(|child| *child < world_size);
         let children: Vec<Rank> = children.map(at).collect();
-        if let Some(from) = parent {
-            let mut sink = Grow::new(bytes, limit);
-            self.exchange(DOWN, &[], &mut [Incoming { from, sink: &mut sink }])?;
-        }
-        let sends: Vec<_> = children.iter().map(|to| Outgoing { to: *to, parts: vec![&**bytes] }).collect();
-        self.exchange(DOWN, &sends, &mut [])?;
-        let mut sinks: Vec<_> = children.iter().map(|from| (*from, Scatter::new(Vec::new()))).collect();
+
+        let mut entered: Vec<_> = children.iter().map(|from| (*from, Scatter::new(Vec::new()))).collect();
         let mut incoming: Vec<_> =
-            sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
-        self.exchange(UP, &[], &mut incoming)?;
-        if let Some(to) = parent {
-            self.exchange(UP, &[Outgoing { to, parts: Vec::new() }], &mut [])?;
-        }
-        Ok(())
+            entered.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
+        let Some(from) = parent else {
+            return self.exchange(0, &to_each(&children, bytes), &mut incoming);
+        };
+        let mut sink = Grow::new(bytes, limit);
+        incoming.push(Incoming { from, sink: &mut sink });
+        self.exchange(0, &[Outgoing { to: from, parts: Vec::new() }], &mut incoming)?;
+        self.exchange(0, &to_each(&children, bytes), &mut [])
     }
 
     /// Dissemination: after the round of distance d a rank knows of 2·d ranks before it.
@@ -386,4 +382,9 @@ impl<L: Link> Seat<'_, L> {
         }
         Ok(())
     }
+}
+
+/// The same bytes to each of `ranks`.
+fn to_each<'a>(ranks: &[Rank], bytes: &'a [u8]) -> Vec<Outgoing<'a>> {
+    ranks.iter().map(|to| Outgoing { to: *to, parts: vec![bytes] }).collect()
 }

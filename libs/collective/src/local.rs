@@ -27,7 +27,8 @@ pub enum Fault {
     Fail,
     /// The rank comes so much later.
     Delay(Duration),
-    /// The rank never enters, as a stuck process: it returns when it is aborted or a peer has given up.
+    /// The rank never enters, as a stuck process: it returns when it is aborted or a peer has given up,
+    /// and tells nobody.
     Hang,
     /// The rank is gone, as after `kill -9`: it tells nobody.
     Vanish,
@@ -230,6 +231,7 @@ impl Link for LocalLink {
             Fault::Hang => {
                 let given_up = |board: &Board| board.gone.contains(&true);
                 self.wait_until(round, 10 * self.patience, given_up)?;
+                self.vanished = true;
             }
             Fault::Vanish => {
                 self.vanished = true;

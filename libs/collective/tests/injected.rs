@@ -36,7 +36,8 @@ fn a_failing_rank_is_named_with_its_call() {
             let outcomes = five_sums(&mut boxed(Local::ranks_with_faults(RANKS, &options(), &faults)));
             for (own, (done, outcome)) in (0..).zip(&outcomes) {
                 let error = outcome.as_ref().unwrap_err();
-                assert_eq!(u64::from(*done), sequence, "rank {own}: {error}");
+                // A peer may hear of it while it is still in an earlier call.
+                assert!(u64::from(*done) <= sequence, "rank {own}: {error}");
                 assert_eq!(error.suspects(), [Rank(rank)], "rank {own}: {error}");
                 assert!(error.to_string().contains(&format!("all_reduce #{sequence}")), "{error}");
                 assert_eq!(matches!(error, CollectiveError::Injected { .. }), own == rank, "{error}");
@@ -52,7 +53,7 @@ fn a_vanished_rank_is_named_at_once() {
     let outcomes = five_sums(&mut boxed(Local::ranks_with_faults(RANKS, &options(), &faults)));
     assert!(begun.elapsed() < Duration::from_secs(20));
     for (done, outcome) in &outcomes {
-        assert_eq!(*done, 1, "{outcome:?}");
+        assert!(*done <= 1, "{outcome:?}");
         assert_eq!(outcome.as_ref().unwrap_err().suspects(), [Rank(2)], "{outcome:?}");
     }
     assert!(outcomes.iter().any(|(_, outcome)| matches!(outcome, Err(CollectiveError::PeerLost { .. }))));

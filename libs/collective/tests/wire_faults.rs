@@ -126,7 +126,9 @@ fn a_connection_cut_in_the_middle_names_the_peer() {
             assert!(error.to_string().contains("all_reduce #0 of 1000000 values"), "{error}");
         }
         let words = words(&outcomes[0]);
-        assert!(words.contains("lost rank 1") && words.contains("in the middle of a message"), "{words}");
+        // Which of the two it notices first, the end of what it reads or of what it may write, is open.
+        let how = ["in the middle of a message", "Broken pipe", "reset"];
+        assert!(words.contains("lost rank 1") && how.iter().any(|how| words.contains(how)), "{words}");
     }
 }
 
