@@ -14,11 +14,11 @@ use polygram_domain::{Cell, Generation, Rank, RunName, Step};
 use polygram_embedding_shard::ShardError;
 use polygram_proto::bulk::client::Cause;
 use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
-use polygram_proto::bulk::frame::{Header, Kind, Outgoing, run_hash};
-use polygram_proto::bulk::message::{HelloBody, Message, PreparedBody, Request, tables_hash};
+use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece, run_hash};
+use polygram_proto::bulk::message::{HelloBody, Message, PreparedBody, Request, RowBlock, tables_hash};
 use polygram_proto::bulk::{Commit, Hello, Reason, RowClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 const WORKLOAD: Workload = Workload { seed: 5, poisoned: Some(1) };
 const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: false };
@@ -275,4 +275,67 @@ async fn another_schema_version_is_refused_in_words() {
     }
     drop(FrameWriter::new(stream, DEADLINE));
     cluster.stop().await.remove(0).unwrap();
+}
+
+/// A shard that lies: good answers of every kind, mutated. The client fails or takes them, and never panics; rows it
+/// hands out are whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn noise_never_harms_a_worker() {
+    let seed = 0x0dd_b175;
+    let random = Stream::new(seed, Purpose::SyntheticData);
+    let spec = spec(&overrides(&["topology.shards=1"]));
+    let tables = Arc::new(spec.tables());
+    let ids = WORKLOAD.ids(&spec, Step(0), Cell(0));
+    let width = 12;
+    let mut failed = 0;
+    for round in 0..200u64 {
+        let [a, b, c, d] = random.words(2, round);
+        let header = |kind: Kind| Header {
+            kind,
+            chunk: 0,
+            run: run_hash(&spec.name),
+            generation: GENERATION,
+            step: Step(0),
+            cell: Cell(0),
+        };
+        let seal = |kind: Kind, words: Vec<u32>| {
+            let frame = Outgoing::seal(&header(kind), vec![Piece::Words(words)]).unwrap();
+            frame.slices().flatten().copied().collect::<Vec<u8>>()
+        };
+        let mut rows = RowBlock::head(std::slice::from_ref(&(0..ids.rows.len() as u32)));
+        rows.resize(rows.len() + ids.rows.len() * width, 7);
+        // Either the words are wrong under a good checksum, or the bytes are.
+        if a % 2 == 0 {
+            let at = b as usize % rows.len().min(4);
+            rows[at] = if c % 2 == 0 { d % 100 } else { d };
+        }
+        let kind = [Kind::Rows, Kind::ReadRows, Kind::Prepared, Kind::Nack, Kind::Push][c as usize % 5];
+        let mut bytes = seal(if a % 3 == 0 { kind } else { Kind::Rows }, rows);
+        if a % 2 == 1 {
+            let at = d as usize % bytes.len();
+            bytes[at] ^= 1 << (b % 8);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let welcome = seal(Kind::Welcome, vec![0, 1, 0, 0]);
+        let liar = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&welcome).await.unwrap();
+            let mut request = [0u8; 64];
+            let _hello = stream.read(&mut request).await.unwrap();
+            let _lookup = stream.read(&mut request).await.unwrap();
+            let _taken_or_not = stream.write_all(&bytes).await;
+        });
+        let hello = Hello { run: spec.name.clone(), generation: GENERATION, rank: Rank(0), workers: 1 };
+        let client = RowClient::connect(&[address], hello, Arc::clone(&tables), DEADLINE).await.unwrap();
+        match client.lookup(Step(0), Cell(0), Arc::clone(&ids)).await {
+            Ok(rows) => assert_eq!(rows.len(), ids.rows.len() * width, "seed {seed:#x}, round {round}"),
+            Err(error) => {
+                failed += 1;
+                assert!(error.to_string().contains("embedding shard 0"), "{error}");
+            }
+        }
+        liar.await.unwrap();
+    }
+    assert!(failed > 100, "seed {seed:#x}: only {failed} of 200 were noticed");
 }

@@ -10,6 +10,8 @@
 //! * A frame that comes again gets the same answer and changes nothing; one that contradicts an earlier one is
 //!   refused. After the workers contradict each other, or the memory ceiling would be passed, everything is refused.
 
+mod advance;
+mod checks;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -27,8 +29,6 @@ use crate::rows::RowStore;
 use step::{CellLedger, ClosedStep, StepLedger};
 pub use step::{Sums, Vote};
 
-/// Closed steps that are remembered.
-const REMEMBERED_STEPS: usize = 2;
 /// Reads that wait for their version at most.
 const MAX_PARKED_READS: usize = 4096;
 
@@ -374,156 +374,6 @@ impl Ledger {
             self.effects.push(Effect::Reply { to, step, message: Message::Prepared(body) });
         }
     }
-
-    /// Decides everything that the present state allows.
-    fn advance(&mut self) {
-        loop {
-            self.serve();
-            self.add();
-            if self.failure.is_some() || !self.close() {
-                return;
-            }
-        }
-    }
-
-    /// Lookups whose earlier steps are all declared, and reads of the present version.
-    fn serve(&mut self) {
-        let mut next = self.version;
-        while let Some(open) = self.open.get_mut(&next) {
-            for (cell, declared) in open.cells.iter_mut().enumerate() {
-                let Some(declared) = declared.as_mut().filter(|declared| !declared.served) else { continue };
-                declared.served = true;
-                self.effects.push(Effect::Serve {
-                    step: next,
-                    cell: Cell(cell as u32),
-                    request: Arc::clone(&declared.request),
-                    to: declared.from,
-                });
-            }
-            if !open.is_declared {
-                break;
-            }
-            next = next.next();
-        }
-        let version = self.version;
-        for read in self.reads.extract_if(.., |read| read.version == version) {
-            let ParkedRead { version, number, request, from } = read;
-            self.effects.push(Effect::ServeRead { version, number, request, to: from });
-        }
-    }
-
-    /// Gradients whose turn it is.
-    fn add(&mut self) {
-        for (&step, open) in self.open.iter_mut().filter(|(_, open)| open.is_declared) {
-            let cells = open.cells.len();
-            while let Some(Some(cell)) = open.cells.get_mut(open.added).filter(|cell| is_pushed(cell)) {
-                let (request, blocks) = (Arc::clone(&cell.request), std::mem::take(&mut cell.blocks));
-                self.effects.push(Effect::Add { step, request, blocks });
-                open.added += 1;
-                if open.added == cells {
-                    self.effects.push(Effect::Sum { step });
-                }
-            }
-        }
-    }
-
-    /// Closes the present step if every worker has said so. A snapshot waits for the one before it.
-    fn close(&mut self) -> bool {
-        let step = self.version;
-        let workers = self.config.topology.workers as usize;
-        let Some(open) = self.open.get(&step).filter(|open| open.votes.len() == workers) else {
-            return false;
-        };
-        let (Some((vote, _)), Some(prepared)) = (open.votes.values().next(), &open.prepared) else {
-            return false;
-        };
-        let (vote, prepared) = (*vote, Arc::clone(prepared));
-        if vote.snapshot() && self.snapshot_is_running {
-            return false;
-        }
-        let Some(open) = self.open.remove(&step) else { return false };
-        self.snapshot_is_running |= vote.snapshot();
-        self.closed.insert(
-            step,
-            ClosedStep {
-                prepared,
-                vote,
-                checksums: open.cells.into_iter().flatten().map(|cell| cell.checksums).collect(),
-                open_lanes: self.lanes,
-                waiting: open.votes.into_values().map(|(_, peer)| peer).collect(),
-            },
-        );
-        while self.closed.len() > REMEMBERED_STEPS
-            && self.closed.first_key_value().is_some_and(|(_, step)| step.open_lanes == 0)
-        {
-            self.closed.pop_first();
-        }
-        self.version = step.next();
-        self.effects.push(Effect::Close { step, vote });
-        true
-    }
-
-    fn check_alive(&self) -> Result<(), Refusal> {
-        self.failure.clone().map_or(Ok(()), Err)
-    }
-
-    fn check_step(&self, step: Step) -> Result<(), Refusal> {
-        let version = self.version;
-        if step < version {
-            return refuse(
-                Reason::Step,
-                format!("step {step} is over: the shard's rows are at version {version}"),
-            );
-        }
-        if step.0 - version.0 > self.window {
-            let text = format!(
-                "step {step} is too far ahead: rows are at version {version}, and at most {} further steps may be \
-                 open (embedding.prefetch_steps + 1)",
-                self.window
-            );
-            return refuse(Reason::Step, text);
-        }
-        Ok(())
-    }
-
-    fn check_cell(&self, from: Peer, cell: Cell) -> Result<(), Refusal> {
-        let cells = self.config.cells;
-        if cell.0 >= cells {
-            return refuse(Reason::Conflict, format!("cell {cell} of a step of {cells} cells"));
-        }
-        let owner = self.config.topology.rank_of(cell, cells);
-        if owner != from.rank {
-            let text =
-                format!("cell {cell} belongs to worker {owner}, but worker {} speaks for it", from.rank);
-            return refuse(Reason::Conflict, text);
-        }
-        Ok(())
-    }
-
-    /// Rows ascend by the message's own rules; here they must be this shard's.
-    fn check_rows(&self, request: &Request) -> Result<(), Refusal> {
-        let tables = request.offsets.len() - 1;
-        if tables != self.owned.len() {
-            let text = format!("{tables} tables asked, this model has {} per site", self.owned.len());
-            return refuse(Reason::WrongRun, text);
-        }
-        for (table, owned) in self.owned.iter().enumerate() {
-            let rows = request.rows_of(table);
-            for row in rows.first().into_iter().chain(rows.last()) {
-                if !owned.contains(row) {
-                    let shard = self.config.index;
-                    let text =
-                        format!("row {row} of table {table} is not of shard {shard}, which has {owned:?}");
-                    return refuse(Reason::WrongRun, text);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn is_pushed(cell: &Option<CellLedger>) -> bool {
-    cell.as_ref().is_some_and(CellLedger::is_pushed)
 }
 
 fn acknowledgement(to: Peer, step: Step, vote: &Vote) -> Effect {

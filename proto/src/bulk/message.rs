@@ -1,270 +1,12 @@
-//! Payloads of the frames: what each message carries, encoded to words and decoded with every rule checked.
-//!
-//! Legend: C = tables per site, n = rows of one message, w = values per row. A *position* is a row's place in the
-//! request that a shard received: 0..n over its site tables in order.
+//! Messages: what a frame says, encoded to payload words and decoded strictly.
 
-use std::ops::Range;
+use polygram_domain::{Rank, ShardIndex, Step};
 
-use polygram_domain::{BucketIndex, Rank, ShardIndex, Step, TableIndex, TableSet};
-
-use super::frame::{Kind, Piece, WireError, fnv1a};
-
-fn malformed<T>(message: &'static str, rule: impl Into<String>) -> Result<T, WireError> {
-    Err(WireError::Malformed { message, rule: rule.into() })
-}
-
-/// Hash of the tables' sizes, so that a worker and a shard of different models refuse each other.
-pub fn tables_hash(tables: &TableSet) -> u64 {
-    let mut words = vec![tables.tables_per_site()];
-    for table in tables.iter() {
-        words.extend([table.index.0, table.site_table, table.rows, table.width]);
-    }
-    fnv1a(bytemuck::cast_slice(&words))
-}
-
-/// Who a worker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HelloBody {
-    /// The worker.
-    pub rank: Rank,
-    /// Workers in the run.
-    pub workers: u32,
-    /// [`tables_hash`] of its model.
-    pub tables: u64,
-}
-
-/// Who a shard is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WelcomeBody {
-    /// The shard.
-    pub shard: ShardIndex,
-    /// Shards in the run.
-    pub shards: u32,
-    /// Its version: updates in its rows.
-    pub version: Step,
-}
-
-/// Rows that a cell asks of one shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Bounds of each site table's rows in `rows` (C + 1).
-    pub offsets: Vec<usize>,
-    /// Row ids, strictly ascending within each site table.
-    pub rows: Vec<u32>,
-}
-
-impl Request {
-    /// Rows of site table `table`.
-    pub fn rows_of(&self, table: usize) -> &[u32] {
-        &self.rows[self.offsets[table]..self.offsets[table + 1]]
-    }
-
-    fn decode(words: Vec<u32>) -> Result<Request, WireError> {
-        const NAME: &str = "lookup";
-        let Some((&tables, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
-        let Some((counts, rows)) = rest.split_at_checked(tables as usize) else {
-            return malformed(NAME, format!("it ends within the counts of {tables} tables"));
-        };
-        let mut offsets = vec![0usize];
-        let mut total = 0u64;
-        for &count in counts {
-            total += u64::from(count);
-            if total > rows.len() as u64 {
-                break;
-            }
-            offsets.push(total as usize);
-        }
-        if total != rows.len() as u64 {
-            return malformed(NAME, format!("its counts give at least {total} rows, it has {}", rows.len()));
-        }
-        let request = Request { offsets, rows: rows.to_vec() };
-        for table in 0..tables as usize {
-            if let Some(pair) = request.rows_of(table).windows(2).find(|pair| pair[0] >= pair[1]) {
-                let (a, b) = (pair[0], pair[1]);
-                return malformed(NAME, format!("rows of table {table} are not ascending: {a} then {b}"));
-            }
-        }
-        Ok(request)
-    }
-}
-
-/// Values of some positions of a request: `[sites, n, w]`, row-major, behind runs of positions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RowBlock {
-    runs: Vec<Range<u32>>,
-    rows: usize,
-    words: Vec<u32>,
-    values_at: usize,
-}
-
-impl RowBlock {
-    /// Runs of positions, ascending and apart.
-    pub fn runs(&self) -> &[Range<u32>] {
-        &self.runs
-    }
-
-    /// Positions in all runs (n).
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Values `[sites, n, w]`.
-    pub fn values(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.words[self.values_at..])
-    }
-
-    /// The words before the values: how many runs, then first and count of each.
-    pub fn head(runs: &[Range<u32>]) -> Vec<u32> {
-        let mut words = Vec::with_capacity(1 + 2 * runs.len());
-        words.push(runs.len() as u32);
-        words.extend(runs.iter().flat_map(|run| [run.start, run.end - run.start]));
-        words
-    }
-
-    fn decode(words: Vec<u32>, stride: usize) -> Result<RowBlock, WireError> {
-        const NAME: &str = "rows";
-        let Some((&count, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
-        let Some(head) = (count as usize).checked_mul(2).and_then(|words| rest.get(..words)) else {
-            return malformed(NAME, format!("it ends within its {count} runs"));
-        };
-        let mut runs = Vec::with_capacity(count as usize);
-        let (mut rows, mut end) = (0u64, 0u32);
-        for pair in head.chunks_exact(2) {
-            let (first, length) = (pair[0], pair[1]);
-            let Some(after) = first.checked_add(length).filter(|_| length > 0 && first >= end) else {
-                return malformed(NAME, format!("run {first}+{length} is empty or not after {end}"));
-            };
-            runs.push(first..after);
-            rows += u64::from(length);
-            end = after;
-        }
-        let values_at = 1 + head.len();
-        let values = (words.len() - values_at) as u64;
-        if rows.checked_mul(stride as u64) != Some(values) {
-            return malformed(NAME, format!("{rows} rows of {stride} values do not make {values} values"));
-        }
-        Ok(RowBlock { runs, rows: rows as usize, words, values_at })
-    }
-}
-
-/// A part of a shard's answer to PREPARE.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PreparedBody {
-    /// Whether every gradient sum of the shard is finite.
-    pub finite: bool,
-    /// Sums of squares in all parts.
-    pub total: u32,
-    /// Sums of squares of this part, ascending by (table, bucket).
-    pub sums: Vec<(TableIndex, BucketIndex, f64)>,
-}
-
-impl PreparedBody {
-    /// Sums of squares in one frame at most.
-    pub const SUMS_PER_PART: usize = 1 << 18;
-
-    fn decode(words: &[u32]) -> Result<PreparedBody, WireError> {
-        const NAME: &str = "prepared";
-        let [finite @ (0 | 1), total, entries @ ..] = words else {
-            return malformed(NAME, "its head is short or its flag is not 0 or 1");
-        };
-        let (sums, rest) = entries.as_chunks::<4>();
-        if !rest.is_empty() || sums.len() as u64 > u64::from(*total) {
-            let found = entries.len();
-            return malformed(NAME, format!("{found} words do not make sums of a total of {total}"));
-        }
-        let sum = |&[table, bucket, low, high]: &[u32; 4]| {
-            let bits = u64::from(low) | (u64::from(high) << 32);
-            (TableIndex(table), BucketIndex(bucket), f64::from_bits(bits))
-        };
-        Ok(PreparedBody { finite: *finite == 1, total: *total, sums: sums.iter().map(sum).collect() })
-    }
-}
-
-/// How a step is applied; all workers must send the same bits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Commit {
-    /// Clip scale of the summed row gradients.
-    pub scale: f32,
-    /// Learning rate of the tables at this step.
-    pub lr: f32,
-    /// Whether the shards must write their rows, as they are after this step, to the run's store.
-    pub snapshot: bool,
-}
-
-/// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Reason {
-    /// The frame is damaged or breaks a rule of its message.
-    Malformed = 1,
-    /// The peer is built with another schema.
-    Schema = 2,
-    /// Another run, or another model.
-    WrongRun = 3,
-    /// Another generation of the membership.
-    Generation = 4,
-    /// The step is committed already, too far ahead, or not ready for this request.
-    Step = 5,
-    /// It contradicts what was said before.
-    Conflict = 6,
-    /// Workers disagree on a commit.
-    Disagreement = 7,
-    /// The memory ceiling would be passed.
-    Memory = 8,
-    /// The shard failed.
-    Failed = 9,
-}
-
-impl Reason {
-    fn of(code: u32) -> Option<Reason> {
-        use Reason::*;
-        [Malformed, Schema, WrongRun, Generation, Step, Conflict, Disagreement, Memory, Failed]
-            .into_iter()
-            .find(|reason| *reason as u32 == code)
-    }
-}
-
-/// A refusal: a reason that a program can act on, and a sentence for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// What kind.
-    pub reason: Reason,
-    /// What happened, with values.
-    pub text: String,
-}
-
-impl Refusal {
-    /// A refusal of `reason` that says `text`.
-    pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
-        Refusal { reason, text: text.into() }
-    }
-
-    fn encode(&self) -> Vec<u32> {
-        const LONGEST: usize = 4096;
-        let mut end = self.text.len().min(LONGEST);
-        while !self.text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let mut bytes = self.text.as_bytes()[..end].to_vec();
-        bytes.resize(end.next_multiple_of(4), 0);
-        let mut words = vec![self.reason as u32, end as u32];
-        words.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)));
-        words
-    }
-
-    fn decode(words: &[u32]) -> Result<Refusal, WireError> {
-        const NAME: &str = "refusal";
-        let [code, bytes, text @ ..] = words else { return malformed(NAME, "its head is short") };
-        let Some(reason) = Reason::of(*code) else {
-            return malformed(NAME, format!("unknown reason {code}"));
-        };
-        let text: &[u8] = bytemuck::cast_slice(text);
-        match text.get(..*bytes as usize).map(std::str::from_utf8) {
-            Some(Ok(text)) => Ok(Refusal { reason, text: text.to_owned() }),
-            _ => malformed(NAME, "its text is short or not UTF-8"),
-        }
-    }
-}
+use super::frame::{Kind, Piece, WireError};
+use super::payload::malformed;
+pub use super::payload::{
+    Commit, HelloBody, PreparedBody, Reason, Refusal, Request, RowBlock, WelcomeBody, tables_hash,
+};
 
 /// A decoded payload. The header says which run, generation, step and cell it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -368,11 +110,11 @@ impl Message {
             }
             Message::Refused(refusal) => (Kind::Refused, refusal.encode()),
             Message::Nack(refusal) => (Kind::Nack, refusal.encode()),
-            Message::Lookup(request) => (Kind::Lookup, request_words(request)),
-            Message::Read(request) => (Kind::Read, request_words(request)),
-            Message::Rows(block) => (Kind::Rows, block.words.clone()),
-            Message::ReadRows(block) => (Kind::ReadRows, block.words.clone()),
-            Message::Push(block) => (Kind::Push, block.words.clone()),
+            Message::Lookup(request) => (Kind::Lookup, request.encode()),
+            Message::Read(request) => (Kind::Read, request.encode()),
+            Message::Rows(block) => (Kind::Rows, block.words().to_vec()),
+            Message::ReadRows(block) => (Kind::ReadRows, block.words().to_vec()),
+            Message::Push(block) => (Kind::Push, block.words().to_vec()),
             Message::Prepare => (Kind::Prepare, Vec::new()),
             Message::Prepared(PreparedBody { finite, total, sums }) => {
                 let mut words = vec![u32::from(*finite), *total];
@@ -393,16 +135,12 @@ impl Message {
     }
 }
 
-fn request_words(request: &Request) -> Vec<u32> {
-    let mut words = Vec::with_capacity(request.offsets.len() + request.rows.len());
-    words.push(request.offsets.len().saturating_sub(1) as u32);
-    words.extend(request.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as u32));
-    words.extend_from_slice(&request.rows);
-    words
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use polygram_domain::{BucketIndex, TableIndex};
+
     use super::*;
     use polygram_domain::philox::{Purpose, Stream};
 

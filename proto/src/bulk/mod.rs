@@ -14,7 +14,7 @@
 //! frame names run, generation, step and cell, and every request may come twice: it is answered twice and applied
 //! once.
 //!
-//! * [`frame`]: header, checksum, limits. [`message`]: payloads. [`codec`]: frames over a stream.
+//! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`payload`]: with which bodies. [`codec`]: frames over a stream.
 //! * [`ids`]: a cell's unique rows and their division among shards.
 //! * [`client`]: [`client::RowClient`], what a worker holds.
 
@@ -23,6 +23,7 @@ pub mod codec;
 pub mod frame;
 pub mod ids;
 pub mod message;
+pub mod payload;
 #[cfg(test)]
 mod testing;
 
