@@ -41,7 +41,7 @@ fn tcp_failures_are_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any length, any boundary between the forms, any number of ranks: the bits of the tree.
     #[test]

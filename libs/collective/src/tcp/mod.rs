@@ -91,7 +91,8 @@ impl Group<TcpLink> {
     }
 }
 
-/// No delay, no blocking; and on connections inside one host a congestion control that does not pace (a host whose
+/// No delay, no blocking, and buffers that the system grows with the traffic (a fixed size would stop it from
+/// growing them further). On connections inside one host a congestion control that does not pace (a host whose
 /// default is BBR would slow loopback down by a third or more).
 fn tune(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
@@ -112,3 +113,22 @@ fn plain_congestion_control(socket: &TcpStream) {
 
 #[cfg(not(target_os = "linux"))]
 fn plain_congestion_control(_socket: &TcpStream) {}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn loopback_is_not_paced() {
+        let bound = Tcp::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let socket = TcpStream::connect(bound.address()).unwrap();
+        tune(&socket).unwrap();
+        assert!(socket.nodelay().unwrap());
+        let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+        if available.is_ok_and(|names| names.split_whitespace().any(|name| name == "reno")) {
+            assert_eq!(rustix::net::sockopt::tcp_congestion(&socket).unwrap(), "reno");
+        }
+    }
+}

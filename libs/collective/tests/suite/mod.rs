@@ -133,12 +133,17 @@ impl Random {
 
     /// Of either sign and of very different sizes, so that the order of a sum shows in its bits.
     pub(crate) fn float(&mut self) -> f64 {
+        const SCALES: [f64; 8] = [1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3];
         let mantissa = (self.next() >> 11) as f64 / (1_u64 << 53) as f64 - 0.5;
-        mantissa * f64::powi(10.0, self.below(9) as i32 - 4)
+        mantissa * SCALES[self.below(8) as usize]
     }
 
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
+        let mut bytes = vec![0; length];
+        for word in bytes.chunks_mut(8) {
+            word.copy_from_slice(&self.next().to_le_bytes()[..word.len()]);
+        }
+        bytes
     }
 
     /// The stream of one rank.
