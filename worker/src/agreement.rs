@@ -61,9 +61,9 @@ pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, Wo
         };
         let what = if theirs.step != mine.step {
             Some(differs("step", theirs.step.to_string(), mine.step.to_string()))
-        } else if theirs.loss.to_bits() != mine.loss.to_bits() {
+        } else if !is_same(theirs.loss, mine.loss) {
             Some(differs("loss", theirs.loss.to_string(), mine.loss.to_string()))
-        } else if theirs.grad_norm.to_bits() != mine.grad_norm.to_bits() {
+        } else if !is_same(theirs.grad_norm, mine.grad_norm) {
             Some(differs("gradient norm", theirs.grad_norm.to_string(), mine.grad_norm.to_string()))
         } else {
             None
@@ -74,6 +74,11 @@ pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, Wo
         stop |= theirs.stop;
     }
     Ok(stop)
+}
+
+/// Bit for bit; NaN is NaN, whatever its payload, since sums do not promise that.
+fn is_same(a: f64, b: f64) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
 #[cfg(test)]
@@ -99,6 +104,14 @@ mod tests {
             assert!(answer.unwrap());
         }
         for answer in exchange([OPINION, OPINION]) {
+            assert!(!answer.unwrap());
+        }
+    }
+
+    #[test]
+    fn nan_is_nan() {
+        let other = f64::from_bits(f64::NAN.to_bits() | 1);
+        for answer in exchange([Opinion { loss: f64::NAN, ..OPINION }, Opinion { loss: other, ..OPINION }]) {
             assert!(!answer.unwrap());
         }
     }
