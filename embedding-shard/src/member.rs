@@ -124,7 +124,7 @@ impl Life {
         let spec = file.resolve()?;
         let store = RunStore::open(&self.joined.root, &spec.name)?;
         let progress = self.reporter.progress();
-        let assignment = assignment(directives).await?;
+        let Some(assignment) = assignment(directives).await? else { return Ok(()) };
         progress.set(assignment.resume_step, Phase::Restoring);
         let config = ShardConfig::of(&spec, self.index, assignment.generation);
         if self.index.0 >= spec.topology.shards || assignment.shards.len() != spec.topology.shards as usize {
@@ -174,12 +174,13 @@ impl Life {
     }
 }
 
-async fn assignment(directives: &mut Directives) -> Result<Assignment, MemberError> {
+/// The assignment, or `None` where the run ends before it starts.
+async fn assignment(directives: &mut Directives) -> Result<Option<Assignment>, MemberError> {
     loop {
         match directives.next().await? {
-            Directive::Assign(assignment) => return Ok(assignment),
+            Directive::Assign(assignment) => return Ok(Some(assignment)),
             Directive::Abort(abort) => return Err(MemberError::Aborted(abort.reason)),
-            Directive::Exit => return Err(MemberError::Aborted("the run ended before it started".into())),
+            Directive::Exit => return Ok(None),
             Directive::Start | Directive::Stop { .. } | Directive::Committed { .. } => {}
         }
     }
