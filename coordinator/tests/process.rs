@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, WORKER, tiny, token};
 use polygram_proto::control::{
-    Announcement, ControlError, JoinOptions, MemberSession, OperatorClient, RunState,
+    Announcement, ControlError, JoinOptions, MemberSession, OperatorClient, Phase, RunState,
 };
 
 struct Files {
@@ -134,12 +134,20 @@ async fn a_frozen_coordinator_is_noticed() {
     let mut child = files.command("127.0.0.1:0").spawn().unwrap();
     let announcement = announced(&files.path("announce"), &mut child).await;
     let address = announcement.address.to_string();
-    let options = JoinOptions::new(address, token(), WORKER, ([127, 0, 0, 1], 4000).into());
+    let options = JoinOptions::new(address.clone(), token(), WORKER, ([127, 0, 0, 1], 4000).into());
     let (session, _joined) = MemberSession::join(options).await.unwrap();
-    let (_reporter, mut directives) = session.split();
+    let (reporter, mut directives) = session.split();
+    // Its phase arrives by heartbeat: then the stream is open.
+    reporter.progress().phase(Phase::Loading);
+    let mut operator = OperatorClient::connect(&address, None).await.unwrap();
+    let mut look = tokio::time::interval(Duration::from_millis(20));
+    while operator.status().await.unwrap().members.iter().all(|m| m.phase != Phase::Loading) {
+        look.tick().await;
+    }
     signal(&child, "-STOP");
     let lost = tokio::time::timeout(PATIENCE, directives.next()).await;
     signal(&child, "-KILL");
     child.wait().unwrap();
-    assert!(matches!(lost.unwrap(), Err(ControlError::Lost { .. })));
+    let lost = lost.unwrap();
+    assert!(matches!(lost, Err(ControlError::Lost { .. })), "{lost:?}");
 }
