@@ -148,5 +148,5 @@ pub(crate) fn metrics_line(m: &StepMetrics) -> MetricsLine {
 /// An evaluation as it is kept. Nobody measures its duration yet, which NaN says.
 pub(crate) fn evaluation_line(e: &Evaluation) -> MetricsLine {
     let Evaluation { step, loss, tokens } = *e;
-    MetricsLine::Evaluation(EvaluationRecord { step: step.0, loss, tokens, seconds: f64::NAN })
+    MetricsLine::Evaluation(EvaluationRecord { step: step.0, loss, tokens })
 }

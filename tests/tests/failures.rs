@@ -132,6 +132,19 @@ fn stops_cleanly_on(signal: Signal, engine: Engine) -> Result<()> {
     continues_as_if_nothing_had_happened(&cluster, engine)
 }
 
+/// One worker that is told to go is enough: all ranks agree to stop at one boundary, and nothing is lost.
+#[test]
+fn a_signalled_worker_makes_the_run_commit_and_stop() {
+    let (cluster, mut running, status) = started(Engine::Drill).unwrap();
+    running.signal(status.member("worker", 1).unwrap().pid, Signal::TERM).unwrap();
+    let finished = running.wait(END_LIMIT).unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    assert_eq!(finished.status.code(), Some(3), "{}", finished.said());
+    let reached = cluster.metrics().unwrap().last_key_value().map_or(0, |(step, _)| *step);
+    assert_eq!(cluster.commits().unwrap().last(), Some(&reached));
+    continues_as_if_nothing_had_happened(&cluster, Engine::Drill).unwrap();
+}
+
 #[test]
 fn sigint_commits_and_stops() {
     stops_cleanly_on(Signal::INT, Engine::Drill).unwrap();

@@ -14,6 +14,7 @@ use polygram_proto::control::{
     Assignment, Directive, Directives, Failure, JoinOptions, Joined, MemberRef, MemberReport, MemberSession,
     Phase, Reporter, Token,
 };
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -147,7 +148,9 @@ impl Life {
         if start.send(order).is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }
-        Training { tasks, abort, stop, committed: committed_sender, outcome }.watch(self, directives).await
+        Training { tasks, abort, stop, committed: committed_sender, outcome, signals: signals()? }
+            .watch(self, directives)
+            .await
     }
 
     async fn assignment(&self, directives: &mut Directives) -> Result<Assignment, WorkerError> {
@@ -247,6 +250,23 @@ struct Training {
     stop: Arc<AtomicBool>,
     committed: watch::Sender<Option<Step>>,
     outcome: tokio::sync::oneshot::Receiver<Result<Step, WorkerError>>,
+    signals: [Signal; 2],
+}
+
+/// SIGINT and SIGTERM, from now on.
+fn signals() -> Result<[Signal; 2], WorkerError> {
+    let listen = |kind| {
+        signal(kind).map_err(|source| WorkerError::Io { what: "cannot listen for signals".into(), source })
+    };
+    Ok([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?])
+}
+
+/// Resolves at the next signal.
+async fn asked_to_stop([interrupt, terminate]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 impl Training {
@@ -270,6 +290,10 @@ impl Training {
                     Ok(Directive::Assign(_) | Directive::Start) => {}
                     Err(error) => break error.into(),
                 },
+                () = asked_to_stop(&mut self.signals) => {
+                    tracing::info!("signalled: the run commits and stops at the next boundary");
+                    self.stop.store(true, Ordering::Relaxed);
+                }
                 outcome = &mut self.outcome, if !finished => match outcome {
                     Ok(Ok(step)) => {
                         life.reporter.progress().set(step, Phase::Finished);

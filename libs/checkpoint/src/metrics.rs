@@ -75,9 +75,6 @@ pub struct EvaluationRecord {
     pub loss: f64,
     /// Held-out tokens.
     pub tokens: u64,
-    /// Wall time.
-    #[serde(with = "float")]
-    pub seconds: f64,
 }
 
 /// The history of a run as it counts.

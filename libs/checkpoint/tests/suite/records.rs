@@ -65,7 +65,7 @@ fn step(step: u64, loss: f64) -> MetricsLine {
 }
 
 fn evaluation(step: u64, loss: f64) -> MetricsLine {
-    MetricsLine::Evaluation(EvaluationRecord { step, loss, tokens: 10, seconds: 0.1 })
+    MetricsLine::Evaluation(EvaluationRecord { step, loss, tokens: 10 })
 }
 
 fn attempt(attempt: u64, resumed_from: u64) -> MetricsLine {
