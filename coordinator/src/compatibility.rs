@@ -15,6 +15,9 @@ const FIXED: &[(&str, &str)] = &[
     ("data.synthetic_tokens", "the data cursor counts samples of this data"),
     ("embedding.init_std", "rows never written follow from it"),
     ("embedding.optimizer", "the checkpoint holds the state of another optimizer"),
+    ("embedding.bias", "the moments in the checkpoint were corrected by another count"),
+    ("embedding.decay", "the checkpoint does not say how far its rows have decayed"),
+    ("embedding.storage", "the checkpoint's rows were stored in another format"),
     ("device.engine", "the checkpoint was trained by another engine"),
 ];
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use polygram_domain::run_spec::EmbeddingSpec;
+use polygram_domain::embedding::EmbeddingSpec;
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{BucketIndex, Generation, RunName, RunSpec, ShardIndex, TableSet, TableSpec, Topology};
 
@@ -60,7 +60,7 @@ impl ShardConfig {
 
     /// Optimizer values per row.
     pub fn state_values(&self) -> usize {
-        self.embedding.optimizer.state_values(self.width())
+        self.embedding.state_values(self.width())
     }
 
     /// Buckets of this shard.

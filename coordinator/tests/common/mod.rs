@@ -144,7 +144,7 @@ impl Member {
                 let buckets = buckets_of(ShardIndex(self.who.index), spec.topology.shards);
                 let mut objects = Vec::new();
                 for table in spec.tables().iter() {
-                    let state = spec.embedding.optimizer.state_values(table.width as usize);
+                    let state = spec.embedding.state_values(table.width as usize);
                     let shape = TableShape::of(table, state);
                     let written = store.write_rows((step, &name), shape, buckets.clone(), []).await;
                     objects.extend(written.unwrap());

@@ -13,7 +13,7 @@
 //! one count for all). Decoupled decay comes first: w −= (lr·wd)·w. β and 1−β are rounded to f32 from f64; the
 //! corrections 1−βⁿ are computed in f64 by repeated squaring and then rounded.
 
-use polygram_domain::run_spec::{EmbeddingSpec, RowOptimizer};
+use polygram_domain::embedding::{EmbeddingSpec, RowOptimizer};
 
 /// The update rule of a run's rows.
 #[derive(Clone, Copy, Debug)]

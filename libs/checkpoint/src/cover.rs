@@ -125,7 +125,7 @@ pub fn expected_tensors(spec: &RunSpec) -> Vec<ExpectedTensor> {
 
 /// The tables of a checkpoint of `spec`, in order.
 pub fn expected_tables(spec: &RunSpec) -> Vec<TableShape> {
-    let state = |width: u32| spec.embedding.optimizer.state_values(width as usize);
+    let state = |width: u32| spec.embedding.state_values(width as usize);
     spec.tables().iter().map(|table| TableShape::of(table, state(table.width))).collect()
 }
 

@@ -48,7 +48,7 @@ pub struct TableShape {
 
 impl TableShape {
     /// The shape of `table` with so many optimizer values per row
-    /// ([`polygram_domain::run_spec::RowOptimizer::state_values`]).
+    /// ([`polygram_domain::embedding::EmbeddingSpec::state_values`]).
     pub fn of(table: &TableSpec, state_values: usize) -> TableShape {
         TableShape {
             table: table.index,

@@ -6,6 +6,7 @@
 //! as resolved. After a `RunSpec` exists nobody checks it again.
 
 pub mod batch;
+pub mod embedding;
 pub mod hf_config;
 pub mod ids;
 pub mod layout;

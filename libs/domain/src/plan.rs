@@ -113,9 +113,9 @@ pub struct Plan {
     pub lookups_per_step: u64,
 }
 
-/// Bytes of one stored row: 8 of header (row id, update count), f32 weights and optimizer state.
+/// Bytes of one written row in a shard's memory.
 pub fn row_record_bytes(spec: &RunSpec, width: u32) -> u64 {
-    8 + 4 * (u64::from(width) + spec.embedding.optimizer.state_values(width as usize) as u64)
+    spec.embedding.record_bytes(width as usize) as u64
 }
 
 /// Plans `spec`.

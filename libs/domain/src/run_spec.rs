@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::embedding::EmbeddingSpec;
 use crate::ids::RunName;
 use crate::layout::{ParameterSpec, dense_parameters};
 use crate::model::ModelSpec;
@@ -194,52 +195,6 @@ pub enum OnNonfinite {
     Stop,
     /// The step is skipped everywhere; ten in a row fail the run.
     Skip,
-}
-
-/// The n-gram tables' optimizer and their shards' limits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EmbeddingSpec {
-    /// Update rule (docs/model.md, "Row optimizers").
-    pub optimizer: RowOptimizer,
-    /// Multiplies the schedule's learning rate.
-    pub lr_multiplier: f64,
-    /// β1 of Adam.
-    pub beta1: f64,
-    /// β2 of Adam.
-    pub beta2: f64,
-    /// ε.
-    pub eps: f64,
-    /// Decoupled weight decay at each update of a row.
-    pub weight_decay: f64,
-    /// Standard deviation of initial row values.
-    pub init_std: f64,
-    /// Lookups run this many steps ahead.
-    pub prefetch_steps: u32,
-    /// Threads of a shard that own buckets.
-    pub lanes: u32,
-    /// A shard refuses rows beyond this many bytes of records.
-    pub memory_limit_bytes: u64,
-}
-
-/// Update rule of a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowOptimizer {
-    /// Adam, bias-corrected by each row's own update count.
-    #[default]
-    Adam,
-    /// Plain gradient descent.
-    Sgd,
-}
-
-impl RowOptimizer {
-    /// f32 values of optimizer state for a row of `width`, the update count aside.
-    pub fn state_values(self, width: usize) -> usize {
-        match self {
-            RowOptimizer::Adam => 2 * width,
-            RowOptimizer::Sgd => 0,
-        }
-    }
 }
 
 /// When checkpoints are committed and which are kept.

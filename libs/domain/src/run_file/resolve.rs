@@ -1,11 +1,11 @@
 //! From a run file to a [`RunSpec`]: every rule, each refusal naming its key, its value and the cure.
 
 use super::{ConfigError, RunFile};
+use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EmbeddingSpec, EvaluationSpec, RunSpec,
-    TrainingSpec,
+    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EvaluationSpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::topology::Topology;
@@ -62,6 +62,7 @@ impl RunFile {
             ("training.seq_len", t.seq_len.into()),
             ("training.micro_batch_size", t.micro_batch_size.into()),
             ("embedding.lanes", self.embedding.lanes.into()),
+            ("embedding.connections", self.embedding.connections.into()),
             ("device.threads", self.device.threads.into()),
             ("evaluation.cells", self.evaluation.cells.into()),
         ];
@@ -189,22 +190,42 @@ impl RunFile {
             ("embedding.init_std", init_std),
         ])?;
         betas(&[("embedding.beta1", e.beta1), ("embedding.beta2", e.beta2)])?;
-        if e.prefetch_steps > 64 || e.lanes > 256 {
-            return invalid(format!(
-                "embedding.prefetch_steps is {} (at most 64) and embedding.lanes is {} (at most 256)",
-                e.prefetch_steps, e.lanes
-            ));
+        if let Some(norm) = e.max_row_norm {
+            positive(&[("embedding.max_row_norm", norm)])?;
+        }
+        for (key, value, most) in [
+            ("embedding.prefetch_steps", e.prefetch_steps, 64),
+            ("embedding.lanes", e.lanes, 256),
+            ("embedding.connections", e.connections, 64),
+        ] {
+            if value > most {
+                return invalid(format!("{key} is {value}, at most {most} is allowed"));
+            }
+        }
+        let is_adam = matches!(e.optimizer, RowOptimizer::Adam | RowOptimizer::PartialRowwiseAdam);
+        if e.bias == AdamBias::Global && !is_adam {
+            return invalid(
+                "embedding.bias is for embedding.optimizer = \"adam\" or \"partial_rowwise_adam\"".into(),
+            );
         }
         Ok(EmbeddingSpec {
             optimizer: e.optimizer,
+            bias: e.bias,
             lr_multiplier: e.lr_multiplier,
             beta1: e.beta1,
             beta2: e.beta2,
             eps: e.eps,
             weight_decay: e.weight_decay,
+            decay: e.decay,
+            max_row_norm: e.max_row_norm,
             init_std,
+            storage: e.storage,
+            wire: WireSpec { rows: e.wire_rows, gradients: e.wire_gradients },
             prefetch_steps: e.prefetch_steps,
             lanes: e.lanes,
+            numa: e.numa,
+            connections: e.connections,
+            same_host: e.same_host,
             memory_limit_bytes: (e.memory_limit_gib * 1024.0 * 1024.0 * 1024.0) as u64,
         })
     }

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::embedding::{AdamBias, Numa, RowDecay, RowOptimizer, RowType, SameHost};
 use crate::model::{Amplification, Normalizer, Placement, YarnSpec};
-use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, OnNonfinite, RowOptimizer};
+use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, OnNonfinite};
 use crate::schedule::ScheduleKind;
 
 /// A run file, section by section, defaults filled in.
@@ -209,14 +210,23 @@ section!(BalanceSection {
 });
 section!(EmbeddingSection {
     optimizer: RowOptimizer = RowOptimizer::Adam,
+    bias: AdamBias = AdamBias::Row,
     lr_multiplier: f64 = 5.0,
     beta1: f64 = 0.9,
     beta2: f64 = 0.95,
     eps: f64 = 1e-16,
     weight_decay: f64 = 0.0,
+    decay: RowDecay = RowDecay::Touched,
+    max_row_norm: Option<f64> = None,
     init_std: Option<f64> = None,
+    storage: RowType = RowType::F32,
+    wire_rows: RowType = RowType::F32,
+    wire_gradients: RowType = RowType::F32,
     prefetch_steps: u32 = 1,
     lanes: u32 = 1,
+    numa: Numa = Numa::Auto,
+    connections: u32 = 1,
+    same_host: SameHost = SameHost::Auto,
     memory_limit_gib: f64 = 8.0,
 });
 section!(TopologySection { workers: u32 = 1, expert_parallel: u32 = 1, shards: u32 = 1 });
