@@ -63,6 +63,11 @@ impl ShardConfig {
         self.embedding.state_values(self.width())
     }
 
+    /// Bytes of a written row in memory.
+    pub fn record_bytes(&self) -> u64 {
+        self.embedding.record_bytes(self.width()) as u64
+    }
+
     /// Buckets of this shard.
     pub fn buckets(&self) -> Range<u32> {
         buckets_of(self.index, self.topology.shards)

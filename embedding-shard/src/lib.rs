@@ -20,6 +20,7 @@ mod lane;
 pub mod ledger;
 pub mod member;
 pub mod memory;
+pub mod numa;
 pub mod rows;
 mod server;
 pub mod shard;

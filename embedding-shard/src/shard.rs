@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::{ShardError, memory_message};
+use crate::numa::node_of_lane;
 use crate::rows::{Record, RowStore};
 use crate::server;
 
@@ -37,12 +38,17 @@ impl Shard {
     /// A shard at version 0 whose rows are all virtual.
     ///
     /// # Errors
-    /// [`ShardError::Config`] where the tables have more than one width.
+    /// [`ShardError::Config`] where the tables have more than one width; [`ShardError::Memory`] where the system gives
+    /// no memory for the index.
     pub fn new(config: ShardConfig) -> Result<Shard, ShardError> {
         if config.tables.iter().any(|table| table.width as usize != config.width()) {
             return Err(ShardError::Config("tables of several widths are not supported".into()));
         }
-        let stores = config.lane_buckets().iter().map(|buckets| RowStore::new(&config, buckets)).collect();
+        let mut stores = Vec::new();
+        for (lane, buckets) in config.lane_buckets().iter().enumerate() {
+            let node = node_of_lane(config.embedding.numa, lane).map(|node| node.number);
+            stores.push(RowStore::on_node(&config, buckets, node)?);
+        }
         Ok(Shard {
             config: Arc::new(config),
             version: Step(0),
@@ -92,7 +98,7 @@ impl Shard {
             return Err(ShardError::Restore { table, row: row.row, rule });
         };
         store.restore(table, row)?;
-        let (rows, bytes) = (self.written(), RowStore::record_bytes(&self.config));
+        let (rows, bytes) = (self.written(), self.config.record_bytes());
         let limit = self.config.embedding.memory_limit_bytes;
         if rows.saturating_mul(bytes) > limit {
             return Err(ShardError::Memory(memory_message(rows, bytes, limit)));
@@ -116,7 +122,7 @@ impl Shard {
                     let row = store.next_written(table, from, rows.end)?;
                     from = row.0 + 1;
                     let (updates, values) = store.record(table, row)?;
-                    Some(Record { table, row, updates, values: values.to_vec() })
+                    Some(Record { table, row, updates, values })
                 })
             })
         })

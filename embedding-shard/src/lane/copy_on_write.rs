@@ -40,9 +40,7 @@ impl CopyOnWrite {
     /// Saves a row that is about to change, unless it is copied or saved already.
     pub(super) fn before_update(&mut self, store: &RowStore, table: TableIndex, row: RowId) {
         if (table, row.0) >= self.cursor {
-            self.saved.entry((table, row)).or_insert_with(|| {
-                store.record(table, row).map(|(updates, values)| (updates, values.to_vec()))
-            });
+            self.saved.entry((table, row)).or_insert_with(|| store.record(table, row));
         }
     }
 
@@ -64,7 +62,7 @@ impl CopyOnWrite {
             from = row.0 + 1;
             let was = match self.saved.remove(&(table, row)) {
                 Some(saved) => saved,
-                None => store.record(table, row).map(|(updates, values)| (updates, values.to_vec())),
+                None => store.record(table, row),
             };
             if let Some((updates, row_values)) = was {
                 values += row_values.len();

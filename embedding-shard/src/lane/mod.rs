@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
+use crate::numa::{node_of_lane, pin_thread};
 use crate::rows::{Rates, RowStore};
 use copy_on_write::CopyOnWrite;
 pub(crate) use copy_on_write::RowBatch;
@@ -68,7 +69,6 @@ pub(crate) struct Lane {
     reserved: u64,
     parked: BTreeMap<u64, Vec<Parked>>,
     snapshot: Option<CopyOnWrite>,
-    spare: Vec<Vec<f32>>,
 }
 
 impl Lane {
@@ -83,7 +83,6 @@ impl Lane {
             reserved: 0,
             parked: BTreeMap::new(),
             snapshot: None,
-            spare: Vec::new(),
             config,
         }
     }
@@ -95,6 +94,9 @@ impl Lane {
         mut commands: mpsc::Receiver<Command>,
         reports: &mpsc::Sender<(usize, Report)>,
     ) -> Result<RowStore, ShardError> {
+        if let Some(node) = node_of_lane(self.config.embedding.numa, index) {
+            pin_thread(&node);
+        }
         while let Some(command) = commands.blocking_recv() {
             if let Some(report) = self.obey(command)?
                 && reports.blocking_send((index, report)).is_err()
@@ -122,8 +124,14 @@ impl Lane {
                 Ok(None)
             }
             Command::Sum { step } => {
-                let sums = self.steps.get(&step.0).map(|rows| rows.square_sums(&self.config.tables));
-                Ok(Some(Report::Summed { step, sums: sums.unwrap_or_default() }))
+                let sums = match self.steps.get_mut(&step.0) {
+                    Some(rows) => {
+                        rows.settle();
+                        rows.square_sums(&self.config.tables)
+                    }
+                    None => Vec::new(),
+                };
+                Ok(Some(Report::Summed { step, sums }))
             }
             Command::Close { step, rates, snapshot } => {
                 self.close(step, rates)?;
@@ -154,9 +162,8 @@ impl Lane {
     }
 
     fn union(&mut self, step: Step, requests: &[Arc<Request>]) {
-        let (_, sites, width) = self.sizes();
-        let buffer = self.spare.pop().unwrap_or_default();
-        let rows = StepRows::union(requests.iter().map(Arc::as_ref), &self.owned, (sites, width), buffer);
+        let width = self.config.width();
+        let rows = StepRows::union(requests.iter().map(Arc::as_ref), &self.owned, width);
         self.reserved += self.new_rows(&rows);
         self.steps.insert(step.0, rows);
     }
@@ -168,11 +175,10 @@ impl Lane {
         for table in 0..count {
             let mine = rows.rows_of(table);
             let open = last_pending(mine, self.steps.iter().map(|(step, rows)| (*step, rows.rows_of(table))));
-            for (&row, open) in mine.iter().zip(open) {
-                let tables = (0..sites).map(|site| TableIndex((site * count + table) as u32));
-                let is_virtual = |table| !self.store.is_written(table, RowId(row));
-                new +=
-                    if open.is_none() { tables.filter(|&table| is_virtual(table)).count() as u64 } else { 0 };
+            let fresh: Vec<u32> =
+                mine.iter().zip(open).filter(|(_, open)| open.is_none()).map(|(&row, _)| row).collect();
+            for site in 0..sites {
+                new += self.store.count_virtual(TableIndex((site * count + table) as u32), &fresh);
             }
         }
         new
@@ -222,18 +228,19 @@ impl Lane {
                 for site in 0..sites {
                     for table in 0..count {
                         let index = TableIndex((site * count + table) as u32);
-                        for (place, &row) in rows.rows_of(table).iter().enumerate() {
-                            if let Some(snapshot) = &mut self.snapshot {
+                        let declared = rows.rows_of(table);
+                        if let Some(snapshot) = &mut self.snapshot {
+                            for &row in declared {
                                 snapshot.before_update(&self.store, index, RowId(row));
                             }
-                            self.store.update((index, RowId(row)), rows.sum(site, table, place), rates)?;
                         }
+                        self.store.update(index, declared, &rows.gradients(site, table), rates)?;
                     }
                 }
+                self.store.finish_step(rates.lr);
                 self.reserved = self.reserved.saturating_sub(self.store.written() - before);
             }
         }
-        self.spare.push(rows.into_buffer());
         for Parked { request, rows, reply } in self.parked.remove(&step.0).unwrap_or_default() {
             if !send_rows(&self.store, self.sizes(), &rows, &reply) {
                 tracing::debug!(rows = request.rows.len(), "parked rows were no longer wanted");

@@ -3,15 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::TableIndex;
 use polygram_proto::bulk::frame::{Header, Outgoing, Piece};
 use polygram_proto::bulk::message::{Request, RowBlock};
 use tokio::sync::mpsc;
 
-use crate::rows::RowStore;
+use crate::rows::{RowStore, RowsOut};
 
 /// Bytes of values in one frame of rows, about; no result depends on it.
-const FRAME_BYTES: usize = 1 << 20;
+const FRAME_BYTES: usize = 256 << 10;
 
 /// Where an answer goes, and what its frames say of themselves.
 #[derive(Clone, Debug)]
@@ -72,11 +72,13 @@ pub(super) fn send_rows(
         let values_at = words.len();
         words.resize(values_at + part.len() * sites * width, 0);
         let values: &mut [f32] = bytemuck::cast_slice_mut(&mut words[values_at..]);
-        let mut targets = values.chunks_exact_mut(width.max(1));
-        for site in 0..sites {
-            for (&(table, _, row), target) in part.iter().zip(&mut targets) {
-                let table = TableIndex((site * tables_per_site + table) as u32);
-                store.read(table, RowId(row), target);
+        for (site, target) in values.chunks_exact_mut((part.len() * width).max(1)).enumerate() {
+            let mut at = 0;
+            for same in part.chunk_by(|a, b| a.0 == b.0) {
+                let table = TableIndex((site * tables_per_site + same[0].0) as u32);
+                let wanted: Vec<u32> = same.iter().map(|&(_, _, row)| row).collect();
+                store.gather(table, &wanted, RowsOut::F32(&mut target[at..at + same.len() * width]));
+                at += same.len() * width;
             }
         }
         let sent = Outgoing::seal(&reply.header, vec![Piece::Words(words)])

@@ -25,7 +25,6 @@ use polygram_proto::bulk::message::{Message, Reason, Refusal, Request, RowBlock}
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::memory_message;
-use crate::rows::RowStore;
 use step::{CellLedger, ClosedStep, StepLedger};
 pub use step::{Sums, Vote};
 
@@ -319,7 +318,7 @@ impl Ledger {
     /// A lane knows how many rows it has and will have, once the open steps are applied.
     pub fn counted(&mut self, lane: usize, rows: u64) {
         self.lane_rows[lane] = rows;
-        let (total, bytes) = (self.lane_rows.iter().sum::<u64>(), RowStore::record_bytes(&self.config));
+        let (total, bytes) = (self.lane_rows.iter().sum::<u64>(), self.config.record_bytes());
         let limit = self.config.embedding.memory_limit_bytes;
         if total.saturating_mul(bytes) > limit {
             self.fail(Refusal::new(Reason::Memory, memory_message(total, bytes, limit)));

@@ -297,7 +297,7 @@ fn strangers_are_refused() {
 fn the_memory_ceiling_names_the_bytes_needed() {
     let mut l = ledger();
     let limit = l.config.embedding.memory_limit_bytes;
-    let bytes = crate::rows::RowStore::record_bytes(&l.config);
+    let bytes = l.config.record_bytes();
     l.counted(0, limit / bytes);
     assert!(names(&mut l).is_empty());
     l.counted(1, 1);

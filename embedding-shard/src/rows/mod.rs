@@ -1,10 +1,24 @@
 //! A lane's rows: virtual until written, then records in an arena.
+//!
+//! * [`store`](RowStore): which row is where, gathering and updating; `saved`: rows out to checkpoints and back.
+//! * `layout`, `arena`, `region`: records and the memory they are in.
+//! * [`optimizer`](RowRule), [`decay`](DecayLog), [`bf16`], [`virtual_rows`](VirtualRows): the arithmetic.
 
 mod arena;
+pub mod bf16;
+mod decay;
+mod layout;
 mod optimizer;
+mod region;
+mod saved;
 mod store;
+#[cfg(test)]
+mod tests;
 mod virtual_rows;
 
-pub use optimizer::{Rates, RowRule, RowState};
-pub use store::{Record, RowStore};
+pub use decay::DecayLog;
+pub use optimizer::{Rates, RowRule, RowState, square_sum};
+pub(crate) use region::prefetch;
+pub use saved::Record;
+pub use store::{Gradients, RowStore, RowsOut};
 pub use virtual_rows::VirtualRows;

@@ -1,38 +1,53 @@
 //! Row optimizers, exactly (docs/model.md, "Row optimizers").
 //!
 //! All arithmetic is f32 with IEEE division and square root, in the order written here; nothing is fused or
-//! approximated, so every machine gets the same bits. G is a row's gradient summed over all cells, times the clip
-//! scale; n counts the row's updates, this one included.
+//! approximated, so every machine gets the same bits, however wide its vectors are. G is a row's gradient summed over
+//! all cells, times the clip scale; n counts the row's updates, this one included (with `bias = "global"`: the steps of
+//! the run, this one included); D is the row's width.
 //!
-//! | rule | update |
-//! |---|---|
-//! | sgd | w −= lr·G |
-//! | adam | m = β1·m + (1−β1)·G; v = β2·v + (1−β2)·G²; w −= lr·(m/(1−β1ⁿ)) / (√(v/(1−β2ⁿ)) + ε) |
+//! | rule | state | update |
+//! |---|---|---|
+//! | sgd | – | w −= lr·G |
+//! | adagrad | s\[D\] | s += G²; w −= (lr·G) / (√s + ε) |
+//! | rowwise_adagrad | s | s += (Σ G²) / D; w −= (lr·G) / (√s + ε) |
+//! | adam | m\[D\], v\[D\] | m = β1·m + (1−β1)·G; v = β2·v + (1−β2)·G²; w −= lr·(m/(1−β1ⁿ)) / (√(v/(1−β2ⁿ)) + ε) |
+//! | partial_rowwise_adam | m\[D\], v | v = β2·v + (1−β2)·((Σ G²) / D), else as adam |
 //!
-//! Adam is Kingma and Ba's (1412.6980) with the bias correction of each row's own count (TensorFlow's LazyAdam keeps
-//! one count for all). Decoupled decay comes first: w −= (lr·wd)·w. β and 1−β are rounded to f32 from f64; the
-//! corrections 1−βⁿ are computed in f64 by repeated squaring and then rounded.
+//! Σ G² adds the squares of columns c, c + 16, c + 32, … for each c below 16, then partial sum c to c + 8, c + 4,
+//! c + 2 and c + 1. Adam is Kingma and Ba's (1412.6980) with the bias correction of each row's own count (TensorFlow's
+//! LazyAdam keeps one count for all); the row-wise rules are FBGEMM's table-batched embeddings'. β and 1−β are rounded
+//! to f32 from f64; the corrections 1−βⁿ are computed in f64 by repeated squaring and then rounded.
+//!
+//! Decoupled decay comes first: w −= (lr·wd)·w. The norm limit comes last: where ‖w‖ (f64, [`square_sum`]) is above
+//! it, w is multiplied by limit/‖w‖ rounded to f32.
 
-use polygram_domain::embedding::{EmbeddingSpec, RowOptimizer};
+use multiversion::multiversion;
+use polygram_domain::Step;
+use polygram_domain::embedding::{AdamBias, EmbeddingSpec, RowOptimizer};
+
+/// Partial sums of squares over a row.
+const PARTIALS: usize = 16;
 
 /// The update rule of a run's rows.
 #[derive(Clone, Copy, Debug)]
 pub struct RowRule {
     kind: RowOptimizer,
+    bias: AdamBias,
     beta1: f64,
     beta2: f64,
     eps: f32,
     weight_decay: f32,
+    max_norm: Option<f64>,
 }
 
 /// A row about to be updated.
 #[derive(Debug)]
 pub struct RowState<'a> {
-    /// Updates of this row, this one included (n).
+    /// Updates of this row, this one included.
     pub updates: u32,
     /// Weights.
     pub weights: &'a mut [f32],
-    /// Optimizer values: m, then v.
+    /// Optimizer values: m, then v; or s.
     pub state: &'a mut [f32],
 }
 
@@ -43,6 +58,20 @@ pub struct Rates {
     pub scale: f32,
     /// Learning rate.
     pub lr: f32,
+    /// The step that is applied: updates so far.
+    pub step: Step,
+}
+
+/// Numbers of one update of an Adam rule.
+#[derive(Clone, Copy)]
+struct Moments {
+    beta1: f32,
+    rest1: f32,
+    correction1: f32,
+    beta2: f32,
+    rest2: f32,
+    correction2: f32,
+    eps: f32,
 }
 
 impl RowRule {
@@ -50,48 +79,175 @@ impl RowRule {
     pub fn of(spec: &EmbeddingSpec) -> RowRule {
         RowRule {
             kind: spec.optimizer,
+            bias: spec.bias,
             beta1: spec.beta1,
             beta2: spec.beta2,
             eps: spec.eps as f32,
             weight_decay: spec.weight_decay as f32,
+            max_norm: spec.max_row_norm,
         }
     }
 
     /// Updates one row by its summed, unscaled gradient.
     pub fn update(&self, row: RowState<'_>, gradient: &[f32], rates: Rates) {
-        let Rates { scale, lr } = rates;
+        let RowState { updates, weights, state } = row;
+        let width = weights.len();
         if self.weight_decay != 0.0 {
-            let decay = lr * self.weight_decay;
-            for weight in row.weights.iter_mut() {
+            let decay = rates.lr * self.weight_decay;
+            for weight in weights.iter_mut() {
                 *weight -= decay * *weight;
             }
         }
         match self.kind {
-            RowOptimizer::Sgd => {
-                for (weight, gradient) in row.weights.iter_mut().zip(gradient) {
-                    *weight -= lr * (gradient * scale);
-                }
+            RowOptimizer::Sgd => sgd(weights, gradient, rates),
+            RowOptimizer::Adagrad => adagrad((weights, state), gradient, rates, self.eps),
+            RowOptimizer::RowwiseAdagrad => {
+                rowwise_adagrad((weights, &mut state[0]), gradient, rates, self.eps)
             }
             RowOptimizer::Adam => {
-                let (first, second) = row.state.split_at_mut(row.weights.len());
-                let (beta1, rest1) = (self.beta1 as f32, (1.0 - self.beta1) as f32);
-                let (beta2, rest2) = (self.beta2 as f32, (1.0 - self.beta2) as f32);
-                let correction1 = (1.0 - power(self.beta1, row.updates)) as f32;
-                let correction2 = (1.0 - power(self.beta2, row.updates)) as f32;
-                let values = row.weights.iter_mut().zip(first).zip(second).zip(gradient);
-                for (((weight, m), v), gradient) in values {
-                    let g = gradient * scale;
-                    *m = beta1 * *m + rest1 * g;
-                    *v = beta2 * *v + rest2 * (g * g);
-                    *weight -= lr * (*m / correction1) / ((*v / correction2).sqrt() + self.eps);
-                }
+                let (first, second) = state.split_at_mut(width);
+                adam((weights, first, second), gradient, rates, self.moments(updates, rates.step));
             }
+            RowOptimizer::PartialRowwiseAdam => {
+                let (first, second) = state.split_at_mut(width);
+                let moments = self.moments(updates, rates.step);
+                partial_rowwise_adam((weights, first, &mut second[0]), gradient, rates, moments);
+            }
+        }
+        if let Some(limit) = self.max_norm {
+            let norm = square_sum(weights).sqrt();
+            if norm > limit {
+                let scale = (limit / norm) as f32;
+                weights.iter_mut().for_each(|weight| *weight *= scale);
+            }
+        }
+    }
+
+    fn moments(&self, updates: u32, step: Step) -> Moments {
+        let n = match self.bias {
+            AdamBias::Row => u64::from(updates),
+            AdamBias::Global => step.0.saturating_add(1),
+        };
+        Moments {
+            beta1: self.beta1 as f32,
+            rest1: (1.0 - self.beta1) as f32,
+            correction1: (1.0 - power(self.beta1, n)) as f32,
+            beta2: self.beta2 as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            correction2: (1.0 - power(self.beta2, n)) as f32,
+            eps: self.eps,
         }
     }
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn sgd(weights: &mut [f32], gradient: &[f32], rates: Rates) {
+    for (weight, gradient) in weights.iter_mut().zip(gradient) {
+        *weight -= rates.lr * (gradient * rates.scale);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn adagrad((weights, sums): (&mut [f32], &mut [f32]), gradient: &[f32], rates: Rates, eps: f32) {
+    for ((weight, sum), gradient) in weights.iter_mut().zip(sums).zip(gradient) {
+        let g = gradient * rates.scale;
+        *sum += g * g;
+        *weight -= (rates.lr * g) / (sum.sqrt() + eps);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn rowwise_adagrad((weights, sum): (&mut [f32], &mut f32), gradient: &[f32], rates: Rates, eps: f32) {
+    *sum += mean_square(gradient, rates.scale);
+    let spread = sum.sqrt() + eps;
+    for (weight, gradient) in weights.iter_mut().zip(gradient) {
+        *weight -= (rates.lr * (gradient * rates.scale)) / spread;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn adam(
+    (weights, first, second): (&mut [f32], &mut [f32], &mut [f32]),
+    gradient: &[f32],
+    rates: Rates,
+    moments: Moments,
+) {
+    let Moments { beta1, rest1, correction1, beta2, rest2, correction2, eps } = moments;
+    for (((weight, m), v), gradient) in weights.iter_mut().zip(first).zip(second).zip(gradient) {
+        let g = gradient * rates.scale;
+        *m = beta1 * *m + rest1 * g;
+        *v = beta2 * *v + rest2 * (g * g);
+        *weight -= rates.lr * (*m / correction1) / ((*v / correction2).sqrt() + eps);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn partial_rowwise_adam(
+    (weights, first, second): (&mut [f32], &mut [f32], &mut f32),
+    gradient: &[f32],
+    rates: Rates,
+    moments: Moments,
+) {
+    let Moments { beta1, rest1, correction1, beta2, rest2, correction2, eps } = moments;
+    *second = beta2 * *second + rest2 * mean_square(gradient, rates.scale);
+    let spread = (*second / correction2).sqrt() + eps;
+    for ((weight, m), gradient) in weights.iter_mut().zip(first).zip(gradient) {
+        *m = beta1 * *m + rest1 * (gradient * rates.scale);
+        *weight -= rates.lr * (*m / correction1) / spread;
+    }
+}
+
+/// (Σ (g·scale)²) / D, in the module's order.
+#[inline(always)]
+fn mean_square(gradient: &[f32], scale: f32) -> f32 {
+    let mut partials = [0.0f32; PARTIALS];
+    let (groups, rest) = gradient.as_chunks::<PARTIALS>();
+    for group in groups {
+        for (partial, gradient) in partials.iter_mut().zip(group) {
+            let g = gradient * scale;
+            *partial += g * g;
+        }
+    }
+    for (partial, gradient) in partials.iter_mut().zip(rest) {
+        let g = gradient * scale;
+        *partial += g * g;
+    }
+    let mut half = PARTIALS / 2;
+    while half > 0 {
+        for c in 0..half {
+            partials[c] += partials[c + half];
+        }
+        half /= 2;
+    }
+    partials[0] / gradient.len() as f32
+}
+
+/// The sum of squares of a row in f64: the squares of columns c, c + 16, c + 32, … for each c below 16, then partial
+/// sum c to c + 8, c + 4, c + 2 and c + 1. A value that is not finite makes the sum not finite, and nothing else can.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+pub fn square_sum(values: &[f32]) -> f64 {
+    let mut partials = [0.0f64; PARTIALS];
+    let (groups, rest) = values.as_chunks::<PARTIALS>();
+    for group in groups {
+        for (partial, value) in partials.iter_mut().zip(group) {
+            *partial += f64::from(*value) * f64::from(*value);
+        }
+    }
+    for (partial, value) in partials.iter_mut().zip(rest) {
+        *partial += f64::from(*value) * f64::from(*value);
+    }
+    let mut half = PARTIALS / 2;
+    while half > 0 {
+        for c in 0..half {
+            partials[c] += partials[c + half];
+        }
+        half /= 2;
+    }
+    partials[0]
+}
+
 /// `base` to the power `n` by repeated squaring, lowest bit first: products only, so the same everywhere.
-fn power(base: f64, n: u32) -> f64 {
+fn power(base: f64, n: u64) -> f64 {
     let (mut result, mut square, mut bits) = (1.0, base, n);
     while bits > 0 {
         if bits & 1 == 1 {
@@ -101,79 +257,4 @@ fn power(base: f64, n: u32) -> f64 {
         bits >>= 1;
     }
     result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
-
-    fn spec(optimizer: RowOptimizer, weight_decay: f64) -> EmbeddingSpec {
-        EmbeddingSpec {
-            optimizer,
-            lr_multiplier: 1.0,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay,
-            init_std: 1.0,
-            prefetch_steps: 0,
-            lanes: 1,
-            memory_limit_bytes: 1 << 30,
-        }
-    }
-
-    fn gradient(step: u64, column: u64) -> f32 {
-        unit_variance_uniform(Stream::new(5, Purpose::SyntheticData).words(step, column)[0])
-    }
-
-    /// Against an independent f64 computation, with the powers as running products.
-    #[test]
-    fn adam_follows_its_f64_reference() {
-        const WIDTH: usize = 13;
-        for weight_decay in [0.0, 0.1] {
-            let rule = RowRule::of(&spec(RowOptimizer::Adam, weight_decay));
-            let (mut weights, mut state) = (vec![0.5f32; WIDTH], vec![0.0f32; 2 * WIDTH]);
-            let (mut w, mut m, mut v) = ([0.5f64; WIDTH], [0.0f64; WIDTH], [0.0f64; WIDTH]);
-            let (mut p1, mut p2) = (1.0, 1.0);
-            for n in 1..=200u32 {
-                let grads: Vec<f32> = (0..WIDTH).map(|c| gradient(u64::from(n), c as u64)).collect();
-                let rates = Rates { scale: 0.5, lr: 1e-3 };
-                let row = RowState { updates: n, weights: &mut weights, state: &mut state };
-                rule.update(row, &grads, rates);
-                (p1, p2) = (p1 * 0.9, p2 * 0.95);
-                for c in 0..WIDTH {
-                    let g = f64::from(grads[c]) * 0.5;
-                    w[c] *= 1.0 - 1e-3 * weight_decay;
-                    m[c] = 0.9 * m[c] + 0.1 * g;
-                    v[c] = 0.95 * v[c] + 0.05 * g * g;
-                    w[c] -= 1e-3 * (m[c] / (1.0 - p1)) / ((v[c] / (1.0 - p2)).sqrt() + 1e-8);
-                }
-                for c in 0..WIDTH {
-                    let error = (f64::from(weights[c]) - w[c]).abs();
-                    assert!(error < 1e-6, "update {n}, column {c}: {} against {}", weights[c], w[c]);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn sgd_subtracts() {
-        let rule = RowRule::of(&spec(RowOptimizer::Sgd, 0.0));
-        let mut weights = [1.0f32, 2.0];
-        let row = RowState { updates: 1, weights: &mut weights, state: &mut [] };
-        rule.update(row, &[2.0, -4.0], Rates { scale: 0.5, lr: 0.25 });
-        assert_eq!(weights, [0.75, 2.5]);
-    }
-
-    #[test]
-    fn powers_agree_with_products() {
-        let mut product = 1.0f64;
-        for n in 1..2000u32 {
-            product *= 0.999;
-            assert!((power(0.999, n) / product - 1.0).abs() < 1e-12, "{n}");
-        }
-        assert_eq!(power(0.9, 0), 1.0);
-        assert_eq!(power(0.9, u32::MAX), 0.0);
-    }
 }

@@ -1,72 +1,114 @@
 //! One lane's rows of all tables: a direct index from row to record, and the records.
 //!
-//! A record is one block of 4-byte words: update count, row id, weights, optimizer values. Its size is the same in all
-//! tables, since all have one width. A row without a record is virtual.
+//! A row's index entry is its record's number, 0 while the row is virtual. Rows are asked for in batches, so that the
+//! index entries and records of later rows are on their way from memory while earlier ones are worked on.
 
 use std::ops::Range;
 
-use polygram_checkpoint::RowRecord;
+use polygram_domain::embedding::RowType;
 use polygram_domain::{RowId, TableIndex};
 
 use super::arena::Arena;
+use super::bf16::{Rounding, round_to_nearest, widen};
+use super::decay::DecayLog;
+use super::layout::RecordLayout;
 use super::optimizer::{Rates, RowRule, RowState};
+use super::region::{Region, prefetch};
 use super::virtual_rows::VirtualRows;
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
 
-/// Words before the values: update count and row id.
-const HEAD_WORDS: usize = 2;
+/// Rows between a row's index entry being asked for and being read.
+const INDEX_AHEAD: usize = 32;
+/// Rows between a record being asked for and being read, as a power of two.
+const RECORDS_AHEAD: usize = 4;
 
-/// A written row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record {
-    /// Its table.
-    pub table: TableIndex,
-    /// The row.
-    pub row: RowId,
-    /// Updates it has had.
-    pub updates: u32,
-    /// Weights, then optimizer values.
-    pub values: Vec<f32>,
-}
-
-#[derive(Debug)]
+/// Rows of one table within the lane's index.
+#[derive(Clone, Debug)]
 struct TableRows {
     /// Rows of the table that this lane owns.
     rows: Range<u32>,
-    /// Record number of each of them; 0: virtual.
-    index: Vec<u32>,
+    /// Index entry of the first of them.
+    first: usize,
+}
+
+/// Where gathered weights go, row after row.
+#[derive(Debug)]
+pub enum RowsOut<'a> {
+    /// As f32, `[n, w]`.
+    F32(&'a mut [f32]),
+    /// As bf16 bits, `[n, w]`; f32 weights are rounded to nearest.
+    Bf16(&'a mut [u16]),
+}
+
+/// Gradients of the rows of one update.
+pub trait Gradients {
+    /// Values of scratch memory that [`Gradients::sum`] needs for rows of `width`.
+    fn scratch_values(&self, width: usize) -> usize;
+
+    /// The summed gradient of place `place`: borrowed where there is one contribution, made in `scratch` otherwise.
+    fn sum<'a>(&'a self, place: usize, scratch: &'a mut [f32]) -> &'a [f32];
+
+    /// Brings the contributions of `place` near.
+    fn prefetch(&self, place: usize);
 }
 
 /// The rows of one run of buckets.
 #[derive(Debug)]
 pub struct RowStore {
     tables: Vec<TableRows>,
-    arena: Arena,
+    index: Region,
+    pub(super) arena: Arena,
+    pub(super) layout: RecordLayout,
     virtual_rows: VirtualRows,
+    rounding: Rounding,
     rule: RowRule,
-    width: usize,
-    values: usize,
+    weight_decay: f64,
+    /// How far rows have decayed by now.
+    decayed: DecayLog,
 }
 
 impl RowStore {
-    /// The rows of `buckets`, all virtual.
-    pub fn new(config: &ShardConfig, buckets: &Range<u32>) -> RowStore {
-        let table = |rows: Range<u32>| TableRows { index: vec![0; rows.len()], rows };
-        let (width, values) = (config.width(), config.width() + config.state_values());
-        RowStore {
-            tables: config.tables.iter().map(|spec| table(rows_of_buckets(spec, buckets))).collect(),
-            arena: Arena::new(HEAD_WORDS + values),
-            virtual_rows: VirtualRows::new(config.seed, config.embedding.init_std, width),
-            rule: RowRule::of(&config.embedding),
-            width,
-            values,
-        }
+    /// The rows of `buckets`, all virtual. The index is mapped and not touched: it costs memory as rows are written.
+    ///
+    /// # Errors
+    /// [`ShardError::Memory`] when the system gives no memory for the index.
+    pub fn new(config: &ShardConfig, buckets: &Range<u32>) -> Result<RowStore, ShardError> {
+        RowStore::on_node(config, buckets, None)
     }
 
-    /// Bytes of a record.
-    pub fn record_bytes(config: &ShardConfig) -> u64 {
-        4 * (HEAD_WORDS + config.width() + config.state_values()) as u64
+    /// As [`RowStore::new`], with index and records on one memory node.
+    ///
+    /// # Errors
+    /// As [`RowStore::new`].
+    pub fn on_node(
+        config: &ShardConfig,
+        buckets: &Range<u32>,
+        node: Option<u32>,
+    ) -> Result<RowStore, ShardError> {
+        let mut entries = 0;
+        let mut tables = Vec::with_capacity(config.tables.len());
+        for spec in config.tables.iter() {
+            let rows = rows_of_buckets(spec, buckets);
+            let length = rows.len();
+            tables.push(TableRows { rows, first: entries });
+            entries += length;
+        }
+        let index = Region::map(entries, node).map_err(|error| {
+            ShardError::Memory(format!("the system gives no memory for an index of {entries} rows: {error}"))
+        })?;
+        let layout = RecordLayout::of(&config.embedding, config.width());
+        Ok(RowStore {
+            tables,
+            index,
+            arena: Arena::new(layout.words, node),
+            virtual_rows: VirtualRows::new(config.seed, config.embedding.init_std, layout.width),
+            rounding: Rounding::new(config.seed),
+            rule: RowRule::of(&config.embedding),
+            weight_decay: config.embedding.weight_decay,
+            decayed: DecayLog::default(),
+            layout,
+        })
     }
 
     /// Written rows.
@@ -79,9 +121,25 @@ impl RowStore {
         self.tables[table.index()].rows.clone()
     }
 
-    fn slot(&self, table: TableIndex, row: RowId) -> u32 {
+    /// Tables that this store has rows of.
+    pub(super) fn tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Index entries of the owned rows of `table`, in row order.
+    pub(super) fn entries(&self, table: TableIndex) -> &[u32] {
+        let TableRows { rows, first } = &self.tables[table.index()];
+        &self.index[*first..first + rows.len()]
+    }
+
+    fn entry(&self, table: TableIndex, row: RowId) -> usize {
         let table = &self.tables[table.index()];
-        table.index[(row.0 - table.rows.start) as usize]
+        table.first + (row.0 - table.rows.start) as usize
+    }
+
+    /// Record number of an owned row; 0: virtual.
+    pub(super) fn slot(&self, table: TableIndex, row: RowId) -> u32 {
+        self.index[self.entry(table, row)]
     }
 
     /// Whether an owned row has a record.
@@ -89,100 +147,266 @@ impl RowStore {
         self.slot(table, row) != 0
     }
 
-    /// Copies the weights of an owned row.
-    pub fn read(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
-        match self.slot(table, row) {
-            0 => self.virtual_rows.fill(table, row, weights),
-            slot => {
-                let record = &self.arena.get(slot)[HEAD_WORDS..HEAD_WORDS + self.width];
-                weights.copy_from_slice(bytemuck::cast_slice(record));
+    /// How far rows that no step touches have decayed.
+    pub fn decayed(&self) -> DecayLog {
+        self.decayed
+    }
+
+    /// Says how far rows have decayed, after a restore.
+    pub fn set_decayed(&mut self, log: DecayLog) {
+        self.decayed = log;
+    }
+
+    /// Visits the index entries of `rows`, each with its place; `near` decides which words of a record are brought
+    /// near before its visit.
+    #[inline(always)]
+    fn visit<'a>(
+        &'a self,
+        table: TableIndex,
+        rows: &[u32],
+        near: impl Fn(&'a [u32]) -> &'a [u32],
+        mut visit: impl FnMut(usize, u32),
+    ) {
+        let entries = self.entries(table);
+        let start = self.tables[table.index()].rows.start;
+        let at = |place: usize| (rows[place] - start) as usize;
+        let mut slots = [0u32; RECORDS_AHEAD];
+        let fetch = |place: usize| {
+            let slot = entries[at(place)];
+            if slot != 0 {
+                prefetch(near(self.arena.get(slot)));
+            }
+            slot
+        };
+        for place in 0..rows.len().min(INDEX_AHEAD) {
+            prefetch(&entries[at(place)..][..1]);
+        }
+        for (place, slot) in slots.iter_mut().enumerate().take(rows.len()) {
+            *slot = fetch(place);
+        }
+        for place in 0..rows.len() {
+            if place + INDEX_AHEAD < rows.len() {
+                prefetch(&entries[at(place + INDEX_AHEAD)..][..1]);
+            }
+            let slot = slots[place % RECORDS_AHEAD];
+            if place + RECORDS_AHEAD < rows.len() {
+                slots[place % RECORDS_AHEAD] = fetch(place + RECORDS_AHEAD);
+            }
+            visit(place, slot);
+        }
+    }
+
+    /// Rows among `rows` (owned, of one table) that are virtual.
+    pub fn count_virtual(&self, table: TableIndex, rows: &[u32]) -> u64 {
+        let mut count = 0;
+        self.visit(table, rows, |_| &[], |_, slot| count += u64::from(slot == 0));
+        count
+    }
+
+    /// The weights of owned rows of one table, in the order asked; a row may be asked for more than once.
+    ///
+    /// # Panics
+    /// When `out` is not `rows.len()` rows long, or a row is not owned.
+    pub fn gather(&self, table: TableIndex, rows: &[u32], out: RowsOut<'_>) {
+        let width = self.layout.width;
+        let layout = self.layout;
+        let weights = |record: &'_ [u32]| -> usize { layout.weight_words.min(record.len()) };
+        match out {
+            RowsOut::F32(out) => {
+                assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
+                self.visit(
+                    table,
+                    rows,
+                    |record| &record[..weights(record)],
+                    |place, slot| {
+                        self.read_at((table, RowId(rows[place]), slot), &mut out[place * width..][..width]);
+                    },
+                );
+            }
+            RowsOut::Bf16(out) => {
+                assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
+                let is_exact = layout.storage == RowType::Bf16 && !layout.decays;
+                let mut wide = vec![0.0; width];
+                self.visit(
+                    table,
+                    rows,
+                    |record| &record[..weights(record)],
+                    |place, slot| {
+                        let target = &mut out[place * width..][..width];
+                        if is_exact && slot != 0 {
+                            target.copy_from_slice(layout.bf16s(self.arena.get(slot)));
+                        } else {
+                            self.read_at((table, RowId(rows[place]), slot), &mut wide);
+                            round_to_nearest(&wide, target);
+                        }
+                    },
+                );
             }
         }
     }
 
-    /// The update count and values of an owned row, if it is written.
-    pub fn record(&self, table: TableIndex, row: RowId) -> Option<(u32, &[f32])> {
-        let slot = self.slot(table, row);
-        (slot != 0).then(|| {
-            let record = self.arena.get(slot);
-            (record[0], bytemuck::cast_slice(&record[HEAD_WORDS..]))
-        })
+    /// Copies the weights of an owned row.
+    pub fn read(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
+        self.read_at((table, row, self.slot(table, row)), weights);
     }
 
-    /// Applies one update to an owned row, writing it first if it was virtual.
+    /// Copies the weights of a row whose record number is known.
+    #[inline(always)]
+    fn read_at(&self, (table, row, slot): (TableIndex, RowId, u32), weights: &mut [f32]) {
+        let decayed = match slot {
+            0 => {
+                self.virtual_weights(table, row, weights);
+                DecayLog::default()
+            }
+            slot => {
+                let record = self.arena.get(slot);
+                match self.layout.storage {
+                    RowType::F32 => weights.copy_from_slice(self.layout.f32s(record)),
+                    RowType::Bf16 => widen(self.layout.bf16s(record), weights),
+                }
+                self.layout.decayed(record)
+            }
+        };
+        self.decay(weights, decayed);
+    }
+
+    /// Initial weights; what bf16 cannot hold is rounded as update 0 of the row.
+    fn virtual_weights(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
+        self.virtual_rows.fill(table, row, weights);
+        if self.layout.storage == RowType::Bf16 {
+            let mut rounded = vec![0; weights.len()];
+            self.rounding.round((table, row), 0, weights, &mut rounded);
+            widen(&rounded, weights);
+        }
+    }
+
+    /// Makes up for the decay since `earlier`.
+    #[inline(always)]
+    fn decay(&self, weights: &mut [f32], earlier: DecayLog) {
+        if self.layout.decays && earlier != self.decayed {
+            let left = self.decayed.left_since(earlier);
+            weights.iter_mut().for_each(|weight| *weight *= left);
+        }
+    }
+
+    /// Applies one update to each of `rows` (owned, ascending, of one table); virtual ones are written first. Place i's
+    /// gradient comes from `gradients`.
     ///
     /// # Errors
     /// [`ShardError::Memory`] when more than 2³² − 1 rows of one lane would be written, or the system has no memory.
     pub fn update(
         &mut self,
-        (table, row): (TableIndex, RowId),
-        gradient: &[f32],
+        table: TableIndex,
+        rows: &[u32],
+        gradients: &impl Gradients,
         rates: Rates,
     ) -> Result<(), ShardError> {
-        let slot = match self.slot(table, row) {
-            0 => {
-                let slot = self.allocate(table, row)?;
-                let (virtual_rows, width) = (self.virtual_rows, self.width);
-                let record = &mut self.arena.get_mut(slot)[HEAD_WORDS..HEAD_WORDS + width];
-                virtual_rows.fill(table, row, bytemuck::cast_slice_mut(record));
-                slot
+        let width = self.layout.width;
+        let mut scratch = vec![0.0; gradients.scratch_values(width)];
+        let mut wide = vec![0.0; width];
+        let decayed = self.decayed_after(rates.lr);
+        for place in 0..rows.len().min(INDEX_AHEAD) {
+            prefetch(&self.index[self.entry(table, RowId(rows[place]))..][..1]);
+        }
+        for place in 0..rows.len() {
+            if let Some(&row) = rows.get(place + INDEX_AHEAD) {
+                prefetch(&self.index[self.entry(table, RowId(row))..][..1]);
             }
-            slot => slot,
-        };
-        let (head, values) = self.arena.get_mut(slot).split_at_mut(HEAD_WORDS);
-        head[0] = head[0].saturating_add(1);
-        let (weights, state) = bytemuck::cast_slice_mut::<u32, f32>(values).split_at_mut(self.width);
-        self.rule.update(RowState { updates: head[0], weights, state }, gradient, rates);
+            if let Some(&row) = rows.get(place + RECORDS_AHEAD) {
+                gradients.prefetch(place + RECORDS_AHEAD);
+                match self.slot(table, RowId(row)) {
+                    0 => {}
+                    slot => prefetch(self.arena.get(slot)),
+                }
+            }
+            let row = RowId(rows[place]);
+            let slot = match self.slot(table, row) {
+                0 => self.write_first(table, row)?,
+                slot => slot,
+            };
+            let gradient = gradients.sum(place, &mut scratch);
+            let (layout, rule) = (self.layout, self.rule);
+            let missed = match layout.decays {
+                true => self.decayed.left_since(layout.decayed(self.arena.get(slot))),
+                false => 1.0,
+            };
+            let (words, state, mut head) = layout.split_mut(self.arena.get_mut(slot));
+            let updates = head.count();
+            head.set_decayed(decayed);
+            match layout.storage {
+                RowType::F32 => {
+                    let weights = bytemuck::cast_slice_mut(words);
+                    apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
+                }
+                RowType::Bf16 => {
+                    let bits = &mut bytemuck::cast_slice_mut(words)[..width];
+                    widen(bits, &mut wide);
+                    let weights = &mut wide[..];
+                    apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
+                    self.rounding.round((table, row), updates, &wide, bits);
+                }
+            }
+        }
         Ok(())
     }
 
-    fn allocate(&mut self, table: TableIndex, row: RowId) -> Result<u32, ShardError> {
+    /// Notes that a step of learning rate `lr` was applied, to this store's rows or to none of them.
+    pub fn finish_step(&mut self, lr: f32) {
+        self.decayed = self.decayed_after(lr);
+    }
+
+    fn decayed_after(&self, lr: f32) -> DecayLog {
+        match self.layout.decays {
+            true => self.decayed.after(lr, self.weight_decay),
+            false => self.decayed,
+        }
+    }
+
+    /// Gives a virtual row its record, with its initial weights and no update.
+    fn write_first(&mut self, table: TableIndex, row: RowId) -> Result<u32, ShardError> {
+        let mut weights = vec![0.0; self.layout.width];
+        self.virtual_weights(table, row, &mut weights);
+        let slot = self.allocate(table, row, 0)?;
+        self.put_weights(slot, &weights);
+        Ok(slot)
+    }
+
+    /// Stores weights that need no rounding.
+    pub(super) fn put_weights(&mut self, slot: u32, weights: &[f32]) {
+        let layout = self.layout;
+        let (words, ..) = layout.split_mut(self.arena.get_mut(slot));
+        match layout.storage {
+            RowType::F32 => bytemuck::cast_slice_mut(words).copy_from_slice(weights),
+            RowType::Bf16 => {
+                round_to_nearest(weights, &mut bytemuck::cast_slice_mut(words)[..layout.width]);
+            }
+        }
+    }
+
+    /// A record for a virtual row.
+    pub(super) fn allocate(
+        &mut self,
+        table: TableIndex,
+        row: RowId,
+        updates: u32,
+    ) -> Result<u32, ShardError> {
         let full =
             || ShardError::Memory("a lane has written 4294967295 rows; use more lanes or shards".into());
         let refused = |error| ShardError::Memory(format!("the system gives no memory for rows: {error}"));
         let slot = self.arena.allocate().map_err(refused)?.ok_or_else(full)?;
-        let rows = &mut self.tables[table.index()];
-        rows.index[(row.0 - rows.rows.start) as usize] = slot;
-        self.arena.get_mut(slot)[1] = row.0;
+        let entry = self.entry(table, row);
+        self.index[entry] = slot;
+        let layout = self.layout;
+        layout.split_mut(self.arena.get_mut(slot)).2.set(row, updates);
         Ok(slot)
     }
+}
 
-    /// Puts a row back as it was saved.
-    ///
-    /// # Errors
-    /// [`ShardError::Restore`] when the row is not owned, is there already, was never updated, or has another length:
-    /// a row of another shape is an error, never a reason to start afresh.
-    pub fn restore(&mut self, table: TableIndex, saved: RowRecord<'_>) -> Result<(), ShardError> {
-        let refuse = |rule: String| Err(ShardError::Restore { table, row: saved.row, rule });
-        let Some(rows) = self.tables.get(table.index()) else {
-            return refuse(format!("there are {} tables", self.tables.len()));
-        };
-        if !rows.rows.contains(&saved.row.0) {
-            return refuse(format!("it is not among rows {:?} of its lane", rows.rows));
-        }
-        if saved.values.len() != self.values {
-            return refuse(format!("it has {} values, a record has {}", saved.values.len(), self.values));
-        }
-        if self.is_written(table, saved.row) {
-            return refuse("it was restored already".into());
-        }
-        let slot = self.allocate(table, saved.row)?;
-        let (head, values) = self.arena.get_mut(slot).split_at_mut(HEAD_WORDS);
-        head[0] = saved.updates;
-        values.copy_from_slice(bytemuck::cast_slice(saved.values));
-        Ok(())
+/// Makes up for missed decay, then updates.
+#[inline(always)]
+fn apply(rule: &RowRule, row: RowState<'_>, (gradient, missed): (&[f32], f32), rates: Rates) {
+    if missed != 1.0 {
+        row.weights.iter_mut().for_each(|weight| *weight *= missed);
     }
-
-    /// The first written row of `table` at or after `from` and before `end`.
-    pub fn next_written(&self, table: TableIndex, from: u32, end: u32) -> Option<RowId> {
-        let TableRows { rows, index } = &self.tables[table.index()];
-        let (from, end) = (from.max(rows.start), end.min(rows.end));
-        if from >= end {
-            return None;
-        }
-        let found = index[(from - rows.start) as usize..(end - rows.start) as usize]
-            .iter()
-            .position(|&slot| slot != 0)?;
-        Some(RowId(from + found as u32))
-    }
+    rule.update(row, gradient, rates);
 }

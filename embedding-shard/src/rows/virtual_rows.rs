@@ -1,7 +1,11 @@
 //! Rows that were never written: functions of (seed, table, row), computed when they are read.
 
+use multiversion::multiversion;
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::{RowId, TableIndex};
+
+/// Philox blocks made side by side.
+const LANES: usize = 16;
 
 /// Values of rows not written yet: uniform, of mean 0 and standard deviation `init_std`.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +29,26 @@ impl VirtualRows {
     /// to unit variance and multiplied by `init_std` in f32.
     pub fn fill(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
         let first = u64::from(row.0) * self.blocks_per_row;
-        for (block, columns) in weights.chunks_mut(4).enumerate() {
-            let words = self.stream.words(u64::from(table.0), first + block as u64);
-            for (weight, word) in columns.iter_mut().zip(words) {
-                *weight = unit_variance_uniform(word) * self.init_std;
+        fill(&self.stream, (u64::from(table.0), first), self.init_std, weights);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
+fn fill(stream: &Stream, (high, low): (u64, u64), scale: f32, weights: &mut [f32]) {
+    let mut groups = weights.chunks_exact_mut(4 * LANES);
+    let mut next = low;
+    for group in &mut groups {
+        let words = stream.lanes::<LANES>(high, next);
+        for (i, columns) in group.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            for (column, words) in columns.iter_mut().zip(&words) {
+                *column = unit_variance_uniform(words[i]) * scale;
             }
+        }
+        next += LANES as u64;
+    }
+    for (i, columns) in groups.into_remainder().chunks_mut(4).enumerate() {
+        for (weight, word) in columns.iter_mut().zip(stream.words(high, next + i as u64)) {
+            *weight = unit_variance_uniform(word) * scale;
         }
     }
 }
@@ -40,7 +59,7 @@ mod tests {
 
     #[test]
     fn columns_follow_the_formula() {
-        for width in [1usize, 3, 4, 7, 8] {
+        for width in [1usize, 3, 4, 7, 8, 64, 67, 256] {
             let rows = VirtualRows::new(11, 0.5, width);
             let mut weights = vec![0.0; width];
             rows.fill(TableIndex(3), RowId(9), &mut weights);

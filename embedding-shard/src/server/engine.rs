@@ -198,7 +198,7 @@ impl Engine {
 
     async fn close(&mut self, step: Step, vote: Vote) -> Result<(), ShardError> {
         let rates = match vote {
-            Vote::Commit(commit) => Some(Rates { scale: commit.scale, lr: commit.lr }),
+            Vote::Commit(commit) => Some(Rates { scale: commit.scale, lr: commit.lr, step }),
             Vote::Abort { .. } => None,
         };
         let snapshot = vote.snapshot();

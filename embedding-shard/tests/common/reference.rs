@@ -1,6 +1,7 @@
 //! One map of rows, one step at a time: what any number of shards and lanes must equal, bit for bit.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::{BucketIndex, Cell, RowId, RunSpec, Step, TableIndex, TableSet};
@@ -79,7 +80,7 @@ impl Reference {
     /// Runs one step of `workload`.
     pub(crate) fn step(&mut self, workload: &Workload, step: Step) -> ExpectedStep {
         let width = self.width();
-        let mut sums: BTreeMap<(u32, u32), Vec<f32>> = BTreeMap::new();
+        let mut parts: BTreeMap<(u32, u32), Vec<(u32, Vec<f32>)>> = BTreeMap::new();
         let mut rows = Vec::new();
         for cell in 0..self.spec.training.cells {
             let ids = workload.ids(&self.spec, step, Cell(cell));
@@ -89,21 +90,19 @@ impl Reference {
             for site in 0..self.sites() {
                 for (table, row) in rows_of(&ids) {
                     let key = ((site * self.per_site() + table) as u32, row);
-                    let sum = sums.entry(key).or_insert_with(|| vec![0.0; width]);
-                    for (sum, grad) in sum.iter_mut().zip(grads.next().unwrap()) {
-                        *sum += grad;
-                    }
+                    parts.entry(key).or_default().push((cell, grads.next().unwrap().to_vec()));
                 }
             }
             rows.push(values);
         }
+        let cells = self.spec.training.cells;
+        let sums: BTreeMap<(u32, u32), Vec<f32>> =
+            parts.into_iter().map(|(key, parts)| (key, tree(&parts, 0..cells).unwrap())).collect();
         let mut squares: BTreeMap<(TableIndex, BucketIndex), f64> = BTreeMap::new();
         for (&(table, row), sum) in &sums {
             let bucket = self.tables.get(TableIndex(table)).unwrap().bucket_of(RowId(row));
             let total = squares.entry((TableIndex(table), bucket)).or_insert(0.0);
-            for &value in sum {
-                *total += f64::from(value) * f64::from(value);
-            }
+            *total += square_sum(sum);
         }
         let finite = sums.values().flatten().all(|value| value.is_finite());
         if finite {
@@ -156,6 +155,31 @@ impl Reference {
         };
         self.rows.iter().map(record).collect()
     }
+}
+
+/// The sum of a row's gradients along the binary tree over `cells`; a half without any is left out.
+fn tree(parts: &[(u32, Vec<f32>)], cells: Range<u32>) -> Option<Vec<f32>> {
+    let here: Vec<_> = parts.iter().filter(|(cell, _)| cells.contains(cell)).collect();
+    if here.len() < 2 {
+        return here.first().map(|(_, values)| values.clone());
+    }
+    let middle = cells.start + cells.len() as u32 / 2;
+    match (tree(parts, cells.start..middle), tree(parts, middle..cells.end)) {
+        (Some(left), Some(right)) => Some(left.iter().zip(right).map(|(a, b)| a + b).collect()),
+        (left, right) => left.or(right),
+    }
+}
+
+/// Sixteen sums of every sixteenth square, joined by halves.
+fn square_sum(values: &[f32]) -> f64 {
+    let mut sums: Vec<f64> = (0..16)
+        .map(|c| values.iter().skip(c).step_by(16).fold(0.0, |sum, &v| sum + f64::from(v) * f64::from(v)))
+        .collect();
+    while sums.len() > 1 {
+        let high = sums.split_off(sums.len() / 2);
+        sums = sums.iter().zip(high).map(|(a, b)| a + b).collect();
+    }
+    sums[0]
 }
 
 fn rows_of(ids: &UniqueIds) -> impl Iterator<Item = (usize, u32)> + '_ {
