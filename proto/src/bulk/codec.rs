@@ -7,10 +7,11 @@ use rustix::net::sockopt;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::frame::{HEADER_BYTES, Incoming, Outgoing, WireError};
+use super::pool::{Buffers, PooledWords};
+use super::ring::{RingReader, RingWriter};
 
 /// Bytes that are read ahead, so that small frames cost one system call for many.
 const READ_AHEAD_BYTES: usize = 64 << 10;
@@ -34,21 +35,32 @@ pub enum LinkError {
     Deadline(Duration),
 }
 
+/// The reading half of a connection, whatever it is made of.
+pub type LinkReader = FrameReader<Box<dyn AsyncRead + Send + Unpin>>;
+/// The writing half of a connection.
+pub type LinkWriter = FrameWriter<Box<dyn AsyncWrite + Send + Unpin>>;
+
 /// Reads frames.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     stream: BufReader<R>,
+    buffers: Buffers,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Reads from `stream`.
+    /// Reads from `stream`, into memory that is used once.
     pub fn new(stream: R) -> FrameReader<R> {
-        FrameReader { stream: BufReader::with_capacity(READ_AHEAD_BYTES, stream) }
+        FrameReader::with_buffers(stream, Buffers::new(0))
+    }
+
+    /// Reads from `stream`, into memory of `buffers`.
+    pub fn with_buffers(stream: R, buffers: Buffers) -> FrameReader<R> {
+        FrameReader { stream: BufReader::with_capacity(READ_AHEAD_BYTES, stream), buffers }
     }
 
     /// The next frame and its payload words, checksum verified. Not safe to cancel: a reader whose read was
     /// dropped is of no further use.
-    pub async fn read(&mut self) -> Result<(Incoming, Vec<u32>), LinkError> {
+    pub async fn read(&mut self) -> Result<(Incoming, PooledWords), LinkError> {
         let mut head = [0u8; HEADER_BYTES];
         let first = self.stream.read(&mut head).await?;
         if first == 0 {
@@ -56,7 +68,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         self.stream.read_exact(&mut head[first..]).await?;
         let incoming = Incoming::decode(&head)?;
-        let mut payload = vec![0u32; incoming.payload_words];
+        let mut payload = self.buffers.take(incoming.payload_words);
         self.stream.read_exact(bytemuck::cast_slice_mut(&mut payload)).await?;
         incoming.verify(&payload)?;
         Ok((incoming, payload))
@@ -102,12 +114,9 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 }
 
-/// Sets a connection up for bulk frames and splits it: no Nagle delay and, between processes of one host, Reno
-/// instead of a pacing congestion control (BBR halves the throughput of loopback). Both are best effort.
-pub fn split(
-    stream: TcpStream,
-    patience: Duration,
-) -> (FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>) {
+/// The two halves of a connection over `stream`, set up for bulk frames: no Nagle delay and, between processes of one
+/// host, Reno instead of a pacing congestion control (BBR halves the throughput of loopback). Both are best effort.
+pub fn over_tcp(stream: TcpStream, patience: Duration, buffers: &Buffers) -> (LinkReader, LinkWriter) {
     let is_local = stream.peer_addr().is_ok_and(|address| address.ip().is_loopback());
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "nodelay not set");
@@ -116,7 +125,22 @@ pub fn split(
         tracing::debug!(%error, "congestion control not set");
     }
     let (reader, writer) = stream.into_split();
-    (FrameReader::new(reader), FrameWriter::new(writer, patience))
+    (
+        FrameReader::with_buffers(Box::new(reader), buffers.clone()),
+        FrameWriter::new(Box::new(writer), patience),
+    )
+}
+
+/// The two halves of a connection over a ring in each direction.
+pub fn over_rings(
+    (reader, writer): (RingReader, RingWriter),
+    patience: Duration,
+    buffers: &Buffers,
+) -> (LinkReader, LinkWriter) {
+    (
+        FrameReader::with_buffers(Box::new(reader), buffers.clone()),
+        FrameWriter::new(Box::new(writer), patience),
+    )
 }
 
 #[cfg(test)]
@@ -149,8 +173,8 @@ mod tests {
             writer.write(&frame(vec![vec![]])).await.unwrap();
         });
         let mut reader = FrameReader::new(far);
-        assert_eq!(reader.read().await.unwrap().1, expected);
-        assert_eq!(reader.read().await.unwrap().1, [0u32; 0]);
+        assert_eq!(*reader.read().await.unwrap().1, *expected);
+        assert!(reader.read().await.unwrap().1.is_empty());
         sender.await.unwrap();
         assert!(matches!(reader.read().await, Err(LinkError::Closed)));
     }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use polygram_domain::{Cell, Generation, RunName, SCHEMA_VERSION, Step};
 use thiserror::Error;
 
+use super::pool::PooledWords;
+
 #[cfg(target_endian = "big")]
 compile_error!("the bulk protocol casts little-endian payloads in place; this target is big endian");
 
@@ -125,6 +127,17 @@ kinds! {
     Aborted = 14,
     /// Shard to worker: a request was refused; code and text.
     Nack = 15,
+    /// Both ways: payload bytes of rows or gradients that were taken.
+    Credit = 16,
+    /// Worker to shard: first frame on the path that it has chosen.
+    Path = 17,
+}
+
+impl Kind {
+    /// Whether a frame of this kind is sent on credit: rows and gradients.
+    pub fn needs_credit(self) -> bool {
+        matches!(self, Kind::Rows | Kind::ReadRows | Kind::Push)
+    }
 }
 
 /// What a frame is about.
@@ -161,8 +174,10 @@ pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
 pub enum Piece {
     /// Words of this frame alone.
     Words(Vec<u32>),
-    /// A slice of values shared by several frames.
-    Shared(Arc<Vec<f32>>, Range<usize>),
+    /// Words of this frame alone, whose memory goes back to its pool once they are written.
+    Pooled(PooledWords),
+    /// A range of words shared by several frames.
+    Shared(Arc<PooledWords>, Range<usize>),
 }
 
 impl Piece {
@@ -170,7 +185,8 @@ impl Piece {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Piece::Words(words) => bytemuck::cast_slice(words),
-            Piece::Shared(values, range) => bytemuck::cast_slice(&values[range.clone()]),
+            Piece::Pooled(words) => bytemuck::cast_slice(words),
+            Piece::Shared(words, range) => bytemuck::cast_slice(&words[range.clone()]),
         }
     }
 }
@@ -180,6 +196,8 @@ impl Piece {
 pub struct Outgoing {
     head: [u8; HEADER_BYTES],
     pieces: Vec<Piece>,
+    kind: Kind,
+    payload_bytes: usize,
 }
 
 impl Outgoing {
@@ -197,7 +215,7 @@ impl Outgoing {
             .iter()
             .fold(crc32c::crc32c(&head[..CRC_AT]), |crc, piece| crc32c::crc32c_append(crc, piece.bytes()));
         head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        Ok(Outgoing { head, pieces })
+        Ok(Outgoing { head, pieces, kind: header.kind, payload_bytes: bytes })
     }
 
     /// The frame's byte slices, in order, for a vectored write.
@@ -205,9 +223,19 @@ impl Outgoing {
         std::iter::once(&self.head[..]).chain(self.pieces.iter().map(Piece::bytes).filter(|b| !b.is_empty()))
     }
 
+    /// Message.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Bytes of the payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
     /// Bytes on the wire.
     pub fn wire_bytes(&self) -> usize {
-        self.slices().map(<[u8]>::len).sum()
+        HEADER_BYTES + self.payload_bytes
     }
 }
 
@@ -310,13 +338,14 @@ mod tests {
 
     #[test]
     fn frames_survive_the_trip() {
-        let shared = Arc::new(vec![1.0f32, 2.0, 3.0, 4.0]);
-        let pieces = vec![Piece::Words(vec![5, 6]), Piece::Shared(shared, 1..3)];
+        let shared = Arc::new(PooledWords::from(vec![1, 2, 3, 4]));
+        let own = PooledWords::from(vec![9]);
+        let pieces = vec![Piece::Words(vec![5, 6]), Piece::Shared(shared, 1..3), Piece::Pooled(own)];
         let frame = Outgoing::seal(&header(), pieces).unwrap();
         let (incoming, payload) = decode(&bytes_of(&frame)).unwrap();
         assert_eq!(incoming.header, header());
-        assert_eq!(incoming.payload_words, 4);
-        assert_eq!(payload, [5, 6, 2.0f32.to_bits(), 3.0f32.to_bits()]);
+        assert_eq!(incoming.payload_words, 5);
+        assert_eq!(payload, [5, 6, 2, 3, 9]);
     }
 
     #[test]

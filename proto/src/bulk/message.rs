@@ -1,12 +1,12 @@
 //! Messages: what a frame says, encoded to payload words and decoded strictly.
 
-use polygram_domain::{Rank, ShardIndex, Step};
-
+use super::block::BlockShape;
+pub use super::block::RowBlock;
 use super::frame::{Kind, Piece, WireError};
+pub use super::greeting::{HelloBody, WelcomeBody, tables_hash};
 use super::payload::malformed;
-pub use super::payload::{
-    Commit, HelloBody, PreparedBody, Reason, Refusal, Request, RowBlock, WelcomeBody, tables_hash,
-};
+pub use super::payload::{Commit, PreparedBody, Reason, Refusal, Request};
+use super::pool::PooledWords;
 
 /// A decoded payload. The header says which run, generation, step and cell it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,36 +44,33 @@ pub enum Message {
     Aborted,
     /// Refusal of a request.
     Nack(Refusal),
+    /// So many payload bytes of rows or gradients have been taken: as many more may come.
+    Credit(u32),
+    /// The first frame on the path that the worker has chosen.
+    Path,
 }
 
 impl Message {
-    /// Decodes the payload of a frame of `kind`; `stride` = sites · w, the values of one position.
-    pub fn decode(kind: Kind, words: Vec<u32>, stride: usize) -> Result<Message, WireError> {
+    /// Decodes the payload of a frame of `kind`; row blocks are of `shape`.
+    pub fn decode(
+        kind: Kind,
+        words: impl Into<PooledWords>,
+        shape: impl Into<BlockShape>,
+    ) -> Result<Message, WireError> {
+        let words: PooledWords = words.into();
         let empty = |name: &'static str, message: Message| {
             if words.is_empty() { Ok(message) } else { malformed(name, "it has a payload") }
         };
         Ok(match kind {
-            Kind::Hello => match words[..] {
-                [rank, workers, low, high] => {
-                    let tables = u64::from(low) | (u64::from(high) << 32);
-                    Message::Hello(HelloBody { rank: Rank(rank), workers, tables })
-                }
-                _ => return malformed("hello", format!("{} words instead of 4", words.len())),
-            },
-            Kind::Welcome => match words[..] {
-                [shard, shards, low, high] => {
-                    let version = Step(u64::from(low) | (u64::from(high) << 32));
-                    Message::Welcome(WelcomeBody { shard: ShardIndex(shard), shards, version })
-                }
-                _ => return malformed("welcome", format!("{} words instead of 4", words.len())),
-            },
+            Kind::Hello => Message::Hello(HelloBody::decode(&words)?),
+            Kind::Welcome => Message::Welcome(WelcomeBody::decode(&words)?),
             Kind::Refused => Message::Refused(Refusal::decode(&words)?),
             Kind::Nack => Message::Nack(Refusal::decode(&words)?),
-            Kind::Lookup => Message::Lookup(Request::decode(words)?),
-            Kind::Read => Message::Read(Request::decode(words)?),
-            Kind::Rows => Message::Rows(RowBlock::decode(words, stride)?),
-            Kind::ReadRows => Message::ReadRows(RowBlock::decode(words, stride)?),
-            Kind::Push => Message::Push(RowBlock::decode(words, stride)?),
+            Kind::Lookup => Message::Lookup(Request::decode(&words)?),
+            Kind::Read => Message::Read(Request::decode(&words)?),
+            Kind::Rows => Message::Rows(RowBlock::decode(words, shape.into())?),
+            Kind::ReadRows => Message::ReadRows(RowBlock::decode(words, shape.into())?),
+            Kind::Push => Message::Push(RowBlock::decode(words, shape.into())?),
             Kind::Prepare => empty("prepare", Message::Prepare)?,
             Kind::Prepared => Message::Prepared(PreparedBody::decode(&words)?),
             Kind::Commit => match words[..] {
@@ -92,6 +89,11 @@ impl Message {
                 _ => return malformed("abort", "it is not a flag of 0 or 1"),
             },
             Kind::Aborted => empty("aborted", Message::Aborted)?,
+            Kind::Credit => match words[..] {
+                [bytes @ (1..)] => Message::Credit(bytes),
+                _ => return malformed("credit", "it is not a number of bytes above 0"),
+            },
+            Kind::Path => empty("path", Message::Path)?,
         })
     }
 
@@ -100,14 +102,8 @@ impl Message {
     pub fn encode(&self) -> (Kind, Vec<Piece>) {
         let halves = |value: u64| [value as u32, (value >> 32) as u32];
         let (kind, words) = match self {
-            Message::Hello(HelloBody { rank, workers, tables }) => {
-                let [low, high] = halves(*tables);
-                (Kind::Hello, vec![rank.0, *workers, low, high])
-            }
-            Message::Welcome(WelcomeBody { shard, shards, version }) => {
-                let [low, high] = halves(version.0);
-                (Kind::Welcome, vec![shard.0, *shards, low, high])
-            }
+            Message::Hello(hello) => (Kind::Hello, hello.encode()),
+            Message::Welcome(welcome) => (Kind::Welcome, welcome.encode()),
             Message::Refused(refusal) => (Kind::Refused, refusal.encode()),
             Message::Nack(refusal) => (Kind::Nack, refusal.encode()),
             Message::Lookup(request) => (Kind::Lookup, request.encode()),
@@ -130,6 +126,8 @@ impl Message {
             Message::Committed => (Kind::Committed, Vec::new()),
             Message::Abort { snapshot } => (Kind::Abort, vec![u32::from(*snapshot)]),
             Message::Aborted => (Kind::Aborted, Vec::new()),
+            Message::Credit(bytes) => (Kind::Credit, vec![*bytes]),
+            Message::Path => (Kind::Path, Vec::new()),
         };
         (kind, vec![Piece::Words(words)])
     }
@@ -139,9 +137,11 @@ impl Message {
 mod tests {
     use std::ops::Range;
 
-    use polygram_domain::{BucketIndex, TableIndex};
+    use polygram_domain::embedding::{RowType, SameHost, WireSpec};
+    use polygram_domain::{BucketIndex, Rank, ShardIndex, Step, TableIndex};
 
     use super::*;
+    use crate::bulk::same_host::{OFFER_WORDS, Offer};
     use polygram_domain::philox::{Purpose, Stream};
 
     const STRIDE: usize = 2;
@@ -151,12 +151,27 @@ mod tests {
             let mut words = RowBlock::head(runs);
             let rows: usize = runs.iter().map(|run| run.len()).sum();
             words.extend((0..rows * STRIDE).map(|i| (i as f32).to_bits()));
-            RowBlock::decode(words, STRIDE).unwrap()
+            RowBlock::decode(words.into(), STRIDE.into()).unwrap()
+        };
+        let welcome = |offer| {
+            let (shard, version) = (ShardIndex(1), Step(1 << 40));
+            Message::Welcome(WelcomeBody { shard, shards: 3, version, window_bytes: 9, offer })
         };
         let request = Request { offsets: vec![0, 2, 2, 5], rows: vec![3, 9, 0, 1, 4] };
         vec![
-            Message::Hello(HelloBody { rank: Rank(1), workers: 4, tables: u64::MAX - 3 }),
-            Message::Welcome(WelcomeBody { shard: ShardIndex(1), shards: 3, version: Step(1 << 40) }),
+            Message::Hello(HelloBody {
+                rank: Rank(1),
+                workers: 4,
+                tables: u64::MAX - 3,
+                incarnation: u64::MAX - 4,
+                connection: 2,
+                connections: 3,
+                wire: WireSpec { rows: RowType::F32, gradients: RowType::Bf16 },
+                same_host: SameHost::Auto,
+                window_bytes: 1 << 20,
+            }),
+            welcome(None),
+            welcome(Some(Offer::decode(&std::array::from_fn::<u32, OFFER_WORDS, _>(|i| i as u32)))),
             Message::Refused(Refusal::new(Reason::Schema, "another build")),
             Message::Nack(Refusal::new(Reason::Memory, "ö".repeat(9))),
             Message::Lookup(request.clone()),
@@ -174,6 +189,8 @@ mod tests {
             Message::Committed,
             Message::Abort { snapshot: false },
             Message::Aborted,
+            Message::Credit(1),
+            Message::Path,
         ]
     }
 
@@ -232,7 +249,7 @@ mod tests {
         assert!(rule(Kind::Lookup, &[u32::MAX, 1]).contains("4294967295"));
         assert!(rule(Kind::Lookup, &[2, u32::MAX, u32::MAX, 5, 6]).contains("rows"));
         assert!(rule(Kind::Lookup, &[1, 2, 6, 6]).contains("6 then 6"));
-        assert!(rule(Kind::Push, &[1, 0, 3, 0]).contains("3 rows of 2"));
+        assert!(rule(Kind::Push, &[1, 0, 3, 0]).contains("3 rows of 2 values"));
         assert!(rule(Kind::Push, &[2, 5, 1, 5, 1, 0, 0, 0, 0]).contains("after 6"));
         assert!(rule(Kind::Push, &[1, u32::MAX, 2]).contains("4294967295"));
         assert!(rule(Kind::Commit, &[f32::NAN.to_bits(), 0, 0]).contains("NaN"));

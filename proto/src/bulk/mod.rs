@@ -1,32 +1,47 @@
-//! The bulk protocol between workers and embedding shards: framed TCP, one connection per worker and shard.
+//! The bulk protocol between workers and embedding shards: frames over TCP, or over shared memory within a host.
 //!
 //! ```text
 //!  worker                                              shard
-//!  HELLO(rank, workers, tables)              ───────►  WELCOME(shard, version) or REFUSED(reason)
+//!  HELLO(rank, workers, tables, wire, window) ──────►  WELCOME(shard, version, window, offer) or REFUSED(reason)
+//!  PATH, where there was an offer             ──────►
 //!  LOOKUP(step, cell, ids): declares         ───────►  ROWS… in parts: ready rows at once, parked rows when the
 //!                                                      steps that change them are committed
 //!  READ(version, ids): declares nothing      ───────►  READ_ROWS…
 //!  PUSH(step, cell, row gradients)…          ───────►
 //!  PREPARE(step)                             ───────►  PREPARED(finite, sums of squares per bucket)…
 //!  COMMIT(step, scale, lr) | ABORT(step)     ───────►  COMMITTED | ABORTED, once every worker said the same
+//!  CREDIT(bytes of rows taken)               ◄──────►  CREDIT(bytes of gradients taken)
 //! ```
 //! Any request may be answered by NACK(reason, text); nothing is retried on a connection that saw one. Every
 //! frame names run, generation, step and cell, and every request may come twice: it is answered twice and applied
 //! once.
 //!
-//! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`payload`]: with which bodies. [`codec`]: frames over a stream.
+//! A worker and a shard have one connection or several. The first carries everything whose order matters; PUSH and rows
+//! go over whichever is free. Losing one is losing all of them. Bytes of gradients and of rows that are on their way are
+//! bounded by [`credit`] that the receiver grants; nothing else waits for it.
+//!
+//! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`greeting`], [`payload`], [`block`]: with which
+//!   bodies. [`codec`]: frames over a stream. [`queue`]: frames that wait for one. [`pool`]: memory used again.
+//! * [`ring`]: a stream in shared memory, [`same_host`]: how two processes come to have one.
 //! * [`ids`]: a cell's unique rows and their division among shards.
 //! * [`client`]: [`client::RowClient`], what a worker holds.
 
+pub mod block;
 pub mod client;
 pub mod codec;
+pub mod credit;
 pub mod frame;
+pub mod greeting;
 pub mod ids;
 pub mod message;
 pub mod payload;
+pub mod pool;
+pub mod queue;
+pub mod ring;
+pub mod same_host;
 #[cfg(test)]
 mod testing;
 
-pub use client::{ClientLimits, Hello, Prepared, RowClient, RowError};
+pub use client::{ClientLimits, ClientOptions, Hello, Prepared, RowClient, RowError};
 pub use ids::{UniqueIds, rows_of_shard};
 pub use message::{Commit, Reason, Refusal};

@@ -1,48 +1,15 @@
 //! The bodies that messages carry, each decoded with every rule of its own checked.
 //!
-//! Legend: C = tables per site, n = rows of one message, w = values per row. A *position* is a row's place in the
-//! request that a shard received: 0..n over its site tables in order.
+//! Legend: C = tables per site. A *position* is a row's place in the request that a shard received: 0.. over its site
+//! tables in order. Greetings are in [`super::greeting`], row blocks in [`super::block`].
 
-use std::ops::Range;
+use polygram_domain::{BucketIndex, TableIndex};
 
-use polygram_domain::{BucketIndex, Rank, ShardIndex, Step, TableIndex, TableSet};
-
-use super::frame::{WireError, fnv1a};
+use super::frame::WireError;
 
 /// A rule of `message` that does not hold.
 pub(super) fn malformed<T>(message: &'static str, rule: impl Into<String>) -> Result<T, WireError> {
     Err(WireError::Malformed { message, rule: rule.into() })
-}
-
-/// Hash of the tables' sizes, so that a worker and a shard of different models refuse each other.
-pub fn tables_hash(tables: &TableSet) -> u64 {
-    let mut words = vec![tables.tables_per_site()];
-    for table in tables.iter() {
-        words.extend([table.index.0, table.site_table, table.rows, table.width]);
-    }
-    fnv1a(bytemuck::cast_slice(&words))
-}
-
-/// Who a worker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HelloBody {
-    /// The worker.
-    pub rank: Rank,
-    /// Workers in the run.
-    pub workers: u32,
-    /// [`tables_hash`] of its model.
-    pub tables: u64,
-}
-
-/// Who a shard is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WelcomeBody {
-    /// The shard.
-    pub shard: ShardIndex,
-    /// Shards in the run.
-    pub shards: u32,
-    /// Its version: updates in its rows.
-    pub version: Step,
 }
 
 /// Rows that a cell asks of one shard.
@@ -69,7 +36,7 @@ impl Request {
         words
     }
 
-    pub(super) fn decode(words: Vec<u32>) -> Result<Request, WireError> {
+    pub(super) fn decode(words: &[u32]) -> Result<Request, WireError> {
         const NAME: &str = "lookup";
         let Some((&tables, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
         let Some((counts, rows)) = rest.split_at_checked(tables as usize) else {
@@ -95,70 +62,6 @@ impl Request {
             }
         }
         Ok(request)
-    }
-}
-
-/// Values of some positions of a request: `[sites, n, w]`, row-major, behind runs of positions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RowBlock {
-    runs: Vec<Range<u32>>,
-    rows: usize,
-    words: Vec<u32>,
-    values_at: usize,
-}
-
-impl RowBlock {
-    /// Runs of positions, ascending and apart.
-    pub fn runs(&self) -> &[Range<u32>] {
-        &self.runs
-    }
-
-    /// Positions in all runs (n).
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Values `[sites, n, w]`.
-    pub fn values(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.words[self.values_at..])
-    }
-
-    /// The payload's words.
-    pub(super) fn words(&self) -> &[u32] {
-        &self.words
-    }
-
-    /// The words before the values: how many runs, then first and count of each.
-    pub fn head(runs: &[Range<u32>]) -> Vec<u32> {
-        let mut words = Vec::with_capacity(1 + 2 * runs.len());
-        words.push(runs.len() as u32);
-        words.extend(runs.iter().flat_map(|run| [run.start, run.end - run.start]));
-        words
-    }
-
-    pub(super) fn decode(words: Vec<u32>, stride: usize) -> Result<RowBlock, WireError> {
-        const NAME: &str = "rows";
-        let Some((&count, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
-        let Some(head) = (count as usize).checked_mul(2).and_then(|words| rest.get(..words)) else {
-            return malformed(NAME, format!("it ends within its {count} runs"));
-        };
-        let mut runs = Vec::with_capacity(count as usize);
-        let (mut rows, mut end) = (0u64, 0u32);
-        for pair in head.chunks_exact(2) {
-            let (first, length) = (pair[0], pair[1]);
-            let Some(after) = first.checked_add(length).filter(|_| length > 0 && first >= end) else {
-                return malformed(NAME, format!("run {first}+{length} is empty or not after {end}"));
-            };
-            runs.push(first..after);
-            rows += u64::from(length);
-            end = after;
-        }
-        let values_at = 1 + head.len();
-        let values = (words.len() - values_at) as u64;
-        if rows.checked_mul(stride as u64) != Some(values) {
-            return malformed(NAME, format!("{rows} rows of {stride} values do not make {values} values"));
-        }
-        Ok(RowBlock { runs, rows: rows as usize, words, values_at })
     }
 }
 

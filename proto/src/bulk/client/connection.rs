@@ -1,50 +1,67 @@
-//! One connection to one shard: the handshake, and the two tasks that keep it.
+//! The connections to one shard: the handshake, and the two tasks that keep each of them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use polygram_domain::{Cell, Step};
+use polygram_domain::{Cell, Generation, Step};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::ClientLimits;
 use super::error::Cause;
+use super::options::ClientLimits;
 use super::pending::{Key, Registry};
-use crate::bulk::codec::{self, FrameReader, FrameWriter, LinkError};
+use crate::bulk::block::BlockShape;
+use crate::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
+use crate::bulk::credit::Inflow;
 use crate::bulk::frame::{Header, Kind, Outgoing};
-use crate::bulk::message::{HelloBody, Message, WelcomeBody};
+use crate::bulk::message::{HelloBody, Message, RowBlock, WelcomeBody};
+use crate::bulk::pool::Buffers;
+use crate::bulk::queue::SendQueue;
+use crate::bulk::same_host::Offer;
 
-/// Frames that wait for the socket at most; pushes are bounded by bytes well before.
-pub(super) const QUEUE_FRAMES: usize = 1024;
-
-/// A frame on its way to the socket, with the bytes it holds of the push budget.
-pub(super) enum Item {
-    Frame(Outgoing, Option<OwnedSemaphorePermit>),
-    Close,
-}
-
-/// What every frame of a connection says, and what its payloads mean.
+/// What every frame of a client says, and what the payloads of its answers mean.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Identity {
     pub(super) run: u64,
-    pub(super) generation: polygram_domain::Generation,
+    pub(super) generation: Generation,
+    /// Of the first connection.
     pub(super) hello: HelloBody,
-    pub(super) stride: usize,
+    pub(super) rows: BlockShape,
 }
 
 impl Identity {
     pub(super) fn header(&self, kind: Kind, step: Step, cell: Cell) -> Header {
         Header { kind, chunk: 0, run: self.run, generation: self.generation, step, cell }
     }
+
+    fn frame(&self, message: &Message) -> Result<Outgoing, Cause> {
+        let (kind, pieces) = message.encode();
+        Ok(Outgoing::seal(&self.header(kind, Step(0), Cell(0)), pieces)?)
+    }
 }
 
-/// An admitted connection, not yet at work.
+/// How connections are made.
+#[derive(Clone, Debug)]
+pub(super) struct Dial {
+    pub(super) address: SocketAddr,
+    pub(super) identity: Identity,
+    pub(super) limits: ClientLimits,
+    pub(super) buffers: Buffers,
+}
+
+/// An open connection.
+pub(super) struct Link {
+    reader: LinkReader,
+    writer: LinkWriter,
+    /// The TCP connection behind shared memory: silent, but open as long as the memory is used.
+    _greeted_over: Option<(LinkReader, LinkWriter)>,
+}
+
+/// A shard that has admitted this worker on all connections.
 pub(super) struct Admitted {
     pub(super) welcome: WelcomeBody,
-    reader: FrameReader<OwnedReadHalf>,
-    writer: FrameWriter<OwnedWriteHalf>,
+    pub(super) links: Vec<Link>,
 }
 
 impl From<LinkError> for Cause {
@@ -57,96 +74,165 @@ impl From<LinkError> for Cause {
     }
 }
 
-/// Connects within `limits.connect` and says hello. A shard that restores its rows admits workers afterwards: the
-/// welcome may take `limits.reply`.
-pub(super) async fn admit(
-    address: SocketAddr,
-    identity: Identity,
-    limits: ClientLimits,
-) -> Result<Admitted, Cause> {
-    let stream = timeout(limits.connect, TcpStream::connect(address))
-        .await
-        .map_err(|_| Cause::Deadline(limits.connect))?
-        .map_err(|error| Cause::Connect(error.to_string()))?;
-    let handshake = async {
-        let (mut reader, mut writer) = codec::split(stream, limits.connect);
-        let (kind, pieces) = Message::Hello(identity.hello).encode();
-        writer.write(&Outgoing::seal(&identity.header(kind, Step(0), Cell(0)), pieces)?).await?;
-        let (incoming, payload) = reader.read().await?;
-        match Message::decode(incoming.header.kind, payload, identity.stride)? {
-            Message::Welcome(welcome) => Ok(Admitted { welcome, reader, writer }),
-            Message::Refused(refusal) | Message::Nack(refusal) => Err(Cause::NotAdmitted(refusal)),
-            other => Err(Cause::Answer(format!("{:?} instead of a welcome", other.encode().0))),
+impl Dial {
+    /// Connects and says hello; the path is memory where both can share it, else all TCP connections.
+    pub(super) async fn admit(self) -> Result<Admitted, Cause> {
+        let (welcome, link) = self.hello(0).await?;
+        let mut links = Vec::with_capacity(self.identity.hello.connections as usize);
+        let link = match welcome.offer {
+            Some(offer) => self.choose_path(offer, link).await?,
+            None => link,
+        };
+        let is_tcp = link._greeted_over.is_none();
+        links.push(link);
+        let mut others = JoinSet::new();
+        for connection in (1..self.identity.hello.connections).filter(|_| is_tcp) {
+            let dial = self.clone();
+            others.spawn(async move { dial.hello(connection).await });
         }
-    };
-    timeout(limits.reply, handshake).await.unwrap_or(Err(Cause::Deadline(limits.reply)))
+        while let Some(joined) = others.join_next().await {
+            let failed = |error| Cause::Connect(format!("a handshake task failed: {error}"));
+            let (again, link) = joined.map_err(failed)??;
+            if again.shard != welcome.shard {
+                return Err(Cause::Answer(format!("it is shard {} and {}", welcome.shard, again.shard)));
+            }
+            links.push(link);
+        }
+        Ok(Admitted { welcome, links })
+    }
+
+    /// Connects within `limits.connect` and is welcomed within `limits.reply`: a shard that restores its rows admits
+    /// workers afterwards.
+    async fn hello(&self, connection: u32) -> Result<(WelcomeBody, Link), Cause> {
+        let limits = self.limits;
+        let stream = timeout(limits.connect, TcpStream::connect(self.address))
+            .await
+            .map_err(|_| Cause::Deadline(limits.connect))?
+            .map_err(|error| Cause::Connect(error.to_string()))?;
+        let handshake = async {
+            let (mut reader, mut writer) = over_tcp(stream, limits.connect, &self.buffers);
+            let hello = HelloBody { connection, ..self.identity.hello };
+            writer.write(&self.identity.frame(&Message::Hello(hello))?).await?;
+            let (incoming, payload) = reader.read().await?;
+            match Message::decode(incoming.header.kind, payload, self.identity.rows)? {
+                Message::Welcome(welcome) => Ok((welcome, Link { reader, writer, _greeted_over: None })),
+                Message::Refused(refusal) | Message::Nack(refusal) => Err(Cause::NotAdmitted(refusal)),
+                other => Err(Cause::Answer(format!("{:?} instead of a welcome", other.encode().0))),
+            }
+        };
+        timeout(limits.reply, handshake).await.unwrap_or(Err(Cause::Deadline(limits.reply)))
+    }
+
+    /// Moves to shared memory if that can be had, and says so by PATH on the chosen path.
+    async fn choose_path(&self, offer: Offer, tcp: Link) -> Result<Link, Cause> {
+        let shared = match offer.is_here() {
+            true => timeout(self.limits.connect, offer.accept()).await.unwrap_or_else(|late| Err(late.into())),
+            false => Err(std::io::Error::other("it runs on another host")),
+        };
+        let mut link = match shared {
+            Ok(rings) => {
+                let (reader, writer) = over_rings(rings, self.limits.connect, &self.buffers);
+                Link { reader, writer, _greeted_over: Some((tcp.reader, tcp.writer)) }
+            }
+            Err(error) => {
+                tracing::info!(address = %self.address, %error, "no memory is shared with this shard; TCP is used");
+                tcp
+            }
+        };
+        link.writer.write(&self.identity.frame(&Message::Path)?).await?;
+        Ok(link)
+    }
 }
 
-impl Admitted {
+/// What the tasks of one shard's connections share.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) shard: usize,
+    pub(super) identity: Identity,
+    pub(super) registry: Arc<Registry>,
+    pub(super) queue: SendQueue,
+    pub(super) inflow: Arc<Inflow>,
+}
+
+impl Link {
     /// The two halves' work: `(reads, writes)`. Each ends with the connection and reports why to the registry.
     pub(super) fn into_tasks(
         self,
-        shard: usize,
-        identity: Identity,
-        registry: Arc<Registry>,
-        queue: mpsc::Receiver<Item>,
+        connection: u32,
+        context: Context,
     ) -> (impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
-        let for_writer = Arc::clone(&registry);
+        let Link { reader, writer, _greeted_over } = self;
+        let for_writer = context.clone();
         let reads = async move {
-            let cause = read_all(self.reader, shard, identity, &registry).await;
-            registry.fail(shard, &cause);
+            let cause = context.read_all(reader).await;
+            context.registry.fail(context.shard, &cause);
+            context.queue.close();
+            drop(_greeted_over);
         };
         let writes = async move {
-            if let Err(error) = write_all(self.writer, queue).await {
-                for_writer.fail(shard, &error.into());
+            if let Err(error) = for_writer.write_all(writer, connection).await {
+                for_writer.registry.fail(for_writer.shard, &error.into());
+                for_writer.queue.abandon();
             }
         };
         (reads, writes)
     }
 }
 
-async fn write_all(
-    mut writer: FrameWriter<OwnedWriteHalf>,
-    mut queue: mpsc::Receiver<Item>,
-) -> Result<(), LinkError> {
-    while let Some(Item::Frame(frame, permit)) = queue.recv().await {
-        writer.write(&frame).await?;
-        drop(permit);
+impl Context {
+    async fn write_all(&self, mut writer: LinkWriter, connection: u32) -> Result<(), LinkError> {
+        while let Some(frame) = self.queue.next(connection).await {
+            writer.write(&frame).await?;
+        }
+        writer.close().await
     }
-    writer.close().await
-}
 
-async fn read_all(
-    mut reader: FrameReader<OwnedReadHalf>,
-    shard: usize,
-    identity: Identity,
-    registry: &Registry,
-) -> Cause {
-    loop {
-        let (incoming, payload) = match reader.read().await {
-            Ok(frame) => frame,
-            Err(error) => return error.into(),
-        };
-        let header = incoming.header;
-        if (header.run, header.generation) != (identity.run, identity.generation) {
-            return Cause::Answer(format!(
-                "a frame of run {:#x} and generation {}, expected run {:#x} and generation {}",
-                header.run, header.generation, identity.run, identity.generation
-            ));
+    async fn read_all(&self, mut reader: LinkReader) -> Cause {
+        loop {
+            let (incoming, payload) = match reader.read().await {
+                Ok(frame) => frame,
+                Err(error) => return error.into(),
+            };
+            let (header, ours) = (incoming.header, &self.identity);
+            if (header.run, header.generation) != (ours.run, ours.generation) {
+                return Cause::Answer(format!(
+                    "a frame of run {:#x} and generation {}, expected run {:#x} and generation {}",
+                    header.run, header.generation, ours.run, ours.generation
+                ));
+            }
+            let placed = match Message::decode(header.kind, payload, ours.rows) {
+                Ok(message) => self.place(&header, message),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(cause) = placed {
+                return cause;
+            }
         }
-        let (step, cell) = (header.step, header.cell);
-        let placed = match Message::decode(header.kind, payload, identity.stride) {
-            Ok(Message::Rows(block)) => registry.rows(shard, Key::Lookup(step, cell), &block),
-            Ok(Message::ReadRows(block)) => registry.rows(shard, Key::Read(step, cell), &block),
-            Ok(Message::Prepared(body)) => registry.sums(shard, Key::Prepare(step), body),
-            Ok(Message::Committed) => registry.acknowledge(shard, Key::Commit(step)),
-            Ok(Message::Aborted) => registry.acknowledge(shard, Key::Abort(step)),
-            Ok(Message::Nack(refusal)) => Err(Cause::Refused { step, cell, refusal }),
-            Ok(other) => Err(Cause::Answer(format!("a {:?} frame is not for workers", other.encode().0))),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(cause) = placed {
-            return cause;
+    }
+
+    fn place(&self, header: &Header, message: Message) -> Result<(), Cause> {
+        let (shard, registry, step, cell) = (self.shard, &self.registry, header.step, header.cell);
+        match message {
+            Message::Rows(block) => self.rows(Key::Lookup(step, cell), &block),
+            Message::ReadRows(block) => self.rows(Key::Read(step, cell), &block),
+            Message::Prepared(body) => registry.sums(shard, Key::Prepare(step), body),
+            Message::Committed => registry.acknowledge(shard, Key::Commit(step)),
+            Message::Aborted => registry.acknowledge(shard, Key::Abort(step)),
+            Message::Credit(bytes) => Ok(self.queue.give_back(bytes)?),
+            Message::Nack(refusal) => Err(Cause::Refused { step, cell, refusal }),
+            other => Err(Cause::Answer(format!("a {:?} frame is not for workers", other.encode().0))),
         }
+    }
+
+    /// Places rows, and gives their credit back.
+    fn rows(&self, key: Key, block: &RowBlock) -> Result<(), Cause> {
+        self.inflow.arrived(block.payload_bytes())?;
+        self.registry.rows(self.shard, key, block)?;
+        if let Some(bytes) = self.inflow.taken(block.payload_bytes())
+            && self.queue.send_urgent(self.identity.frame(&Message::Credit(bytes))?).is_err()
+        {
+            tracing::debug!(shard = self.shard, "credit was left over at the end");
+        }
+        Ok(())
     }
 }

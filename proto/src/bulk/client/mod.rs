@@ -8,66 +8,42 @@
 
 mod connection;
 mod error;
+mod gather;
+mod options;
 mod pending;
+mod push;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use polygram_domain::{Cell, Generation, Rank, RunName, Step, TableSet};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use polygram_domain::{Cell, Step, TableSet};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use connection::{Identity, Item, QUEUE_FRAMES, admit};
+use connection::{Admitted, Context, Dial, Identity};
 pub use error::{Cause, RowError};
+use gather::Gather;
+pub use options::{ClientLimits, ClientOptions, Hello};
 pub use pending::Prepared;
-use pending::{Answer, Gather, Key, Partial, Registry, lock};
+use pending::{Answer, Key, Partial, Registry, lock};
+use push::Push;
 
-use super::frame::{Kind, Outgoing, Piece, run_hash};
+use super::block::BlockShape;
+use super::credit::Inflow;
+use super::frame::{Outgoing, run_hash};
 use super::ids::{ShardRows, UniqueIds, divide};
-use super::message::{Commit, HelloBody, Message, RowBlock, tables_hash};
+use super::message::{Commit, HelloBody, Message, tables_hash};
+use super::pool::Buffers;
+use super::queue::SendQueue;
+use super::same_host::incarnation;
 
-/// Bytes of pushed gradients that wait for one shard's socket at most.
-const PUSH_BUDGET_BYTES: usize = 64 << 20;
-
-/// Who is connecting.
-#[derive(Clone, Debug)]
-pub struct Hello {
-    /// The run.
-    pub run: RunName,
-    /// Its membership generation; shards refuse any other.
-    pub generation: Generation,
-    /// This worker.
-    pub rank: Rank,
-    /// Workers in the run.
-    pub workers: u32,
-}
-
-/// A client's deadlines and sizes. A `Duration` stands for both deadlines.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientLimits {
-    /// For a connection to be made, and for a socket that takes no data.
-    pub connect: Duration,
-    /// For an answer, the welcome of a shard that still restores its rows included. A lookup's answer may wait for the commits of earlier steps: allow for `prefetch_steps`
-    /// whole steps.
-    pub reply: Duration,
-    /// Bytes of row gradients per frame; no result depends on it.
-    pub chunk_bytes: usize,
-}
-
-impl From<Duration> for ClientLimits {
-    fn from(deadline: Duration) -> ClientLimits {
-        ClientLimits { connect: deadline, reply: deadline, chunk_bytes: 1 << 20 }
-    }
-}
-
-struct Shard {
-    queue: mpsc::Sender<Item>,
-    budget: Arc<Semaphore>,
-}
+/// Memory of received and converted payloads that is kept for the next ones.
+const PAYLOADS_KEPT_BYTES: usize = 64 << 20;
+/// Memory of pushed gradients that is kept for rows of later lookups.
+const ROWS_KEPT_BYTES: usize = 512 << 20;
 
 /// Cells declared and not pushed yet: their ids' division is what a push follows.
 type Declared = HashMap<(Step, Cell), Arc<Vec<ShardRows>>>;
@@ -76,14 +52,16 @@ struct Inner {
     identity: Identity,
     limits: ClientLimits,
     tables: Arc<TableSet>,
-    sites: usize,
-    width: usize,
+    /// How gradients travel.
+    gradients: BlockShape,
     version: Step,
-    shards: Vec<Shard>,
+    shards: Vec<SendQueue>,
     registry: Arc<Registry>,
     declared: Mutex<Declared>,
     reads: AtomicU32,
     tasks: Mutex<JoinSet<()>>,
+    payloads: Buffers,
+    rows: Buffers,
 }
 
 /// Exchanges rows with all shards of a run. Clones share the connections; the last one closes them.
@@ -99,42 +77,49 @@ impl RowClient {
         shards: &[SocketAddr],
         hello: Hello,
         tables: Arc<TableSet>,
-        limits: impl Into<ClientLimits>,
+        options: impl Into<ClientOptions>,
     ) -> Result<RowClient, RowError> {
-        let limits = limits.into();
-        let sites = match tables.is_empty() {
-            true => 0,
-            false => tables.len() / tables.tables_per_site() as usize,
-        };
+        let options: ClientOptions = options.into();
+        let registry = Arc::new(Registry::new(shards.to_vec()));
+        let nowhere = |error: std::io::Error| registry.error(usize::MAX, None, Cause::Connect(error.to_string()));
+        let sites = tables.len().checked_div(tables.tables_per_site() as usize).unwrap_or(0);
         let width = tables.iter().next().map_or(0, |table| table.width as usize);
         let identity = Identity {
             run: run_hash(&hello.run),
             generation: hello.generation,
-            hello: HelloBody { rank: hello.rank, workers: hello.workers, tables: tables_hash(&tables) },
-            stride: sites * width,
+            hello: HelloBody {
+                rank: hello.rank,
+                workers: hello.workers,
+                tables: tables_hash(&tables),
+                incarnation: incarnation().map_err(nowhere)?,
+                connection: 0,
+                connections: options.connections,
+                wire: options.wire,
+                same_host: options.same_host,
+                window_bytes: options.row_window_bytes,
+            },
+            rows: BlockShape { sites, width, kind: options.wire.rows },
         };
-        let registry = Arc::new(Registry::new(shards.to_vec()));
+        let payloads = Buffers::new(PAYLOADS_KEPT_BYTES);
         let mut handshakes = JoinSet::new();
         for (index, &address) in shards.iter().enumerate() {
-            handshakes.spawn(async move { (index, admit(address, identity, limits).await) });
+            let dial = Dial { address, identity, limits: options.limits, buffers: payloads.clone() };
+            handshakes.spawn(async move { (index, dial.admit().await) });
         }
-        let mut admitted: Vec<_> = shards.iter().map(|_| None).collect();
+        let mut admitted: Vec<Option<Admitted>> = shards.iter().map(|_| None).collect();
         while let Some(joined) = handshakes.join_next().await {
-            let (index, result) = joined.map_err(|error| {
-                registry.error(usize::MAX, None, Cause::Connect(format!("handshake task failed: {error}")))
-            })?;
+            let (index, result) = joined.map_err(|error| nowhere(error.into()))?;
             admitted[index] = Some(result.map_err(|cause| registry.error(index, None, cause))?);
         }
         let mut tasks = JoinSet::new();
-        let mut connections = Vec::with_capacity(shards.len());
+        let mut queues = Vec::with_capacity(shards.len());
         let mut version: Option<Step> = None;
-        for (index, connection) in admitted.into_iter().flatten().enumerate() {
-            let welcome = connection.welcome;
+        for (shard, Admitted { welcome, links }) in admitted.into_iter().flatten().enumerate() {
             let expected = *version.get_or_insert(welcome.version);
-            let refuse = |text: String| Err(registry.error(index, None, Cause::Answer(text)));
-            if (welcome.shard.index(), welcome.shards as usize) != (index, shards.len()) {
+            let refuse = |text: String| Err(registry.error(shard, None, Cause::Answer(text)));
+            if (welcome.shard.index(), welcome.shards as usize) != (shard, shards.len()) {
                 return refuse(format!(
-                    "it is shard {} of {}, expected shard {index} of {}",
+                    "it is shard {} of {}, expected shard {shard} of {}",
                     welcome.shard,
                     welcome.shards,
                     shards.len()
@@ -146,25 +131,33 @@ impl RowClient {
                     welcome.version
                 ));
             }
-            let (queue, receiver) = mpsc::channel(QUEUE_FRAMES);
-            let (reads, writes) = connection.into_tasks(index, identity, Arc::clone(&registry), receiver);
-            tasks.spawn(reads);
-            tasks.spawn(writes);
-            let budget = Arc::new(Semaphore::new(PUSH_BUDGET_BYTES));
-            connections.push(Shard { queue, budget });
+            let context = Context {
+                shard,
+                identity,
+                registry: Arc::clone(&registry),
+                queue: SendQueue::new(welcome.window_bytes),
+                inflow: Arc::new(Inflow::new(options.row_window_bytes)),
+            };
+            queues.push(context.queue.clone());
+            for (connection, link) in (0..).zip(links) {
+                let (reads, writes) = link.into_tasks(connection, context.clone());
+                tasks.spawn(reads);
+                tasks.spawn(writes);
+            }
         }
         let inner = Inner {
             identity,
-            limits,
+            limits: options.limits,
             tables,
-            sites,
-            width,
+            gradients: BlockShape { sites, width, kind: options.wire.gradients },
             version: version.unwrap_or_default(),
-            shards: connections,
+            shards: queues,
             registry,
             declared: Mutex::default(),
             reads: AtomicU32::new(0),
             tasks: Mutex::new(tasks),
+            payloads,
+            rows: Buffers::new(ROWS_KEPT_BYTES),
         };
         Ok(RowClient { inner: Arc::new(inner) })
     }
@@ -208,8 +201,8 @@ impl RowClient {
         rows_of(Arc::clone(&self.inner), key, sent)
     }
 
-    /// Sends a declared cell's row gradients `[sites, U, w]`. Resolves when all of it is queued: it waits while
-    /// a shard's socket is behind by more than a fixed number of bytes.
+    /// Sends a declared cell's row gradients `[sites, U, w]`, whose memory serves later lookups. Resolves when all of
+    /// it is queued: it waits while a shard has more than a fixed number of bytes on its way.
     pub async fn push(&self, step: Step, cell: Cell, row_grads_suw: Vec<f32>) -> Result<(), RowError> {
         let inner = &self.inner;
         if let Some(mut failure) = inner.registry.failure() {
@@ -220,16 +213,13 @@ impl RowClient {
             return Err(inner.registry.call_error(step, Some(cell), "a push without its lookup"));
         };
         let unique: usize = shards.iter().map(ShardRows::len).sum();
-        let expected = inner.sites * unique * inner.width;
+        let expected = inner.gradients.stride() * unique;
         if row_grads_suw.len() != expected {
             let rule = format!("{} gradient values for {expected} row values", row_grads_suw.len());
             return Err(inner.registry.call_error(step, Some(cell), rule));
         }
-        let values = Arc::new(row_grads_suw);
-        for (index, part) in shards.iter().enumerate() {
-            inner.push_to(index, part, &values, (step, cell)).await?;
-        }
-        Ok(())
+        let values = Arc::new(inner.rows.adopt(row_grads_suw));
+        Push { inner: Arc::clone(inner), shards, values, unique, step, cell }.send().await
     }
 
     /// The shards' sums of the step, once every cell of every worker is in.
@@ -259,10 +249,7 @@ impl RowClient {
     /// Closes the connections once what is queued is sent, and joins their tasks.
     pub async fn close(self) -> Result<(), RowError> {
         let failure = self.failure();
-        for shard in &self.inner.shards {
-            // A queue that is gone belongs to a connection that has ended already.
-            let _ended = timeout(self.inner.limits.connect, shard.queue.send(Item::Close)).await;
-        }
+        self.inner.shards.iter().for_each(SendQueue::close);
         let mut tasks = std::mem::take(&mut *lock(&self.inner.tasks));
         let joined = timeout(self.inner.limits.connect, async {
             while let Some(joined) = tasks.join_next().await {
@@ -291,7 +278,7 @@ impl Inner {
         let shards = divide(ids, &self.tables, self.shards.len() as u32)
             .map_err(|rule| self.registry.call_error(key.step(), key.cell(), rule))?;
         let shards = Arc::new(shards);
-        let gather = Gather::new(Arc::clone(&shards), self.sites, self.width);
+        let gather = Gather::new(Arc::clone(&shards), self.identity.rows, &self.rows);
         let reply = self.registry.open(key, Partial::Rows(gather))?;
         for (index, part) in shards.iter().enumerate() {
             let request = part.request(ids);
@@ -330,59 +317,7 @@ impl Inner {
         let (kind, pieces) = message.encode();
         let frame = Outgoing::seal(&self.identity.header(kind, key.step(), cell), pieces)
             .map_err(|error| fail(Cause::Call(error.to_string())))?;
-        self.shards[shard].queue.try_send(Item::Frame(frame, None)).map_err(|error| {
-            let full = matches!(error, mpsc::error::TrySendError::Full(_));
-            fail(Cause::Lost(if full { "its queue is full" } else { "it is closed" }.to_owned()))
-        })
-    }
-
-    /// Sends one shard its part of a cell's gradients, in chunks.
-    async fn push_to(
-        &self,
-        index: usize,
-        part: &ShardRows,
-        values: &Arc<Vec<f32>>,
-        (step, cell): (Step, Cell),
-    ) -> Result<(), RowError> {
-        let fail = |cause: Cause| RowError {
-            step: Some(step),
-            cell: Some(cell),
-            ..self.registry.error(index, None, cause)
-        };
-        let unique = values.len() / (self.sites * self.width).max(1);
-        let row_bytes = self.sites * self.width * 4;
-        let rows_per_chunk = (self.limits.chunk_bytes / row_bytes.max(1)).max(1);
-        let shard = &self.shards[index];
-        let mut start = 0;
-        let mut chunk = 0;
-        loop {
-            let end = part.len().min(start + rows_per_chunk);
-            let run = (start < end).then_some(start as u32..end as u32);
-            let mut pieces = vec![Piece::Words(RowBlock::head(run.as_slice()))];
-            for site in 0..self.sites {
-                pieces.extend(part.stretches(start..end).map(|(_, rows)| {
-                    let at = |row: usize| (site * unique + row) * self.width;
-                    Piece::Shared(Arc::clone(values), at(rows.start)..at(rows.end))
-                }));
-            }
-            let mut header = self.identity.header(Kind::Push, step, cell);
-            header.chunk = chunk;
-            let frame = Outgoing::seal(&header, pieces).map_err(|error| fail(error.into()))?;
-            let bytes = frame.wire_bytes().min(PUSH_BUDGET_BYTES) as u32;
-            let permit = timeout(self.limits.reply, Arc::clone(&shard.budget).acquire_many_owned(bytes))
-                .await
-                .map_err(|_| fail(Cause::Deadline(self.limits.reply)))?
-                .map_err(|_| fail(Cause::Lost("it is closed".to_owned())))?;
-            let queued = timeout(self.limits.reply, shard.queue.send(Item::Frame(frame, Some(permit)))).await;
-            queued.map_err(|_| fail(Cause::Deadline(self.limits.reply)))?.map_err(|_| {
-                fail(self.registry.failure().map_or(Cause::Lost("it is closed".into()), |e| e.cause))
-            })?;
-            start = end;
-            chunk += 1;
-            if start >= part.len() {
-                return Ok(());
-            }
-        }
+        self.shards[shard].send_urgent(frame).map_err(|_| fail(self.registry.closed()))
     }
 }
 

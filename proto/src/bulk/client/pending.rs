@@ -12,7 +12,7 @@ use polygram_domain::{BucketIndex, Cell, ShardIndex, Step, TableIndex};
 use tokio::sync::oneshot;
 
 use super::error::{Cause, RowError};
-use crate::bulk::ids::ShardRows;
+use super::gather::Gather;
 use crate::bulk::message::{PreparedBody, RowBlock};
 
 /// Requests open at once at most; a worker needs a few per step of prefetch.
@@ -87,7 +87,7 @@ impl Partial {
     /// The first shard that has not answered in full.
     fn awaited(&self) -> Option<usize> {
         match self {
-            Partial::Rows(gather) => gather.missing.iter().position(|&rows| rows > 0),
+            Partial::Rows(gather) => gather.awaited(),
             Partial::Sums { missing, .. } => missing.iter().position(|sums| *sums != Some(0)),
             Partial::Acks { waiting } => waiting.iter().position(|&waits| waits),
         }
@@ -95,7 +95,7 @@ impl Partial {
 
     fn finish(&mut self) -> Answer {
         match self {
-            Partial::Rows(gather) => Answer::Rows(std::mem::take(&mut gather.rows_suw)),
+            Partial::Rows(gather) => Answer::Rows(gather.finish()),
             Partial::Sums { finite, sums, .. } => {
                 let mut sums = std::mem::take(sums);
                 sums.sort_unstable_by_key(|&(table, bucket, _)| (table, bucket));
@@ -103,75 +103,6 @@ impl Partial {
             }
             Partial::Acks { .. } => Answer::Done,
         }
-    }
-}
-
-/// Rows `[sites, U, w]` on their way.
-#[derive(Debug)]
-pub(super) struct Gather {
-    rows_suw: Vec<f32>,
-    shards: Arc<Vec<ShardRows>>,
-    missing: Vec<usize>,
-    filled: Vec<bool>,
-    sites: usize,
-    width: usize,
-}
-
-impl Gather {
-    pub(super) fn new(shards: Arc<Vec<ShardRows>>, sites: usize, width: usize) -> Gather {
-        let missing: Vec<usize> = shards.iter().map(ShardRows::len).collect();
-        let unique = missing.iter().sum();
-        Gather {
-            rows_suw: vec![0.0; sites * unique * width],
-            shards,
-            missing,
-            filled: vec![false; unique],
-            sites,
-            width,
-        }
-    }
-
-    /// Copies a part to its places. A part that came before is skipped: the shard answers a repeated request
-    /// with the same bits.
-    fn place(&mut self, shard: usize, block: &RowBlock) -> Result<(), String> {
-        let part = &self.shards[shard];
-        let (rows, width) = (block.rows(), self.width);
-        let unique = self.filled.len();
-        let values = block.values();
-        if values.len() != rows * width * self.sites {
-            return Err(format!("{rows} rows came with {} values", values.len()));
-        }
-        let mut taken = 0;
-        for run in block.runs() {
-            if run.end as usize > part.len() {
-                return Err(format!("position {} came for {} rows", run.end - 1, part.len()));
-            }
-            for (position, stretch) in part.stretches(run.start as usize..run.end as usize) {
-                let first = taken + (position - run.start as usize);
-                // Usually the whole stretch is new; after a repeated request single rows may be there already.
-                let pieces = match self.filled[stretch.clone()].iter().any(|&filled| filled) {
-                    false => vec![(first, stretch)],
-                    true => stretch
-                        .enumerate()
-                        .filter(|&(_, at)| !self.filled[at])
-                        .map(|(i, at)| (first + i, at..at + 1))
-                        .collect(),
-                };
-                for (from, to) in pieces {
-                    for site in 0..self.sites {
-                        let target = (site * unique + to.start) * width;
-                        let source = (site * rows + from) * width;
-                        let count = to.len() * width;
-                        self.rows_suw[target..target + count]
-                            .copy_from_slice(&values[source..source + count]);
-                    }
-                    self.filled[to.clone()].fill(true);
-                    self.missing[shard] -= to.len();
-                }
-            }
-            taken += run.len();
-        }
-        Ok(())
     }
 }
 
@@ -243,6 +174,11 @@ impl Registry {
                 Ok(receiver)
             }
         }
+    }
+
+    /// Whether a request still waits for some answer.
+    pub(super) fn is_open(&self, key: Key) -> bool {
+        lock(&self.state).open.contains_key(&key)
     }
 
     /// Places a part of rows. Answers to requests that are no longer open are dropped.
@@ -321,6 +257,11 @@ impl Registry {
                 tracing::debug!(?key, "a request failed after its future was dropped");
             }
         }
+    }
+
+    /// Why a connection takes nothing more: the failure, or the client's own end.
+    pub(super) fn closed(&self) -> Cause {
+        self.failure().map_or_else(|| Cause::Lost("it is closed".to_owned()), |failure| failure.cause)
     }
 
     /// The failure, if there was one.
