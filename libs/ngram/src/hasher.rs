@@ -14,7 +14,7 @@ use crate::error::NgramError;
 use crate::modulus::Modulus;
 
 /// Context tokens that the longest supported n-gram looks back at.
-const MAX_DEPTH: usize = MAX_ORDER as usize - 1;
+pub(crate) const MAX_DEPTH: usize = MAX_ORDER as usize - 1;
 
 /// The tokens before a position, nearest first; 0 where there is none.
 pub(crate) type Context = [u64; MAX_DEPTH];
@@ -104,6 +104,11 @@ impl Hasher {
     /// Tables per site, C.
     pub fn tables(&self) -> usize {
         self.rows.len()
+    }
+
+    /// N-gram orders, N − 1.
+    pub fn orders(&self) -> usize {
+        self.orders.len()
     }
 
     /// Rows of each table at its site, order-major: `[C]`.
