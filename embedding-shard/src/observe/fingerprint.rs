@@ -1,0 +1,254 @@
+//! A cheap number that says which rows were updated to what, in any order and over any number of lanes and shards.
+//!
+//! ```text
+//! S_s     = Σ row_hash(table, row, updates, weights)   over the rows that step s updated, wrapping
+//! F_{s+1} = F_s·K + S_s                                K odd, wrapping
+//! ```
+//! Both are linear, so lanes chain for themselves and readers add: the sum of the lanes' F at one version is the
+//! shard's, the sum of the shards' is the run's. Two runs that agree bit for bit have equal S at every step, and equal
+//! F when they began at the same one; runs that differ anywhere agree by accident once in about 2^32 at worst.
+
+use multiversion::multiversion;
+use polygram_domain::{RowId, Step, TableIndex};
+
+/// Multiplier of the chain: 2^64 over the golden ratio, made odd.
+const CHAIN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Multiplier between spans of a row.
+const SPAN: u64 = 0xd1b5_4a32_d192_ed03;
+/// Pairs of words of a span.
+const PAIRS: usize = 64;
+/// One number a pair of a span.
+const KEYS: [u64; PAIRS] = keys();
+
+const fn keys() -> [u64; PAIRS] {
+    let mut keys = [0; PAIRS];
+    let mut i = 0;
+    while i < PAIRS {
+        keys[i] = mix(CHAIN.wrapping_mul(i as u64 + 1));
+        i += 1;
+    }
+    keys
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+#[inline]
+const fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// Hash of one row after an update: `weights` are its weights as stored, bit for bit.
+///
+/// Weights are words w of four bytes, little-endian, zeros behind the last. Over each span of 128 words it takes
+/// Σ (w₂ᵢ ⊕ k₂ᵢ)·(w₂ᵢ₊₁ ⊕ k₂ᵢ₊₁) modulo 2^64 with fixed keys, as XXH3 does (and NH of UMAC, Black et al. 1999, §4, with
+/// sums in the place of ⊕). Not against an adversary.
+#[inline]
+pub fn row_hash(table: TableIndex, row: RowId, updates: u32, weights: &[u8]) -> u64 {
+    let name = u64::from(table.0) << 32 | u64::from(row.0);
+    mix(word_hash(weights, mix(name ^ u64::from(updates).wrapping_mul(CHAIN))))
+}
+
+#[multiversion(targets("x86_64+avx2+bmi2", "x86_64+avx512f+avx512bw+avx512dq+avx512vl"))]
+fn word_hash(weights: &[u8], seed: u64) -> u64 {
+    let (pairs, rest) = weights.as_chunks::<8>();
+    // Whole spans apart: their length is known, and that is the common row of 128 weights.
+    let (spans, tail) = pairs.as_chunks::<PAIRS>();
+    let mut sum = seed;
+    for span in spans {
+        let mut total = 8 * PAIRS as u64;
+        for (pair, key) in span.iter().zip(&KEYS) {
+            total = total.wrapping_add(product(*pair, *key));
+        }
+        sum = sum.wrapping_mul(SPAN).wrapping_add(total);
+    }
+    if tail.is_empty() && rest.is_empty() {
+        return sum;
+    }
+    let mut total = (8 * tail.len() + rest.len()) as u64;
+    for (pair, key) in tail.iter().zip(&KEYS) {
+        total = total.wrapping_add(product(*pair, *key));
+    }
+    if !rest.is_empty() {
+        let mut pair = [0; 8];
+        pair[..rest.len()].copy_from_slice(rest);
+        total = total.wrapping_add(product(pair, KEYS[tail.len()]));
+    }
+    sum.wrapping_mul(SPAN).wrapping_add(total)
+}
+
+#[inline(always)]
+fn product(pair: [u8; 8], key: u64) -> u64 {
+    let pair = u64::from_le_bytes(pair) ^ key;
+    (pair & 0xffff_ffff) * (pair >> 32)
+}
+
+/// One table's fingerprint on one lane, or the sum over several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// S of the step that made the present version.
+    pub step: u64,
+    /// F at the present version.
+    pub chain: u64,
+}
+
+impl Fingerprint {
+    /// Takes the sum of the hashes of a step's updated rows.
+    pub fn close(&mut self, step_sum: u64) {
+        self.step = step_sum;
+        self.chain = self.chain.wrapping_mul(CHAIN).wrapping_add(step_sum);
+    }
+
+    /// That of both parts, which must be of one version.
+    pub fn and(self, other: Fingerprint) -> Fingerprint {
+        Fingerprint { step: self.step.wrapping_add(other.step), chain: self.chain.wrapping_add(other.chain) }
+    }
+}
+
+/// F of all tables at some version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// Updates in the rows.
+    pub version: Step,
+    /// F, summed over tables.
+    pub chain: u64,
+}
+
+/// Levels of [`Marks`].
+const LEVELS: u32 = 11;
+
+/// F at the newest version, and at the newest versions that are multiples of 2, 4, … 1024: whoever is a few steps
+/// behind has some of them in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks([Option<Mark>; LEVELS as usize]);
+
+impl Marks {
+    /// Notes the newest version.
+    pub fn note(&mut self, mark: Mark) {
+        let levels = mark.version.0.trailing_zeros().min(LEVELS - 1);
+        self.0[..=levels as usize].fill(Some(mark));
+    }
+
+    /// The marks, versions falling, each once.
+    pub fn list(&self) -> Vec<Mark> {
+        let mut marks: Vec<Mark> = self.0.iter().copied().flatten().collect();
+        marks.sort_by_key(|mark| std::cmp::Reverse(mark.version));
+        marks.dedup();
+        marks
+    }
+}
+
+/// The versions that all parts have in common, with the parts' F added up.
+pub fn common_marks(parts: impl IntoIterator<Item = Vec<Mark>>) -> Vec<Mark> {
+    let mut parts = parts.into_iter();
+    let Some(mut common) = parts.next() else { return Vec::new() };
+    for part in parts {
+        common.retain_mut(|mark| match part.iter().find(|other| other.version == mark.version) {
+            Some(other) => {
+                mark.chain = mark.chain.wrapping_add(other.chain);
+                true
+            }
+            None => false,
+        });
+    }
+    common
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The definition, one word at a time.
+    fn plain(table: u32, row: u32, updates: u32, weights: &[u8]) -> u64 {
+        let name = u64::from(table) << 32 | u64::from(row);
+        let mut sum = mix(name ^ u64::from(updates).wrapping_mul(CHAIN));
+        for span in weights.chunks(512) {
+            let byte = |at: usize| span.get(at).copied().unwrap_or(0);
+            let word = |i: usize| {
+                let word =
+                    u32::from_le_bytes([byte(4 * i), byte(4 * i + 1), byte(4 * i + 2), byte(4 * i + 3)]);
+                u64::from(word ^ (KEYS[i / 2] >> (32 * (i % 2))) as u32)
+            };
+            let mut total = span.len() as u64;
+            for i in 0..span.len().div_ceil(8) {
+                total = total.wrapping_add(word(2 * i) * word(2 * i + 1));
+            }
+            sum = sum.wrapping_mul(SPAN).wrapping_add(total);
+        }
+        mix(sum)
+    }
+
+    fn bytes(count: usize) -> Vec<u8> {
+        (0..count as u64).map(|i| (mix(i + 99) >> 56) as u8).collect()
+    }
+
+    #[test]
+    fn every_processor_computes_the_definition() {
+        for count in [0, 1, 2, 4, 7, 8, 9, 16, 128, 130, 256, 384, 512, 514, 520, 1024, 1500] {
+            let bytes = bytes(count);
+            assert_eq!(row_hash(TableIndex(3), RowId(9), 2, &bytes), plain(3, 9, 2, &bytes), "{count} bytes");
+        }
+        // Pinned: the number must not change between builds or machines.
+        let ones = [1f32.to_le_bytes(); 4].concat();
+        assert_eq!(row_hash(TableIndex(0), RowId(0), 1, &ones), PINNED);
+    }
+
+    const PINNED: u64 = 3_336_215_763_964_880_726;
+
+    #[test]
+    fn everything_counts() {
+        let base = bytes(1024);
+        let mut seen = BTreeSet::new();
+        seen.insert(row_hash(TableIndex(0), RowId(0), 1, &base));
+        for (table, row, updates) in [(1, 0, 1), (0, 1, 1), (0, 0, 2)] {
+            assert!(seen.insert(row_hash(TableIndex(table), RowId(row), updates, &base)));
+        }
+        for at in 0..base.len() {
+            for bit in [0, 7] {
+                let mut other = base.clone();
+                other[at] ^= 1 << bit;
+                assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &other)), "byte {at}, bit {bit}");
+            }
+        }
+        let mut swapped = base.clone();
+        swapped.rotate_left(512);
+        assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &swapped)));
+        assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &base[..1020])));
+    }
+
+    #[test]
+    fn lanes_chain_for_themselves() {
+        let hashes = [[3u64, 1 << 60, 7], [u64::MAX, 5, 11], [0, 0, 0], [2, 4, 8]];
+        let mut all = Fingerprint::default();
+        let mut lanes = [Fingerprint::default(); 3];
+        for step in hashes {
+            all.close(step.iter().fold(0, |sum, &hash| sum.wrapping_add(hash)));
+            for (lane, hash) in lanes.iter_mut().zip(step) {
+                lane.close(hash);
+            }
+            assert_eq!(lanes.into_iter().reduce(Fingerprint::and), Some(all));
+        }
+    }
+
+    #[test]
+    fn lanes_and_shards_meet_at_marks() {
+        let marks_at = |from: u64, to: u64, factor: u64| {
+            let mut marks = Marks::default();
+            (from + 1..=to).for_each(|v| marks.note(Mark { version: Step(v), chain: v * factor }));
+            marks.list()
+        };
+        let (ahead, behind) = (marks_at(0, 1029, 1), marks_at(0, 1027, 10));
+        assert_eq!(ahead.iter().map(|m| m.version.0).collect::<Vec<_>>(), [1029, 1028, 1024]);
+        assert_eq!(behind.iter().map(|m| m.version.0).collect::<Vec<_>>(), [1027, 1026, 1024]);
+        assert_eq!(common_marks([ahead, behind]), [Mark { version: Step(1024), chain: 11 * 1024 }]);
+        for lag in 0..300 {
+            let common = common_marks([marks_at(0, 2000, 1), marks_at(0, 2000 - lag, 1)]);
+            assert!(!common.is_empty(), "{lag} steps behind");
+        }
+        assert_eq!(common_marks([marks_at(7, 8, 3)]), [Mark { version: Step(8), chain: 24 }]);
+        assert_eq!(common_marks([marks_at(7, 8, 3), Vec::new()]), []);
+        assert_eq!(common_marks(std::iter::empty()), []);
+    }
+}
