@@ -6,9 +6,9 @@ use std::sync::Arc;
 use polygram_domain::TableIndex;
 use polygram_proto::bulk::frame::{Header, Outgoing, Piece};
 use polygram_proto::bulk::message::{Request, RowBlock};
-use tokio::sync::mpsc;
 
 use crate::rows::{RowStore, RowsOut};
+use crate::server::outbox::Outbox;
 
 /// Bytes of values in one frame of rows, about; no result depends on it.
 const FRAME_BYTES: usize = 256 << 10;
@@ -16,8 +16,8 @@ const FRAME_BYTES: usize = 256 << 10;
 /// Where an answer goes, and what its frames say of themselves.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
-    /// Writer of the connection.
-    pub(crate) frames: mpsc::Sender<Outgoing>,
+    /// The worker's outbox.
+    pub(crate) frames: Outbox,
     /// Header of every frame.
     pub(crate) header: Header,
 }

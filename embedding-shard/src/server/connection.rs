@@ -1,33 +1,58 @@
-//! One worker's connection: the handshake, frames in, frames out.
+//! One connection of a worker: the handshake, the choice of its path, frames in, frames out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_domain::embedding::SameHost;
 use polygram_domain::{Cell, Step};
-use polygram_proto::bulk::codec::{self, FrameReader, FrameWriter, LinkError};
+use polygram_proto::bulk::block::BlockShape;
+use polygram_proto::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
+use polygram_proto::bulk::credit::Inflow;
 use polygram_proto::bulk::frame::{Header, Kind, Outgoing, WireError, run_hash};
-use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, tables_hash};
+use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody, tables_hash};
+use polygram_proto::bulk::pool::Buffers;
+use polygram_proto::bulk::same_host::{Meeting, Offer};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::outbox::Outbox;
 use crate::config::ShardConfig;
 
 /// A peer that says nothing after connecting, or takes nothing, is given up after this.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Frames that wait for a worker's socket at most.
-const QUEUE_FRAMES: usize = 16;
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// Memory of received gradients that is kept for the next ones.
+const KEPT_BYTES: usize = 64 << 20;
 
-/// What a connection tells the engine.
+/// What a connection tells the engine. A group is all connections of one worker.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A worker says hello; answers go to `frames`.
-    Hello { connection: u64, hello: HelloBody, frames: mpsc::Sender<Outgoing> },
+    /// A worker says hello.
+    Hello { hello: HelloBody, offer: Option<Offer>, answer: oneshot::Sender<Result<Admission, Refusal>> },
     /// A worker's message.
-    Message { connection: u64, header: Header, crc: u32, message: Message },
-    /// The connection takes no more requests; the refusal, if any, is the peer's to read.
-    Gone { connection: u64, refusal: Option<Refusal> },
+    Message { group: u64, header: Header, crc: u32, message: Message },
+    /// A connection brings no more requests.
+    Gone { group: u64, end: End },
+}
+
+/// A worker's admission on one connection.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) group: u64,
+    pub(super) welcome: WelcomeBody,
+    pub(super) outbox: Outbox,
+    pub(super) inflow: Arc<Inflow>,
+}
+
+/// Why a connection brings no more requests.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The worker said that it has no more.
+    Closed,
+    /// It broke.
+    Lost,
+    /// The worker broke a rule, which it is told.
+    Refused(Refusal),
 }
 
 /// What all connections of a shard check their frames against.
@@ -35,16 +60,22 @@ pub(super) enum Event {
 pub(super) struct Fence {
     run: u64,
     config: Arc<ShardConfig>,
-    stride: usize,
+    gradients: BlockShape,
     tables: u64,
+    buffers: Buffers,
 }
 
 impl Fence {
     pub(super) fn new(config: Arc<ShardConfig>) -> Fence {
         Fence {
             run: run_hash(&config.run),
-            stride: config.sites() * config.width(),
+            gradients: BlockShape {
+                sites: config.sites(),
+                width: config.width(),
+                kind: config.embedding.wire.gradients,
+            },
             tables: tables_hash(&config.tables),
+            buffers: Buffers::new(KEPT_BYTES),
             config,
         }
     }
@@ -81,7 +112,25 @@ impl Fence {
             let text = "the worker's n-gram tables have other sizes than the shard's: one config everywhere";
             return Err(Refusal::new(Reason::WrongRun, text));
         }
+        let (theirs, ours) = (hello.wire, self.config.embedding.wire);
+        if theirs != ours {
+            let text = format!(
+                "the worker sends {:?} gradients and takes {:?} rows, the shard takes {:?} and sends {:?}: one \
+                 config everywhere (embedding.wire_rows, embedding.wire_gradients)",
+                theirs.gradients, theirs.rows, ours.gradients, ours.rows
+            );
+            return Err(Refusal::new(Reason::WrongRun, text));
+        }
         Ok(())
+    }
+
+    /// A place to meet a worker that would share memory.
+    fn meeting(&self, hello: &HelloBody) -> Option<Meeting> {
+        let wanted = [hello.same_host, self.config.embedding.same_host];
+        if hello.connection > 0 || wanted.contains(&SameHost::Tcp) {
+            return None;
+        }
+        Meeting::open().inspect_err(|error| tracing::info!(%error, "no memory is offered to workers")).ok()
     }
 }
 
@@ -96,48 +145,185 @@ fn refusal_of(error: &LinkError) -> Option<Refusal> {
     }
 }
 
-/// Serves one connection until either side ends it.
-pub(super) async fn serve(stream: TcpStream, connection: u64, fence: Fence, events: mpsc::Sender<Event>) {
-    let (mut reader, mut writer) = codec::split(stream, PATIENCE);
+/// Two halves of a connection.
+struct Link {
+    reader: LinkReader,
+    writer: LinkWriter,
+    /// The TCP connection behind shared memory, open as long as the memory is used.
+    _greeted_over: Option<LinkWriter>,
+}
+
+/// Serves connection number `number` of this shard until either side ends it.
+pub(super) async fn serve(stream: TcpStream, number: u64, fence: Fence, events: mpsc::Sender<Event>) {
+    let (mut reader, mut writer) = over_tcp(stream, PATIENCE, &fence.buffers);
     let hello = match timeout(PATIENCE, read_hello(&mut reader, &fence)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(refusal)) => return refuse(&mut writer, &fence, refusal).await,
-        Err(_) => return tracing::warn!(connection, "a peer connected and said nothing"),
+        Err(_) => return tracing::warn!(number, "a peer connected and said nothing"),
     };
-    let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
-    if events.send(Event::Hello { connection, hello, frames }).await.is_err() {
+    let meeting = fence.meeting(&hello);
+    let (answer, answered) = oneshot::channel();
+    let offer = meeting.as_ref().map(Meeting::offer);
+    if events.send(Event::Hello { hello, offer, answer }).await.is_err() {
         return;
     }
-    let reads = read_all(reader, connection, &fence, &events);
-    let writes = write_all(writer, queue);
-    tokio::pin!(reads, writes);
-    let (refusal, is_writing) = tokio::select! {
-        refusal = &mut reads => (refusal, true),
-        ended = &mut writes => {
-            log_end(connection, ended);
-            (None, false)
-        }
+    let Admission { group, welcome, outbox, inflow } = match answered.await {
+        Ok(Ok(admission)) => admission,
+        Ok(Err(refusal)) => return refuse(&mut writer, &fence, Some(refusal)).await,
+        Err(_) => return tracing::debug!(number, "the engine ended before it answered a hello"),
     };
-    if events.send(Event::Gone { connection, refusal }).await.is_err() {
-        tracing::debug!(connection, "the engine ended before its connection");
+    let link = Link { reader, writer, _greeted_over: None };
+    let worker = Worker { group, connection: hello.connection, fence, outbox, inflow, events };
+    let end = match worker.settle(link, welcome, meeting).await {
+        Ok(link) => worker.exchange(link, number).await,
+        Err(end) => end,
+    };
+    worker.tell_end(end).await;
+}
+
+/// An admitted worker, as one of its connections sees it.
+struct Worker {
+    group: u64,
+    connection: u32,
+    fence: Fence,
+    outbox: Outbox,
+    inflow: Arc<Inflow>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Worker {
+    /// Welcomes the worker and, where memory is offered, learns which path it takes: the one that brings PATH.
+    async fn settle(
+        &self,
+        mut link: Link,
+        welcome: WelcomeBody,
+        meeting: Option<Meeting>,
+    ) -> Result<Link, End> {
+        let welcome = self.fence.frame(&Message::Welcome(welcome), Step(0), Cell(0));
+        let welcome = welcome.map_err(|error| end_of(error.into()))?;
+        link.writer.write(&welcome).await.map_err(end_of)?;
+        let Some(meeting) = meeting else { return Ok(link) };
+        let Link { mut reader, writer, .. } = link;
+        let over_tcp = async {
+            let chosen = self.read_path(&mut reader).await;
+            (reader, chosen)
+        };
+        let over_memory = async {
+            let rings = meeting.meet().await.map_err(|error| end_of(error.into()))?;
+            let (mut reader, writer) = over_rings(rings, PATIENCE, &self.fence.buffers);
+            self.read_path(&mut reader).await.map(|()| (reader, writer))
+        };
+        tokio::pin!(over_tcp, over_memory);
+        let choice = async {
+            tokio::select! {
+                (reader, chosen) = &mut over_tcp => Err((reader, chosen)),
+                shared = &mut over_memory => match shared {
+                    Ok(shared) => Ok(shared),
+                    // Nothing came of it: the worker stays.
+                    Err(_) => Err(over_tcp.await),
+                },
+            }
+        };
+        match timeout(PATIENCE, choice).await.map_err(|_| End::Lost)? {
+            Ok((reader, shared)) => {
+                tracing::info!(group = self.group, "a worker of this host shares memory");
+                Ok(Link { reader, writer: shared, _greeted_over: Some(writer) })
+            }
+            Err((reader, chosen)) => chosen.map(|()| Link { reader, writer, _greeted_over: None }),
+        }
     }
-    if is_writing {
-        log_end(connection, writes.await);
+
+    async fn read_path(&self, reader: &mut LinkReader) -> Result<(), End> {
+        let (incoming, payload) = reader.read().await.map_err(end_of)?;
+        self.fence.check(&incoming.header).map_err(End::Refused)?;
+        match Message::decode(incoming.header.kind, payload, self.fence.gradients) {
+            Ok(Message::Path) => Ok(()),
+            Ok(_) => Err(End::Refused(Refusal::new(
+                Reason::Malformed,
+                "shared memory was offered, and the next frame is not a path",
+            ))),
+            Err(error) => Err(end_of(error.into())),
+        }
+    }
+
+    /// Reads and writes until there is no more to write.
+    async fn exchange(&self, link: Link, number: u64) -> End {
+        let Link { reader, writer, _greeted_over } = link;
+        let reads = self.read_all(reader);
+        let writes = self.write_all(writer);
+        tokio::pin!(reads, writes);
+        let log_end = |ended: Result<(), LinkError>| {
+            if let Err(error) = ended {
+                tracing::info!(number, %error, "a worker's connection ended while answers were due");
+            }
+        };
+        tokio::select! {
+            end = &mut reads => {
+                self.tell_end(end).await;
+                log_end(writes.await);
+            }
+            ended = &mut writes => log_end(ended),
+        }
+        End::Lost
+    }
+
+    async fn tell_end(&self, end: End) {
+        if self.events.send(Event::Gone { group: self.group, end }).await.is_err() {
+            tracing::debug!(group = self.group, "the engine ended before its connection");
+        }
+    }
+
+    async fn read_all(&self, mut reader: LinkReader) -> End {
+        loop {
+            let (incoming, payload) = match reader.read().await {
+                Ok(frame) => frame,
+                Err(error) => return end_of(error),
+            };
+            let header = incoming.header;
+            if let Err(refusal) = self.fence.check(&header) {
+                return End::Refused(refusal);
+            }
+            let message = match Message::decode(header.kind, payload, self.fence.gradients) {
+                Ok(message) => message,
+                Err(error) => return end_of(error.into()),
+            };
+            let credited = match &message {
+                Message::Push(block) => self.inflow.arrived(block.payload_bytes()),
+                Message::Credit(bytes) => self.outbox.give_back(*bytes),
+                _ => Ok(()),
+            };
+            if let Err(error) = credited {
+                return end_of(error.into());
+            }
+            if matches!(message, Message::Credit(_)) {
+                continue;
+            }
+            let event = Event::Message { group: self.group, header, crc: incoming.crc, message };
+            if self.events.send(event).await.is_err() {
+                return End::Lost;
+            }
+        }
+    }
+
+    async fn write_all(&self, mut writer: LinkWriter) -> Result<(), LinkError> {
+        while let Some(frame) = self.outbox.next(self.connection).await {
+            writer.write(&frame).await?;
+        }
+        writer.close().await
     }
 }
 
-fn log_end(connection: u64, ended: Result<(), LinkError>) {
-    if let Err(error) = ended {
-        tracing::info!(connection, %error, "a worker's connection ended while answers were due");
+fn end_of(error: LinkError) -> End {
+    match (refusal_of(&error), error) {
+        (Some(refusal), _) => End::Refused(refusal),
+        (None, LinkError::Closed) => End::Closed,
+        (None, _) => End::Lost,
     }
 }
 
-async fn read_hello(
-    reader: &mut FrameReader<OwnedReadHalf>,
-    fence: &Fence,
-) -> Result<HelloBody, Option<Refusal>> {
+async fn read_hello(reader: &mut LinkReader, fence: &Fence) -> Result<HelloBody, Option<Refusal>> {
     let (incoming, payload) = reader.read().await.map_err(|error| refusal_of(&error))?;
-    match Message::decode(incoming.header.kind, payload, fence.stride) {
+    match Message::decode(incoming.header.kind, payload, fence.gradients) {
         Ok(Message::Hello(hello)) => {
             fence.check_hello(&incoming.header, &hello)?;
             Ok(hello)
@@ -147,47 +333,11 @@ async fn read_hello(
     }
 }
 
-async fn refuse(writer: &mut FrameWriter<OwnedWriteHalf>, fence: &Fence, refusal: Option<Refusal>) {
+async fn refuse(writer: &mut LinkWriter, fence: &Fence, refusal: Option<Refusal>) {
     let Some(refusal) = refusal else { return tracing::debug!("a peer left before its hello") };
     tracing::warn!(reason = ?refusal.reason, text = %refusal.text, "a peer was refused");
     let Ok(frame) = fence.frame(&Message::Refused(refusal), Step(0), Cell(0)) else { return };
     if let Err(error) = writer.write(&frame).await {
         tracing::debug!(%error, "a refusal was not delivered");
     }
-}
-
-async fn read_all(
-    mut reader: FrameReader<OwnedReadHalf>,
-    connection: u64,
-    fence: &Fence,
-    events: &mpsc::Sender<Event>,
-) -> Option<Refusal> {
-    loop {
-        let (incoming, payload) = match reader.read().await {
-            Ok(frame) => frame,
-            Err(error) => return refusal_of(&error),
-        };
-        let header = incoming.header;
-        if let Err(refusal) = fence.check(&header) {
-            return Some(refusal);
-        }
-        let message = match Message::decode(header.kind, payload, fence.stride) {
-            Ok(message) => message,
-            Err(error) => return refusal_of(&error.into()),
-        };
-        let event = Event::Message { connection, header, crc: incoming.crc, message };
-        if events.send(event).await.is_err() {
-            return None;
-        }
-    }
-}
-
-async fn write_all(
-    mut writer: FrameWriter<OwnedWriteHalf>,
-    mut queue: mpsc::Receiver<Outgoing>,
-) -> Result<(), LinkError> {
-    while let Some(frame) = queue.recv().await {
-        writer.write(&frame).await?;
-    }
-    writer.close().await
 }

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use polygram_domain::{Cell, Rank, Step};
-use polygram_proto::bulk::frame::{Header, Kind, Outgoing};
-use polygram_proto::bulk::message::{Message, Reason, Refusal, WelcomeBody};
+use polygram_proto::bulk::credit::Inflow;
+use polygram_proto::bulk::frame::{Header, Kind};
+use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody};
+use polygram_proto::bulk::same_host::Offer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::connection::{Event, Fence};
+use super::connection::{Admission, End, Event, Fence, PATIENCE};
+use super::outbox::Outbox;
 use super::snapshot::SnapshotRows;
 use crate::archive::{ArchiveError, RowArchive};
 use crate::config::ShardConfig;
@@ -19,9 +22,25 @@ use crate::ledger::{Effect, Ledger, Peer, Vote};
 use crate::rows::Rates;
 use crate::shard::ShardStatus;
 
+/// Payload bytes of gradients that one worker may have on their way to the ledger.
+const PUSH_WINDOW_BYTES: u32 = 32 << 20;
+
+/// A worker and its group of connections. Its outbox ends with it.
 struct Worker {
     rank: Rank,
-    frames: mpsc::Sender<Outgoing>,
+    hello: HelloBody,
+    /// A bit for every connection that was admitted.
+    admitted: u64,
+    /// Connections that the worker has closed in order.
+    closed: u32,
+    outbox: Outbox,
+    inflow: Arc<Inflow>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.outbox.close();
+    }
 }
 
 /// Everything between sockets and lanes.
@@ -35,6 +54,8 @@ pub(super) struct Engine {
     pub(super) snapshots: JoinSet<Result<(), ArchiveError>>,
     pub(super) lane_written: Vec<u64>,
     workers: HashMap<u64, Worker>,
+    /// Groups numbered so far.
+    groups: u64,
 }
 
 impl Engine {
@@ -51,6 +72,7 @@ impl Engine {
             archive: None,
             snapshots: JoinSet::new(),
             workers: HashMap::new(),
+            groups: 0,
             config,
             lanes,
             status,
@@ -61,56 +83,100 @@ impl Engine {
     /// Takes a connection's event.
     pub(super) async fn event(&mut self, event: Event) -> Result<(), ShardError> {
         match event {
-            Event::Hello { connection, hello, frames } => {
-                let rank = hello.rank;
-                let answer = self.ledger.hello(rank, hello.workers).map(|()| {
-                    Message::Welcome(WelcomeBody {
-                        shard: self.config.index,
-                        shards: self.config.topology.shards,
-                        version: self.ledger.version(),
-                    })
-                });
-                match answer {
-                    Ok(welcome) => {
-                        tracing::info!(%rank, connection, "worker connected");
-                        self.workers.insert(connection, Worker { rank, frames });
-                        self.send(connection, Step(0), Cell(0), &welcome).await;
-                    }
-                    Err(refusal) => {
-                        tracing::warn!(%rank, text = %refusal.text, "a worker was refused");
-                        self.workers.insert(connection, Worker { rank, frames });
-                        self.send(connection, Step(0), Cell(0), &Message::Refused(refusal)).await;
-                        self.workers.remove(&connection);
-                    }
+            Event::Hello { hello, offer, answer } => {
+                let admission = self.admit(hello, offer);
+                if let Err(refusal) = &admission {
+                    tracing::warn!(rank = %hello.rank, text = %refusal.text, "a worker was refused");
+                }
+                if answer.send(admission).is_err() {
+                    tracing::debug!(rank = %hello.rank, "a worker left before it was answered");
                 }
             }
-            Event::Message { connection, header, crc, message } => {
-                let Some(rank) = self.workers.get(&connection).map(|worker| worker.rank) else {
-                    return Ok(());
+            Event::Message { group, header, crc, message } => {
+                let Some(worker) = self.workers.get(&group) else { return Ok(()) };
+                let peer = Peer { connection: group, rank: worker.rank };
+                let pushed = match &message {
+                    Message::Push(block) => worker.inflow.taken(block.payload_bytes()),
+                    _ => None,
                 };
-                let peer = Peer { connection, rank };
+                if let Some(bytes) = pushed {
+                    self.send(group, header.step, header.cell, &Message::Credit(bytes));
+                }
                 if let Err(refusal) = self.consult(peer, &header, crc, message) {
-                    self.nack(connection, &header, refusal).await;
+                    self.nack(group, &header, refusal);
                 }
             }
-            Event::Gone { connection, refusal } => {
-                if let Some(refusal) = refusal {
-                    let header = self.fence.header(Kind::Nack, self.ledger.version(), Cell(0));
-                    self.nack(connection, &header, refusal).await;
-                }
-                if let Some(worker) = self.workers.remove(&connection) {
-                    tracing::info!(rank = %worker.rank, connection, "worker disconnected");
-                }
-            }
+            Event::Gone { group, end } => self.part(group, end),
         }
         self.act().await
     }
 
-    async fn nack(&mut self, connection: u64, header: &Header, refusal: Refusal) {
+    /// Admits a connection: the first of a worker, or one more of a worker that is here.
+    fn admit(&mut self, hello: HelloBody, offer: Option<Offer>) -> Result<Admission, Refusal> {
+        let rank = hello.rank;
+        self.ledger.hello(rank, hello.workers)?;
+        let bit = 1u64 << hello.connection;
+        let group = match hello.connection {
+            0 => {
+                self.groups += 1;
+                let (outbox, inflow) =
+                    (Outbox::new(hello.window_bytes, PATIENCE), Inflow::new(PUSH_WINDOW_BYTES));
+                tracing::info!(%rank, group = self.groups, connections = hello.connections, "worker connected");
+                let inflow = Arc::new(inflow);
+                self.workers
+                    .insert(self.groups, Worker { rank, hello, admitted: 0, closed: 0, outbox, inflow });
+                self.groups
+            }
+            connection => {
+                let same = |worker: &Worker| HelloBody { connection, ..worker.hello } == hello;
+                let found =
+                    self.workers.iter().find(|(_, worker)| same(worker) && worker.admitted & bit == 0);
+                let text =
+                    || format!("connection {connection} of a worker whose first connection is not here");
+                *found.ok_or_else(|| Refusal::new(Reason::Conflict, text()))?.0
+            }
+        };
+        let welcome = WelcomeBody {
+            shard: self.config.index,
+            shards: self.config.topology.shards,
+            version: self.ledger.version(),
+            window_bytes: PUSH_WINDOW_BYTES,
+            offer,
+        };
+        let Some(worker) = self.workers.get_mut(&group) else {
+            return Err(Refusal::new(Reason::Failed, "the worker's connections are gone"));
+        };
+        worker.admitted |= bit;
+        let (outbox, inflow) = (worker.outbox.clone(), Arc::clone(&worker.inflow));
+        Ok(Admission { group, welcome, outbox, inflow })
+    }
+
+    /// A connection of a worker ends: the worker is gone at its first broken connection, or when it has closed all.
+    fn part(&mut self, group: u64, end: End) {
+        let Some(worker) = self.workers.get_mut(&group) else { return };
+        match end {
+            End::Closed => {
+                worker.closed += 1;
+                if worker.closed < worker.admitted.count_ones() {
+                    return;
+                }
+            }
+            End::Lost => worker.outbox.abandon(),
+            End::Refused(refusal) => {
+                let header = self.fence.header(Kind::Nack, self.ledger.version(), Cell(0));
+                self.nack(group, &header, refusal);
+            }
+        }
+        if let Some(worker) = self.workers.remove(&group) {
+            tracing::info!(rank = %worker.rank, group, "worker disconnected");
+        }
+    }
+
+    fn nack(&self, group: u64, header: &Header, refusal: Refusal) {
         let (step, cell) = (header.step, header.cell);
-        let rank = self.workers.get(&connection).map(|worker| worker.rank.0);
+        let rank = self.workers.get(&group).map(|worker| worker.rank.0);
         tracing::warn!(rank, %step, %cell, text = %refusal.text, "a request was refused");
-        self.send(connection, step, cell, &Message::Nack(refusal)).await;
+        self.send(group, step, cell, &Message::Nack(refusal));
     }
 
     fn consult(&mut self, from: Peer, header: &Header, crc: u32, message: Message) -> Result<(), Refusal> {
@@ -188,7 +254,7 @@ impl Engine {
                 Effect::Sum { step } => self.tell_all(|| Command::Sum { step }).await?,
                 Effect::Close { step, vote } => self.close(step, vote).await?,
                 Effect::Reply { to, step, message } => {
-                    self.send(to.connection, step, Cell(0), &message).await;
+                    self.send(to.connection, step, Cell(0), &message);
                 }
                 Effect::Fail(refusal) => return Err(ShardError::Refused(refusal)),
             }
@@ -225,16 +291,16 @@ impl Engine {
 
     fn reply_to(&self, to: Peer, kind: Kind, step: Step, cell: Cell) -> Option<ReplyTo> {
         let worker = self.workers.get(&to.connection)?;
-        Some(ReplyTo { frames: worker.frames.clone(), header: self.fence.header(kind, step, cell) })
+        Some(ReplyTo { frames: worker.outbox.clone(), header: self.fence.header(kind, step, cell) })
     }
 
-    /// Sends a frame to a worker that is still connected.
-    async fn send(&self, connection: u64, step: Step, cell: Cell, message: &Message) {
-        let Some(worker) = self.workers.get(&connection) else { return };
+    /// Queues a frame for a worker that is still connected.
+    fn send(&self, group: u64, step: Step, cell: Cell, message: &Message) {
+        let Some(worker) = self.workers.get(&group) else { return };
         match self.fence.frame(message, step, cell) {
             Ok(frame) => {
-                if worker.frames.send(frame).await.is_err() {
-                    tracing::debug!(connection, "an answer came after its connection");
+                if worker.outbox.answer(frame).is_err() {
+                    tracing::debug!(group, "an answer came after its worker");
                 }
             }
             Err(error) => tracing::error!(%error, "an answer does not fit a frame"),
@@ -242,15 +308,14 @@ impl Engine {
     }
 
     /// Tells every worker why the shard gives up, and lets go of them.
-    pub(super) async fn say_goodbye(&mut self, error: &ShardError) {
+    pub(super) fn say_goodbye(&mut self, error: &ShardError) {
         let refusal = match error {
             ShardError::Refused(refusal) => refusal.clone(),
             other => Refusal::new(Reason::Failed, other.to_string()),
         };
         let step = self.ledger.version();
-        let connections: Vec<u64> = self.workers.keys().copied().collect();
-        for connection in connections {
-            self.send(connection, step, Cell(0), &Message::Nack(refusal.clone())).await;
+        for group in self.workers.keys() {
+            self.send(*group, step, Cell(0), &Message::Nack(refusal.clone()));
         }
         self.workers.clear();
     }

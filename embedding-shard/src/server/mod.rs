@@ -2,6 +2,7 @@
 
 mod connection;
 mod engine;
+pub(crate) mod outbox;
 mod snapshot;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +25,7 @@ use crate::shard::ShardStatus;
 use engine::Engine;
 pub use snapshot::SnapshotRows;
 
-/// Requests that wait for the engine at most; a push frame holds about a megabyte.
+/// Requests that wait for the engine at most; the bytes of gradients among them are bounded by credit.
 const QUEUE_EVENTS: usize = 64;
 /// Commands that wait for a lane at most.
 const QUEUE_COMMANDS: usize = 64;
@@ -73,9 +74,7 @@ pub(crate) async fn serve(
     drop(listener);
     if let Err(error) = &served {
         tracing::error!(%error, "the shard gives up");
-        if timeout(GOODBYE, engine.say_goodbye(error)).await.is_err() {
-            tracing::warn!("not every worker took the shard's last words");
-        }
+        engine.say_goodbye(error);
     }
     engine.snapshots.shutdown().await;
     let (version, status) = (engine.ledger.version(), engine.status.clone());

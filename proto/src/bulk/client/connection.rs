@@ -126,7 +126,9 @@ impl Dial {
     /// Moves to shared memory if that can be had, and says so by PATH on the chosen path.
     async fn choose_path(&self, offer: Offer, tcp: Link) -> Result<Link, Cause> {
         let shared = match offer.is_here() {
-            true => timeout(self.limits.connect, offer.accept()).await.unwrap_or_else(|late| Err(late.into())),
+            true => {
+                timeout(self.limits.connect, offer.accept()).await.unwrap_or_else(|late| Err(late.into()))
+            }
             false => Err(std::io::Error::other("it runs on another host")),
         };
         let mut link = match shared {

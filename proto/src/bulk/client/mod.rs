@@ -81,7 +81,8 @@ impl RowClient {
     ) -> Result<RowClient, RowError> {
         let options: ClientOptions = options.into();
         let registry = Arc::new(Registry::new(shards.to_vec()));
-        let nowhere = |error: std::io::Error| registry.error(usize::MAX, None, Cause::Connect(error.to_string()));
+        let nowhere =
+            |error: std::io::Error| registry.error(usize::MAX, None, Cause::Connect(error.to_string()));
         let sites = tables.len().checked_div(tables.tables_per_site() as usize).unwrap_or(0);
         let width = tables.iter().next().map_or(0, |table| table.width as usize);
         let identity = Identity {
