@@ -1,4 +1,6 @@
-//! The wire: gRPC control schema with validated conversions, and the framed bulk protocol of the embedding shards.
+//! The wire: gRPC schemas (control, reading rows) with validated conversions, and the framed bulk protocol of the
+//! embedding shards.
 
 pub mod bulk;
 pub mod control;
+pub mod rows;

@@ -7,6 +7,7 @@
 
 pub mod announcement;
 pub mod assignment;
+pub mod counts;
 pub mod error;
 pub mod float;
 pub mod joining;
@@ -19,10 +20,14 @@ pub mod status;
 pub mod token;
 
 mod convert;
-mod transport;
+pub(crate) mod transport;
 
 pub use announcement::Announcement;
 pub use assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
+pub use counts::{
+    CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
+    TableRows, TableStatus,
+};
 pub use error::{ControlError, Malformed};
 pub use joining::{JoinRequest, Joined, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter};

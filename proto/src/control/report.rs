@@ -4,6 +4,7 @@ use polygram_domain::{Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
+use crate::control::counts::{InputReport, ShardReport};
 use crate::control::float;
 use crate::control::membership::{MemberId, MemberRef, Phase};
 
@@ -92,6 +93,10 @@ pub enum MemberReport {
         /// Updates applied.
         step: Step,
     },
+    /// What it has counted (shards only).
+    Shard(Box<ShardReport>),
+    /// What it has counted of its input (workers only).
+    Input(Box<InputReport>),
 }
 
 /// A report with its sender.

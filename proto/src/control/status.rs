@@ -6,6 +6,7 @@ use polygram_domain::{Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::Culprit;
+use crate::control::counts::{RowsStatus, ShardReport};
 use crate::control::membership::{Phase, Role};
 use crate::control::report::{Evaluation, StepMetrics};
 
@@ -133,7 +134,7 @@ impl fmt::Display for Reason {
 }
 
 /// One member, as last heard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// Worker or shard.
     pub role: Role,
@@ -153,6 +154,9 @@ pub struct MemberStatus {
     pub last_heard_ms: u64,
     /// Whether it still takes part.
     pub alive: bool,
+    /// What it last said of its rows, if it is a shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardReport>,
 }
 
 /// The whole run at one instant. Also the content of `status.json` in the store.
@@ -190,6 +194,9 @@ pub struct RunStatus {
     pub culprit: Option<Culprit>,
     /// Who failed in its wake, one sentence each.
     pub consequences: Vec<String>,
+    /// The tables.
+    #[serde(default)]
+    pub rows: RowsStatus,
 }
 
 /// What a watcher sees.

@@ -6,6 +6,7 @@ use crate::control::error::Malformed;
 use crate::control::membership::{MemberRef, Phase, Role};
 use crate::control::wire;
 
+mod counts;
 mod directive;
 mod joining;
 mod report;

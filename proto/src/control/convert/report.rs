@@ -72,6 +72,8 @@ impl From<Envelope> for wire::MemberReport {
                 suspect: suspect.map(Into::into),
             }),
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
+            MemberReport::Shard(report) => Report::Shard((*report).into()),
+            MemberReport::Input(report) => Report::Input((*report).into()),
         };
         wire::MemberReport {
             member_id: envelope.member.0,
@@ -105,6 +107,8 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
+            Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),
+            Report::Input(report) => MemberReport::Input(Box::new(report.try_into()?)),
         };
         Ok(Envelope {
             member: MemberId(message.member_id),

@@ -30,6 +30,7 @@ impl From<MemberStatus> for wire::MemberStatus {
             address: m.address,
             last_heard_ms: m.last_heard_ms,
             alive: m.alive,
+            shard: m.shard.map(Into::into),
         }
     }
 }
@@ -49,6 +50,7 @@ impl TryFrom<wire::MemberStatus> for MemberStatus {
             address: m.address,
             last_heard_ms: m.last_heard_ms,
             alive: m.alive,
+            shard: m.shard.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -72,6 +74,7 @@ impl From<RunStatus> for wire::StatusReply {
             last_evaluation: s.last_evaluation.map(Into::into),
             culprit: s.culprit.map(Into::into),
             consequences: s.consequences,
+            rows: Some(s.rows.into()),
         }
     }
 }
@@ -99,6 +102,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             last_evaluation: s.last_evaluation.map(Into::into),
             culprit: s.culprit.map(Culprit::try_from).transpose()?,
             consequences: s.consequences,
+            rows: s.rows.map(TryInto::try_into).transpose()?.unwrap_or_default(),
         })
     }
 }
