@@ -3,11 +3,32 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args as ArgGroup, Parser, Subcommand};
+
+use crate::bench::BenchArgs;
 
 /// Owns a slice of a Polygram run's n-gram tables: serves rows and applies gradients.
 #[derive(Debug, Parser)]
 #[command(name = "polygram-embedding-shard", version)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// Something other than taking part in a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to take part in a run.
+    #[command(flatten)]
+    pub member: Option<Args>,
+}
+
+/// What the program does beside taking part in runs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure this machine with the shard's own code
+    Bench(BenchArgs),
+}
+
+/// A member of a run.
+#[derive(Debug, ArgGroup)]
 pub struct Args {
     /// The coordinator's host:port.
     #[arg(long, value_name = "HOST:PORT")]
@@ -24,4 +45,24 @@ pub struct Args {
     /// Address to listen on for the workers; port 0: the system chooses.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     pub listen: SocketAddr,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_member_needs_its_flags_and_a_bench_does_not() {
+        Cli::command().debug_assert();
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        let cli = parse("shard --coordinator a:1 --index 2 --token-file t").unwrap();
+        assert!(cli.command.is_none() && cli.member.is_some_and(|member| member.index == 2));
+        let cli = parse("shard bench gather -o json").unwrap();
+        assert!(cli.member.is_none() && matches!(cli.command, Some(Command::Bench(_))));
+        let refused = parse("shard --index 2").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument);
+    }
 }

@@ -10,10 +10,12 @@
 //! * [`ledger`]: what may happen when; pure, no sockets, clocks or threads.
 //! * [`rows`]: row storage, virtual rows, update rules. `lane`: the thread that owns some of them.
 //! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
+//! * [`bench`]: what all this costs, against what the machine can do.
 //! * [`archive`]: where snapshots go and rows come back from. [`member`]: the shard's life under a coordinator.
 
 pub mod archive;
 pub mod args;
+pub mod bench;
 pub mod config;
 pub mod error;
 mod lane;
@@ -21,6 +23,7 @@ pub mod ledger;
 pub mod member;
 pub mod memory;
 pub mod numa;
+pub mod observe;
 pub mod rows;
 mod server;
 pub mod shard;

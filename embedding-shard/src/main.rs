@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use polygram_domain::ShardIndex;
-use polygram_embedding_shard::args::Args;
+use polygram_embedding_shard::args::{Args, Cli, Command};
+use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberOptions, run};
 use polygram_embedding_shard::memory::keep_freed_memory;
 use polygram_proto::control::Token;
@@ -13,13 +14,21 @@ use polygram_telemetry::{Identity, Logging, Role};
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    match take_part(Args::parse()) {
+    match act(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
             let _closed = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn act(cli: Cli) -> anyhow::Result<()> {
+    match (cli.command, cli.member) {
+        (Some(Command::Bench(args)), _) => Ok(bench::run(&args)?),
+        (None, Some(member)) => take_part(member),
+        (None, None) => Ok(Cli::command().print_help()?),
     }
 }
 
