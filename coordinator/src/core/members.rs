@@ -134,6 +134,8 @@ impl Turn<'_> {
             }
             MemberReport::Failed(failure) => self.member_failed(who, failure),
             MemberReport::Finished { step } => self.finished(who, step),
+            MemberReport::Shard(report) => self.shard_counts(who, *report),
+            MemberReport::Input(report) => self.input_counts(who, *report),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod settings;
 pub mod state;
 
 mod checkpoints;
+mod counts;
 mod failure;
 mod lifecycle;
 mod members;

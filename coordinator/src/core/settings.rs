@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polygram_domain::{Generation, RunSpec, Step, Topology};
+use polygram_domain::{Generation, RunSpec, Step, TableSpec, Topology};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///
@@ -70,6 +70,8 @@ pub struct Settings {
     pub attempt: u32,
     /// Derived timeouts.
     pub timeouts: Timeouts,
+    /// The n-gram tables, in order.
+    pub tables: Vec<TableSpec>,
 }
 
 impl Settings {
@@ -83,6 +85,7 @@ impl Settings {
             resume,
             attempt,
             timeouts: Timeouts::of(spec.failure_detection_seconds),
+            tables: spec.tables().iter().cloned().collect(),
         }
     }
 

@@ -9,6 +9,7 @@ use polygram_proto::control::{
     Role, RunState, StepMetrics,
 };
 
+use super::counts::Counts;
 use super::event::{Action, Level, Reply, Ticket, Time};
 use super::settings::Settings;
 
@@ -31,6 +32,7 @@ pub struct State {
     pub(super) ending: Option<Ending>,
     pub(super) metrics: Option<StepMetrics>,
     pub(super) evaluation: Option<Evaluation>,
+    pub(super) counts: Counts,
     pub(super) last_tick: Time,
 }
 
@@ -112,6 +114,7 @@ impl State {
             ending: None,
             metrics: None,
             evaluation: None,
+            counts: Counts::default(),
             last_tick: now,
             settings,
         };

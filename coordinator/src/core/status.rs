@@ -33,6 +33,7 @@ impl State {
                     address: m.address.to_string(),
                     last_heard_ms: now.since(m.heard),
                     alive: m.attendance != Attendance::Ended,
+                    shard: self.counts.shard(m.who).cloned(),
                 })
                 .collect(),
             last_commit: self.checkpoints.committed,
@@ -40,6 +41,7 @@ impl State {
             last_evaluation: self.evaluation,
             culprit: self.culprit.clone(),
             consequences: self.consequences.clone(),
+            rows: self.counts.status(&self.settings),
         }
     }
 

@@ -54,6 +54,7 @@ impl World {
             last_step: STEPS,
             resume,
             attempt: 1 + random.below(5) as u32,
+            tables: Vec::new(),
             timeouts: Timeouts::of(10.0),
         };
         let resume_step = settings.resume_step().0;

@@ -18,6 +18,7 @@ const ALL: [MemberRef; 4] = [W0, W1, S0, S1];
 
 mod admission;
 mod checkpoints;
+mod counts;
 mod failures;
 mod stopping;
 
@@ -37,6 +38,7 @@ fn settings() -> Settings {
         resume: None,
         attempt: 3,
         timeouts: Timeouts::of(10.0),
+        tables: Vec::new(),
     }
 }
 
