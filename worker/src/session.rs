@@ -9,7 +9,7 @@ use polygram_checkpoint::{NamedTensor, RunStore};
 use polygram_collective::{AbortHandle, Bound, Collective, Membership, Options, Solo, Tcp};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, RunFile, Step};
-use polygram_proto::bulk::{ClientLimits, Hello, RowClient};
+use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::{
     Assignment, Directive, Directives, Failure, JoinOptions, Joined, MemberRef, MemberReport, MemberSession,
     Phase, Reporter, Token,
@@ -207,7 +207,8 @@ impl Life {
             workers: spec.topology.workers,
         };
         let limits = ClientLimits { reply: patience(spec), ..self.joined.failure_detection.into() };
-        let client = RowClient::connect(&assignment.shards, hello, Arc::new(spec.tables()), limits).await?;
+        let options = ClientOptions::of(&spec.embedding, limits);
+        let client = RowClient::connect(&assignment.shards, hello, Arc::new(spec.tables()), options).await?;
         if client.version() != assignment.resume_step {
             return Err(WorkerError::Resume(format!(
                 "the shards are at step {}, the run resumes at step {}",

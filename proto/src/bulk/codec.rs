@@ -69,8 +69,19 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.stream.read_exact(&mut head[first..]).await?;
         let incoming = Incoming::decode(&head)?;
         let mut payload = self.buffers.take(incoming.payload_words);
-        self.stream.read_exact(bytemuck::cast_slice_mut(&mut payload)).await?;
-        incoming.verify(&payload)?;
+        let mut check = incoming.check();
+        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut payload);
+        // What has come is counted at once, while it is in the cache and the peer is busy with what follows.
+        while !rest.is_empty() {
+            let read = self.stream.read(rest).await?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            let (here, after) = std::mem::take(&mut rest).split_at_mut(read);
+            check.update(here);
+            rest = after;
+        }
+        check.finish()?;
         Ok((incoming, payload))
     }
 }

@@ -12,6 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crc_fast::{CrcAlgorithm, Digest};
 use polygram_domain::{Cell, Generation, RunName, SCHEMA_VERSION, Step};
 use thiserror::Error;
 
@@ -169,6 +170,14 @@ pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
+/// CRC32C (Castagnoli) of all parts, one after the other.
+fn crc32c<'a>(parts: impl Iterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.for_each(|part| digest.update(part));
+    // A 32-bit checksum in the low half of a word for any.
+    digest.finalize() as u32
+}
+
 /// A run of payload words.
 #[derive(Clone, Debug)]
 pub enum Piece {
@@ -211,9 +220,7 @@ impl Outgoing {
             return Err(WireError::Oversize { bytes: bytes as u64, limit: MAX_PAYLOAD_BYTES as u64 });
         }
         let mut head = encode_head(header, SCHEMA_VERSION, bytes as u32);
-        let crc = pieces
-            .iter()
-            .fold(crc32c::crc32c(&head[..CRC_AT]), |crc, piece| crc32c::crc32c_append(crc, piece.bytes()));
+        let crc = crc32c(std::iter::once(&head[..CRC_AT]).chain(pieces.iter().map(Piece::bytes)));
         head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         Ok(Outgoing { head, pieces, kind: header.kind, payload_bytes: bytes })
     }
@@ -248,7 +255,8 @@ pub struct Incoming {
     pub payload_words: usize,
     /// The checksum, which also tells a repeated frame from a different one.
     pub crc: u32,
-    head_crc: u32,
+    /// What the checksum covers of the header.
+    head: [u8; CRC_AT],
 }
 
 impl Incoming {
@@ -281,14 +289,35 @@ impl Incoming {
             },
             payload_words: bytes as usize / 4,
             crc: u32_at(CRC_AT),
-            head_crc: crc32c::crc32c(&head[..CRC_AT]),
+            head: std::array::from_fn(|at| head[at]),
         })
     }
 
-    /// Checks the checksum over header and payload.
-    pub fn verify(&self, payload: &[u32]) -> Result<(), WireError> {
-        let found = crc32c::crc32c_append(self.head_crc, bytemuck::cast_slice(payload));
-        if found == self.crc { Ok(()) } else { Err(WireError::Checksum { stated: self.crc, found }) }
+    /// Begins to check the frame: the header is counted in.
+    pub fn check(&self) -> Check {
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        digest.update(&self.head);
+        Check { digest, stated: self.crc }
+    }
+}
+
+/// The checksum of a frame whose payload comes piece by piece.
+#[derive(Debug)]
+pub struct Check {
+    digest: Digest,
+    stated: u32,
+}
+
+impl Check {
+    /// The next bytes of the payload.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+    }
+
+    /// Whether what came is what the header says.
+    pub fn finish(self) -> Result<(), WireError> {
+        let (stated, found) = (self.stated, self.digest.finalize() as u32);
+        if found == stated { Ok(()) } else { Err(WireError::Checksum { stated, found }) }
     }
 }
 
@@ -332,7 +361,9 @@ mod tests {
         let incoming = Incoming::decode(head)?;
         let words = bytes[HEADER_BYTES..].as_chunks::<4>().0;
         let payload: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        incoming.verify(&payload)?;
+        let mut check = incoming.check();
+        check.update(bytemuck::cast_slice(&payload));
+        check.finish()?;
         Ok((incoming, payload))
     }
 
@@ -346,6 +377,15 @@ mod tests {
         assert_eq!(incoming.header, header());
         assert_eq!(incoming.payload_words, 5);
         assert_eq!(payload, [5, 6, 2, 3, 9]);
+    }
+
+    /// The check value of CRC-32C (RFC 3720, appendix B.4: 32 bytes of zeros, then ascending).
+    #[test]
+    fn the_checksum_is_crc32c() {
+        let ascending: Vec<u8> = (0..32).collect();
+        assert_eq!(crc32c([&[0u8; 32][..]].into_iter()), 0x8a91_36aa);
+        assert_eq!(crc32c([&ascending[..]].into_iter()), 0x46dd_794e);
+        assert_eq!(crc32c([&ascending[..5], &[], &ascending[5..]].into_iter()), 0x46dd_794e);
     }
 
     #[test]

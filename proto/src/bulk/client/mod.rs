@@ -12,6 +12,8 @@ mod gather;
 mod options;
 mod pending;
 mod push;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

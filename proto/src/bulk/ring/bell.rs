@@ -36,7 +36,7 @@ impl Bell {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Bell> {
         // SAFETY: an `OwnedFd` is open until it is dropped and always gives the same descriptor; the `AsyncFd` owns it.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-        Ok(Bell { socket: socket.map_err(|error| io::Error::from(error))? })
+        Ok(Bell { socket: socket.map_err(io::Error::from)? })
     }
 
     /// Wakes the peer.
