@@ -18,6 +18,9 @@ pub struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Address to tell metrics on, at /metrics; none unless given
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
     /// File with the run's secret token
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,

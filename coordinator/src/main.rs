@@ -40,7 +40,16 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
         format!("cannot listen on {}; choose another address, or port 0 for a free port", args.listen)
     })?;
     let origin = Origin { config_toml, config_name, root: args.root };
-    let opened = open(origin, listener.local_addr()?).await?;
+    let mut opened = open(origin, listener.local_addr()?).await?;
+    if let Some(address) = args.metrics_listen {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "cannot listen on {address} for metrics; choose another address, or port 0 for a free port"
+            )
+        })?;
+        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+        opened = opened.with_metrics(listener);
+    }
     let (interrupts, listening) = interrupts::listen()?;
     if let Some(path) = &args.announce_file {
         opened.announcement().write(path)?;

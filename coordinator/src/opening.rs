@@ -9,6 +9,7 @@ use polygram_checkpoint::{
 };
 use polygram_domain::{ConfigError, RunFile, RunSpec};
 use polygram_proto::control::{Announcement, OperatorClient};
+use tokio::net::TcpListener;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
@@ -90,6 +91,7 @@ pub struct Opened {
     pub(crate) term: Term,
     pub(crate) state: State,
     pub(crate) clock: Clock,
+    pub(crate) metrics: Option<TcpListener>,
     address: SocketAddr,
 }
 
@@ -106,6 +108,11 @@ impl Opened {
             message: self.state.message().to_owned(),
             resume_step: settings.resume_step().0,
         }
+    }
+
+    /// Tells metrics on `listener` while the run is led.
+    pub fn with_metrics(self, listener: TcpListener) -> Opened {
+        Opened { metrics: Some(listener), ..self }
     }
 
     /// The resolved run.
@@ -155,6 +162,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         term,
         state,
         clock,
+        metrics: None,
         address,
     })
 }

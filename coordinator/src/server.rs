@@ -14,6 +14,7 @@ use tonic::transport::server::{Server, TcpIncoming};
 
 use crate::core::Outcome;
 use crate::driver::{Driver, Outlets, Welcome};
+use crate::metrics;
 use crate::opening::Opened;
 use crate::recorder::Recorder;
 use crate::service::Door;
@@ -97,6 +98,12 @@ pub async fn serve(
             closing.clone().cancelled_owned(),
         );
     let serving = AbortOnDropHandle::new(tokio::spawn(server));
+
+    // Ends with this function: whoever scrapes then, finds nobody.
+    let _scraped = opened.metrics.map(|listener| {
+        let first = RunStatus::clone(&status.borrow());
+        AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, first, inbox.clone())))
+    });
 
     let welcome = Welcome { config_toml: opened.config_toml, root: opened.root };
     let driver = Driver::new(opened.state, opened.clock, welcome, Outlets { inbox, orders, status });

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use polygram_checkpoint::CoordinatorRecord;
-use polygram_proto::control::{OperatorClient, RunStatus};
+use polygram_proto::control::{
+    CollisionStatus, MemberStatus, OperatorClient, RowsStatus, RunFingerprint, RunStatus,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -159,5 +161,135 @@ fn human(found: &Found, document: &StatusDocument) -> String {
         }));
         text.push_str(&units::columns(&rows));
     }
+    text.push_str(&shards(&status.members));
+    text.push_str(&tables(&status.rows));
     text
+}
+
+/// What shards have counted of their rows; nothing before they have.
+fn shards(members: &[MemberStatus]) -> String {
+    let told = members.iter().filter_map(|member| Some((member, member.shard.as_ref()?)));
+    let heads = ["rows", "touched", "of", "records", "overlap", "parked", "skew", "reads at", "metrics at"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(told.map(|(member, shard)| {
+        let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), units::percent);
+        let address = |address: Option<std::net::SocketAddr>| {
+            address.map_or("-".to_owned(), |address| address.to_string())
+        };
+        vec![
+            format!("{} {}", member.role, member.index),
+            units::grouped(shard.touched_rows()),
+            units::grouped(shard.owned_rows()),
+            units::bytes(shard.touched_rows().saturating_mul(shard.record_bytes)),
+            ratio(shard.overlap_ratio()),
+            units::duration(shard.parked_seconds),
+            ratio(shard.lane_skew_ratio),
+            address(shard.query_address),
+            address(shard.metrics_address),
+        ]
+    }));
+    if rows.len() > 1 { units::columns(&rows) } else { String::new() }
+}
+
+/// The n-gram tables against the ideal hash; tables of other sites have the same rows and are not repeated.
+fn tables(rows: &RowsStatus) -> String {
+    let mut text = String::new();
+    if let Some(unique) = rows.input.and_then(|input| input.unique_ratio()) {
+        text.push_str(&format!("{} of a cell's row ids are unique\n", units::percent(unique)));
+    }
+    if let Some(RunFingerprint { since, mark }) = rows.fingerprint {
+        let from = if since.0 == 0 { String::new() } else { format!(" (counted from step {since})") };
+        text.push_str(&format!("rows' fingerprint at step {}: {}{from}\n", mark.version, mark.fingerprint));
+    }
+    let heads = ["table", "order", "rows", "touched", "n-grams", "ideal", "excess collisions"];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    let sizes: Vec<u64> = rows.tables.iter().map(|table| table.rows).collect();
+    let first_site = rows.tables.iter().enumerate().filter(|(at, table)| !sizes[..*at].contains(&table.rows));
+    lines.extend(first_site.map(|(number, table)| {
+        let judged = |of: fn(&CollisionStatus) -> Option<String>| {
+            table.collisions.as_ref().and_then(of).unwrap_or("-".to_owned())
+        };
+        vec![
+            number.to_string(),
+            table.order.to_string(),
+            units::grouped(table.rows),
+            units::grouped(table.touched_rows),
+            judged(|judged| Some(units::count(judged.distinct_ngrams.round()))),
+            judged(|judged| Some(units::count(judged.ideal_rows.round()))),
+            judged(|judged| judged.excess_ratio.map(|ratio| format!("{:+.1}%", 100.0 * ratio))),
+        ]
+    }));
+    if lines.len() > 1 {
+        text.push_str(&units::columns(&lines));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::Step;
+    use polygram_proto::control::{
+        Fingerprint, InputStatus, Mark, Phase, Role, ShardReport, TableRows, TableStatus,
+    };
+
+    use super::*;
+
+    #[test]
+    fn counts_read_well() {
+        let shard = ShardReport {
+            version: Step(9),
+            since: Step(0),
+            record_bytes: 1536,
+            tables: vec![TableRows { owned_rows: 5_000, touched_rows: 1_024 }],
+            declared_rows: 100,
+            step_rows: 75,
+            parked_lookups: 2,
+            parked_seconds: 12.0,
+            lane_skew_ratio: None,
+            marks: Vec::new(),
+            query_address: Some("127.0.0.1:900".parse().unwrap()),
+            metrics_address: None,
+        };
+        let member = |role, shard| MemberStatus {
+            role,
+            index: 0,
+            pid: 1,
+            host: "box".into(),
+            phase: Phase::Serving,
+            step: Step(9),
+            address: "127.0.0.1:1".into(),
+            last_heard_ms: 5,
+            alive: true,
+            shard,
+        };
+        assert_eq!(shards(&[member(Role::Worker, None)]), "");
+        let text = shards(&[member(Role::Worker, None), member(Role::Shard, Some(shard))]);
+        let told = "shard 0    1,024  5,000  1.50 MiB      25%     12s     -  127.0.0.1:900           -\n";
+        assert_eq!(text.split_once('\n').unwrap().1, told, "{text}");
+
+        let collisions =
+            Some(CollisionStatus { distinct_ngrams: 1234.4, ideal_rows: 1000.0, excess_ratio: Some(0.0123) });
+        let table = |rows, collisions| TableStatus {
+            name: "t".into(),
+            order: 2,
+            rows,
+            touched_rows: 988,
+            collisions,
+        };
+        let rows = RowsStatus {
+            tables: vec![table(10_007, collisions), table(10_009, None), table(10_007, collisions)],
+            input: Some(InputStatus { since: Step(0), row_ids: 100, unique_rows: 42 }),
+            fingerprint: Some(RunFingerprint {
+                since: Step(4),
+                mark: Mark { version: Step(9), fingerprint: Fingerprint(0xabc) },
+            }),
+        };
+        let lines: Vec<String> = tables(&rows).lines().map(str::to_owned).collect();
+        assert_eq!(lines[0], "42% of a cell's row ids are unique");
+        assert_eq!(lines[1], "rows' fingerprint at step 9: 0000000000000abc (counted from step 4)");
+        assert!(lines[3].ends_with("1.23 k  1.00 k              +1.2%"), "{lines:?}");
+        assert!(lines[4].ends_with("-"), "{lines:?}");
+        assert_eq!(lines.len(), 5, "the second site is not repeated: {lines:?}");
+        assert_eq!(tables(&RowsStatus::default()), "");
+    }
 }
