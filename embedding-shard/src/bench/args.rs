@@ -142,9 +142,16 @@ pub(super) struct FullArgs {
 }
 
 impl Sizes {
-    /// The smallest run with these tables; `more` overrides come before the user's own.
+    /// The smallest run with these tables, resolved; `more` overrides come before the user's own.
     pub(super) fn spec(&self, more: &[String]) -> Result<RunSpec, BenchError> {
-        for (name, value) in [("--tokens", self.tokens), ("--repetitions", self.repetitions), ("--steps", self.steps)] {
+        Ok(self.file(more)?.resolve()?)
+    }
+
+    /// As [`Sizes::spec`], as written.
+    pub(super) fn file(&self, more: &[String]) -> Result<RunFile, BenchError> {
+        for (name, value) in
+            [("--tokens", self.tokens), ("--repetitions", self.repetitions), ("--steps", self.steps)]
+        {
             if value == 0 {
                 return Err(BenchError::Usage(format!("{name} must be at least 1")));
             }
@@ -168,7 +175,7 @@ impl Sizes {
         overrides.extend_from_slice(more);
         overrides.extend_from_slice(&self.overrides);
         let text = include_str!("../../../configs/tiny.toml");
-        Ok(RunFile::parse(text, "configs/tiny.toml", &overrides)?.resolve()?)
+        Ok(RunFile::parse(text, "configs/tiny.toml", &overrides)?)
     }
 }
 

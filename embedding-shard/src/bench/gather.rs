@@ -169,8 +169,7 @@ fn measure_virtual(
     report: &mut Report,
 ) -> Result<(), BenchError> {
     let ids = Ids::new(sizes.seed, &config.tables, Distribution::Uniform, sizes.exponent);
-    let columns: Vec<Vec<u32>> =
-        (0..ids.tables()).map(|table| ids.column(0, table, sizes.tokens)).collect();
+    let columns: Vec<Vec<u32>> = (0..ids.tables()).map(|table| ids.column(0, table, sizes.tokens)).collect();
     let ids = LaneIds::of(&columns, store);
     let row_words = config.embedding.storage.bytes() * config.width() / 4;
     let mut out = Pages::filled(ids.len() * row_words, |_| 0)?;

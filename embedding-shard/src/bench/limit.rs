@@ -260,7 +260,10 @@ mod tests {
                 out.fill(0);
                 records.gather(&slots, &mut out, way);
                 for (&slot, out) in slots.iter().zip(out.chunks(words)) {
-                    assert!(out.iter().zip(slot * 32..).all(|(found, expected)| *found == expected), "{way:?}");
+                    assert!(
+                        out.iter().zip(slot * 32..).all(|(found, expected)| *found == expected),
+                        "{way:?}"
+                    );
                 }
             }
         }

@@ -8,14 +8,18 @@
 pub mod args;
 mod commit;
 pub mod error;
+mod exchange;
+mod full;
 mod gather;
 pub mod ids;
 mod limit;
 mod pages;
+mod process;
 mod race;
 pub mod report;
 mod setup;
 mod step;
+mod tcp;
 
 use std::collections::BTreeMap;
 
@@ -38,6 +42,7 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
         None => {
             gather::measure(sizes, &mut report)?;
             commit::measure(sizes, &mut report)?;
+            exchange::measure(sizes, &ExchangeArgs::default(), &mut report)?;
         }
         Some(Section::Gather) => gather::measure(sizes, &mut report)?,
         Some(Section::Commit) => commit::measure(sizes, &mut report)?,
@@ -47,7 +52,12 @@ pub fn run(args: &BenchArgs) -> Result<(), BenchError> {
                 return Ok(());
             }
         }
-        _ => {}
+        Some(Section::Exchange(exchange)) => exchange::measure(sizes, exchange, &mut report)?,
+        Some(Section::Full(full)) => {
+            report.settings.clear();
+            full::measure(sizes, full, &mut report)?;
+        }
+        Some(Section::Serve) => return process::serve(),
     }
     report.print(sizes.output_format)
 }

@@ -49,7 +49,11 @@ pub(super) fn race<C: Contest>(parts: &mut [C], rounds: usize) -> Result<Times, 
 }
 
 /// A part that failed keeps meeting the others, so that none of them waits for ever.
-fn run_part<C: Contest>(part: &mut C, rounds: usize, barrier: &Barrier) -> Result<Vec<[Span; 2]>, BenchError> {
+fn run_part<C: Contest>(
+    part: &mut C,
+    rounds: usize,
+    barrier: &Barrier,
+) -> Result<Vec<[Span; 2]>, BenchError> {
     let mut failure = None;
     let mut spans = Vec::with_capacity(rounds);
     for turn in 0..WARM_UP + rounds {

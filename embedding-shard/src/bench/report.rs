@@ -114,7 +114,9 @@ impl Machine {
     fn this() -> Machine {
         let field = |path: &str, key: &str| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.split_once(':').map(|(_, v)| v.to_owned()));
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.split_once(':').map(|(_, v)| v.to_owned()));
             line.unwrap_or_default().trim().to_owned()
         };
         let kibibytes = field("/proc/meminfo", "MemTotal");
@@ -174,7 +176,8 @@ impl Report {
 
     fn text(&self) -> String {
         let Machine { processor, cores, memory_bytes } = &self.machine;
-        let mut text = format!("{processor}, {cores} cores, {:.1} GiB\n", *memory_bytes as f64 / (1u64 << 30) as f64);
+        let mut text =
+            format!("{processor}, {cores} cores, {:.1} GiB\n", *memory_bytes as f64 / (1u64 << 30) as f64);
         let mut line = |args: std::fmt::Arguments<'_>| {
             // Writing to a string cannot fail.
             let _infallible = text.write_fmt(args);
@@ -230,7 +233,12 @@ mod tests {
         let sample = |seconds: f64| Sample { seconds, rows: 10, bytes: 1000 };
         let mut report = Report::new();
         // Noise that slows both sides of a pair leaves its ratio alone.
-        report.pair("x", "a", &[sample(2.0), sample(20.0), sample(2.0)], &[sample(1.0), sample(10.0), sample(1.0)]);
+        report.pair(
+            "x",
+            "a",
+            &[sample(2.0), sample(20.0), sample(2.0)],
+            &[sample(1.0), sample(10.0), sample(1.0)],
+        );
         report.pair("x", "b", &[sample(1.0)], &[sample(0.9)]);
         assert_eq!(report.ratios["x_a"], 0.5);
         assert_eq!(report.ratios["x_b"], 0.9);

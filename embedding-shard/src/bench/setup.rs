@@ -29,7 +29,8 @@ pub(super) fn stores(config: &ShardConfig) -> Result<Vec<RowStore>, BenchError> 
 /// Writes every row of `store` once, in an order that scatters its records.
 pub(super) fn write_all(store: &mut RowStore, config: &ShardConfig) -> Result<(), BenchError> {
     let stream = Stream::new(0, Purpose::SampleOrder);
-    let rows: Vec<_> = (0..config.tables.len() as u32).map(|table| store.rows_of(TableIndex(table))).collect();
+    let rows: Vec<_> =
+        (0..config.tables.len() as u32).map(|table| store.rows_of(TableIndex(table))).collect();
     let mut all: Vec<(u32, u32)> = Vec::with_capacity(rows.iter().map(ExactSizeIterator::len).sum());
     for (table, rows) in (0u32..).zip(rows) {
         all.extend(rows.map(|row| (table, row)));
@@ -270,7 +271,10 @@ mod tests {
     #[test]
     fn duplicates_are_summed_in_order() {
         let distinct = Distinct::of(&[9, 4, 9, 7], |index| index as u32);
-        assert_eq!((&distinct.rows[..], &distinct.starts[..], &distinct.order[..]), (&[4, 7, 9][..], &[0, 1, 2, 4][..], &[1, 3, 0, 2][..]));
+        assert_eq!(
+            (&distinct.rows[..], &distinct.starts[..], &distinct.order[..]),
+            (&[4, 7, 9][..], &[0, 1, 2, 4][..], &[1, 3, 0, 2][..])
+        );
         let values: Vec<f32> = (0..8).map(|value| value as f32).collect();
         let sums = distinct.sums(&values, 2);
         let mut scratch = [0.0; 2];

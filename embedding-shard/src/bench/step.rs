@@ -102,8 +102,7 @@ impl Stepper {
         let half = Instant::now();
         backward(&lanes, &mut self.stores, self.width, self.gradients.floats())?;
         let end = Instant::now();
-        let halves =
-            Halves { forward: (half - start).as_secs_f64(), backward: (end - half).as_secs_f64() };
+        let halves = Halves { forward: (half - start).as_secs_f64(), backward: (end - half).as_secs_f64() };
         Ok((halves, columns.iter().map(|column| column.len() as u64).sum()))
     }
 
@@ -185,7 +184,8 @@ fn forward(
             }
             let first = table * columns[table].len();
             for (store, lane) in stores.iter().zip(lanes) {
-                let parts = lane.ids[table].chunks(ROWS_AT_ONCE).zip(lane.positions[table].chunks(ROWS_AT_ONCE));
+                let parts =
+                    lane.ids[table].chunks(ROWS_AT_ONCE).zip(lane.positions[table].chunks(ROWS_AT_ONCE));
                 for (ids, positions) in parts {
                     store.gather(index, ids, RowsOut::F32(&mut near[..ids.len() * width]));
                     for (row, &position) in near.chunks_exact(width).zip(positions) {
