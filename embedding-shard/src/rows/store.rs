@@ -1,7 +1,8 @@
 //! One lane's rows of all tables: a direct index from row to record, and the records.
 //!
-//! A row's index entry is its record's number, 0 while the row is virtual. Rows are asked for in batches, so that the
-//! index entries and records of later rows are on their way from memory while earlier ones are worked on.
+//! A row's index entry is its record's number, 0 while the row is virtual. Rows are worked on in batches: first all
+//! index entries of a batch, which miss the caches together, then the records, of which the next few are on their way
+//! from memory while one is worked on.
 
 use std::ops::Range;
 
@@ -18,9 +19,9 @@ use super::virtual_rows::VirtualRows;
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
 
-/// Rows between a row's index entry being asked for and being read.
-const INDEX_AHEAD: usize = 32;
-/// Rows between a record being asked for and being read, as a power of two.
+/// Rows whose index entries are read before the first of their records is.
+const BATCH_ROWS: usize = 256;
+/// Rows between a record being asked for and being used.
 const RECORDS_AHEAD: usize = 4;
 
 /// Rows of one table within the lane's index.
@@ -157,50 +158,46 @@ impl RowStore {
         self.decayed = log;
     }
 
-    /// Visits the index entries of `rows`, each with its place; `near` decides which words of a record are brought
-    /// near before its visit.
+    /// Reads the record numbers of `rows` (owned, of one table, [`BATCH_ROWS`] at most).
     #[inline(always)]
-    fn visit<'a>(
-        &'a self,
-        table: TableIndex,
-        rows: &[u32],
-        near: impl Fn(&'a [u32]) -> &'a [u32],
-        mut visit: impl FnMut(usize, u32),
-    ) {
+    fn read_slots(&self, table: TableIndex, rows: &[u32], slots: &mut [u32; BATCH_ROWS]) {
         let entries = self.entries(table);
         let start = self.tables[table.index()].rows.start;
-        let at = |place: usize| (rows[place] - start) as usize;
-        let mut slots = [0u32; RECORDS_AHEAD];
-        let fetch = |place: usize| {
-            let slot = entries[at(place)];
-            if slot != 0 {
-                prefetch(near(self.arena.get(slot)));
-            }
-            slot
-        };
-        for place in 0..rows.len().min(INDEX_AHEAD) {
-            prefetch(&entries[at(place)..][..1]);
+        for &row in rows {
+            prefetch(&entries[(row - start) as usize..][..1]);
         }
-        for (place, slot) in slots.iter_mut().enumerate().take(rows.len()) {
-            *slot = fetch(place);
+        for (slot, &row) in slots.iter_mut().zip(rows) {
+            *slot = entries[(row - start) as usize];
         }
-        for place in 0..rows.len() {
-            if place + INDEX_AHEAD < rows.len() {
-                prefetch(&entries[at(place + INDEX_AHEAD)..][..1]);
+    }
+
+    /// Calls `visit` with each place of `rows` and the record number of its row.
+    #[inline(always)]
+    fn visit(&self, table: TableIndex, rows: &[u32], mut visit: impl FnMut(usize, u32)) {
+        let mut slots = [0; BATCH_ROWS];
+        for (batch, rows) in rows.chunks(BATCH_ROWS).enumerate() {
+            self.read_slots(table, rows, &mut slots);
+            let slots = &slots[..rows.len()];
+            for (place, &slot) in slots.iter().enumerate() {
+                if let Some(&next) = slots.get(place + RECORDS_AHEAD)
+                    && next != 0
+                {
+                    self.layout.prefetch_weights(self.arena.get(next));
+                }
+                visit(batch * BATCH_ROWS + place, slot);
             }
-            let slot = slots[place % RECORDS_AHEAD];
-            if place + RECORDS_AHEAD < rows.len() {
-                slots[place % RECORDS_AHEAD] = fetch(place + RECORDS_AHEAD);
-            }
-            visit(place, slot);
         }
     }
 
     /// Rows among `rows` (owned, of one table) that are virtual.
     pub fn count_virtual(&self, table: TableIndex, rows: &[u32]) -> u64 {
+        let mut slots = [0; BATCH_ROWS];
         let mut count = 0;
-        self.visit(table, rows, |_| &[], |_, slot| count += u64::from(slot == 0));
-        count
+        for rows in rows.chunks(BATCH_ROWS) {
+            self.read_slots(table, rows, &mut slots);
+            count += slots[..rows.len()].iter().filter(|&&slot| slot == 0).count();
+        }
+        count as u64
     }
 
     /// The weights of owned rows of one table, in the order asked; a row may be asked for more than once.
@@ -208,39 +205,27 @@ impl RowStore {
     /// # Panics
     /// When `out` is not `rows.len()` rows long, or a row is not owned.
     pub fn gather(&self, table: TableIndex, rows: &[u32], out: RowsOut<'_>) {
-        let width = self.layout.width;
-        let layout = self.layout;
-        let weights = |record: &'_ [u32]| -> usize { layout.weight_words.min(record.len()) };
+        let (layout, width) = (self.layout, self.layout.width);
         match out {
             RowsOut::F32(out) => {
                 assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
-                self.visit(
-                    table,
-                    rows,
-                    |record| &record[..weights(record)],
-                    |place, slot| {
-                        self.read_at((table, RowId(rows[place]), slot), &mut out[place * width..][..width]);
-                    },
-                );
+                self.visit(table, rows, |place, slot| {
+                    self.read_at((table, RowId(rows[place]), slot), &mut out[place * width..][..width]);
+                });
             }
             RowsOut::Bf16(out) => {
                 assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
                 let is_exact = layout.storage == RowType::Bf16 && !layout.decays;
                 let mut wide = vec![0.0; width];
-                self.visit(
-                    table,
-                    rows,
-                    |record| &record[..weights(record)],
-                    |place, slot| {
-                        let target = &mut out[place * width..][..width];
-                        if is_exact && slot != 0 {
-                            target.copy_from_slice(layout.bf16s(self.arena.get(slot)));
-                        } else {
-                            self.read_at((table, RowId(rows[place]), slot), &mut wide);
-                            round_to_nearest(&wide, target);
-                        }
-                    },
-                );
+                self.visit(table, rows, |place, slot| {
+                    let target = &mut out[place * width..][..width];
+                    if is_exact && slot != 0 {
+                        target.copy_from_slice(layout.bf16s(self.arena.get(slot)));
+                    } else {
+                        self.read_at((table, RowId(rows[place]), slot), &mut wide);
+                        round_to_nearest(&wide, target);
+                    }
+                });
             }
         }
     }
@@ -305,49 +290,54 @@ impl RowStore {
         let mut scratch = vec![0.0; gradients.scratch_values(width)];
         let mut wide = vec![0.0; width];
         let decayed = self.decayed_after(rates.lr);
-        for place in 0..rows.len().min(INDEX_AHEAD) {
-            prefetch(&self.index[self.entry(table, RowId(rows[place]))..][..1]);
-        }
-        for place in 0..rows.len() {
-            if let Some(&row) = rows.get(place + INDEX_AHEAD) {
-                prefetch(&self.index[self.entry(table, RowId(row))..][..1]);
+        let mut slots = [0; BATCH_ROWS];
+        for (batch, rows) in rows.chunks(BATCH_ROWS).enumerate() {
+            self.read_slots(table, rows, &mut slots);
+            for (slot, &row) in slots.iter_mut().zip(rows).filter(|(slot, _)| **slot == 0) {
+                *slot = self.write_first(table, RowId(row), &mut wide)?;
             }
-            if let Some(&row) = rows.get(place + RECORDS_AHEAD) {
-                gradients.prefetch(place + RECORDS_AHEAD);
-                match self.slot(table, RowId(row)) {
-                    0 => {}
-                    slot => prefetch(self.arena.get(slot)),
+            let slots = &slots[..rows.len()];
+            for (place, (&slot, &row)) in slots.iter().zip(rows).enumerate() {
+                if let Some(&next) = slots.get(place + RECORDS_AHEAD) {
+                    self.layout.prefetch_record(self.arena.get(next));
+                    gradients.prefetch(batch * BATCH_ROWS + place + RECORDS_AHEAD);
                 }
-            }
-            let row = RowId(rows[place]);
-            let slot = match self.slot(table, row) {
-                0 => self.write_first(table, row)?,
-                slot => slot,
-            };
-            let gradient = gradients.sum(place, &mut scratch);
-            let (layout, rule) = (self.layout, self.rule);
-            let missed = match layout.decays {
-                true => self.decayed.left_since(layout.decayed(self.arena.get(slot))),
-                false => 1.0,
-            };
-            let (words, state, mut head) = layout.split_mut(self.arena.get_mut(slot));
-            let updates = head.count();
-            head.set_decayed(decayed);
-            match layout.storage {
-                RowType::F32 => {
-                    let weights = bytemuck::cast_slice_mut(words);
-                    apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
-                }
-                RowType::Bf16 => {
-                    let bits = &mut bytemuck::cast_slice_mut(words)[..width];
-                    widen(bits, &mut wide);
-                    let weights = &mut wide[..];
-                    apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
-                    self.rounding.round((table, row), updates, &wide, bits);
-                }
+                let gradient = gradients.sum(batch * BATCH_ROWS + place, &mut scratch);
+                self.update_record((table, RowId(row), slot), gradient, (rates, decayed), &mut wide);
             }
         }
         Ok(())
+    }
+
+    /// Updates one record; rows will have decayed by `decayed` after the step.
+    #[inline(always)]
+    fn update_record(
+        &mut self,
+        (table, row, slot): (TableIndex, RowId, u32),
+        gradient: &[f32],
+        (rates, decayed): (Rates, DecayLog),
+        wide: &mut [f32],
+    ) {
+        let (layout, rule) = (self.layout, self.rule);
+        let missed = match layout.decays {
+            true => self.decayed.left_since(layout.decayed(self.arena.get(slot))),
+            false => 1.0,
+        };
+        let (words, state, mut head) = layout.split_mut(self.arena.get_mut(slot));
+        let updates = head.count();
+        head.set_decayed(decayed);
+        match layout.storage {
+            RowType::F32 => {
+                let weights = bytemuck::cast_slice_mut(words);
+                apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
+            }
+            RowType::Bf16 => {
+                let bits = &mut bytemuck::cast_slice_mut(words)[..layout.width];
+                widen(bits, wide);
+                apply(&rule, RowState { updates, weights: wide, state }, (gradient, missed), rates);
+                self.rounding.round((table, row), updates, wide, bits);
+            }
+        }
     }
 
     /// Notes that a step of learning rate `lr` was applied, to this store's rows or to none of them.
@@ -362,12 +352,11 @@ impl RowStore {
         }
     }
 
-    /// Gives a virtual row its record, with its initial weights and no update.
-    fn write_first(&mut self, table: TableIndex, row: RowId) -> Result<u32, ShardError> {
-        let mut weights = vec![0.0; self.layout.width];
-        self.virtual_weights(table, row, &mut weights);
+    /// Gives a virtual row its record, with its initial weights and no update; `weights` is memory for a row.
+    fn write_first(&mut self, table: TableIndex, row: RowId, weights: &mut [f32]) -> Result<u32, ShardError> {
+        self.virtual_weights(table, row, weights);
         let slot = self.allocate(table, row, 0)?;
-        self.put_weights(slot, &weights);
+        self.put_weights(slot, weights);
         Ok(slot)
     }
 
