@@ -2,6 +2,7 @@
 //!
 //! New knobs of training go into the run file, not here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Token files: make and look at them
     #[command(subcommand)]
     Data(DataCommand),
+    /// What this machine does against what it could do
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 /// A run file and its overrides.
@@ -167,6 +171,20 @@ pub(crate) struct NgramSizeArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Row gather, row commit and the exchange of rows, each with the machine's limit beside it
+    #[command(disable_help_flag = true)]
+    Shard(BenchShardArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchShardArgs {
+    /// Sections, sizes and ids: `polygram bench shard --help` names them
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
     /// Text into .bin/.idx token files, one document after another, each closed by EOS
     Prepare(DataPrepareArgs),
@@ -224,6 +242,22 @@ mod tests {
     #[test]
     fn declaration_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_a_bench_is_told_goes_through() {
+        for (line, expected) in [
+            ("polygram bench shard", vec![]),
+            ("polygram bench shard --help", vec!["--help"]),
+            ("polygram bench shard --rows 5 gather -o json", vec!["--rows", "5", "gather", "-o", "json"]),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Bench(BenchCommand::Shard(args)) = cli.command else { panic!("{line}") };
+            assert_eq!(args.arguments, expected, "{line}");
+        }
+        let cli = Cli::try_parse_from("polygram bench shard -o json".split(' ')).unwrap();
+        let Command::Bench(BenchCommand::Shard(args)) = cli.command else { panic!() };
+        assert!(cli.global.output_format == OutputFormat::Json || args.arguments == ["-o", "json"]);
     }
 
     #[test]

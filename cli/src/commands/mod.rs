@@ -1,5 +1,6 @@
 //! One file per command. A command takes resolved settings, prints through the printer and returns an outcome.
 
+pub(crate) mod bench;
 pub(crate) mod data;
 pub(crate) mod digest;
 pub(crate) mod logits;
@@ -13,7 +14,7 @@ pub(crate) mod train;
 
 use std::future::Future;
 
-use crate::args::{Command, DataCommand, NgramCommand};
+use crate::args::{BenchCommand, Command, DataCommand, NgramCommand};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
 
@@ -31,6 +32,7 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Ngram(NgramCommand::Size(args)) => ngram::size(args, printer),
         Command::Data(DataCommand::Prepare(args)) => data::prepare(args, printer),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
+        Command::Bench(BenchCommand::Shard(args)) => bench::shard(args, printer),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Ids and distinct rows per second on one core: `cargo bench -p polygram-ngram`. The best of several rounds.
+//! Ids per second on one core, hashed, and made distinct with their inverse and divided among shards: `cargo bench -p
+//! polygram-ngram --bench ids`. The best of several rounds.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -7,9 +8,11 @@ use std::time::Instant;
 use polygram_domain::model::{Amplification, NgramSpec, Normalizer};
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::run_file::ratio_of_base;
+use polygram_domain::{ShardIndex, TableIndex, TableSpec};
 use polygram_ngram::{Hasher, NgramError, UniqueRows};
 
 const ROUNDS: usize = 15;
+const SHARDS: u32 = 16;
 
 fn main() -> Result<(), NgramError> {
     let mut out = std::io::stdout().lock();
@@ -33,6 +36,15 @@ fn main() -> Result<(), NgramError> {
                 (rank.powi(4) * f64::from(vocab)) as u32
             })
             .collect();
+        let table = |(index, &rows): (u32, &u32)| TableSpec {
+            index: TableIndex(index),
+            name: String::new(),
+            site_table: index,
+            order: 2 + index / heads,
+            rows,
+            width: 256,
+        };
+        let tables: Vec<TableSpec> = (0u32..).zip(hasher.rows()).map(table).collect();
         let mut ids = vec![0; tokens.len() * hasher.tables()];
         let (mut hashing, mut uniting) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..ROUNDS {
@@ -42,13 +54,23 @@ fn main() -> Result<(), NgramError> {
             }
             hashing = hashing.min(start.elapsed().as_secs_f64() / 20.0);
             let start = Instant::now();
-            black_box(UniqueRows::of(black_box(&ids), hasher.tables()));
+            let unique = UniqueRows::of(black_box(&ids), hasher.tables());
+            for table in &tables {
+                for shard in 0..SHARDS {
+                    black_box(unique.shard_range(table, ShardIndex(shard), SHARDS));
+                }
+            }
+            black_box(&unique);
             uniting = uniting.min(start.elapsed().as_secs_f64());
         }
         let rate = |seconds: f64| ids.len() as f64 / seconds / 1e6;
         // A closed pipe is no reason to fail.
-        let _ =
-            writeln!(out, "{name}: {:.0} M ids/s hashed, {:.0} M ids/s united", rate(hashing), rate(uniting));
+        let _ = writeln!(
+            out,
+            "{name}: {:.0} M ids/s hashed, {:.0} M ids/s made distinct and divided",
+            rate(hashing),
+            rate(uniting)
+        );
     }
     Ok(())
 }
