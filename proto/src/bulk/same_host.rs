@@ -33,8 +33,8 @@ use tokio::time::timeout;
 
 use super::ring::{RingEnd, RingReader, RingWriter, ring};
 
-/// Bytes of a ring; small enough to stay in a processor's caches.
-pub const RING_BYTES: usize = 1 << 20;
+/// Bytes of a ring: some frames, so that neither side waits for the other at each of them.
+pub const RING_BYTES: usize = 4 << 20;
 /// A stranger at the meeting place that says nothing is sent away after this.
 const STRANGER: Duration = Duration::from_millis(500);
 /// Words of an encoded offer.

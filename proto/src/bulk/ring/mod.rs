@@ -29,7 +29,7 @@ pub use writer::RingWriter;
 
 /// Bytes between two publications of a long copy: the other side works on one piece while the next is copied, and a
 /// piece stays in the caches of both.
-const PIECE_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// One side of a ring that is not yet used, as the descriptors that can be sent to another process.
 #[derive(Debug)]

@@ -38,8 +38,8 @@ impl RingReader {
             left -= bytes;
             self.taken = self.taken.wrapping_add(bytes as u64);
             self.memory.publish_taken(self.taken);
-            // A sleeping writer is woken once there is some room, not for every byte.
-            if self.memory.capacity() - self.memory.available(self.taken)? >= self.memory.capacity() / 4
+            // A sleeping writer is woken once half of the ring is free, not for every byte.
+            if self.memory.available(self.taken)? <= self.memory.capacity() / 2
                 && self.memory.writer_sleeps().take()
             {
                 self.bell.ring();

@@ -45,33 +45,34 @@ impl RingWriter {
         }
     }
 
-    fn publish(&self) {
-        self.memory.publish_written(self.written);
-        if self.memory.reader_sleeps().take() {
-            self.bell.ring();
-        }
-    }
-
-    /// Copies of `slices` what `free` bytes hold; how much that was.
+    /// Copies of `slices` what `free` bytes hold; how much that was. Every piece is published at once, for a reader that
+    /// is awake; one that sleeps is woken for half a ring or for all there is, not for every piece.
     fn put(&mut self, free: usize, slices: &[IoSlice<'_>]) -> usize {
-        let (mut total, mut unpublished) = (0, 0);
+        let (mut total, mut unheard) = (0, 0);
         for slice in slices {
             let mut rest = &slice[..slice.len().min(free - total)];
             while !rest.is_empty() {
-                let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES - unpublished));
+                let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES));
                 self.memory.copy_in(self.written, piece);
                 self.written = self.written.wrapping_add(piece.len() as u64);
-                (total, unpublished, rest) = (total + piece.len(), unpublished + piece.len(), after);
-                if unpublished == PIECE_BYTES {
-                    self.publish();
-                    unpublished = 0;
+                self.memory.publish_written(self.written);
+                (total, unheard, rest) = (total + piece.len(), unheard + piece.len(), after);
+                if unheard >= self.memory.capacity() / 2 {
+                    self.wake_reader();
+                    unheard = 0;
                 }
             }
         }
-        if unpublished > 0 {
-            self.publish();
+        if unheard > 0 {
+            self.wake_reader();
         }
         total
+    }
+
+    fn wake_reader(&self) {
+        if self.memory.reader_sleeps().take() {
+            self.bell.ring();
+        }
     }
 }
 
