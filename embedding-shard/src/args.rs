@@ -45,6 +45,12 @@ pub struct Args {
     /// Address to listen on for the workers; port 0: the system chooses.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// Address to answer reads on (gRPC, with the run's token); none unless given.
+    #[arg(long, value_name = "IP:PORT")]
+    pub query_listen: Option<SocketAddr>,
+    /// Address to tell metrics on, at /metrics; none unless given.
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 #[cfg(test)]

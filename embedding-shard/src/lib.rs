@@ -11,6 +11,7 @@
 //! * [`rows`]: row storage, virtual rows, update rules. `lane`: the thread that owns some of them.
 //! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
 //! * [`bench`]: what all this costs, against what the machine can do.
+//! * [`observe`]: what lanes count, and who is told. [`query`]: reading a shard from outside a run.
 //! * [`archive`]: where snapshots go and rows come back from. [`member`]: the shard's life under a coordinator.
 
 pub mod archive;
@@ -24,6 +25,8 @@ pub mod member;
 pub mod memory;
 pub mod numa;
 pub mod observe;
+mod outside;
+pub mod query;
 pub mod rows;
 mod server;
 pub mod shard;

@@ -41,6 +41,8 @@ fn take_part(args: Args) -> anyhow::Result<()> {
         index: ShardIndex(args.index),
         token,
         listen: args.listen,
+        query_listen: args.query_listen,
+        metrics_listen: args.metrics_listen,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     Ok(runtime.block_on(run(options))?)

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::archive::{RestoreError, StoreArchive, restore};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
+use crate::outside::{Outside, Services};
 use crate::shard::{Shard, ShardStatus};
 
 /// A failed shard waits so long for the coordinator's answer.
@@ -37,6 +38,10 @@ pub struct MemberOptions {
     pub token: Token,
     /// Address to listen on for the workers; port 0: the system chooses.
     pub listen: SocketAddr,
+    /// Address to answer reads on.
+    pub query_listen: Option<SocketAddr>,
+    /// Address to tell metrics on.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Why a shard's life ended badly.
@@ -94,21 +99,28 @@ pub async fn run(options: MemberOptions) -> Result<(), MemberError> {
     if let Err(error) = &interrupts {
         tracing::warn!(%error, "interrupts are not ignored");
     }
-    let MemberOptions { coordinator, index, token, listen } = options;
-    let unbound = |source| MemberError::Listen { address: listen, source };
-    let listener = TcpListener::bind(listen).await.map_err(unbound)?;
-    let address = listener.local_addr().map_err(unbound)?;
+    let MemberOptions { coordinator, index, token, listen, query_listen, metrics_listen } = options;
+    let (listener, address) = bind(listen).await?;
+    let services = Services::bind(token.clone(), query_listen, metrics_listen).await?;
     let join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     let (session, joined) = MemberSession::join(join).await?;
     let (reporter, mut directives) = session.split();
     let life = Life { index, reporter, joined };
-    match life.live(listener, &mut directives).await {
+    match life.live(listener, services, &mut directives).await {
         Ok(()) => Ok(directives.leave().await?),
         Err(error) => {
             life.confess(&error, &mut directives).await;
             Err(error)
         }
     }
+}
+
+/// A listener and the address it got.
+pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MemberError> {
+    let unbound = |source| MemberError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(unbound)?;
+    let bound = listener.local_addr().map_err(unbound)?;
+    Ok((listener, bound))
 }
 
 /// One membership.
@@ -119,7 +131,12 @@ struct Life {
 }
 
 impl Life {
-    async fn live(&self, listener: TcpListener, directives: &mut Directives) -> Result<(), MemberError> {
+    async fn live(
+        &self,
+        listener: TcpListener,
+        services: Services,
+        directives: &mut Directives,
+    ) -> Result<(), MemberError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = file.resolve()?;
         let store = RunStore::open(&self.joined.root, &spec.name)?;
@@ -139,6 +156,7 @@ impl Life {
         let (parts, uploaded) = mpsc::channel(PARTS_IN_FLIGHT);
         let shard = shard.with_archive(std::sync::Arc::new(StoreArchive::new(store, config, parts)));
         let status = shard.status();
+        let outside = services.start(&shard, self.reporter.clone());
         let (shutdown, stop) = oneshot::channel::<()>();
         let served = tokio::spawn(shard.serve(listener, async move {
             // Dropped or sent: the shard is to stop either way.
@@ -147,7 +165,7 @@ impl Life {
         let uploads = tokio::spawn(report_uploads(self.reporter.clone(), uploaded));
         progress.set(assignment.resume_step, Phase::Ready);
         self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
-        Serving { served, uploads, shutdown, status, progress }.watch(directives).await
+        Serving { served, uploads, shutdown, status, progress, outside }.watch(directives).await
     }
 
     /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why.
@@ -215,6 +233,7 @@ struct Serving {
     shutdown: oneshot::Sender<()>,
     status: tokio::sync::watch::Receiver<ShardStatus>,
     progress: Progress,
+    outside: Outside,
 }
 
 impl Serving {
@@ -244,8 +263,13 @@ impl Serving {
                 Ok(()) = self.status.changed() => {
                     let ShardStatus { version, is_snapshotting, .. } = *self.status.borrow_and_update();
                     let phase = if is_snapshotting { Phase::Snapshotting } else { Phase::Serving };
+                    let (_, before) = self.progress.get();
                     self.progress.set(version, phase);
+                    if phase != before {
+                        self.outside.report().await;
+                    }
                 }
+                () = self.outside.next() => {}
             }
         };
         drop(self.shutdown);

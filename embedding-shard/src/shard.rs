@@ -5,12 +5,14 @@ use std::sync::Arc;
 use polygram_checkpoint::RowRecord;
 use polygram_domain::{RowId, Step, TableIndex};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::{ShardError, memory_message};
 use crate::numa::node_of_lane;
+use crate::observe::{LaneObserver, ShardView};
+use crate::query::{Peek, ShardReader};
 use crate::rows::{Record, RowStore};
 use crate::server;
 
@@ -32,6 +34,35 @@ pub struct Shard {
     stores: Vec<RowStore>,
     archive: Option<Arc<dyn RowArchive>>,
     status: watch::Sender<ShardStatus>,
+    outside: Outside,
+}
+
+/// How others look into a shard: the lanes' ends and theirs.
+struct Outside {
+    observers: Vec<LaneObserver>,
+    view: ShardView,
+    peeks: mpsc::Receiver<Peek>,
+    reader: ShardReader,
+}
+
+impl Outside {
+    fn of(config: &Arc<ShardConfig>) -> Outside {
+        let lanes = config.lane_buckets().into_iter().map(|_| LaneObserver::new(config.tables.len()));
+        let (observers, published) = lanes.unzip();
+        let (reader, peeks) = ShardReader::new(Arc::clone(config));
+        Outside { observers, view: ShardView::new(Arc::clone(config), published), peeks, reader }
+    }
+}
+
+/// Written rows of each table.
+fn written_by_table(store: &RowStore, tables: usize) -> Vec<u64> {
+    let count = |table| {
+        let rows = store.rows_of(table);
+        let next = |from: u32| store.next_written(table, from, rows.end);
+        std::iter::successors(next(rows.start), |row| next(row.0 + 1)).count() as u64
+    };
+    let is_virtual = store.written() == 0;
+    (0..tables as u32).map(|table| if is_virtual { 0 } else { count(TableIndex(table)) }).collect()
 }
 
 impl Shard {
@@ -49,12 +80,14 @@ impl Shard {
             let node = node_of_lane(config.embedding.numa, lane).map(|node| node.number);
             stores.push(RowStore::on_node(&config, buckets, node)?);
         }
+        let config = Arc::new(config);
         Ok(Shard {
-            config: Arc::new(config),
             version: Step(0),
             stores,
             archive: None,
             status: watch::Sender::default(),
+            outside: Outside::of(&config),
+            config,
         })
     }
 
@@ -82,6 +115,16 @@ impl Shard {
     /// Follows what the shard is doing while it serves.
     pub fn status(&self) -> watch::Receiver<ShardStatus> {
         self.status.subscribe()
+    }
+
+    /// Reads rows while the shard serves.
+    pub fn reader(&self) -> ShardReader {
+        self.outside.reader.clone()
+    }
+
+    /// Sees what lanes count while the shard serves.
+    pub fn view(&self) -> ShardView {
+        self.outside.view.clone()
     }
 
     /// Puts one saved row back.
@@ -150,10 +193,16 @@ impl Shard {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<Shard, ShardError> {
-        let Shard { config, version, stores, archive, status } = self;
+        let Shard { config, version, stores, archive, status, outside } = self;
+        let Outside { mut observers, peeks, .. } = outside;
+        for (observer, store) in observers.iter_mut().zip(&stores) {
+            observer.begin(version, &written_by_table(store, config.tables.len()));
+        }
+        drop((observers, peeks));
         let job =
             server::Job { config: Arc::clone(&config), version, stores, archive: archive.clone(), status };
         let (version, stores, status) = server::serve(job, listener, shutdown).await?;
-        Ok(Shard { config, version, stores, archive, status })
+        let outside = Outside::of(&config);
+        Ok(Shard { config, version, stores, archive, status, outside })
     }
 }

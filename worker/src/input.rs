@@ -20,10 +20,12 @@ use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Cell, CellBatch, Rank, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_ids};
 use polygram_proto::bulk::{RowClient, RowError, UniqueIds};
+use polygram_proto::control::Reporter;
 use tokio::sync::{mpsc, watch};
 
 use crate::compute::CellWork;
 use crate::error::WorkerError;
+use crate::input_counts::InputCounts;
 use crate::row_desk::RowDesk;
 
 /// A cell with its rows, and what compute waited for.
@@ -107,6 +109,7 @@ pub struct InputQueue {
 pub fn input_queue(
     cells: Cells,
     client: RowClient,
+    reporter: Reporter,
     start: Step,
 ) -> (InputQueue, impl Future<Output = Result<(), WorkerError>>, impl Future<Output = Result<(), WorkerError>>)
 {
@@ -116,8 +119,9 @@ pub fn input_queue(
     let (fetched, ready) = mpsc::channel(1);
     let (committed, commits) = watch::channel(start);
     let targets = cells.spec.tokens_per_step();
+    let counts = InputCounts::new(Arc::clone(&cells.hasher), reporter, start);
     let queue = InputQueue { ready, committed, cells: cells.clone() };
-    (queue, declare(cells, client, commits, declared), fetch(targets, to_fetch, fetched))
+    (queue, declare(cells, client, commits, declared), fetch(targets, counts, to_fetch, fetched))
 }
 
 /// Hashes and declares this rank's cells in order, never more than `prefetch_steps` ahead of the committed step.
@@ -148,21 +152,26 @@ async fn declare(
     Ok(())
 }
 
-/// Awaits rows in the order of declaration.
+/// Awaits rows in the order of declaration, and counts what came.
 async fn fetch(
     global_targets: u64,
+    mut counts: InputCounts,
     mut declared: mpsc::Receiver<DeclaredCell>,
     fetched: mpsc::Sender<ReadyCell>,
 ) -> Result<(), WorkerError> {
     while let Some(DeclaredCell { step, cell, batch, unique, rows }) = declared.recv().await {
         let begun = Instant::now();
         let rows_suw = rows.await?;
+        let rows_wait = begun.elapsed();
+        counts.count(step, &batch, &unique).map_err(|source| WorkerError::Ngram { step, cell, source })?;
+        counts.report_if_due().await;
         let work = CellWork { batch, unique, rows_suw, global_targets };
-        let ready = ReadyCell { step, cell, work, rows_wait: begun.elapsed() };
+        let ready = ReadyCell { step, cell, work, rows_wait };
         if fetched.send(ready).await.is_err() {
             break;
         }
     }
+    counts.report().await;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod evaluate;
 #[cfg(feature = "torch")]
 mod golden_recipe;
 pub mod input;
+mod input_counts;
 #[cfg(feature = "torch")]
 pub mod logits;
 pub mod memory;

@@ -128,7 +128,8 @@ impl Life {
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let abort = collective.abort_handle();
-        let (input, declaring, fetching) = input_queue(cells, client.clone(), assignment.resume_step);
+        let (input, declaring, fetching) =
+            input_queue(cells, client.clone(), self.reporter.clone(), assignment.resume_step);
         let (rows, desk) = row_desk(client);
         let mut tasks = JoinSet::new();
         tasks.spawn(declaring);

@@ -26,6 +26,8 @@ pub struct TableCounts {
 /// What a lane has counted up to a version.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LaneStats {
+    /// The version at which counting began.
+    pub since: Step,
     /// Updates in its rows.
     pub version: Step,
     /// Its tables, in order.
@@ -86,14 +88,20 @@ pub struct LaneObserver {
 }
 
 impl LaneObserver {
-    /// Counters of a lane whose rows are at `version`, with `touched_rows` written rows of each table, and the
-    /// readers' end.
-    pub fn new(version: Step, touched_rows: &[u64]) -> (LaneObserver, watch::Receiver<LaneStats>) {
-        let tables =
-            touched_rows.iter().map(|&touched_rows| TableCounts { touched_rows, ..TableCounts::default() });
-        let stats = LaneStats { version, tables: tables.collect(), ..LaneStats::default() };
+    /// Counters of a lane at version 0 whose rows of all `tables` tables are virtual, and the readers' end.
+    pub fn new(tables: usize) -> (LaneObserver, watch::Receiver<LaneStats>) {
+        let stats = LaneStats { tables: vec![TableCounts::default(); tables], ..LaneStats::default() };
         let (outlet, inlet) = watch::channel(stats.clone());
-        (LaneObserver { sums: vec![0; touched_rows.len()], stats, outlet }, inlet)
+        (LaneObserver { sums: vec![0; tables], stats, outlet }, inlet)
+    }
+
+    /// Begins anew at `version`, with `touched_rows` written rows of each table, and publishes that.
+    pub fn begin(&mut self, version: Step, touched_rows: &[u64]) {
+        let table = |&touched_rows: &u64| TableCounts { touched_rows, ..TableCounts::default() };
+        let tables: Vec<TableCounts> = touched_rows.iter().map(table).collect();
+        self.sums = vec![0; tables.len()];
+        self.stats = LaneStats { since: version, version, tables, ..LaneStats::default() };
+        self.publish();
     }
 
     /// Notes an updated row; `weights` are its weights as stored, bit for bit.
@@ -134,6 +142,10 @@ impl LaneObserver {
             chain = chain.wrapping_add(table.fingerprint.chain);
         }
         stats.marks.note(Mark { version, chain });
+        self.publish();
+    }
+
+    fn publish(&self) {
         // With no reader left this only renews the copy.
         self.outlet.send_modify(|published| published.clone_from(&self.stats));
     }

@@ -7,6 +7,7 @@ pub mod fingerprint;
 pub mod histogram;
 pub mod hot;
 pub mod lane_stats;
+mod report;
 mod source;
 mod view;
 
@@ -14,5 +15,6 @@ pub use fingerprint::{Fingerprint, Mark, Marks, common_marks, row_hash};
 pub use histogram::LogHistogram;
 pub use hot::{HotRow, HotRows};
 pub use lane_stats::{LaneObserver, LaneStats, StepTotals, TableCounts, UpdatedRow, norm_is_sampled};
+pub use report::{Addresses, shard_report};
 pub use source::ShardSource;
 pub use view::{ShardStats, ShardView, TableStats};

@@ -83,15 +83,13 @@ impl ShardStats {
 #[derive(Clone, Debug)]
 pub struct ShardView {
     config: Arc<ShardConfig>,
-    since: Step,
     lanes: Vec<watch::Receiver<LaneStats>>,
 }
 
 impl ShardView {
     /// The view of a shard whose lanes publish to `lanes`.
     pub fn new(config: Arc<ShardConfig>, lanes: Vec<watch::Receiver<LaneStats>>) -> ShardView {
-        let since = lanes.iter().map(|lane| lane.borrow().version).min().unwrap_or_default();
-        ShardView { config, since, lanes }
+        ShardView { config, lanes }
     }
 
     /// The shard's place in the run.
@@ -102,7 +100,7 @@ impl ShardView {
     /// The shard now.
     pub fn stats(&self) -> ShardStats {
         let lanes: Vec<LaneStats> = self.lanes.iter().map(|lane| lane.borrow().clone()).collect();
-        let version = lanes.iter().map(|lane| lane.version).min().unwrap_or(self.since);
+        let version = lanes.iter().map(|lane| lane.version).min().unwrap_or_default();
         let agree = lanes.iter().all(|lane| lane.version == version);
         let buckets = self.config.buckets();
         let tables = self.config.tables.iter().map(|spec| {
@@ -125,7 +123,7 @@ impl ShardView {
         };
         ShardStats {
             version,
-            since: self.since,
+            since: lanes.iter().map(|lane| lane.since).max().unwrap_or_default(),
             record_bytes: self.config.embedding.record_bytes(self.config.width()) as u64,
             tables: tables.collect(),
             declared_rows: lanes.iter().map(|lane| lane.declared_rows).sum(),
@@ -158,9 +156,8 @@ mod tests {
     /// One step of eight rows of two tables, dealt to `count` lanes, seen as a shard.
     fn shard(count: usize, steps: u64) -> (ShardStats, ShardView, Vec<LaneObserver>) {
         let config = config(1);
-        let touched = vec![0; config.tables.len()];
-        let (mut lanes, inlets): (Vec<_>, Vec<_>) =
-            (0..count).map(|_| LaneObserver::new(Step(0), &touched)).unzip();
+        let tables = config.tables.len();
+        let (mut lanes, inlets): (Vec<_>, Vec<_>) = (0..count).map(|_| LaneObserver::new(tables)).unzip();
         let view = ShardView::new(config, inlets);
         for step in 0..steps {
             for row in 0..8u32 {
@@ -222,6 +219,18 @@ mod tests {
         assert_eq!(after.version, Step(6));
         assert_eq!(after.tables[0].fingerprint.map(|f| f.step), Some(0), "nothing was updated in step 5");
         assert_ne!(after.marks[0].chain, at_five.marks[0].chain);
+    }
+
+    #[test]
+    fn restored_rows_count_as_touched() {
+        let (_, view, mut lanes) = shard(2, 1);
+        let tables = view.config().tables.len();
+        lanes.iter_mut().for_each(|lane| lane.begin(Step(40), &vec![7; tables]));
+        let stats = view.stats();
+        assert_eq!((stats.version, stats.since), (Step(40), Step(40)));
+        assert_eq!(stats.touched_rows(), 14 * tables as u64);
+        assert_eq!((stats.declared_rows, stats.norms.count(), stats.marks.len()), (0, 0, 0));
+        assert_eq!(stats.tables[0].fingerprint, Some(Fingerprint::default()));
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl ReadError {
             Code::DeadlineExceeded | Code::Cancelled => {
                 ReadError::Deadline { address, call, deadline_seconds }
             }
-            Code::Unavailable | Code::Unknown | Code::ResourceExhausted => {
+            Code::Unavailable | Code::Unknown | Code::ResourceExhausted | Code::Aborted => {
                 ReadError::Unavailable { address, call, message }
             }
             _ => ReadError::Refused { call, message },

@@ -1,0 +1,114 @@
+//! What a member of a run tells beside its work: metrics, reads, and now and then its counts to the coordinator.
+//!
+//! None of it can fail the run: what goes wrong here is logged, and the shard goes on without it.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polygram_proto::control::{MemberReport, Reporter, ShardReport, Token};
+use polygram_telemetry::{Identity, Metrics, Role, endpoint};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::member::{MemberError, bind};
+use crate::observe::{Addresses, ShardSource, ShardView, shard_report};
+use crate::query::server::QueryServerError;
+use crate::query::{self, QueryServer};
+use crate::shard::Shard;
+
+/// Counts go to the coordinator this often.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Bound listeners, nothing served yet.
+pub(crate) struct Services {
+    token: Token,
+    query: Option<(TcpListener, SocketAddr)>,
+    metrics: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Services {
+    /// Binds what was asked for.
+    pub(crate) async fn bind(
+        token: Token,
+        query: Option<SocketAddr>,
+        metrics: Option<SocketAddr>,
+    ) -> Result<Services, MemberError> {
+        let query = match query {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let metrics = match metrics {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        Ok(Services { token, query, metrics })
+    }
+
+    /// Serves `shard`, which is about to serve workers.
+    pub(crate) fn start(self, shard: &Shard, reporter: Reporter) -> Outside {
+        let view = shard.view();
+        let mut addresses = Addresses::default();
+        let mut tasks = JoinSet::new();
+        if let Some((listener, address)) = self.query {
+            tracing::info!(%address, "reads are answered");
+            addresses.query = Some(address);
+            let served = QueryServer { reader: shard.reader(), view: view.clone(), token: self.token };
+            tasks.spawn(query::serve(served, listener, pending()));
+        }
+        if let Some((listener, address)) = self.metrics {
+            tracing::info!("metrics at http://{address}/metrics");
+            addresses.metrics = Some(address);
+            let config = shard.config();
+            let index = Some(config.index.0);
+            let identity = Identity { run: config.run.to_string(), role: Role::Shard, index };
+            let metrics = Arc::new(Metrics::new(&identity).with(Arc::new(ShardSource(view.clone()))));
+            tasks.spawn(async move {
+                endpoint::serve(listener, metrics, pending()).await;
+                Ok(())
+            });
+        }
+        let mut beat = interval(INTERVAL);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Outside { view, addresses, reporter, tasks, beat, told: None }
+    }
+}
+
+/// The services at work. They end with it.
+pub(crate) struct Outside {
+    view: ShardView,
+    addresses: Addresses,
+    reporter: Reporter,
+    tasks: JoinSet<Result<(), QueryServerError>>,
+    beat: Interval,
+    told: Option<ShardReport>,
+}
+
+impl Outside {
+    /// Does the next thing that is due. Dropping the future loses nothing but time.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok(Ok(())) => tracing::warn!("a service beside the run ended"),
+                Ok(Err(error)) => tracing::error!(%error, "a service beside the run failed"),
+                Err(error) => tracing::error!(%error, "a service beside the run ended abnormally"),
+            },
+            _instant = self.beat.tick() => self.report().await,
+        }
+    }
+
+    /// Tells the coordinator what has changed since it was told last.
+    pub(crate) async fn report(&mut self) {
+        let report = shard_report(&self.view.stats(), self.addresses);
+        if self.told.as_ref() == Some(&report) {
+            return;
+        }
+        // A session that is over says so to whoever listens to it.
+        if let Err(error) = self.reporter.report(MemberReport::Shard(Box::new(report.clone()))).await {
+            tracing::debug!(%error, "counts were not reported");
+        }
+        self.told = Some(report);
+    }
+}

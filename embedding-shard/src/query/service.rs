@@ -1,0 +1,165 @@
+//! The gRPC door: checks the token and sizes, turns messages into ours and back. The only place here that names
+//! generated types.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polygram_domain::embedding::{RowOptimizer, RowType};
+use polygram_proto::control::{Malformed, Token};
+use polygram_proto::rows::wire::row_service_server::RowService;
+use polygram_proto::rows::{
+    Description, Distribution, HotRow, Looked, Lookup, OwnedTable, Stats, TableFingerprint, TableStats,
+    VALUES_LIMIT, wire,
+};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use crate::config::rows_of_buckets;
+use crate::observe::{LogHistogram, ShardView};
+use crate::query::reader::{PeekError, ShardReader};
+
+/// A read that takes longer is given up: the shard is not serving, or stuck.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The service over a shard's lanes.
+pub(super) struct Door {
+    pub(super) reader: ShardReader,
+    pub(super) view: ShardView,
+    pub(super) token: Token,
+    pub(super) reads: Arc<Semaphore>,
+}
+
+impl Door {
+    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match request.metadata().get("authorization") {
+            Some(header) if self.token.matches_header(header.as_bytes()) => Ok(()),
+            Some(_) => Err(Status::unauthenticated("this is not the run's token")),
+            None => Err(Status::unauthenticated("the run's token is missing")),
+        }
+    }
+
+    async fn look(&self, lookup: Lookup) -> Result<Looked, Status> {
+        let (rows, width) = (lookup.rows.len(), self.view.config().width());
+        if rows * width > VALUES_LIMIT {
+            let most = VALUES_LIMIT / width.max(1);
+            let text = format!("{rows} rows of {width} values in one call; ask for at most {most}");
+            return Err(Status::invalid_argument(text));
+        }
+        let stuck = || Status::unavailable(format!("no answer by the lanes within {} s", PATIENCE.as_secs()));
+        let read = async {
+            let ended = || Status::unavailable(PeekError::Ended.to_string());
+            let _turn = self.reads.acquire().await.map_err(|_closed| ended())?;
+            self.reader.peek(lookup.table, &lookup.rows).await.map_err(|error| match error {
+                PeekError::Table { .. } | PeekError::Row { .. } => Status::out_of_range(error.to_string()),
+                PeekError::Ended => ended(),
+                PeekError::Busy => Status::aborted(error.to_string()),
+            })
+        };
+        let peeked = timeout(PATIENCE, read).await.map_err(|_elapsed| stuck())??;
+        Ok(Looked { version: peeked.version, values_rw: peeked.values_rw })
+    }
+
+    fn description(&self) -> Description {
+        let config = self.view.config();
+        let stats = self.view.stats();
+        let tables = config.tables.iter().map(|spec| OwnedTable {
+            table: spec.index,
+            name: spec.name.clone(),
+            order: spec.order,
+            rows: spec.rows,
+            width: spec.width,
+            owned: rows_of_buckets(spec, &config.buckets()),
+        });
+        Description {
+            run: config.run.to_string(),
+            generation: config.generation,
+            shard: config.index,
+            shards: config.topology.shards,
+            version: stats.version,
+            optimizer: optimizer_word(config.embedding.optimizer).to_owned(),
+            storage: type_word(config.embedding.storage).to_owned(),
+            lanes: config.embedding.lanes.max(1),
+            record_bytes: stats.record_bytes,
+            tables: tables.collect(),
+        }
+    }
+
+    fn stats_now(&self) -> Stats {
+        let stats = self.view.stats();
+        let distribution = |histogram: &LogHistogram| Distribution {
+            sum: histogram.sum(),
+            buckets: histogram.buckets().collect(),
+        };
+        let tables = stats.tables.iter().map(|table| TableStats {
+            table: table.table,
+            owned_rows: table.owned_rows,
+            touched_rows: table.touched_rows,
+            updates: table.updates,
+            fingerprint: table.fingerprint.map(|f| TableFingerprint { step: f.step, chain: f.chain }),
+        });
+        let hot = stats.hot.iter();
+        Stats {
+            version: stats.version,
+            since: stats.since,
+            record_bytes: stats.record_bytes,
+            tables: tables.collect(),
+            declared_rows: stats.declared_rows,
+            step_rows: stats.step_rows,
+            row_norms: distribution(&stats.norms),
+            park_seconds: distribution(&stats.park),
+            hot_rows: hot
+                .map(|hot| HotRow { table: hot.table, row: hot.row, updates: hot.updates })
+                .collect(),
+            lane_busy_seconds: stats.lane_busy.iter().map(Duration::as_secs_f64).collect(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RowService for Door {
+    async fn lookup(
+        &self,
+        request: Request<wire::LookupRequest>,
+    ) -> Result<Response<wire::LookupReply>, Status> {
+        self.authorize(&request)?;
+        let malformed = |error: Malformed| Status::invalid_argument(error.to_string());
+        let lookup = Lookup::try_from(request.into_inner()).map_err(malformed)?;
+        Ok(Response::new(self.look(lookup).await?.into()))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeReply>, Status> {
+        self.authorize(&request)?;
+        Ok(Response::new(self.description().into()))
+    }
+
+    async fn stats(
+        &self,
+        request: Request<wire::StatsRequest>,
+    ) -> Result<Response<wire::StatsReply>, Status> {
+        self.authorize(&request)?;
+        Ok(Response::new(self.stats_now().into()))
+    }
+}
+
+/// The word of a run file.
+fn optimizer_word(optimizer: RowOptimizer) -> &'static str {
+    match optimizer {
+        RowOptimizer::Adam => "adam",
+        RowOptimizer::PartialRowwiseAdam => "partial_rowwise_adam",
+        RowOptimizer::Adagrad => "adagrad",
+        RowOptimizer::RowwiseAdagrad => "rowwise_adagrad",
+        RowOptimizer::Sgd => "sgd",
+    }
+}
+
+/// The word of a run file.
+fn type_word(row_type: RowType) -> &'static str {
+    match row_type {
+        RowType::F32 => "f32",
+        RowType::Bf16 => "bf16",
+    }
+}
