@@ -198,9 +198,15 @@ impl Shard {
         for (observer, store) in observers.iter_mut().zip(&stores) {
             observer.begin(version, &written_by_table(store, config.tables.len()));
         }
-        drop((observers, peeks));
-        let job =
-            server::Job { config: Arc::clone(&config), version, stores, archive: archive.clone(), status };
+        let job = server::Job {
+            config: Arc::clone(&config),
+            version,
+            stores,
+            archive: archive.clone(),
+            status,
+            observers,
+            peeks,
+        };
         let (version, stores, status) = server::serve(job, listener, shutdown).await?;
         let outside = Outside::of(&config);
         Ok(Shard { config, version, stores, archive, status, outside })

@@ -10,19 +10,23 @@ mod step_rows;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use polygram_domain::{BucketIndex, RowId, Step, TableIndex};
 use polygram_proto::bulk::message::{Request, RowBlock};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
 use crate::numa::{node_of_lane, pin_thread};
-use crate::rows::{Rates, RowStore};
+use crate::observe::{LaneObserver, StepTotals, UpdatedRow, norm_is_sampled};
+use crate::query::{Peek, Peeked};
+use crate::rows::{Rates, RowStore, RowsOut, square_sum};
 use copy_on_write::CopyOnWrite;
 pub(crate) use copy_on_write::RowBatch;
 pub(crate) use serving::ReplyTo;
-use serving::{Parked, TableRows, last_pending, send_rows};
+use serving::{Backlog, Framing, Parked, Wanted, last_pending};
 use step_rows::{StepRows, owned_part};
 
 /// What a lane is told.
@@ -42,6 +46,8 @@ pub(crate) enum Command {
     Batch { table: TableIndex, reply: oneshot::Sender<RowBatch> },
     /// The snapshot is over.
     EndSnapshot,
+    /// Somebody outside the run looks at some rows.
+    Peek(Peek),
 }
 
 /// What a lane reports.
@@ -58,31 +64,47 @@ pub(crate) enum Report {
 }
 
 /// One lane's state.
-#[derive(Debug)]
 pub(crate) struct Lane {
     config: Arc<ShardConfig>,
     store: RowStore,
+    /// Updates in its rows.
+    version: Step,
     /// Owned rows of each site table.
     owned: Vec<Range<u32>>,
     steps: BTreeMap<u64, StepRows>,
     /// Virtual rows that open steps will write.
     reserved: u64,
     parked: BTreeMap<u64, Vec<Parked>>,
+    backlog: Backlog,
     snapshot: Option<CopyOnWrite>,
+    observer: LaneObserver,
+    /// Time at work since the last closed step.
+    busy: Duration,
+    runtime: Handle,
 }
 
 impl Lane {
-    /// A lane over `buckets`, with the rows it has.
-    pub(crate) fn new(config: Arc<ShardConfig>, buckets: &Range<u32>, store: RowStore) -> Lane {
+    /// A lane over `buckets`, with the rows it has, at `version`. Call it within a tokio runtime.
+    pub(crate) fn new(
+        config: Arc<ShardConfig>,
+        buckets: &Range<u32>,
+        (version, store): (Step, RowStore),
+        observer: LaneObserver,
+    ) -> Lane {
         let site = config.tables.iter().take(config.tables_per_site());
         let owned = site.map(|spec| rows_of_buckets(spec, buckets)).collect();
         Lane {
             store,
+            version,
             owned,
             steps: BTreeMap::new(),
             reserved: 0,
             parked: BTreeMap::new(),
+            backlog: Backlog::new(Framing::of(&config)),
             snapshot: None,
+            observer,
+            busy: Duration::ZERO,
+            runtime: Handle::current(),
             config,
         }
     }
@@ -97,14 +119,36 @@ impl Lane {
         if let Some(node) = node_of_lane(self.config.embedding.numa, index) {
             pin_thread(&node);
         }
-        while let Some(command) = commands.blocking_recv() {
-            if let Some(report) = self.obey(command)?
+        while let Some(command) = self.next(&mut commands) {
+            let started = Instant::now();
+            let report = self.obey(command)?;
+            self.backlog.retry(&self.store);
+            self.busy += started.elapsed();
+            if let Some(report) = report
                 && reports.blocking_send((index, report)).is_err()
             {
                 break;
             }
         }
         Ok(self.store)
+    }
+
+    /// The next command. Answers that wait for credit go out meanwhile.
+    fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        while !self.backlog.is_empty() {
+            let (backlog, store) = (&mut self.backlog, &self.store);
+            let command = self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    command = commands.recv() => Some(command),
+                    () = backlog.credit(store) => None,
+                }
+            });
+            if let Some(command) = command {
+                return command;
+            }
+        }
+        commands.blocking_recv()
     }
 
     fn obey(&mut self, command: Command) -> Result<Option<Report>, ShardError> {
@@ -154,6 +198,10 @@ impl Lane {
                 self.snapshot = None;
                 Ok(None)
             }
+            Command::Peek(peek) => {
+                self.peek(peek);
+                Ok(None)
+            }
         }
     }
 
@@ -186,66 +234,87 @@ impl Lane {
 
     /// Sends what no earlier open step changes, and parks the rest until those steps are closed.
     fn serve(&mut self, step: Step, request: Arc<Request>, reply: ReplyTo) {
-        let mut ready = Vec::new();
-        let mut waiting: BTreeMap<u64, Vec<TableRows>> = BTreeMap::new();
+        let mut ready: Vec<Wanted> = Vec::new();
+        let mut waiting: BTreeMap<u64, Vec<Wanted>> = BTreeMap::new();
         for (table, owned) in self.owned.iter().enumerate() {
             let declared = request.rows_of(table);
             let part = owned_part(declared, owned);
             let first = request.offsets[table] + part.start;
             let rows = &declared[part];
             let open = self.steps.range(..step.0).map(|(step, rows)| (*step, rows.rows_of(table)));
-            let mut here = Vec::new();
-            let mut later: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
             for ((i, &row), pending) in rows.iter().enumerate().zip(last_pending(rows, open)) {
-                let entry = ((first + i) as u32, row);
+                let wanted = (table as u32, (first + i) as u32, row);
                 match pending {
-                    None => here.push(entry),
-                    Some(step) => later.entry(step).or_default().push(entry),
+                    None => ready.push(wanted),
+                    Some(step) => waiting.entry(step).or_default().push(wanted),
                 }
             }
-            ready.push((table, here));
-            for (step, rows) in later {
-                waiting.entry(step).or_default().push((table, rows));
-            }
-        }
-        if !send_rows(&self.store, self.sizes(), &ready, &reply) {
-            return;
         }
         for (awaited, rows) in waiting {
-            let parked = Parked { request: Arc::clone(&request), rows, reply: reply.clone() };
+            let (request, reply) = (Arc::clone(&request), reply.clone());
+            let parked = Parked { request, rows, reply, since: Instant::now() };
             self.parked.entry(awaited).or_default().push(parked);
         }
+        self.backlog.send(&self.store, ready, reply);
     }
 
     /// Applies a step's sums in row order (or drops them), then sends the rows that waited for it.
     fn close(&mut self, step: Step, rates: Option<Rates>) -> Result<(), ShardError> {
         let Some(rows) = self.steps.remove(&step.0) else { return Ok(()) };
-        let (count, sites, _) = self.sizes();
+        while self.backlog.has(step) {
+            // A worker that votes has its rows; one that does not wait for them still gets those of its version.
+            self.runtime.block_on(self.backlog.credit(&self.store));
+        }
         match rates {
             None => self.reserved = self.reserved.saturating_sub(self.new_rows(&rows)),
-            Some(rates) => {
-                let before = self.store.written();
-                for site in 0..sites {
-                    for table in 0..count {
-                        let index = TableIndex((site * count + table) as u32);
-                        let declared = rows.rows_of(table);
-                        if let Some(snapshot) = &mut self.snapshot {
-                            for &row in declared {
-                                snapshot.before_update(&self.store, index, RowId(row));
-                            }
-                        }
-                        self.store.update(index, declared, &rows.gradients(site, table), rates)?;
-                    }
-                }
-                self.store.finish_step(rates.lr);
-                self.reserved = self.reserved.saturating_sub(self.store.written() - before);
-            }
+            Some(rates) => self.apply(&rows, rates)?,
         }
-        for Parked { request, rows, reply } in self.parked.remove(&step.0).unwrap_or_default() {
-            if !send_rows(&self.store, self.sizes(), &rows, &reply) {
-                tracing::debug!(rows = request.rows.len(), "parked rows were no longer wanted");
-            }
+        self.version = step.next();
+        let sites = self.config.sites() as u64;
+        self.observer.closed_step(StepTotals {
+            version: self.version,
+            declared_rows: sites * rows.contributions(),
+            step_rows: sites * rows.len() as u64,
+            busy: std::mem::take(&mut self.busy),
+        });
+        for Parked { request, rows, reply, since } in self.parked.remove(&step.0).unwrap_or_default() {
+            tracing::trace!(rows = rows.len(), of = request.rows.len(), "parked rows are free");
+            self.observer.released(since.elapsed());
+            self.backlog.send(&self.store, rows, reply);
         }
         Ok(())
+    }
+
+    fn apply(&mut self, rows: &StepRows, rates: Rates) -> Result<(), ShardError> {
+        let (count, sites, _) = self.sizes();
+        let before = self.store.written();
+        for (site, table) in (0..sites).flat_map(|site| (0..count).map(move |table| (site, table))) {
+            let index = TableIndex((site * count + table) as u32);
+            let declared = rows.rows_of(table);
+            if let Some(snapshot) = &mut self.snapshot {
+                for &row in declared {
+                    snapshot.before_update(&self.store, index, RowId(row));
+                }
+            }
+            let observer = &mut self.observer;
+            self.store.update_noting(index, declared, &rows.gradients(site, table), rates, |updated| {
+                let row = UpdatedRow { table: index, row: updated.row, updates: updated.updates };
+                observer.updated(row, updated.stored);
+                if norm_is_sampled(updated.row) {
+                    observer.row_norm(square_sum(updated.weights).sqrt() as f32);
+                }
+            })?;
+        }
+        self.store.finish_step(rates.lr);
+        self.reserved = self.reserved.saturating_sub(self.store.written() - before);
+        Ok(())
+    }
+
+    fn peek(&self, Peek { table, rows, reply, .. }: Peek) {
+        let mut values_rw = vec![0.0; rows.len() * self.config.width()];
+        self.store.gather(table, &rows, RowsOut::F32(&mut values_rw));
+        if reply.send(Peeked { version: self.version, values_rw }).is_err() {
+            tracing::debug!("nobody waits for the rows that were looked at");
+        }
     }
 }

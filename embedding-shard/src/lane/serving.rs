@@ -1,17 +1,28 @@
 //! Answers to lookups and reads: which rows may go out now, which must wait for a commit, and how they are framed.
+//!
+//! Rows leave on credit of the worker that gets them. A lane never waits for a worker: what has no credit yet stays
+//! behind as positions, not as values, and is gathered when the credit is there ([`Backlog`]).
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-use polygram_domain::TableIndex;
+use futures::future::{FutureExt, select_all};
+use polygram_domain::embedding::RowType;
+use polygram_domain::{Step, TableIndex};
 use polygram_proto::bulk::frame::{Header, Outgoing, Piece};
 use polygram_proto::bulk::message::{Request, RowBlock};
+use polygram_proto::bulk::pool::Buffers;
 
+use crate::config::ShardConfig;
 use crate::rows::{RowStore, RowsOut};
-use crate::server::outbox::Outbox;
+use crate::server::outbox::{Gone, Outbox, Permit};
 
-/// Bytes of values in one frame of rows, about; no result depends on it.
+/// Bytes of values in one frame of rows, about: what a core's own cache holds beside the rest. No result depends on it.
 const FRAME_BYTES: usize = 256 << 10;
+/// Memory of sent frames that is kept for later ones.
+const SPARE_BYTES: usize = 32 << 20;
 
 /// Where an answer goes, and what its frames say of themselves.
 #[derive(Clone, Debug)]
@@ -22,15 +33,16 @@ pub(crate) struct ReplyTo {
     pub(crate) header: Header,
 }
 
-/// Rows of one site table as (position in the request, row), positions ascending.
-pub(super) type TableRows = (usize, Vec<(u32, u32)>);
+/// A row of a request: site table, position in the request, row.
+pub(super) type Wanted = (u32, u32, u32);
 
 /// Positions of a request that wait for one step's commit.
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) request: Arc<Request>,
-    pub(super) rows: Vec<TableRows>,
+    pub(super) rows: Vec<Wanted>,
     pub(super) reply: ReplyTo,
+    pub(super) since: Instant,
 }
 
 /// For each owned row of a request, the last uncommitted earlier step that changes it.
@@ -55,39 +67,175 @@ pub(super) fn last_pending<'a>(
     pending
 }
 
-/// Sends rows of site tables as (position, row), in frames of runs. Returns whether the connection still takes them.
-pub(super) fn send_rows(
-    store: &RowStore,
-    (tables_per_site, sites, width): (usize, usize, usize),
-    rows: &[TableRows],
-    reply: &ReplyTo,
-) -> bool {
-    let flat: Vec<(usize, u32, u32)> = rows
-        .iter()
-        .flat_map(|(table, rows)| rows.iter().map(|&(position, row)| (*table, position, row)))
-        .collect();
-    let per_frame = (FRAME_BYTES / (4 * sites * width).max(1)).max(1);
-    for part in flat.chunks(per_frame) {
-        let mut words = RowBlock::head(&runs_of(part.iter().map(|&(_, position, _)| position)));
-        let values_at = words.len();
-        words.resize(values_at + part.len() * sites * width, 0);
-        let values: &mut [f32] = bytemuck::cast_slice_mut(&mut words[values_at..]);
-        for (site, target) in values.chunks_exact_mut((part.len() * width).max(1)).enumerate() {
-            let mut at = 0;
-            for same in part.chunk_by(|a, b| a.0 == b.0) {
-                let table = TableIndex((site * tables_per_site + same[0].0) as u32);
-                let wanted: Vec<u32> = same.iter().map(|&(_, _, row)| row).collect();
-                store.gather(table, &wanted, RowsOut::F32(&mut target[at..at + same.len() * width]));
-                at += same.len() * width;
-            }
-        }
-        let sent = Outgoing::seal(&reply.header, vec![Piece::Words(words)])
-            .is_ok_and(|frame| reply.frames.blocking_send(frame).is_ok());
-        if !sent {
-            return false;
+/// How rows are framed.
+#[derive(Clone, Debug)]
+pub(super) struct Framing {
+    tables_per_site: usize,
+    sites: usize,
+    width: usize,
+    kind: RowType,
+    buffers: Buffers,
+}
+
+impl Framing {
+    pub(super) fn of(config: &ShardConfig) -> Framing {
+        Framing {
+            tables_per_site: config.tables_per_site(),
+            sites: config.sites(),
+            width: config.width(),
+            kind: config.embedding.wire.rows,
+            buffers: Buffers::new(SPARE_BYTES),
         }
     }
-    true
+
+    fn rows_per_frame(&self) -> usize {
+        (FRAME_BYTES / (self.kind.bytes() * self.sites * self.width).max(1)).max(1)
+    }
+
+    /// Gathers `rows` into the payload of one frame: runs of positions, then values.
+    fn gather(&self, store: &RowStore, rows: &[Wanted]) -> Piece {
+        let head = RowBlock::head(&runs_of(rows.iter().map(|&(_, position, _)| position)));
+        let values = rows.len() * self.sites * self.width;
+        let value_words = (values * self.kind.bytes()).div_ceil(4);
+        let mut words = self.buffers.take(head.len() + value_words);
+        let (start, target) = words.split_at_mut(head.len());
+        start.copy_from_slice(&head);
+        if let Some(last) = target.last_mut() {
+            // The half of it that an odd number of bf16 values leaves over.
+            *last = 0;
+        }
+        let ids: Vec<u32> = rows.iter().map(|&(_, _, row)| row).collect();
+        let mut at = 0;
+        for site in 0..self.sites {
+            let mut first = 0;
+            for same in rows.chunk_by(|a, b| a.0 == b.0) {
+                let table = TableIndex((site * self.tables_per_site) as u32 + same[0].0);
+                let range = at..at + same.len() * self.width;
+                at = range.end;
+                let out = match self.kind {
+                    RowType::F32 => RowsOut::F32(&mut bytemuck::cast_slice_mut(target)[range]),
+                    RowType::Bf16 => RowsOut::Bf16(&mut bytemuck::cast_slice_mut(target)[range]),
+                };
+                store.gather(table, &ids[first..first + same.len()], out);
+                first += same.len();
+            }
+        }
+        Piece::Pooled(words)
+    }
+
+    /// Payload bytes of a frame of `rows`, not less than it will have.
+    fn payload_bytes(&self, rows: &[Wanted]) -> usize {
+        let runs = runs_of(rows.iter().map(|&(_, position, _)| position)).len();
+        4 * (1 + 2 * runs) + (rows.len() * self.sites * self.width * self.kind.bytes()).next_multiple_of(4)
+    }
+}
+
+/// Rows that may go out and have no credit yet.
+#[derive(Debug)]
+struct Unsent {
+    rows: Vec<Wanted>,
+    /// Rows of them that are sent.
+    sent: usize,
+    reply: ReplyTo,
+}
+
+impl Unsent {
+    /// The rows of the next frame.
+    fn next(&self, framing: &Framing) -> &[Wanted] {
+        let end = self.rows.len().min(self.sent + framing.rows_per_frame());
+        &self.rows[self.sent..end]
+    }
+
+    /// Sends the next frame. Returns whether there are more.
+    fn send(&mut self, permit: Permit, framing: &Framing, store: &RowStore) -> bool {
+        let rows = self.next(framing);
+        let count = rows.len();
+        let piece = framing.gather(store, rows);
+        match Outgoing::seal(&self.reply.header, vec![piece]) {
+            Ok(frame) => permit.send(frame),
+            Err(error) => {
+                tracing::error!(%error, "rows do not fit a frame");
+                return false;
+            }
+        }
+        self.sent += count;
+        self.sent < self.rows.len()
+    }
+}
+
+/// Answers that wait for credit, of all workers.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    framing: Framing,
+    unsent: VecDeque<Unsent>,
+}
+
+impl Backlog {
+    pub(super) fn new(framing: Framing) -> Backlog {
+        Backlog { framing, unsent: VecDeque::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
+    /// Sends `rows`, as far as there is credit; the rest waits here.
+    pub(super) fn send(&mut self, store: &RowStore, rows: Vec<Wanted>, reply: ReplyTo) {
+        if !rows.is_empty() {
+            self.unsent.push_back(Unsent { rows, sent: 0, reply });
+            let last = self.unsent.len() - 1;
+            self.advance(last, store);
+        }
+    }
+
+    /// Sends what has credit by now.
+    pub(super) fn retry(&mut self, store: &RowStore) {
+        let mut index = 0;
+        while index < self.unsent.len() {
+            index += usize::from(self.advance(index, store));
+        }
+    }
+
+    /// Sends what answer `index` has credit for. Returns whether it still waits; an answer that does not is removed.
+    fn advance(&mut self, index: usize, store: &RowStore) -> bool {
+        let unsent = &mut self.unsent[index];
+        loop {
+            let bytes = self.framing.payload_bytes(unsent.next(&self.framing));
+            match unsent.reply.frames.try_reserve(bytes) {
+                Ok(Some(permit)) => {
+                    if !unsent.send(permit, &self.framing, store) {
+                        break;
+                    }
+                }
+                Ok(None) => return true,
+                Err(Gone) => break,
+            }
+        }
+        self.unsent.remove(index);
+        false
+    }
+
+    /// Waits until the first of the waiting answers gets credit, and sends a frame of it. Dropping the future loses
+    /// nothing.
+    pub(super) async fn credit(&mut self, store: &RowStore) {
+        let waits = self.unsent.iter().map(|unsent| {
+            unsent.reply.frames.reserve(self.framing.payload_bytes(unsent.next(&self.framing))).boxed_local()
+        });
+        let (permit, index, others) = select_all(waits).await;
+        drop(others);
+        let keeps = match permit {
+            Ok(permit) => self.unsent[index].send(permit, &self.framing, store),
+            Err(Gone) => false,
+        };
+        if !keeps {
+            self.unsent.remove(index);
+        }
+    }
+
+    /// Whether an answer of `version` waits.
+    pub(super) fn has(&self, version: Step) -> bool {
+        self.unsent.iter().any(|unsent| unsent.reply.header.step <= version)
+    }
 }
 
 /// Ascending positions as runs.

@@ -14,10 +14,13 @@ use multiversion::multiversion;
 use polygram_domain::{BucketIndex, RowId, TableIndex, TableSet};
 use polygram_proto::bulk::message::{Request, RowBlock};
 
-use crate::rows::{Gradients, square_sum};
+use crate::rows::bf16::widen;
+use crate::rows::{Gradients, prefetch, square_sum};
 
 /// Levels of a tree over 2³² cells, and its root.
 const LEVELS: usize = 33;
+/// Values at the beginning of a gradient that are asked for ahead.
+const NEAR_VALUES: usize = 64;
 
 /// The part of `rows` (ascending) that lies in `owned`.
 pub(super) fn owned_part(rows: &[u32], owned: &Range<u32>) -> Range<usize> {
@@ -88,8 +91,13 @@ impl StepRows {
         &self.rows[table]
     }
 
+    /// Contributions that are here: rows declared by the cells, counted once a cell.
+    pub(super) fn contributions(&self) -> u64 {
+        self.by_place.len() as u64
+    }
+
     /// Declared rows of all site tables (n).
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.starts[self.rows.len()]
     }
 
@@ -186,46 +194,68 @@ impl TableGradients<'_> {
         &self.step.by_place[self.step.bounds[place] as usize..self.step.bounds[place + 1] as usize]
     }
 
+    /// A contribution's values: where they came in, or widened into `wide`.
     #[inline(always)]
-    fn values(&self, of: Contribution) -> &[f32] {
+    fn values<'s>(&'s self, of: Contribution, wide: &'s mut [f32]) -> &'s [f32] {
+        match self.place(of) {
+            Came::F32(values) => values,
+            Came::Bf16(bits) => {
+                let wide = &mut wide[..bits.len()];
+                widen(bits, wide);
+                wide
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn place(&self, of: Contribution) -> Came<'_> {
         let block = &self.step.blocks[of.block as usize];
         let at = (self.site * block.rows() + of.offset as usize) * self.step.width;
-        &block.values()[at..at + self.step.width]
+        match (block.f32s(), block.bf16s()) {
+            (Some(values), _) => Came::F32(&values[at..at + self.step.width]),
+            (None, bits) => Came::Bf16(&bits.unwrap_or_default()[at..at + self.step.width]),
+        }
     }
 
     /// The sum of `contributions` in the tree over cells. Neighbours are joined where their cells' paths to the root
-    /// meet: the lower they meet, the earlier. What waits to be joined is a stack whose meeting levels fall.
+    /// meet: the lower they meet, the earlier. What waits to be joined is a stack whose meeting levels fall; place d of
+    /// it has the d-th row of `scratch`.
     fn tree_sum<'s>(&self, contributions: &[Contribution], scratch: &'s mut [f32]) -> &'s [f32] {
         let width = self.step.width;
-        let mut borrowed: [Option<&[f32]>; LEVELS + 1] = [None; LEVELS + 1];
         let mut meets = [0u32; LEVELS + 1];
         let mut depth = 0;
-        let mut join = |depth: &mut usize, borrowed: &mut [Option<&[f32]>]| {
-            *depth -= 1;
-            let (left, right) = scratch.split_at_mut(*depth * width);
-            let left = &mut left[(*depth - 1) * width..];
-            let right = borrowed[*depth].unwrap_or(&right[..width]);
-            match borrowed[*depth - 1].take() {
-                Some(first) => add(first, right, left),
-                None => add_to(left, right),
-            }
+        let join = |depth: usize, scratch: &mut [f32]| {
+            let (left, right) = scratch[(depth - 2) * width..depth * width].split_at_mut(width);
+            add_to(left, right);
         };
         for (i, &contribution) in contributions.iter().enumerate() {
             if i > 0 {
                 let level = u32::BITS - (contributions[i - 1].cell ^ contribution.cell).leading_zeros();
                 while depth > 1 && meets[depth - 1] < level {
-                    join(&mut depth, &mut borrowed);
+                    join(depth, scratch);
+                    depth -= 1;
                 }
                 meets[depth] = level;
             }
-            borrowed[depth] = Some(self.values(contribution));
+            let top = &mut scratch[depth * width..][..width];
+            match self.place(contribution) {
+                Came::F32(values) => top.copy_from_slice(values),
+                Came::Bf16(bits) => widen(bits, top),
+            }
             depth += 1;
         }
         while depth > 1 {
-            join(&mut depth, &mut borrowed);
+            join(depth, scratch);
+            depth -= 1;
         }
         &scratch[..width]
     }
+}
+
+/// A contribution as it came in.
+enum Came<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
 }
 
 impl Gradients for TableGradients<'_> {
@@ -237,7 +267,7 @@ impl Gradients for TableGradients<'_> {
     #[inline(always)]
     fn sum<'a>(&'a self, place: usize, scratch: &'a mut [f32]) -> &'a [f32] {
         match self.contributions(place) {
-            [only] => self.values(*only),
+            [only] => self.values(*only, scratch),
             [] => {
                 // Not reached: a row is declared by a cell, and a step is settled when every cell has pushed its rows.
                 scratch[..self.step.width].fill(0.0);
@@ -250,15 +280,11 @@ impl Gradients for TableGradients<'_> {
     #[inline(always)]
     fn prefetch(&self, place: usize) {
         for &contribution in self.contributions(place).iter().take(2) {
-            crate::rows::prefetch(self.values(contribution));
+            match self.place(contribution) {
+                Came::F32(values) => prefetch(&values[..values.len().min(NEAR_VALUES)]),
+                Came::Bf16(bits) => prefetch(&bits[..bits.len().min(NEAR_VALUES)]),
+            }
         }
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn add(left: &[f32], right: &[f32], sum: &mut [f32]) {
-    for ((sum, left), right) in sum.iter_mut().zip(left).zip(right) {
-        *sum = left + right;
     }
 }
 

@@ -20,5 +20,5 @@ pub use decay::DecayLog;
 pub use optimizer::{Rates, RowRule, RowState, square_sum};
 pub(crate) use region::prefetch;
 pub use saved::Record;
-pub use store::{Gradients, RowStore, RowsOut};
+pub use store::{Gradients, RowStore, RowsOut, Updated};
 pub use virtual_rows::VirtualRows;

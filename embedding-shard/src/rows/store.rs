@@ -42,6 +42,19 @@ pub enum RowsOut<'a> {
     Bf16(&'a mut [u16]),
 }
 
+/// A row right after an update.
+#[derive(Clone, Copy, Debug)]
+pub struct Updated<'a> {
+    /// The row.
+    pub row: RowId,
+    /// Updates that it has had.
+    pub updates: u32,
+    /// Its weights as they are stored.
+    pub stored: &'a [u8],
+    /// Its weights before they were rounded for storage.
+    pub weights: &'a [f32],
+}
+
 /// Gradients of the rows of one update.
 pub trait Gradients {
     /// Values of scratch memory that [`Gradients::sum`] needs for rows of `width`.
@@ -286,6 +299,21 @@ impl RowStore {
         gradients: &impl Gradients,
         rates: Rates,
     ) -> Result<(), ShardError> {
+        self.update_noting(table, rows, gradients, rates, |_| {})
+    }
+
+    /// As [`RowStore::update`]; `note` is told of every row right after its update.
+    ///
+    /// # Errors
+    /// As [`RowStore::update`].
+    pub fn update_noting(
+        &mut self,
+        table: TableIndex,
+        rows: &[u32],
+        gradients: &impl Gradients,
+        rates: Rates,
+        mut note: impl FnMut(Updated<'_>),
+    ) -> Result<(), ShardError> {
         let width = self.layout.width;
         let mut scratch = vec![0.0; gradients.scratch_values(width)];
         let mut wide = vec![0.0; width];
@@ -303,7 +331,7 @@ impl RowStore {
                     gradients.prefetch(batch * BATCH_ROWS + place + RECORDS_AHEAD);
                 }
                 let gradient = gradients.sum(batch * BATCH_ROWS + place, &mut scratch);
-                self.update_record((table, RowId(row), slot), gradient, (rates, decayed), &mut wide);
+                note(self.update_record((table, RowId(row), slot), gradient, (rates, decayed), &mut wide));
             }
         }
         Ok(())
@@ -311,13 +339,13 @@ impl RowStore {
 
     /// Updates one record; rows will have decayed by `decayed` after the step.
     #[inline(always)]
-    fn update_record(
-        &mut self,
+    fn update_record<'a>(
+        &'a mut self,
         (table, row, slot): (TableIndex, RowId, u32),
         gradient: &[f32],
         (rates, decayed): (Rates, DecayLog),
-        wide: &mut [f32],
-    ) {
+        wide: &'a mut [f32],
+    ) -> Updated<'a> {
         let (layout, rule) = (self.layout, self.rule);
         let missed = match layout.decays {
             true => self.decayed.left_since(layout.decayed(self.arena.get(slot))),
@@ -328,14 +356,16 @@ impl RowStore {
         head.set_decayed(decayed);
         match layout.storage {
             RowType::F32 => {
-                let weights = bytemuck::cast_slice_mut(words);
+                let weights: &mut [f32] = bytemuck::cast_slice_mut(words);
                 apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
+                Updated { row, updates, stored: bytemuck::cast_slice(weights), weights }
             }
             RowType::Bf16 => {
                 let bits = &mut bytemuck::cast_slice_mut(words)[..layout.width];
                 widen(bits, wide);
                 apply(&rule, RowState { updates, weights: wide, state }, (gradient, missed), rates);
                 self.rounding.round((table, row), updates, wide, bits);
+                Updated { row, updates, stored: bytemuck::cast_slice(bits), weights: wide }
             }
         }
     }

@@ -19,6 +19,7 @@ use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, ReplyTo, Report};
 use crate::ledger::{Effect, Ledger, Peer, Vote};
+use crate::query::Peek;
 use crate::rows::Rates;
 use crate::shard::ShardStatus;
 
@@ -211,6 +212,16 @@ impl Engine {
             Report::Failed(error) => return Err(error),
         }
         self.act().await
+    }
+
+    /// Passes a look from outside on to its lane.
+    pub(super) async fn peek(&self, peek: Peek) -> Result<(), ShardError> {
+        let lane = peek.lane;
+        match self.lanes.get(lane) {
+            Some(commands) => commands.send(Command::Peek(peek)).await.map_err(|_| ShardError::Lane(lane)),
+            // Whoever asks sees that nobody answers.
+            None => Ok(()),
+        }
     }
 
     /// Takes the end of a snapshot.

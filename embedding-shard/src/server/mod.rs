@@ -20,6 +20,8 @@ use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, Lane, Report};
+use crate::observe::LaneObserver;
+use crate::query::Peek;
 use crate::rows::RowStore;
 use crate::shard::ShardStatus;
 use engine::Engine;
@@ -39,6 +41,10 @@ pub(crate) struct Job {
     pub(crate) stores: Vec<RowStore>,
     pub(crate) archive: Option<Arc<dyn RowArchive>>,
     pub(crate) status: watch::Sender<ShardStatus>,
+    /// One a lane.
+    pub(crate) observers: Vec<LaneObserver>,
+    /// Questions from outside the run.
+    pub(crate) peeks: mpsc::Receiver<Peek>,
 }
 
 type Ended = (Step, Vec<RowStore>, watch::Sender<ShardStatus>);
@@ -49,7 +55,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Ended, ShardError> {
-    let Job { config, version, stores, archive, status } = job;
+    let Job { config, version, stores, archive, status, observers, mut peeks } = job;
     let written: Vec<u64> = stores.iter().map(RowStore::written).collect();
     status.send_modify(|status| (status.version, status.written_rows) = (version, written.iter().sum()));
     // A lane has at most three reports a step on their way, and steps beyond the window are refused: the queue holds
@@ -58,8 +64,9 @@ pub(crate) async fn serve(
     let (report, mut reports) = mpsc::channel(4 * open_steps * stores.len() + 1);
     let mut threads = Vec::with_capacity(stores.len());
     let mut lanes = Vec::with_capacity(stores.len());
-    for ((index, store), buckets) in stores.into_iter().enumerate().zip(config.lane_buckets()) {
-        let lane = Lane::new(Arc::clone(&config), &buckets, store);
+    let rows = stores.into_iter().zip(observers).zip(config.lane_buckets());
+    for (index, ((store, observer), buckets)) in rows.enumerate() {
+        let lane = Lane::new(Arc::clone(&config), &buckets, (version, store), observer);
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
         threads.push(start(index, lane, queue, report.clone())?);
         lanes.push(commands);
@@ -68,7 +75,8 @@ pub(crate) async fn serve(
     let mut engine = Engine::new(config, version, written, lanes, status);
     engine.archive = archive;
     let mut connections = JoinSet::new();
-    let served = run(&mut engine, &listener, &mut reports, &mut connections, shutdown).await;
+    let inlets = Inlets { listener: &listener, reports: &mut reports, peeks: &mut peeks };
+    let served = run(&mut engine, inlets, &mut connections, shutdown).await;
 
     // The listener goes first, so that nobody connects to a shard that ends.
     drop(listener);
@@ -89,10 +97,16 @@ pub(crate) async fn serve(
     served.map(|()| (version, stores, status))
 }
 
+/// Where work comes from.
+struct Inlets<'a> {
+    listener: &'a TcpListener,
+    reports: &'a mut mpsc::Receiver<(usize, Report)>,
+    peeks: &'a mut mpsc::Receiver<Peek>,
+}
+
 async fn run(
     engine: &mut Engine,
-    listener: &TcpListener,
-    reports: &mut mpsc::Receiver<(usize, Report)>,
+    Inlets { listener, reports, peeks }: Inlets<'_>,
     connections: &mut JoinSet<()>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ShardError> {
@@ -117,6 +131,7 @@ async fn run(
                 }
             }
             Some(event) = events.recv() => engine.event(event).await?,
+            Some(peek) = peeks.recv() => engine.peek(peek).await?,
             connection = listener.accept() => {
                 let (stream, _) = connection.map_err(ShardError::Accept)?;
                 accepted += 1;

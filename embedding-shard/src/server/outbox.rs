@@ -8,22 +8,19 @@ use std::time::Duration;
 use polygram_proto::bulk::frame::{Outgoing, WireError};
 use polygram_proto::bulk::queue::SendQueue;
 pub(crate) use polygram_proto::bulk::queue::{Gone, Permit};
-use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 /// Where frames for one worker go. Clones are the same outbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
     queue: SendQueue,
-    runtime: Handle,
     patience: Duration,
 }
 
 impl Outbox {
-    /// An outbox to a worker that grants `window_bytes` of rows, and is given up after `patience`. Call it within a
-    /// tokio runtime.
+    /// An outbox to a worker that grants `window_bytes` of rows, and is given up after `patience`.
     pub(super) fn new(window_bytes: u32, patience: Duration) -> Outbox {
-        Outbox { queue: SendQueue::new(window_bytes), runtime: Handle::current(), patience }
+        Outbox { queue: SendQueue::new(window_bytes), patience }
     }
 
     /// Room for a frame of rows with so many payload bytes, if the worker grants it now.
@@ -44,19 +41,6 @@ impl Outbox {
             self.queue.abandon();
             Err(Gone)
         })
-    }
-
-    /// Waits for room and queues a frame of rows. For threads that are not the runtime's.
-    ///
-    /// # Errors
-    /// As [`Outbox::reserve`].
-    pub(crate) fn blocking_send(&self, frame: Outgoing) -> Result<(), Gone> {
-        let permit = match self.try_reserve(frame.payload_bytes())? {
-            Some(permit) => permit,
-            None => self.runtime.block_on(self.reserve(frame.payload_bytes()))?,
-        };
-        permit.send(frame);
-        Ok(())
     }
 
     /// Queues an answer that has no rows.
@@ -125,7 +109,7 @@ mod tests {
             }
         });
         let lane = {
-            let (slow, quick) = (slow.clone(), quick.clone());
+            let (slow, quick, runtime) = (slow.clone(), quick.clone(), tokio::runtime::Handle::current());
             std::thread::spawn(move || {
                 let mut refused = 0;
                 for _ in 0..1000 {
@@ -133,7 +117,7 @@ mod tests {
                         Some(permit) => permit.send(rows(100)),
                         None => refused += 1,
                     }
-                    quick.blocking_send(rows(100)).unwrap();
+                    runtime.block_on(quick.reserve(400)).unwrap().send(rows(100));
                 }
                 quick.close();
                 refused
