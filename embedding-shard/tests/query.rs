@@ -1,5 +1,7 @@
 //! Reads over gRPC: rows, description and counts, the standard health service, server reflection.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 mod common;
 
 use std::net::SocketAddr;
