@@ -13,7 +13,7 @@ const DISTANCES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// What of a record is brought near.
 const NEARS: [Near; 3] = [Near::All, Near::AllFar, Near::First];
 /// Times each way is tried.
-const TRIES: usize = 3;
+const TRIES: usize = 5;
 
 /// A way to move bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
