@@ -87,7 +87,7 @@ impl Records {
     #[target_feature(enable = "avx512f")]
     fn gather_avx512(&self, slots: &[u32], out: &mut [u32], way: Way) {
         use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_stream_si512};
-        if out.as_ptr().addr() % 64 != 0 || !out.len().is_multiple_of(16 * slots.len().max(1)) {
+        if !out.as_ptr().addr().is_multiple_of(64) || !out.len().is_multiple_of(16 * slots.len().max(1)) {
             return self.gather_with(slots, out, way, stream);
         }
         self.gather_with(slots, out, way, |from, out| {

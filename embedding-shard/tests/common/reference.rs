@@ -18,6 +18,9 @@ struct Row {
     second: Vec<f32>,
 }
 
+/// Gradients of one row, each with its cell.
+type Parts = Vec<(u32, Vec<f32>)>;
+
 pub(crate) struct Reference {
     spec: RunSpec,
     tables: TableSet,
@@ -80,7 +83,7 @@ impl Reference {
     /// Runs one step of `workload`.
     pub(crate) fn step(&mut self, workload: &Workload, step: Step) -> ExpectedStep {
         let width = self.width();
-        let mut parts: BTreeMap<(u32, u32), Vec<(u32, Vec<f32>)>> = BTreeMap::new();
+        let mut parts: BTreeMap<(u32, u32), Parts> = BTreeMap::new();
         let mut rows = Vec::new();
         for cell in 0..self.spec.training.cells {
             let ids = workload.ids(&self.spec, step, Cell(cell));
