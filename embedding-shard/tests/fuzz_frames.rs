@@ -7,7 +7,11 @@
 //!
 //! `POLYGRAM_FUZZ_SECONDS` is the time of each claim (default 2), `POLYGRAM_FUZZ_SEED` the seed, which is printed. Mutation
 //! is blind: coverage-guided fuzzing (cargo-fuzz, libFuzzer) needs a nightly compiler, and this project builds on stable.
-#![allow(clippy::unwrap_used, reason = "what a test cannot do without ends it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test ends without what it needs, and says its seed"
+)]
 
 mod common;
 mod fuzzing;

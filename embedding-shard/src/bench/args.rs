@@ -149,11 +149,17 @@ impl Sizes {
 
     /// As [`Sizes::spec`], as written.
     pub(super) fn file(&self, more: &[String]) -> Result<RunFile, BenchError> {
-        for (name, value) in
-            [("--tokens", self.tokens), ("--repetitions", self.repetitions), ("--steps", self.steps)]
-        {
-            if value == 0 {
-                return Err(BenchError::Usage(format!("{name} must be at least 1")));
+        for (name, value, least) in [
+            ("--rows", self.rows as usize, 1),
+            ("--width", self.width as usize, 1),
+            ("--orders", self.orders as usize, 2),
+            ("--heads", self.heads as usize, 1),
+            ("--tokens", self.tokens, 1),
+            ("--repetitions", self.repetitions, 1),
+            ("--steps", self.steps, 1),
+        ] {
+            if value < least {
+                return Err(BenchError::Usage(format!("{name} is {value}; it must be at least {least}")));
             }
         }
         if !(self.exponent > 0.0 && self.exponent < 10.0) {
@@ -205,10 +211,10 @@ mod tests {
             ("--tokens 0", "--tokens"),
             ("--lanes 0", "--lanes"),
             ("--exponent 0", "--exponent"),
-            ("--orders 1", "order"),
-            ("--heads 0", "heads"),
-            ("--width 0", "hidden_size"),
-            ("--rows 0", "rows"),
+            ("--orders 1", "--orders"),
+            ("--heads 0", "--heads"),
+            ("--width 0", "--width"),
+            ("--rows 0", "--rows"),
             ("--set embedding.optimizer=\"none\"", "optimizer"),
         ] {
             let args = BenchArgs::try_parse_from(format!("bench {flags}").split(' ')).unwrap();
