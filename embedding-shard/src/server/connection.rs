@@ -21,8 +21,8 @@ use crate::config::ShardConfig;
 
 /// A peer that says nothing after connecting, or takes nothing, is given up after this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// Memory of received gradients that is kept for the next ones.
-const KEPT_BYTES: usize = 64 << 20;
+/// Memory of received gradients that is kept for the next ones: those of a whole step, since they stay until its commit.
+const KEPT_BYTES: usize = 128 << 20;
 
 /// What a connection tells the engine. A group is all connections of one worker.
 #[derive(Debug)]

@@ -86,7 +86,7 @@ impl Conversation {
             let (kind, pieces) = message.encode();
             let (step, cell) = (Step(step), Cell(cell));
             let header = Header { kind, chunk: 0, run, generation: GENERATION, step, cell };
-            Outgoing::seal(&header, pieces).unwrap().slices().flatten().copied().collect::<Frame>()
+            Outgoing::seal(&header, pieces).unwrap().to_bytes()
         };
         let hello = HelloBody::plain(Rank(0), spec.topology.workers, &spec.tables());
         let mut frames = vec![seal(&Message::Hello(hello), 0, 0)];

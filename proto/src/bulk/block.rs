@@ -11,6 +11,8 @@ use super::frame::WireError;
 use super::payload::malformed;
 use super::pool::PooledWords;
 
+const NAME: &str = "rows";
+
 /// What the values of a row block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockShape {
@@ -98,13 +100,9 @@ impl RowBlock {
         words
     }
 
-    pub(super) fn decode(words: PooledWords, shape: BlockShape) -> Result<RowBlock, WireError> {
-        const NAME: &str = "rows";
-        let Some((&count, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
-        let Some(head) = (count as usize).checked_mul(2).and_then(|words| rest.get(..words)) else {
-            return malformed(NAME, format!("it ends within its {count} runs"));
-        };
-        let mut runs = Vec::with_capacity(count as usize);
+    /// Runs of positions from the words that [`RowBlock::head`] wrote behind their number, and how many positions.
+    pub(super) fn runs_of(head: &[u32]) -> Result<(Vec<Range<u32>>, u64), WireError> {
+        let mut runs = Vec::with_capacity(head.len() / 2);
         let (mut rows, mut end) = (0u64, 0u32);
         for pair in head.chunks_exact(2) {
             let (first, length) = (pair[0], pair[1]);
@@ -115,6 +113,15 @@ impl RowBlock {
             rows += u64::from(length);
             end = after;
         }
+        Ok((runs, rows))
+    }
+
+    pub(super) fn decode(words: PooledWords, shape: BlockShape) -> Result<RowBlock, WireError> {
+        let Some((&count, rest)) = words.split_first() else { return malformed(NAME, "it is empty") };
+        let Some(head) = (count as usize).checked_mul(2).and_then(|words| rest.get(..words)) else {
+            return malformed(NAME, format!("it ends within its {count} runs"));
+        };
+        let (runs, rows) = RowBlock::runs_of(head)?;
         let values_at = 1 + head.len();
         let (stride, found) = (shape.stride() as u64, (words.len() - values_at) as u64);
         let per_word = 4 / shape.kind.bytes() as u64;

@@ -9,12 +9,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::frame::{HEADER_BYTES, Incoming, Outgoing, WireError};
+use super::frame::{Check, HEADER_BYTES, Incoming, Outgoing, WireError};
 use super::pool::{Buffers, PooledWords};
 use super::ring::{RingReader, RingWriter};
 
-/// Bytes that are read ahead, so that small frames cost one system call for many.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+/// Bytes that are read ahead, so that small frames cost one system call for many. Longer payloads go past it.
+const READ_AHEAD_BYTES: usize = 8 << 10;
 /// Slices handed to one vectored write.
 const SLICES_PER_WRITE: usize = 128;
 
@@ -40,6 +40,24 @@ pub type LinkReader = FrameReader<Box<dyn AsyncRead + Send + Unpin>>;
 /// The writing half of a connection.
 pub type LinkWriter = FrameWriter<Box<dyn AsyncWrite + Send + Unpin>>;
 
+/// A frame whose payload is still to be read.
+#[derive(Debug)]
+pub struct Arriving {
+    /// Its header. Nothing of it is verified before the payload is.
+    pub incoming: Incoming,
+    check: Check,
+    /// Payload words that were not read yet.
+    left: usize,
+}
+
+impl Arriving {
+    /// Whether the frame came as it was sent. The whole payload must have been read.
+    pub fn verify(self) -> Result<Incoming, WireError> {
+        self.check.finish()?;
+        Ok(self.incoming)
+    }
+}
+
 /// Reads frames.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -61,6 +79,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The next frame and its payload words, checksum verified. Not safe to cancel: a reader whose read was
     /// dropped is of no further use.
     pub async fn read(&mut self) -> Result<(Incoming, PooledWords), LinkError> {
+        let arriving = self.begin().await?;
+        self.read_rest(arriving, &[]).await
+    }
+
+    /// The next frame's header. All of its payload must be read before the next frame begins. Not safe to cancel, as
+    /// all that follows.
+    pub async fn begin(&mut self) -> Result<Arriving, LinkError> {
         let mut head = [0u8; HEADER_BYTES];
         let first = self.stream.read(&mut head).await?;
         if first == 0 {
@@ -68,9 +93,33 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         self.stream.read_exact(&mut head[first..]).await?;
         let incoming = Incoming::decode(&head)?;
-        let mut payload = self.buffers.take(incoming.payload_words);
-        let mut check = incoming.check();
-        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut payload);
+        Ok(Arriving { incoming, check: incoming.check(), left: incoming.payload_words })
+    }
+
+    /// What is left of a payload whose words `begun` were read, and its beginning before it; checksum verified.
+    pub async fn read_rest(
+        &mut self,
+        mut arriving: Arriving,
+        begun: &[u32],
+    ) -> Result<(Incoming, PooledWords), LinkError> {
+        let mut payload = self.buffers.take(begun.len() + arriving.left);
+        let (front, back) = payload.split_at_mut(begun.len());
+        front.copy_from_slice(begun);
+        self.read_into(&mut arriving, back).await?;
+        Ok((arriving.verify()?, payload))
+    }
+
+    /// The next words of a payload, to where they belong. They are not verified before all of the frame is.
+    ///
+    /// # Errors
+    /// A payload that has not so many words, and whatever ends the connection.
+    pub async fn read_into(&mut self, arriving: &mut Arriving, words: &mut [u32]) -> Result<(), LinkError> {
+        let Some(left) = arriving.left.checked_sub(words.len()) else {
+            let rule = format!("{} words are left where {} belong", arriving.left, words.len());
+            return Err(WireError::Malformed { message: "payload", rule }.into());
+        };
+        arriving.left = left;
+        let mut rest: &mut [u8] = bytemuck::cast_slice_mut(words);
         // What has come is counted at once, while it is in the cache and the peer is busy with what follows.
         while !rest.is_empty() {
             let read = self.stream.read(rest).await?;
@@ -78,11 +127,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             let (here, after) = std::mem::take(&mut rest).split_at_mut(read);
-            check.update(here);
+            arriving.check.update(here);
             rest = after;
         }
-        check.finish()?;
-        Ok((incoming, payload))
+        Ok(())
     }
 }
 
@@ -101,7 +149,9 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     /// Writes a whole frame.
     pub async fn write(&mut self, frame: &Outgoing) -> Result<(), LinkError> {
-        let mut slices: Vec<IoSlice<'_>> = frame.slices().map(IoSlice::new).collect();
+        let head = frame.head();
+        let mut slices: Vec<IoSlice<'_>> =
+            std::iter::once(&head[..]).chain(frame.payload()).map(IoSlice::new).collect();
         let mut rest = &mut slices[..];
         while !rest.is_empty() {
             let batch = &rest[..rest.len().min(SLICES_PER_WRITE)];
@@ -192,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_frame_is_an_error() {
-        let bytes: Vec<u8> = frame(vec![vec![1, 2, 3]]).slices().flatten().copied().collect();
+        let bytes = frame(vec![vec![1, 2, 3]]).to_bytes();
         for cut in 1..bytes.len() {
             let mut reader = FrameReader::new(&bytes[..cut]);
             assert!(matches!(reader.read().await, Err(LinkError::Io(_))), "cut at {cut}");

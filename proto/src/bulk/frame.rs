@@ -207,27 +207,55 @@ pub struct Outgoing {
     pieces: Vec<Piece>,
     kind: Kind,
     payload_bytes: usize,
+    /// Whether the header has its checksum already.
+    is_sealed: bool,
 }
 
 impl Outgoing {
-    /// Seals a frame: computes its length and checksum.
+    /// Seals a frame: computes its length and checksum. For a payload that was just made and is in the caches.
     ///
     /// # Errors
     /// [`WireError::Oversize`]; callers split their messages below it.
     pub fn seal(header: &Header, pieces: Vec<Piece>) -> Result<Outgoing, WireError> {
+        let mut frame = Outgoing::seal_late(header, pieces)?;
+        frame.head = frame.head();
+        frame.is_sealed = true;
+        Ok(frame)
+    }
+
+    /// As [`Outgoing::seal`], with the checksum computed when the frame is written: counting and copying are then one
+    /// walk through a payload that lies in memory.
+    ///
+    /// # Errors
+    /// As [`Outgoing::seal`].
+    pub fn seal_late(header: &Header, pieces: Vec<Piece>) -> Result<Outgoing, WireError> {
         let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
         if bytes > MAX_PAYLOAD_BYTES {
             return Err(WireError::Oversize { bytes: bytes as u64, limit: MAX_PAYLOAD_BYTES as u64 });
         }
-        let mut head = encode_head(header, SCHEMA_VERSION, bytes as u32);
-        let crc = crc32c(std::iter::once(&head[..CRC_AT]).chain(pieces.iter().map(Piece::bytes)));
-        head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        Ok(Outgoing { head, pieces, kind: header.kind, payload_bytes: bytes })
+        let head = encode_head(header, SCHEMA_VERSION, bytes as u32);
+        Ok(Outgoing { head, pieces, kind: header.kind, payload_bytes: bytes, is_sealed: false })
     }
 
-    /// The frame's byte slices, in order, for a vectored write.
-    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        std::iter::once(&self.head[..]).chain(self.pieces.iter().map(Piece::bytes).filter(|b| !b.is_empty()))
+    /// The header with the checksum of the whole frame.
+    pub fn head(&self) -> [u8; HEADER_BYTES] {
+        let mut head = self.head;
+        if self.is_sealed {
+            return head;
+        }
+        let crc = crc32c(std::iter::once(&head[..CRC_AT]).chain(self.payload()));
+        head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        head
+    }
+
+    /// The payload's byte slices, in order, for a vectored write.
+    pub fn payload(&self) -> impl Iterator<Item = &[u8]> {
+        self.pieces.iter().map(Piece::bytes).filter(|bytes| !bytes.is_empty())
+    }
+
+    /// The whole frame in one piece, as it goes over the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        std::iter::once(&self.head()[..]).chain(self.payload()).flatten().copied().collect()
     }
 
     /// Message.
@@ -352,10 +380,6 @@ mod tests {
         }
     }
 
-    fn bytes_of(frame: &Outgoing) -> Vec<u8> {
-        frame.slices().flatten().copied().collect()
-    }
-
     fn decode(bytes: &[u8]) -> Result<(Incoming, Vec<u32>), WireError> {
         let head: &[u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().unwrap();
         let incoming = Incoming::decode(head)?;
@@ -372,8 +396,10 @@ mod tests {
         let shared = Arc::new(PooledWords::from(vec![1, 2, 3, 4]));
         let own = PooledWords::from(vec![9]);
         let pieces = vec![Piece::Words(vec![5, 6]), Piece::Shared(shared, 1..3), Piece::Pooled(own)];
+        let late = Outgoing::seal_late(&header(), pieces.clone()).unwrap();
         let frame = Outgoing::seal(&header(), pieces).unwrap();
-        let (incoming, payload) = decode(&bytes_of(&frame)).unwrap();
+        assert_eq!(late.to_bytes(), frame.to_bytes());
+        let (incoming, payload) = decode(&frame.to_bytes()).unwrap();
         assert_eq!(incoming.header, header());
         assert_eq!(incoming.payload_words, 5);
         assert_eq!(payload, [5, 6, 2, 3, 9]);
@@ -391,7 +417,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_seen() {
         let frame = Outgoing::seal(&header(), vec![Piece::Words(vec![1, 2, 3])]).unwrap();
-        let good = bytes_of(&frame);
+        let good = frame.to_bytes();
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);

@@ -260,9 +260,7 @@ mod tests {
 
     async fn next(queue: &SendQueue, connection: u32) -> Option<(Kind, u32)> {
         let frame = timeout(PATIENCE, queue.next(connection)).await.expect("a frame or the end");
-        frame.map(|frame| {
-            (frame.kind(), u32::from_le_bytes(frame.slices().next().unwrap()[12..16].try_into().unwrap()))
-        })
+        frame.map(|frame| (frame.kind(), u32::from_le_bytes(frame.head()[12..16].try_into().unwrap())))
     }
 
     #[tokio::test]

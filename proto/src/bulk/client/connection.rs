@@ -3,22 +3,29 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Generation, Step};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::error::Cause;
+use super::gather::Claim;
 use super::options::ClientLimits;
 use super::pending::{Key, Registry};
 use crate::bulk::block::BlockShape;
 use crate::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
 use crate::bulk::credit::Inflow;
-use crate::bulk::frame::{Header, Kind, Outgoing};
+use crate::bulk::frame::{Header, Incoming, Kind, Outgoing};
 use crate::bulk::message::{HelloBody, Message, RowBlock, WelcomeBody};
-use crate::bulk::pool::Buffers;
+use crate::bulk::pool::{Buffers, PooledWords};
 use crate::bulk::queue::SendQueue;
 use crate::bulk::same_host::Offer;
+
+/// Rows in shorter payloads are read whole before they are placed.
+const DIRECT_WORDS: usize = 4 << 10;
+/// As are rows in more runs than this.
+const MOST_RUNS: usize = 1 << 10;
 
 /// What every frame of a client says, and what the payloads of its answers mean.
 #[derive(Clone, Copy, Debug)]
@@ -191,9 +198,10 @@ impl Context {
 
     async fn read_all(&self, mut reader: LinkReader) -> Cause {
         loop {
-            let (incoming, payload) = match reader.read().await {
-                Ok(frame) => frame,
-                Err(error) => return error.into(),
+            let (incoming, payload) = match self.next(&mut reader).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => continue,
+                Err(cause) => return cause,
             };
             let (header, ours) = (incoming.header, &self.identity);
             if (header.run, header.generation) != (ours.run, ours.generation) {
@@ -210,6 +218,49 @@ impl Context {
                 return cause;
             }
         }
+    }
+
+    /// The next frame; `None` where its rows went straight to their places.
+    async fn next(&self, reader: &mut LinkReader) -> Result<Option<(Incoming, PooledWords)>, Cause> {
+        let mut arriving = reader.begin().await?;
+        let Incoming { header, payload_words, .. } = arriving.incoming;
+        let (ours, mut begun) = (&self.identity, Vec::new());
+        let key = match header.kind {
+            Kind::Rows => Some(Key::Lookup(header.step, header.cell)),
+            Kind::ReadRows => Some(Key::Read(header.step, header.cell)),
+            _ => None,
+        };
+        let is_direct = payload_words >= DIRECT_WORDS
+            && ours.rows.kind == RowType::F32
+            && (header.run, header.generation) == (ours.run, ours.generation);
+        if let Some(key) = key.filter(|_| is_direct) {
+            begun.push(0);
+            reader.read_into(&mut arriving, &mut begun).await?;
+            let runs = begun[0] as usize;
+            // What is not as it should be is read whole: then it is known whether it was sent so.
+            if runs <= MOST_RUNS && 1 + 2 * runs <= payload_words {
+                begun.resize(1 + 2 * runs, 0);
+                reader.read_into(&mut arriving, &mut begun[1..]).await?;
+                if let Some(mut claim) = self.claim(key, &begun, payload_words) {
+                    for index in 0..claim.stretches() {
+                        reader.read_into(&mut arriving, claim.stretch_mut(index)).await?;
+                    }
+                    arriving.verify()?;
+                    self.inflow.arrived(4 * payload_words)?;
+                    self.registry.settle(self.shard, key, claim)?;
+                    self.give_back(4 * payload_words)?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(reader.read_rest(arriving, &begun).await?))
+    }
+
+    /// The places of a block of rows that begins with `head`, if they can be filled as it comes.
+    fn claim(&self, key: Key, head: &[u32], payload_words: usize) -> Option<Claim> {
+        let (runs, rows) = RowBlock::runs_of(&head[1..]).ok()?;
+        let values = usize::try_from(rows).ok()?.checked_mul(self.identity.rows.stride())?;
+        (head.len() + values == payload_words).then(|| self.registry.claim(self.shard, key, &runs))?
     }
 
     fn place(&self, header: &Header, message: Message) -> Result<(), Cause> {
@@ -230,7 +281,11 @@ impl Context {
     fn rows(&self, key: Key, block: &RowBlock) -> Result<(), Cause> {
         self.inflow.arrived(block.payload_bytes())?;
         self.registry.rows(self.shard, key, block)?;
-        if let Some(bytes) = self.inflow.taken(block.payload_bytes())
+        self.give_back(block.payload_bytes())
+    }
+
+    fn give_back(&self, payload_bytes: usize) -> Result<(), Cause> {
+        if let Some(bytes) = self.inflow.taken(payload_bytes)
             && self.queue.send_urgent(self.identity.frame(&Message::Credit(bytes))?).is_err()
         {
             tracing::debug!(shard = self.shard, "credit was left over at the end");

@@ -12,6 +12,7 @@ mod gather;
 mod options;
 mod pending;
 mod push;
+mod region;
 #[cfg(test)]
 mod tests;
 

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use polygram_domain::{BucketIndex, Cell, ShardIndex, Step, TableIndex};
 use tokio::sync::oneshot;
 
 use super::error::{Cause, RowError};
-use super::gather::Gather;
+use super::gather::{Claim, Gather};
 use crate::bulk::message::{PreparedBody, RowBlock};
 
 /// Requests open at once at most; a worker needs a few per step of prefetch.
@@ -185,6 +186,27 @@ impl Registry {
     pub(super) fn rows(&self, shard: usize, key: Key, block: &RowBlock) -> Result<(), Cause> {
         self.update(key, |partial| match partial {
             Partial::Rows(gather) => gather.place(shard, block),
+            _ => Err("rows answer no lookup".to_owned()),
+        })
+    }
+
+    /// Claims the places of a part of rows, to be filled as it comes. `None` where that cannot be, and the part is
+    /// to be read and placed as a whole.
+    pub(super) fn claim(&self, shard: usize, key: Key, runs: &[Range<u32>]) -> Option<Claim> {
+        let request = lock(&self.state).open.get(&key).cloned()?;
+        match &mut lock(&request).partial {
+            Partial::Rows(gather) => gather.claim(shard, runs),
+            _ => None,
+        }
+    }
+
+    /// Counts a claim as filled, once its values are verified.
+    pub(super) fn settle(&self, shard: usize, key: Key, claim: Claim) -> Result<(), Cause> {
+        self.update(key, |partial| match partial {
+            Partial::Rows(gather) => {
+                gather.settle(shard, claim);
+                Ok(())
+            }
             _ => Err("rows answer no lookup".to_owned()),
         })
     }

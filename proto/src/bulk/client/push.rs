@@ -73,7 +73,7 @@ impl Push {
             let mut header = inner.identity.header(Kind::Push, self.step, self.cell);
             header.chunk = chunk;
             let pieces = self.pieces(part, positions, head);
-            let frame = Outgoing::seal(&header, pieces).map_err(|error| fail(error.into()))?;
+            let frame = Outgoing::seal_late(&header, pieces).map_err(|error| fail(error.into()))?;
             match is_answered {
                 true => permit.send(frame),
                 false => permit.send_in_order(frame),
