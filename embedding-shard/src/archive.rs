@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
 use crate::error::ShardError;
+use crate::rows::DecayLog;
 use crate::server::SnapshotRows;
 use crate::shard::Shard;
 
@@ -64,7 +65,9 @@ impl StoreArchive {
             }
             objects.extend(writer.finish().await?);
         }
-        let part = Part { member, step, objects, cursor: None };
+        let decays = self.config.embedding.all_rows_decay();
+        let table_decay = decays.then(|| rows.decayed().units());
+        let part = Part { member, step, objects, cursor: None, table_decay };
         self.parts.send(part).await.map_err(|_| ArchiveError::Unreported)
     }
 }
@@ -101,5 +104,6 @@ pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -
             .await?;
     }
     shard.set_version(Step(manifest.step.0));
+    shard.set_decayed(DecayLog::from_units(manifest.table_decay.unwrap_or(0)));
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::error::{ShardError, memory_message};
 use crate::numa::node_of_lane;
 use crate::observe::{LaneObserver, ShardView};
 use crate::query::{Peek, ShardReader};
-use crate::rows::{Record, RowStore};
+use crate::rows::{DecayLog, Record, RowStore};
 use crate::server;
 
 /// What a shard is doing.
@@ -110,6 +110,16 @@ impl Shard {
     /// Says which version restored rows have.
     pub fn set_version(&mut self, version: Step) {
         self.version = version;
+    }
+
+    /// Says how far restored rows have decayed, those never written too.
+    pub fn set_decayed(&mut self, log: DecayLog) {
+        self.stores.iter_mut().for_each(|store| store.set_decayed(log));
+    }
+
+    /// How far rows have decayed that no step touched.
+    pub fn decayed(&self) -> DecayLog {
+        self.stores.first().map(RowStore::decayed).unwrap_or_default()
     }
 
     /// Follows what the shard is doing while it serves.

@@ -5,7 +5,7 @@ mod common;
 
 use common::cluster::{Cluster, train_all};
 use common::reference::{Reference, bits};
-use common::{Workload, spec};
+use common::{RULES, Workload, overrides, spec};
 use polygram_domain::Step;
 
 const STEPS: u64 = 7;
@@ -75,5 +75,27 @@ async fn several_sites_share_row_ids() {
         let mut overrides = settings(shards, lanes, 2, 2);
         overrides.push("model.placement=\"per_layer_ngram\"".into());
         compare(&overrides, 5).await;
+    }
+}
+
+/// Whatever a row is stored as, updated by and sent over, the topology shows nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_rule_gives_the_same_bits_in_every_topology() {
+    let train = async |rule: &[&str], settings: Vec<String>, shuffle: u64| {
+        let spec = spec(&[overrides(rule), settings].concat());
+        let cluster = Cluster::start(&spec).await;
+        let workload = Workload { seed: 78, poisoned: Some(3) };
+        train_all(&cluster, workload, (0..STEPS, Vec::new()), shuffle).await;
+        bits(&cluster.into_records().await)
+    };
+    for rule in RULES {
+        let expected = train(rule, settings(1, 1, 0, 1), 1).await;
+        assert!(!expected.is_empty());
+        for (i, (shards, lanes, prefetch, workers)) in
+            [(2, 1, 1, 2), (3, 4, 2, 4), (7, 1, 4, 1), (1, 4, 3, 2)].into_iter().enumerate()
+        {
+            let seen = train(rule, settings(shards, lanes, prefetch, workers), 2 + i as u64).await;
+            assert!(seen == expected, "{rule:?} on {shards} shards, {lanes} lanes, {prefetch} ahead");
+        }
     }
 }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use common::cluster::{Cluster, new_shard, train_all};
 use common::reference::bits;
-use common::{Workload, overrides, spec};
+use common::{RULES, Workload, overrides, spec};
 use polygram_checkpoint::{Part, RowRecord, RunStore};
 use polygram_domain::{RunSpec, Step, TableIndex};
 use polygram_embedding_shard::archive::{ArchiveError, RowArchive, StoreArchive};
+use polygram_embedding_shard::rows::DecayLog;
 use polygram_embedding_shard::{Record, Shard, ShardError, SnapshotRows};
 use tokio::sync::mpsc;
 
@@ -99,8 +100,14 @@ async fn training_on_from_memory_equals_training_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn training_on_from_a_store_equals_training_through() {
+    for rule in RULES {
+        through_a_store(rule).await;
+    }
+}
+
+async fn through_a_store(rule: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
-    let spec = spec(&overrides(&["topology.shards=2", "embedding.lanes=2"]));
+    let spec = spec(&overrides(&[rule, &["topology.shards=2", "embedding.lanes=2"]].concat()));
     let expected = bits(&uninterrupted(&spec).await);
     let store =
         || RunStore::create(folder.path().to_str().unwrap(), &spec.name).unwrap().with_object_bytes(4096);
@@ -132,11 +139,14 @@ async fn training_on_from_a_store_equals_training_through() {
             }
         }
         shard.set_version(version);
+        assert_eq!(parts[0].table_decay, parts[1].table_decay);
+        assert_eq!(parts[0].table_decay.is_some(), spec.embedding.all_rows_decay());
+        shard.set_decayed(DecayLog::from_units(parts[0].table_decay.unwrap_or(0)));
         restored.push(shard);
     }
     let cluster = Cluster::serve(&spec, restored).await;
     train_all(&cluster, WORKLOAD, (version.0..STEPS, Vec::new()), 4).await;
-    assert_eq!(bits(&cluster.into_records().await), expected);
+    assert_eq!(bits(&cluster.into_records().await), expected, "{rule:?}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub async fn upload(
     let member = format!("worker-{rank}");
     while let Some(Snapshot { step, tensors, cursor, uploaded }) = snapshots.recv().await {
         let objects = store.write_tensors(step, &member, tensors).await?;
-        let part = Part { member: member.clone(), step, objects, cursor };
+        let part = Part { member: member.clone(), step, objects, cursor, table_decay: None };
         let part_json = serde_json::to_string(&part).map_err(|source| WorkerError::Io {
             what: format!("cannot describe this rank's part of checkpoint {step}"),
             source: source.into(),

@@ -152,7 +152,7 @@ impl Member {
                 (objects, None)
             }
         };
-        Part { member: name, step, objects, cursor }
+        Part { member: name, step, objects, cursor, table_decay: None }
     }
 
     pub async fn upload(&self, lead: &Lead, step: u64) {

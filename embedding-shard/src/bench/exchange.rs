@@ -15,7 +15,7 @@ use super::error::BenchError;
 use super::ids::{Distribution, Ids};
 use super::process::{GENERATION, Process};
 use super::report::{Figure, Report, Sample, median};
-use super::tcp::Lines;
+use super::tcp::{BLOCK_BYTES, Lines};
 
 /// A peer that is silent for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -183,6 +183,7 @@ impl Exchange<'_> {
             .map(|each| Lines::connect(&servers, *each))
             .collect::<Result<Vec<Lines>, _>>()?;
         let (mut ours, mut plain) = (Ways::default(), CONNECTIONS.map(|_| Ways::default()));
+        let mut cached = CONNECTIONS.map(|_| Ways::default());
         let mut commits = Vec::new();
         // The first time round, rows are written; it does not count.
         for turn in 0..steps.len() + self.sizes.repetitions {
@@ -204,19 +205,22 @@ impl Exchange<'_> {
                 let seconds = parts.lookup + parts.push + parts.commit;
                 commits.push((Sample { seconds: parts.commit, rows, bytes: up_total }, seconds));
             }
-            for (lines, ways) in lines.iter_mut().zip(&mut plain) {
-                let down_seconds = lines.exchange(&down, &none)?;
-                let up_seconds = lines.exchange(&none, &up)?;
-                if is_counted {
-                    ways.add(rows, [(down_seconds, down_total), (up_seconds, up_total)]);
+            for (lines, (plain, cached)) in lines.iter_mut().zip(plain.iter_mut().zip(&mut cached)) {
+                for (ways, most) in [(plain, usize::MAX), (cached, BLOCK_BYTES)] {
+                    let down_seconds = lines.exchange(&down, &none, most)?;
+                    let up_seconds = lines.exchange(&none, &up, most)?;
+                    if is_counted {
+                        ways.add(rows, [(down_seconds, down_total), (up_seconds, up_total)]);
+                    }
                 }
             }
         }
         client.close().await?;
-        let [one, two] = plain;
-        let best = if one.seconds() <= two.seconds() { one } else { two };
+        let [best, cached] =
+            [plain, cached].map(|[one, two]| if one.seconds() <= two.seconds() { one } else { two });
         let name = distribution.name();
         report.pair("exchange_vs_tcp", name, &ours.both, &best.both);
+        report.pair("exchange_vs_cached_tcp", name, &ours.both, &cached.both);
         report.pair("exchange_lookup_vs_tcp", name, &ours.down, &best.down);
         report.pair("exchange_push_vs_tcp", name, &ours.up, &best.up);
         let commit: Vec<Sample> = commits.iter().map(|(sample, _)| *sample).collect();

@@ -22,7 +22,8 @@ impl Ledger {
         }
     }
 
-    /// Lookups whose earlier steps are all declared, and reads of the present version.
+    /// Lookups whose earlier steps are all declared, and reads of the present version. Where all rows decay, every step
+    /// changes every row: lookups wait for their version.
     fn serve(&mut self) {
         let mut next = self.version;
         while let Some(open) = self.open.get_mut(&next) {
@@ -36,7 +37,7 @@ impl Ledger {
                     to: declared.from,
                 });
             }
-            if !open.is_declared {
+            if !open.is_declared || self.config.embedding.all_rows_decay() {
                 break;
             }
             next = next.next();

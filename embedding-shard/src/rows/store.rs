@@ -14,7 +14,7 @@ use super::bf16::{Rounding, round_to_nearest, widen};
 use super::decay::DecayLog;
 use super::layout::RecordLayout;
 use super::optimizer::{Rates, RowRule, RowState};
-use super::region::{Region, prefetch};
+use super::region::{Region, copy_streaming, finish_streams, prefetch};
 use super::virtual_rows::VirtualRows;
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
@@ -23,6 +23,8 @@ use crate::error::ShardError;
 const BATCH_ROWS: usize = 256;
 /// Rows between a record being asked for and being used.
 const RECORDS_AHEAD: usize = 4;
+/// Rows gathered into more memory than this are written past the caches.
+const STREAMED_BYTES: usize = 1 << 20;
 
 /// Rows of one table within the lane's index.
 #[derive(Clone, Debug)]
@@ -222,18 +224,32 @@ impl RowStore {
         match out {
             RowsOut::F32(out) => {
                 assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
+                let streams = layout.storage == RowType::F32 && !layout.decays && is_streamed(out);
                 self.visit(table, rows, |place, slot| {
-                    self.read_at((table, RowId(rows[place]), slot), &mut out[place * width..][..width]);
+                    let target = &mut out[place * width..][..width];
+                    if streams && slot != 0 {
+                        let weights = layout.f32s(self.arena.get(slot));
+                        copy_streaming(bytemuck::cast_slice(weights), bytemuck::cast_slice_mut(target));
+                    } else {
+                        self.read_at((table, RowId(rows[place]), slot), target);
+                    }
                 });
             }
             RowsOut::Bf16(out) => {
                 assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
                 let is_exact = layout.storage == RowType::Bf16 && !layout.decays;
+                let streams = is_streamed(out);
                 let mut wide = vec![0.0; width];
                 self.visit(table, rows, |place, slot| {
                     let target = &mut out[place * width..][..width];
                     if is_exact && slot != 0 {
-                        target.copy_from_slice(layout.bf16s(self.arena.get(slot)));
+                        let bits = layout.bf16s(self.arena.get(slot));
+                        match streams {
+                            true => {
+                                copy_streaming(bytemuck::cast_slice(bits), bytemuck::cast_slice_mut(target))
+                            }
+                            false => target.copy_from_slice(bits),
+                        }
                     } else {
                         self.read_at((table, RowId(rows[place]), slot), &mut wide);
                         round_to_nearest(&wide, target);
@@ -241,6 +257,7 @@ impl RowStore {
                 });
             }
         }
+        finish_streams();
     }
 
     /// Copies the weights of an owned row.
@@ -419,6 +436,11 @@ impl RowStore {
         layout.split_mut(self.arena.get_mut(slot)).2.set(row, updates);
         Ok(slot)
     }
+}
+
+/// Whether gathered rows are too many to be found in a cache when they are read.
+fn is_streamed<T>(out: &[T]) -> bool {
+    size_of_val(out) >= STREAMED_BYTES
 }
 
 /// Makes up for missed decay, then updates.

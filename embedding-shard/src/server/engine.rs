@@ -20,7 +20,7 @@ use crate::error::ShardError;
 use crate::lane::{Command, ReplyTo, Report};
 use crate::ledger::{Effect, Ledger, Peer, Vote};
 use crate::query::Peek;
-use crate::rows::Rates;
+use crate::rows::{DecayLog, Rates};
 use crate::shard::ShardStatus;
 
 /// Payload bytes of gradients that one worker may have on their way to the ledger.
@@ -54,6 +54,8 @@ pub(super) struct Engine {
     pub(super) status: watch::Sender<ShardStatus>,
     pub(super) snapshots: JoinSet<Result<(), ArchiveError>>,
     pub(super) lane_written: Vec<u64>,
+    /// How far rows have decayed that no step touched, as every lane knows it too.
+    pub(super) decayed: DecayLog,
     workers: HashMap<u64, Worker>,
     /// Groups numbered so far.
     groups: u64,
@@ -72,6 +74,7 @@ impl Engine {
             fence: Fence::new(Arc::clone(&config)),
             archive: None,
             snapshots: JoinSet::new(),
+            decayed: DecayLog::default(),
             workers: HashMap::new(),
             groups: 0,
             config,
@@ -278,6 +281,11 @@ impl Engine {
             Vote::Commit(commit) => Some(Rates { scale: commit.scale, lr: commit.lr, step }),
             Vote::Abort { .. } => None,
         };
+        if let Some(rates) = rates
+            && self.config.embedding.all_rows_decay()
+        {
+            self.decayed = self.decayed.after(rates.lr, self.config.embedding.weight_decay);
+        }
         let snapshot = vote.snapshot();
         self.tell_all(|| Command::Close { step, rates, snapshot }).await?;
         if snapshot {
@@ -286,7 +294,7 @@ impl Engine {
                 let reason = "this shard has no archive".to_owned();
                 return Err(ShardError::Snapshot { version, reason });
             };
-            let rows = SnapshotRows::new(version, self.lanes.clone());
+            let rows = SnapshotRows::new((version, self.decayed), self.lanes.clone());
             self.status.send_modify(|status| status.is_snapshotting = true);
             self.snapshots.spawn(async move { archive.archive(rows).await });
         }

@@ -56,6 +56,7 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Ended, ShardError> {
     let Job { config, version, stores, archive, status, observers, mut peeks } = job;
+    let decayed = stores.first().map(RowStore::decayed).unwrap_or_default();
     let written: Vec<u64> = stores.iter().map(RowStore::written).collect();
     status.send_modify(|status| (status.version, status.written_rows) = (version, written.iter().sum()));
     // A lane has at most three reports a step on their way, and steps beyond the window are refused: the queue holds
@@ -73,7 +74,7 @@ pub(crate) async fn serve(
     }
     drop(report);
     let mut engine = Engine::new(config, version, written, lanes, status);
-    engine.archive = archive;
+    (engine.archive, engine.decayed) = (archive, decayed);
     let mut connections = JoinSet::new();
     let inlets = Inlets { listener: &listener, reports: &mut reports, peeks: &mut peeks };
     let served = run(&mut engine, inlets, &mut connections, shutdown).await;

@@ -5,25 +5,34 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::archive::ArchiveError;
 use crate::lane::Command;
-use crate::rows::Record;
+use crate::rows::{DecayLog, Record};
 
 /// The rows of a shard as they were at one version. Tables must be asked for in ascending order.
 #[derive(Debug)]
 pub struct SnapshotRows {
     version: Step,
+    decayed: DecayLog,
     lanes: Vec<mpsc::Sender<Command>>,
     /// Lane that has the next rows.
     lane: usize,
 }
 
 impl SnapshotRows {
-    pub(super) fn new(version: Step, lanes: Vec<mpsc::Sender<Command>>) -> SnapshotRows {
-        SnapshotRows { version, lanes, lane: 0 }
+    pub(super) fn new(
+        (version, decayed): (Step, DecayLog),
+        lanes: Vec<mpsc::Sender<Command>>,
+    ) -> SnapshotRows {
+        SnapshotRows { version, decayed, lanes, lane: 0 }
     }
 
     /// Updates in the rows.
     pub fn version(&self) -> Step {
         self.version
+    }
+
+    /// How far rows have decayed that no step touched.
+    pub fn decayed(&self) -> DecayLog {
+        self.decayed
     }
 
     /// The next written rows of `table`, ascending; `None` when there are no more, after which the next table may be

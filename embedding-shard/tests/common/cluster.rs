@@ -9,7 +9,7 @@ use std::time::Duration;
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunSpec, ShardIndex, Step};
 use polygram_embedding_shard::{Record, Shard, ShardConfig, ShardError};
-use polygram_proto::bulk::{ClientLimits, Commit, Hello, Prepared, RowClient, RowError};
+use polygram_proto::bulk::{ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -63,7 +63,8 @@ impl Cluster {
     pub(crate) async fn client(&self, rank: u32, chunk_bytes: usize) -> RowClient {
         let limits = ClientLimits { connect: DEADLINE, reply: DEADLINE, chunk_bytes };
         let tables = Arc::new(self.spec.tables());
-        RowClient::connect(&self.addresses, self.hello(rank), tables, limits).await.unwrap()
+        let options = ClientOptions::of(&self.spec.embedding, limits);
+        RowClient::connect(&self.addresses, self.hello(rank), tables, options).await.unwrap()
     }
 
     /// Stops all shards and gives them back.

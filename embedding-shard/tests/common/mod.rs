@@ -17,6 +17,25 @@ pub(crate) fn spec(overrides: &[String]) -> RunSpec {
     RunFile::parse(text, "tiny", overrides).and_then(|file| file.resolve()).unwrap()
 }
 
+/// Ways of storing, updating and sending rows, as overrides.
+pub(crate) const RULES: &[&[&str]] = &[
+    &[],
+    &["embedding.optimizer=\"sgd\"", "embedding.weight_decay=0.1"],
+    &["embedding.optimizer=\"adagrad\"", "embedding.max_row_norm=0.2"],
+    &["embedding.optimizer=\"rowwise_adagrad\"", "embedding.wire_gradients=\"bf16\""],
+    &["embedding.optimizer=\"partial_rowwise_adam\"", "embedding.bias=\"global\""],
+    &["embedding.weight_decay=0.5", "embedding.decay=\"all\""],
+    &["embedding.storage=\"bf16\"", "embedding.wire_rows=\"bf16\""],
+    &[
+        "embedding.optimizer=\"rowwise_adagrad\"",
+        "embedding.storage=\"bf16\"",
+        "embedding.weight_decay=0.5",
+        "embedding.decay=\"all\"",
+        "embedding.same_host=\"tcp\"",
+        "embedding.connections=3",
+    ],
+];
+
 /// Overrides from text, one per item.
 pub(crate) fn overrides(items: &[&str]) -> Vec<String> {
     items.iter().map(|item| (*item).to_owned()).collect()

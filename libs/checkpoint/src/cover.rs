@@ -70,6 +70,12 @@ pub enum CoverError {
         "{first} and {second} reported different positions in the data: {first_cursor:?} and {second_cursor:?}"
     )]
     CursorsDiffer { first: String, second: String, first_cursor: Cursor, second_cursor: Cursor },
+    /// No shard said how far rows have decayed.
+    #[error("rows of this run decay untouched (embedding.decay = \"all\"), but nobody wrote how far")]
+    MissingDecay,
+    /// Shards say different decays.
+    #[error("{first} wrote a row decay of {first_decay}, {second} one of {second_decay}")]
+    DecaysDiffer { first: String, second: String, first_decay: u64, second_decay: u64 },
 }
 
 /// What a tensor is for.
@@ -132,11 +138,15 @@ pub fn expected_tables(spec: &RunSpec) -> Vec<TableShape> {
 type Pieces<'a, T> = Vec<(Range<T>, &'a str)>;
 
 /// Checks `parts` against `spec`; gives the position in the data that they agree on.
-pub(crate) fn check_cover(spec: &RunSpec, step: Step, parts: &[Part]) -> Result<Cursor, CoverError> {
+pub(crate) fn check_cover(
+    spec: &RunSpec,
+    step: Step,
+    parts: &[Part],
+) -> Result<(Cursor, Option<u64>), CoverError> {
     check_members(step, parts)?;
     check_tensors(&expected_tensors(spec), parts)?;
     check_tables(&expected_tables(spec), parts)?;
-    check_cursor(parts)
+    Ok((check_cursor(parts)?, check_decay(spec, parts)?))
 }
 
 fn objects(parts: &[Part]) -> impl Iterator<Item = (&str, &ObjectEntry)> {
@@ -320,6 +330,22 @@ fn check_cursor(parts: &[Part]) -> Result<Cursor, CoverError> {
         Some((second, second_cursor)) => {
             let (first, second) = (first.clone(), second.clone());
             Err(CoverError::CursorsDiffer { first, second, first_cursor, second_cursor })
+        }
+    }
+}
+
+/// How far untouched rows have decayed: known where all rows decay, and said alike by everybody who says it.
+fn check_decay(spec: &RunSpec, parts: &[Part]) -> Result<Option<u64>, CoverError> {
+    let mut decays = parts.iter().filter_map(|part| part.table_decay.map(|decay| (&part.member, decay)));
+    let Some((first, first_decay)) = decays.next() else {
+        let is_needed = spec.embedding.all_rows_decay() && !spec.tables().is_empty();
+        return if is_needed { Err(CoverError::MissingDecay) } else { Ok(None) };
+    };
+    match decays.find(|(_, decay)| *decay != first_decay) {
+        None => Ok(Some(first_decay)),
+        Some((second, second_decay)) => {
+            let (first, second) = (first.clone(), second.clone());
+            Err(CoverError::DecaysDiffer { first, second, first_decay, second_decay })
         }
     }
 }

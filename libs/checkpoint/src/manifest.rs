@@ -25,6 +25,9 @@ pub struct Manifest {
     pub config: ConfigHash,
     /// Position in the data.
     pub cursor: Cursor,
+    /// As [`Part::table_decay`]; `None` where rows do not decay untouched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_decay: Option<u64>,
     /// When the manifest was made, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
     /// Every object, sorted by key.
@@ -47,7 +50,7 @@ impl Manifest {
     /// of every tensor once, both moments of every trained parameter and of nothing else, every bucket of every table
     /// once, and one position in the data.
     pub fn assemble(spec: &RunSpec, header: ManifestHeader, parts: &[Part]) -> Result<Manifest, CoverError> {
-        let cursor = check_cover(spec, header.step, parts)?;
+        let (cursor, table_decay) = check_cover(spec, header.step, parts)?;
         let mut objects: Vec<ObjectEntry> = parts.iter().flat_map(|part| part.objects.clone()).collect();
         objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Manifest {
@@ -57,6 +60,7 @@ impl Manifest {
             seed: spec.seed,
             config: header.config,
             cursor,
+            table_decay,
             created_unix_ms: header.created_unix_ms,
             objects,
         })
@@ -70,6 +74,7 @@ impl Manifest {
             step: self.step,
             objects: self.objects.clone(),
             cursor: Some(self.cursor),
+            table_decay: self.table_decay,
         };
         check_cover(spec, self.step, &[part]).map(|_| ())
     }

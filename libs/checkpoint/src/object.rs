@@ -21,6 +21,10 @@ pub struct Part {
     /// Position in the data; at least one part of a checkpoint carries it, and all that do must agree.
     #[serde(default)]
     pub cursor: Option<Cursor>,
+    /// How far table rows have decayed that no step touched, in units of 2⁻⁴⁸ of −Σ log(1 − lr·wd). Shards of a run whose
+    /// rows all decay carry it, and must agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_decay: Option<u64>,
 }
 
 /// Position in the data after a step.

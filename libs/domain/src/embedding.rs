@@ -116,7 +116,7 @@ pub enum RowDecay {
     /// Those that the step updates.
     #[default]
     Touched,
-    /// All of them, made up for when a row is read or updated next.
+    /// All of them, made up for when a row is read or updated next. Lookups ahead then wait for their step.
     All,
 }
 

@@ -135,7 +135,7 @@ impl State {
             let member = format!("worker-{worker}");
             let objects = store.write_tensors(self.step, &member, slices.collect::<Vec<_>>()).await.unwrap();
             let cursor = (worker == 0).then_some(self.cursor);
-            parts.push(Part { member, step: self.step, objects, cursor });
+            parts.push(Part { member, step: self.step, objects, cursor, table_decay: None });
         }
         for shard in 0..split.shards {
             let member = format!("shard-{shard}");
@@ -151,7 +151,7 @@ impl State {
                     store.write_rows((self.step, &member), *shape, buckets.clone(), rows).await.unwrap();
                 objects.extend(written);
             }
-            parts.push(Part { member, step: self.step, objects, cursor: None });
+            parts.push(Part { member, step: self.step, objects, cursor: None, table_decay: None });
         }
         parts
     }

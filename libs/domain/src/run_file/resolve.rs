@@ -202,6 +202,13 @@ impl RunFile {
                 return invalid(format!("{key} is {value}, at most {most} is allowed"));
             }
         }
+        let most_decay = self.training.lr * e.lr_multiplier * e.weight_decay;
+        if most_decay >= 1.0 {
+            return invalid(format!(
+                "training.lr · embedding.lr_multiplier · embedding.weight_decay is {most_decay}; a row would lose more \
+                 than it has at one step, it must be below 1"
+            ));
+        }
         let is_adam = matches!(e.optimizer, RowOptimizer::Adam | RowOptimizer::PartialRowwiseAdam);
         if e.bias == AdamBias::Global && !is_adam {
             return invalid(
