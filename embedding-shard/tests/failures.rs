@@ -214,7 +214,7 @@ async fn noise_never_harms_a_shard() {
         let (kind, pieces) = message.encode();
         Outgoing::seal(&header(kind), pieces).unwrap()
     };
-    let bytes_of = |frame: &Outgoing| frame.slices().flatten().copied().collect::<Vec<u8>>();
+    let bytes_of = |frame: &Outgoing| frame.to_bytes();
     let hello = bytes_of(&seal(&Message::Hello(HelloBody::plain(Rank(0), 1, &tables))));
     for round in 0..300u64 {
         let [a, b, c, d] = random.words(1, round);
@@ -256,7 +256,7 @@ async fn another_schema_version_is_refused_in_words() {
         cell: Cell(0),
     };
     let frame = Outgoing::seal(&header, vec![]).unwrap();
-    let mut bytes: Vec<u8> = frame.slices().flatten().copied().collect();
+    let mut bytes: Vec<u8> = frame.to_bytes();
     bytes[4] += 1;
     let mut stream = TcpStream::connect(cluster.addresses[0]).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
@@ -299,7 +299,7 @@ async fn noise_never_harms_a_worker() {
         };
         let seal = |kind: Kind, words: Vec<u32>| {
             let frame = Outgoing::seal(&header(kind), vec![Piece::Words(words)]).unwrap();
-            frame.slices().flatten().copied().collect::<Vec<u8>>()
+            frame.to_bytes()
         };
         let mut rows = RowBlock::head(std::slice::from_ref(&(0..ids.rows.len() as u32)));
         rows.resize(rows.len() + ids.rows.len() * width, 7);

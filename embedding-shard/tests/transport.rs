@@ -178,7 +178,7 @@ async fn a_worker_that_never_reads_stops_nobody() {
         let (kind, pieces) = message.encode();
         let run = run_hash(&cluster.spec.name);
         let header = Header { kind, chunk: 0, run, generation: GENERATION, step: Step(0), cell: Cell(cell) };
-        Outgoing::seal(&header, pieces).unwrap().slices().flatten().copied().collect::<Vec<u8>>()
+        Outgoing::seal(&header, pieces).unwrap().to_bytes()
     };
     let mut silent = TcpStream::connect(cluster.addresses[0]).await.unwrap();
     silent.write_all(&frame(&Message::Hello(HelloBody::plain(Rank(1), 2, &tables)), 0)).await.unwrap();

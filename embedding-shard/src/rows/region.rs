@@ -44,14 +44,17 @@ impl Deref for Region {
 
     #[inline(always)]
     fn deref(&self) -> &[u32] {
-        &bytemuck::cast_slice(&self.map)[..self.words]
+        // SAFETY: the map has at least `words` words, begins on a page, is initialised, and lives as long as `self`;
+        // any bits are a word.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast::<u32>(), self.words) }
     }
 }
 
 impl DerefMut for Region {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [u32] {
-        &mut bytemuck::cast_slice_mut(&mut self.map)[..self.words]
+        // SAFETY: as in `deref`; the borrow of `self` is the only way to the map.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<u32>(), self.words) }
     }
 }
 
@@ -74,22 +77,60 @@ pub(crate) fn prefetch<T>(values: &[T]) {
 #[inline(always)]
 pub(super) fn copy_streaming(from: &[u8], to: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if (to.as_ptr() as usize).is_multiple_of(16) && from.len() == to.len() {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (sources, source_rest) = from.as_chunks::<16>();
-        let (targets, target_rest) = to.as_chunks_mut::<16>();
-        for (source, target) in sources.iter().zip(targets) {
-            // SAFETY: both are 16 bytes of live slices; `target` is on a multiple of 16, as the slice that it is a
-            // whole number of chunks into begins on one. SSE2 is part of every x86-64 processor.
-            unsafe {
-                let word = _mm_loadu_si128(source.as_ptr().cast::<__m128i>());
-                _mm_stream_si128(target.as_mut_ptr().cast::<__m128i>(), word);
-            }
+    {
+        let start = to.as_ptr() as usize;
+        if start.is_multiple_of(64) && from.len() == to.len() && is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512F, and `to` begins on 64 bytes.
+            return unsafe { copy_lines(from, to) };
         }
-        target_rest.copy_from_slice(source_rest);
-        return;
+        if start.is_multiple_of(16) && from.len() == to.len() {
+            // SAFETY: SSE2 is part of every x86-64 processor, and `to` begins on 16 bytes.
+            return unsafe { copy_quarters(from, to) };
+        }
     }
     to.copy_from_slice(from);
+}
+
+/// As [`copy_streaming`], 64 bytes at a time.
+///
+/// # Safety
+/// The processor must have AVX-512F, and `to` begin on 64 bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn copy_lines(from: &[u8], to: &mut [u8]) {
+    use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_stream_si512};
+    let (sources, source_rest) = from.as_chunks::<64>();
+    let (targets, target_rest) = to.as_chunks_mut::<64>();
+    for (source, target) in sources.iter().zip(targets) {
+        // SAFETY: both are 64 bytes of live slices, and `target` is a whole number of lines into one that begins on a
+        // line, as the caller says.
+        unsafe {
+            let line = _mm512_loadu_si512(source.as_ptr().cast::<__m512i>());
+            _mm512_stream_si512(target.as_mut_ptr().cast::<__m512i>(), line);
+        }
+    }
+    target_rest.copy_from_slice(source_rest);
+}
+
+/// As [`copy_streaming`], 16 bytes at a time.
+///
+/// # Safety
+/// `to` must begin on 16 bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn copy_quarters(from: &[u8], to: &mut [u8]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    let (sources, source_rest) = from.as_chunks::<16>();
+    let (targets, target_rest) = to.as_chunks_mut::<16>();
+    for (source, target) in sources.iter().zip(targets) {
+        // SAFETY: both are 16 bytes of live slices, and `target` is a multiple of 16 into one that begins on 16 bytes,
+        // as the caller says.
+        unsafe {
+            let part = _mm_loadu_si128(source.as_ptr().cast::<__m128i>());
+            _mm_stream_si128(target.as_mut_ptr().cast::<__m128i>(), part);
+        }
+    }
+    target_rest.copy_from_slice(source_rest);
 }
 
 /// Makes what was copied past the caches visible to other threads before anything later.
@@ -111,8 +152,8 @@ mod tests {
         let from: Vec<u8> = (0..200u8).collect();
         for offset in [0, 1, 4, 16] {
             for length in [0, 1, 15, 16, 17, 64, 150] {
-                let mut to = vec![0xaa; 256];
-                let start = to.as_ptr().align_offset(16) + offset;
+                let mut to = vec![0xaa; 320];
+                let start = to.as_ptr().align_offset(64) + offset;
                 copy_streaming(&from[3..3 + length], &mut to[start..start + length]);
                 finish_streams();
                 assert_eq!(to[start..start + length], from[3..3 + length]);

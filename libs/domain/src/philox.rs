@@ -139,9 +139,9 @@ mod tests {
         let stream = Stream::new(3, Purpose::RowInit);
         for (high, low) in [(0, 0), (u64::MAX, u64::MAX - 2), (5 << 40, (1 << 32) - 3)] {
             let lanes = stream.lanes::<8>(high, low);
-            for i in 0..8 {
-                let words = stream.words(high, low.wrapping_add(i as u64));
-                assert_eq!([0, 1, 2, 3].map(|w: usize| lanes[w][i]), words);
+            let words: Vec<[u32; 4]> = (0..8).map(|i: u64| stream.words(high, low.wrapping_add(i))).collect();
+            for (w, lane) in lanes.iter().enumerate() {
+                assert!(lane.iter().zip(&words).all(|(value, words)| *value == words[w]), "word {w}");
             }
         }
     }

@@ -238,7 +238,7 @@ impl Context {
             reader.read_into(&mut arriving, &mut begun).await?;
             let runs = begun[0] as usize;
             // What is not as it should be is read whole: then it is known whether it was sent so.
-            if runs <= MOST_RUNS && 1 + 2 * runs <= payload_words {
+            if runs <= MOST_RUNS && 2 * runs < payload_words {
                 begun.resize(1 + 2 * runs, 0);
                 reader.read_into(&mut arriving, &mut begun[1..]).await?;
                 if let Some(mut claim) = self.claim(key, &begun, payload_words) {

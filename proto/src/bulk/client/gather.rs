@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn claims_fill_their_places() {
         let mut gather = gather();
-        let mut late = gather.claim(1, &[0..2]).unwrap();
+        let mut late = gather.claim(1, std::slice::from_ref(&(0..2))).unwrap();
         let mut first = gather.claim(0, &[0..1, 2..3]).unwrap();
         assert_eq!((first.stretches(), late.stretches()), (4, 2));
         std::thread::scope(|scope| {
@@ -232,9 +232,9 @@ mod tests {
     #[test]
     fn places_are_claimed_once() {
         let mut gather = gather();
-        let mut claim = gather.claim(0, &[1..2]).unwrap();
-        assert!(gather.claim(0, &[0..2]).is_none(), "one of them is claimed");
-        assert!(gather.claim(1, &[0..3]).is_none(), "the shard has two rows");
+        let mut claim = gather.claim(0, std::slice::from_ref(&(1..2))).unwrap();
+        assert!(gather.claim(0, std::slice::from_ref(&(0..2))).is_none(), "one of them is claimed");
+        assert!(gather.claim(1, std::slice::from_ref(&(0..3))).is_none(), "the shard has two rows");
         // The same rows by another connection: what is claimed is left to its owner.
         gather.place(0, &block(0..3, &[9.0; 12])).unwrap();
         assert_eq!(gather.awaited(), Some(0));
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn an_abandoned_request_leaves_its_claims_whole() {
         let mut gather = gather();
-        let mut claim = gather.claim(0, &[0..3]).unwrap();
+        let mut claim = gather.claim(0, std::slice::from_ref(&(0..3))).unwrap();
         drop(gather);
         fill(&mut claim, 1.0);
     }
