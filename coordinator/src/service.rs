@@ -22,14 +22,6 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        match request.metadata().get("authorization") {
-            Some(header) if self.token.matches_header(header.as_bytes()) => Ok(()),
-            Some(_) => Err(Status::unauthenticated("this is not the run's token")),
-            None => Err(Status::unauthenticated("the run's token is missing")),
-        }
-    }
-
     /// Asks the driver; a driver that is gone means that the run has ended.
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
         let ended = || Status::failed_precondition("the run is over: the coordinator is leaving");
@@ -46,7 +38,7 @@ fn malformed(error: Malformed) -> Status {
 #[tonic::async_trait]
 impl Coordinator for Door {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         let message = request.into_inner();
         // Another version's message may well lack what ours has: its version is looked at first.
         let (theirs, ours) = (message.schema_version, polygram_domain::SCHEMA_VERSION);
@@ -67,7 +59,7 @@ impl Coordinator for Door {
         &self,
         request: Request<Streaming<wire::MemberReport>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         let mut messages = request.into_inner();
         let first = messages.message().await?;
         let first =
@@ -88,7 +80,7 @@ impl Coordinator for Door {
         &self,
         request: Request<wire::ReportUploadRequest>,
     ) -> Result<Response<wire::ReportUploadReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         let report = UploadReport::from(request.into_inner());
         let noted = self.ask(|answer| Input::Upload { report, answer }).await?;
         noted.map_err(Status::failed_precondition)?;
@@ -124,7 +116,7 @@ impl Coordinator for Door {
     }
 
     async fn stop(&self, request: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         let mode = StopMode::try_from(request.get_ref().mode()).map_err(malformed)?;
         let reason = request.into_inner().reason;
         let message = self.ask(|answer| Input::Stop { mode, reason, answer }).await?;

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use polygram_domain::embedding::EmbeddingSpec;
+use polygram_domain::embedding::{EmbeddingSpec, RowType};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{BucketIndex, Generation, RunName, RunSpec, ShardIndex, TableSet, TableSpec, Topology};
+use polygram_proto::bulk::block::BlockShape;
 
 /// A shard's place in a run.
 #[derive(Clone, Debug)]
@@ -56,6 +57,11 @@ impl ShardConfig {
     /// Weights per row (w).
     pub fn width(&self) -> usize {
         self.tables.iter().next().map_or(0, |table| table.width as usize)
+    }
+
+    /// What the values of a row block are that travel as `kind`.
+    pub fn shape(&self, kind: RowType) -> BlockShape {
+        BlockShape { sites: self.sites(), width: self.width(), kind }
     }
 
     /// Optimizer values per row.

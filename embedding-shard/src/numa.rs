@@ -20,8 +20,12 @@ pub struct Node {
     pub cpus: Vec<usize>,
 }
 
-/// The nodes with processors, ascending; empty where the system does not say or has only one.
-pub fn nodes() -> Vec<Node> {
+/// The nodes that lanes are bound to: those with processors, ascending; none where lanes are not to be bound, the system
+/// does not say, or has only one.
+pub fn nodes(numa: Numa) -> Vec<Node> {
+    if numa == Numa::Off {
+        return Vec::new();
+    }
     match read_nodes(Path::new(NODES)) {
         Ok(nodes) if nodes.len() > 1 => nodes,
         Ok(_) => Vec::new(),
@@ -32,16 +36,9 @@ pub fn nodes() -> Vec<Node> {
     }
 }
 
-/// The node of lane `lane`, where lanes are to be bound.
-pub fn node_of_lane(numa: Numa, lane: usize) -> Option<Node> {
-    match numa {
-        Numa::Off => None,
-        Numa::Auto => {
-            let mut nodes = nodes();
-            let count = nodes.len();
-            (count > 0).then(|| nodes.swap_remove(lane % count))
-        }
-    }
+/// The node of lane `lane`.
+pub fn node_of_lane(nodes: &[Node], lane: usize) -> Option<&Node> {
+    nodes.get(lane.checked_rem(nodes.len())?)
 }
 
 fn read_nodes(folder: &Path) -> io::Result<Vec<Node>> {

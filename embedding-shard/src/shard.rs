@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::{ShardError, memory_message};
-use crate::numa::node_of_lane;
+use crate::numa::{node_of_lane, nodes};
 use crate::observe::{LaneObserver, ShardView};
 use crate::query::{Peek, ShardReader};
 use crate::rows::{DecayLog, Record, RowStore};
@@ -75,10 +75,10 @@ impl Shard {
         if config.tables.iter().any(|table| table.width as usize != config.width()) {
             return Err(ShardError::Config("tables of several widths are not supported".into()));
         }
+        let nodes = nodes(config.embedding.numa);
         let mut stores = Vec::new();
         for (lane, buckets) in config.lane_buckets().iter().enumerate() {
-            let node = node_of_lane(config.embedding.numa, lane).map(|node| node.number);
-            stores.push(RowStore::on_node(&config, buckets, node)?);
+            stores.push(RowStore::on_node(&config, buckets, node_of_lane(&nodes, lane).cloned())?);
         }
         let config = Arc::new(config);
         Ok(Shard {

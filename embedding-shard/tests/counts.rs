@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use common::cluster::{Cluster, DEADLINE, new_shard, train_all};
 use common::{Workload, overrides, spec};
 use polygram_domain::{Step, TableIndex};
-use polygram_embedding_shard::observe::{Fingerprint, HotRow, ShardStats, ShardView, common_marks};
+use polygram_embedding_shard::observe::{Fingerprint, ShardStats, ShardView};
+use polygram_proto::control::common_marks;
+use polygram_proto::rows::HotRow;
 
 const STEPS: u64 = 6;
 
@@ -65,13 +67,13 @@ async fn counts_of(shards: u32, lanes: u32, workers: u32) -> Counts {
         let parts = stats.iter().filter_map(|shard| shard.tables[table].fingerprint);
         parts.reduce(Fingerprint::and).unwrap()
     };
-    let newest = common_marks(stats.iter().map(|shard| shard.marks.clone()))[0];
+    let newest = common_marks(stats.iter().map(|shard| &shard.marks[..]))[0];
     let hot: Vec<HotRow> = stats.iter().flat_map(|shard| shard.hot.iter().copied()).collect();
     let counts = Counts {
         touched_rows: by_table(|shard, table| shard.tables[table].touched_rows),
         updates: by_table(|shard, table| shard.tables[table].updates),
         fingerprints: (0..tables).map(fingerprint).collect(),
-        newest_mark: (newest.version, newest.chain),
+        newest_mark: (newest.version, newest.fingerprint.0),
         declared_rows: stats.iter().map(|shard| shard.declared_rows).sum(),
         step_rows: stats.iter().map(|shard| shard.step_rows).sum(),
         norms: stats.iter().map(|shard| shard.norms.count()).sum(),

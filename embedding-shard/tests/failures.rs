@@ -9,9 +9,11 @@ use std::time::Duration;
 use common::cluster::{Cluster, DEADLINE, GENERATION};
 use common::reference::bits;
 use common::{Workload, overrides, spec};
+use polygram_domain::embedding::RowType;
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunName, Step};
 use polygram_embedding_shard::ShardError;
+use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::client::Cause;
 use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
 use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece, run_hash};
@@ -20,6 +22,7 @@ use polygram_proto::bulk::{Commit, Hello, Reason, RowClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 };
 const WORKLOAD: Workload = Workload { seed: 5, poisoned: Some(1) };
 const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: false };
 
@@ -261,7 +264,7 @@ async fn another_schema_version_is_refused_in_words() {
     let mut stream = TcpStream::connect(cluster.addresses[0]).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     let (incoming, payload) = FrameReader::new(&mut stream).read().await.unwrap();
-    match Message::decode(incoming.header.kind, payload, 12).unwrap() {
+    match Message::decode(incoming.header.kind, payload, SHAPE).unwrap() {
         Message::Refused(refusal) => {
             assert_eq!(refusal.reason, Reason::Schema);
             assert!(

@@ -9,7 +9,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener, TcpStream as St
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Generation, Step};
+use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::codec::{over_rings, over_tcp};
 use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece};
 use polygram_proto::bulk::message::{Message, WelcomeBody};
@@ -21,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Bytes of a message or of a frame's payload.
+const NO_ROWS: BlockShape = BlockShape { sites: 1, width: 1, kind: RowType::F32 };
 const MESSAGE_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 const WAYS: [(&str, &str); 4] = [
@@ -163,7 +166,7 @@ async fn send_frames(address: SocketAddr, way: &str, messages: usize) -> Outcome
     let (mut reader, mut writer) = over_tcp(TcpStream::connect(address).await?, PATIENCE, &buffers);
     if way == "framed-memory" {
         let (incoming, payload) = reader.read().await?;
-        let Message::Welcome(welcome) = Message::decode(incoming.header.kind, payload, 1)? else {
+        let Message::Welcome(welcome) = Message::decode(incoming.header.kind, payload, NO_ROWS)? else {
             return Err("no welcome".into());
         };
         let offer = welcome.offer.ok_or("no offer")?;

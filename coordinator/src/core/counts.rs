@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use polygram_domain::{Step, TableSpec};
 use polygram_proto::control::{
-    CollisionStatus, InputReport, InputStatus, Mark, MemberRef, Role, RowsStatus, RunFingerprint,
-    ShardReport, TableStatus,
+    CollisionStatus, InputReport, InputStatus, MemberRef, Role, RowsStatus, RunFingerprint, ShardReport,
+    TableStatus, common_marks,
 };
 use polygram_telemetry::{Collisions, HyperLogLog};
 
@@ -117,22 +117,12 @@ impl Counts {
     /// The newest version that all shards have a fingerprint of, and the sum of those; they must have begun at one
     /// version.
     fn fingerprint(&self) -> Option<RunFingerprint> {
-        let mut shards = self.shards.values();
-        let first = shards.next()?;
-        let mut marks: Vec<Mark> = first.marks.clone();
-        for shard in shards {
-            if shard.since != first.since {
-                return None;
-            }
-            marks.retain_mut(|mark| match shard.marks.iter().find(|other| other.version == mark.version) {
-                Some(other) => {
-                    mark.fingerprint.0 = mark.fingerprint.0.wrapping_add(other.fingerprint.0);
-                    true
-                }
-                None => false,
-            });
+        let since = self.shards.values().next()?.since;
+        if self.shards.values().any(|shard| shard.since != since) {
+            return None;
         }
+        let marks = common_marks(self.shards.values().map(|shard| &shard.marks[..]));
         let mark = marks.into_iter().max_by_key(|mark| mark.version)?;
-        Some(RunFingerprint { since: first.since, mark })
+        Some(RunFingerprint { since, mark })
     }
 }

@@ -76,7 +76,7 @@ struct Home {
 impl Home {
     fn new(store: RowStore, config: &ShardConfig) -> Result<Home, BenchError> {
         let slots = Slots::of(&store, config);
-        let records = Records::new(slots.count(), config.embedding.record_bytes(config.width()))?;
+        let records = Records::new(slots.count(), config.record_bytes() as usize)?;
         Ok(Home { store, records, slots })
     }
 }

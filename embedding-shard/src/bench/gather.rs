@@ -111,7 +111,7 @@ impl<'a> Lane<'a> {
         let steps: Vec<Step> = columns.iter().map(step).collect();
         let longest = steps.iter().map(|step| step.slots.len()).max().unwrap_or(0);
         let row_bytes = config.embedding.storage.bytes() * config.width();
-        let records = Records::new(slots.count(), config.embedding.record_bytes(config.width()))?;
+        let records = Records::new(slots.count(), config.record_bytes() as usize)?;
         let mut out = Pages::filled(longest * row_bytes / 4, |_| 0)?;
         let row_words = row_bytes / 4;
         let way = match steps.first() {

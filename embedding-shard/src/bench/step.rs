@@ -3,6 +3,7 @@
 //! row). What is compared with other libraries by benches/peers, on the same ids.
 
 use std::io::{BufRead, Write};
+use std::ops::Range;
 use std::time::Instant;
 
 use polygram_domain::TableIndex;
@@ -15,10 +16,7 @@ use super::pages::Pages;
 use super::report::{Figure, Report, Sample};
 use super::setup::{Distinct, LaneIds, RATES, config, stores, write, write_all};
 use crate::config::ShardConfig;
-use crate::rows::{RowStore, RowsOut};
-
-/// Rows that are gathered at once where lanes share a table: they stay in the caches until they are in their places.
-const ROWS_AT_ONCE: usize = 32;
+use crate::rows::RowStore;
 
 /// Measures whole steps, or runs them as they are asked for.
 pub(super) fn measure(sizes: &Sizes, args: &StepArgs, report: &mut Report) -> Result<(), BenchError> {
@@ -160,44 +158,50 @@ fn divide(columns: &[Vec<u32>], stores: &[RowStore]) -> Result<Vec<LaneIds>, Ben
     on_threads(stores.iter(), |store| Ok(LaneIds::of(columns, store)))
 }
 
-/// Every id's row, in its place. Threads take tables in turn.
+/// Every id's row, in its place. Each thread takes as many tokens of every table, whosever their rows are.
 fn forward(
     columns: &[Vec<u32>],
     (stores, lanes): (&[RowStore], &[LaneIds]),
     width: usize,
     out: &mut [f32],
 ) -> Result<(), BenchError> {
-    let mut shares: Vec<Vec<(usize, &mut [f32])>> = stores.iter().map(|_| Vec::new()).collect();
-    let mut rest = out;
+    let threads = stores.len();
+    let mut shares: Vec<Vec<Share>> = stores.iter().map(|_| Vec::new()).collect();
+    let (mut rest, mut start) = (out, 0);
     for (table, column) in columns.iter().enumerate() {
-        let (part, after) = rest.split_at_mut(column.len() * width);
-        shares[table % stores.len()].push((table, part));
-        rest = after;
+        for (thread, share) in shares.iter_mut().enumerate() {
+            let end = |thread: usize| column.len() * thread / threads;
+            let tokens = end(thread)..end(thread + 1);
+            let (part, after) = rest.split_at_mut(tokens.len() * width);
+            share.push(Share { table, positions: start + tokens.start..start + tokens.end, out: part });
+            rest = after;
+        }
+        start += column.len();
     }
     on_threads(shares.into_iter(), |share| {
-        let mut near = vec![0.0; ROWS_AT_ONCE * width];
-        for (table, out) in share {
-            let index = TableIndex(table as u32);
-            if let [store] = stores {
-                store.gather(index, &columns[table], RowsOut::F32(out));
-                continue;
-            }
-            let first = table * columns[table].len();
+        let mut places = Vec::new();
+        for Share { table, positions, out } in share {
             for (store, lane) in stores.iter().zip(lanes) {
-                let parts =
-                    lane.ids[table].chunks(ROWS_AT_ONCE).zip(lane.positions[table].chunks(ROWS_AT_ONCE));
-                for (ids, positions) in parts {
-                    store.gather(index, ids, RowsOut::F32(&mut near[..ids.len() * width]));
-                    for (row, &position) in near.chunks_exact(width).zip(positions) {
-                        let place = (position as usize - first) * width;
-                        out[place..place + width].copy_from_slice(row);
-                    }
-                }
+                let (ids, all) = (&lane.ids[table], &lane.positions[table]);
+                let first = all.partition_point(|&at| (at as usize) < positions.start);
+                let last = all.partition_point(|&at| (at as usize) < positions.end);
+                places.clear();
+                places.extend(all[first..last].iter().map(|&at| at - positions.start as u32));
+                store.scatter(TableIndex(table as u32), &ids[first..last], &places, out);
             }
         }
         Ok(())
     })?;
     Ok(())
+}
+
+/// Some tokens of one table.
+struct Share<'a> {
+    table: usize,
+    /// Among the ids of all tables.
+    positions: Range<usize>,
+    /// Their rows `[positions, width]`.
+    out: &'a mut [f32],
 }
 
 /// Each lane's distinct rows get the sums of their gradients.

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
-use crate::numa::{node_of_lane, pin_thread};
+use crate::numa::pin_thread;
 use crate::observe::{LaneObserver, StepTotals, UpdatedRow, norm_is_sampled};
 use crate::query::{Peek, Peeked};
 use crate::rows::{Rates, RowStore, RowsOut, square_sum};
@@ -116,8 +116,8 @@ impl Lane {
         mut commands: mpsc::Receiver<Command>,
         reports: &mpsc::Sender<(usize, Report)>,
     ) -> Result<RowStore, ShardError> {
-        if let Some(node) = node_of_lane(self.config.embedding.numa, index) {
-            pin_thread(&node);
+        if let Some(node) = self.store.node() {
+            pin_thread(node);
         }
         while let Some(command) = self.next(&mut commands) {
             let started = Instant::now();
@@ -158,7 +158,7 @@ impl Lane {
                 Ok(Some(Report::Counted { rows: self.store.written() + self.reserved }))
             }
             Command::Serve { step, request, reply } => {
-                self.serve(step, request, reply);
+                self.serve(step, &request, reply);
                 Ok(None)
             }
             Command::Add { step, request, blocks } => {
@@ -233,7 +233,7 @@ impl Lane {
     }
 
     /// Sends what no earlier open step changes, and parks the rest until those steps are closed.
-    fn serve(&mut self, step: Step, request: Arc<Request>, reply: ReplyTo) {
+    fn serve(&mut self, step: Step, request: &Request, reply: ReplyTo) {
         let mut ready: Vec<Wanted> = Vec::new();
         let mut waiting: BTreeMap<u64, Vec<Wanted>> = BTreeMap::new();
         for (table, owned) in self.owned.iter().enumerate() {
@@ -251,8 +251,7 @@ impl Lane {
             }
         }
         for (awaited, rows) in waiting {
-            let (request, reply) = (Arc::clone(&request), reply.clone());
-            let parked = Parked { request, rows, reply, since: Instant::now() };
+            let parked = Parked { rows, reply: reply.clone(), since: Instant::now() };
             self.parked.entry(awaited).or_default().push(parked);
         }
         self.backlog.send(&self.store, ready, reply);
@@ -277,8 +276,7 @@ impl Lane {
             step_rows: sites * rows.len() as u64,
             busy: std::mem::take(&mut self.busy),
         });
-        for Parked { request, rows, reply, since } in self.parked.remove(&step.0).unwrap_or_default() {
-            tracing::trace!(rows = rows.len(), of = request.rows.len(), "parked rows are free");
+        for Parked { rows, reply, since } in self.parked.remove(&step.0).unwrap_or_default() {
             self.observer.released(since.elapsed());
             self.backlog.send(&self.store, rows, reply);
         }

@@ -5,14 +5,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::{FutureExt, select_all};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Step, TableIndex};
+use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::frame::{Header, Outgoing, Piece};
-use polygram_proto::bulk::message::{Request, RowBlock};
+use polygram_proto::bulk::message::RowBlock;
 use polygram_proto::bulk::pool::Buffers;
 
 use crate::config::ShardConfig;
@@ -39,7 +39,6 @@ pub(super) type Wanted = (u32, u32, u32);
 /// Positions of a request that wait for one step's commit.
 #[derive(Debug)]
 pub(super) struct Parked {
-    pub(super) request: Arc<Request>,
     pub(super) rows: Vec<Wanted>,
     pub(super) reply: ReplyTo,
     pub(super) since: Instant,
@@ -71,9 +70,7 @@ pub(super) fn last_pending<'a>(
 #[derive(Clone, Debug)]
 pub(super) struct Framing {
     tables_per_site: usize,
-    sites: usize,
-    width: usize,
-    kind: RowType,
+    shape: BlockShape,
     buffers: Buffers,
 }
 
@@ -81,23 +78,20 @@ impl Framing {
     pub(super) fn of(config: &ShardConfig) -> Framing {
         Framing {
             tables_per_site: config.tables_per_site(),
-            sites: config.sites(),
-            width: config.width(),
-            kind: config.embedding.wire.rows,
+            shape: config.shape(config.embedding.wire.rows),
             buffers: Buffers::new(SPARE_BYTES),
         }
     }
 
     fn rows_per_frame(&self) -> usize {
-        (FRAME_BYTES / (self.kind.bytes() * self.sites * self.width).max(1)).max(1)
+        (FRAME_BYTES / (self.shape.kind.bytes() * self.shape.stride()).max(1)).max(1)
     }
 
     /// Gathers `rows` into the payload of one frame: runs of positions, then values.
     fn gather(&self, store: &RowStore, rows: &[Wanted]) -> Piece {
         let head = RowBlock::head(&runs_of(rows.iter().map(|&(_, position, _)| position)));
-        let values = rows.len() * self.sites * self.width;
-        let value_words = (values * self.kind.bytes()).div_ceil(4);
-        let mut words = self.buffers.take(head.len() + value_words);
+        let BlockShape { sites, width, kind } = self.shape;
+        let mut words = self.buffers.take(head.len() + self.shape.words(rows.len()));
         let (start, target) = words.split_at_mut(head.len());
         start.copy_from_slice(&head);
         if let Some(last) = target.last_mut() {
@@ -106,13 +100,13 @@ impl Framing {
         }
         let ids: Vec<u32> = rows.iter().map(|&(_, _, row)| row).collect();
         let mut at = 0;
-        for site in 0..self.sites {
+        for site in 0..sites {
             let mut first = 0;
             for same in rows.chunk_by(|a, b| a.0 == b.0) {
                 let table = TableIndex((site * self.tables_per_site) as u32 + same[0].0);
-                let range = at..at + same.len() * self.width;
+                let range = at..at + same.len() * width;
                 at = range.end;
-                let out = match self.kind {
+                let out = match kind {
                     RowType::F32 => RowsOut::F32(&mut bytemuck::cast_slice_mut(target)[range]),
                     RowType::Bf16 => RowsOut::Bf16(&mut bytemuck::cast_slice_mut(target)[range]),
                 };
@@ -126,7 +120,7 @@ impl Framing {
     /// Payload bytes of a frame of `rows`, not less than it will have.
     fn payload_bytes(&self, rows: &[Wanted]) -> usize {
         let runs = runs_of(rows.iter().map(|&(_, position, _)| position)).len();
-        4 * (1 + 2 * runs) + (rows.len() * self.sites * self.width * self.kind.bytes()).next_multiple_of(4)
+        4 * (1 + 2 * runs + self.shape.words(rows.len()))
     }
 }
 

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use multiversion::multiversion;
 use polygram_domain::{BucketIndex, RowId, TableIndex, TableSet};
+use polygram_proto::bulk::block::Values;
 use polygram_proto::bulk::message::{Request, RowBlock};
 
-use crate::rows::bf16::widen;
 use crate::rows::{Gradients, prefetch, square_sum};
 
 /// Levels of a tree over 2³² cells, and its root.
@@ -194,27 +194,12 @@ impl TableGradients<'_> {
         &self.step.by_place[self.step.bounds[place] as usize..self.step.bounds[place + 1] as usize]
     }
 
-    /// A contribution's values: where they came in, or widened into `wide`.
+    /// A contribution, as it came in.
     #[inline(always)]
-    fn values<'s>(&'s self, of: Contribution, wide: &'s mut [f32]) -> &'s [f32] {
-        match self.place(of) {
-            Came::F32(values) => values,
-            Came::Bf16(bits) => {
-                let wide = &mut wide[..bits.len()];
-                widen(bits, wide);
-                wide
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn place(&self, of: Contribution) -> Came<'_> {
+    fn values(&self, of: Contribution) -> Values<'_> {
         let block = &self.step.blocks[of.block as usize];
         let at = (self.site * block.rows() + of.offset as usize) * self.step.width;
-        match (block.f32s(), block.bf16s()) {
-            (Some(values), _) => Came::F32(&values[at..at + self.step.width]),
-            (None, bits) => Came::Bf16(&bits.unwrap_or_default()[at..at + self.step.width]),
-        }
+        block.values().range(at..at + self.step.width)
     }
 
     /// The sum of `contributions` in the tree over cells. Neighbours are joined where their cells' paths to the root
@@ -238,10 +223,7 @@ impl TableGradients<'_> {
                 meets[depth] = level;
             }
             let top = &mut scratch[depth * width..][..width];
-            match self.place(contribution) {
-                Came::F32(values) => top.copy_from_slice(values),
-                Came::Bf16(bits) => widen(bits, top),
-            }
+            self.values(contribution).copy_to(top);
             depth += 1;
         }
         while depth > 1 {
@@ -250,12 +232,6 @@ impl TableGradients<'_> {
         }
         &scratch[..width]
     }
-}
-
-/// A contribution as it came in.
-enum Came<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [u16]),
 }
 
 impl Gradients for TableGradients<'_> {
@@ -267,7 +243,13 @@ impl Gradients for TableGradients<'_> {
     #[inline(always)]
     fn sum<'a>(&'a self, place: usize, scratch: &'a mut [f32]) -> &'a [f32] {
         match self.contributions(place) {
-            [only] => self.values(*only, scratch),
+            [only] => match self.values(*only) {
+                Values::F32(values) => values,
+                bits => {
+                    bits.copy_to(&mut scratch[..self.step.width]);
+                    &scratch[..self.step.width]
+                }
+            },
             [] => {
                 // Not reached: a row is declared by a cell, and a step is settled when every cell has pushed its rows.
                 scratch[..self.step.width].fill(0.0);
@@ -280,9 +262,9 @@ impl Gradients for TableGradients<'_> {
     #[inline(always)]
     fn prefetch(&self, place: usize) {
         for &contribution in self.contributions(place).iter().take(2) {
-            match self.place(contribution) {
-                Came::F32(values) => prefetch(&values[..values.len().min(NEAR_VALUES)]),
-                Came::Bf16(bits) => prefetch(&bits[..bits.len().min(NEAR_VALUES)]),
+            match self.values(contribution) {
+                Values::F32(values) => prefetch(&values[..values.len().min(NEAR_VALUES)]),
+                Values::Bf16(bits) => prefetch(&bits[..bits.len().min(NEAR_VALUES)]),
             }
         }
     }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use polygram_domain::{BucketIndex, Cell, Generation, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex};
+use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::frame::Kind;
 use polygram_proto::bulk::message::{Commit, Message, Reason, Refusal, Request, RowBlock};
 
 use super::{Effect, Ledger, Peer, Vote};
 use crate::config::ShardConfig;
 
-const WIDTH: usize = 12;
+const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 };
 
 fn spec() -> RunSpec {
     let text = include_str!("../../../configs/tiny.toml");
@@ -35,8 +36,8 @@ fn request(rows: &[u32]) -> Request {
 fn block(first: u32, rows: u32) -> RowBlock {
     let runs: Vec<_> = (rows > 0).then_some(first..first + rows).into_iter().collect();
     let mut words = RowBlock::head(&runs);
-    words.resize(words.len() + rows as usize * WIDTH, 0);
-    match Message::decode(Kind::Push, words, WIDTH).unwrap() {
+    words.resize(words.len() + rows as usize * SHAPE.stride(), 0);
+    match Message::decode(Kind::Push, words, SHAPE).unwrap() {
         Message::Push(block) => block,
         other => panic!("{other:?}"),
     }

@@ -9,7 +9,8 @@
 //! F when they began at the same one; runs that differ anywhere agree by accident once in about 2^32 at worst.
 
 use multiversion::multiversion;
-use polygram_domain::{RowId, Step, TableIndex};
+use polygram_domain::{RowId, TableIndex};
+use polygram_proto::control::Mark;
 
 /// Multiplier of the chain: 2^64 over the golden ratio, made odd.
 const CHAIN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -105,15 +106,6 @@ impl Fingerprint {
     }
 }
 
-/// F of all tables at some version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark {
-    /// Updates in the rows.
-    pub version: Step,
-    /// F, summed over tables.
-    pub chain: u64,
-}
-
 /// Levels of [`Marks`].
 const LEVELS: u32 = 11;
 
@@ -138,25 +130,12 @@ impl Marks {
     }
 }
 
-/// The versions that all parts have in common, with the parts' F added up.
-pub fn common_marks(parts: impl IntoIterator<Item = Vec<Mark>>) -> Vec<Mark> {
-    let mut parts = parts.into_iter();
-    let Some(mut common) = parts.next() else { return Vec::new() };
-    for part in parts {
-        common.retain_mut(|mark| match part.iter().find(|other| other.version == mark.version) {
-            Some(other) => {
-                mark.chain = mark.chain.wrapping_add(other.chain);
-                true
-            }
-            None => false,
-        });
-    }
-    common
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use polygram_domain::Step;
+    use polygram_proto::control::{self, common_marks};
 
     use super::*;
 
@@ -236,19 +215,16 @@ mod tests {
     fn lanes_and_shards_meet_at_marks() {
         let marks_at = |from: u64, to: u64, factor: u64| {
             let mut marks = Marks::default();
-            (from + 1..=to).for_each(|v| marks.note(Mark { version: Step(v), chain: v * factor }));
+            let mark = |v| Mark { version: Step(v), fingerprint: control::Fingerprint(v * factor) };
+            (from + 1..=to).for_each(|v| marks.note(mark(v)));
             marks.list()
         };
         let (ahead, behind) = (marks_at(0, 1029, 1), marks_at(0, 1027, 10));
         assert_eq!(ahead.iter().map(|m| m.version.0).collect::<Vec<_>>(), [1029, 1028, 1024]);
         assert_eq!(behind.iter().map(|m| m.version.0).collect::<Vec<_>>(), [1027, 1026, 1024]);
-        assert_eq!(common_marks([ahead, behind]), [Mark { version: Step(1024), chain: 11 * 1024 }]);
         for lag in 0..300 {
-            let common = common_marks([marks_at(0, 2000, 1), marks_at(0, 2000 - lag, 1)]);
+            let common = common_marks([&marks_at(0, 2000, 1)[..], &marks_at(0, 2000 - lag, 1)]);
             assert!(!common.is_empty(), "{lag} steps behind");
         }
-        assert_eq!(common_marks([marks_at(7, 8, 3)]), [Mark { version: Step(8), chain: 24 }]);
-        assert_eq!(common_marks([marks_at(7, 8, 3), Vec::new()]), []);
-        assert_eq!(common_marks(std::iter::empty()), []);
     }
 }

@@ -1,20 +1,9 @@
 //! The rows that were updated most often: exact, because every row says its own update count when it is updated.
 
-use polygram_domain::{RowId, TableIndex};
+use polygram_proto::rows::HotRow;
 
 /// Rows that are kept.
 pub const HOT_ROWS: usize = 16;
-
-/// A row and its updates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HotRow {
-    /// Table of the row.
-    pub table: TableIndex,
-    /// The row.
-    pub row: RowId,
-    /// Updates of it so far.
-    pub updates: u32,
-}
 
 /// The most often updated rows among those seen since the process began; of equals, the first seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +47,8 @@ impl HotRows {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use polygram_domain::{RowId, TableIndex};
 
     use super::*;
 

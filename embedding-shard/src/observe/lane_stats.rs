@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use polygram_domain::{RowId, Step, TableIndex};
+use polygram_proto::control::{self, Mark};
+use polygram_proto::rows::HotRow;
 use tokio::sync::watch;
 
-use crate::observe::fingerprint::{Fingerprint, Mark, Marks, row_hash};
+use crate::observe::fingerprint::{Fingerprint, Marks, row_hash};
 use crate::observe::histogram::LogHistogram;
-use crate::observe::hot::{HotRow, HotRows};
+use crate::observe::hot::HotRows;
 
 /// One table's part on one lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl LaneObserver {
             table.fingerprint.close(std::mem::take(sum));
             chain = chain.wrapping_add(table.fingerprint.chain);
         }
-        stats.marks.note(Mark { version, chain });
+        stats.marks.note(Mark { version, fingerprint: control::Fingerprint(chain) });
         self.publish();
     }
 

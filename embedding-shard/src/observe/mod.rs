@@ -11,9 +11,9 @@ mod report;
 mod source;
 mod view;
 
-pub use fingerprint::{Fingerprint, Mark, Marks, common_marks, row_hash};
+pub use fingerprint::{Fingerprint, Marks, row_hash};
 pub use histogram::LogHistogram;
-pub use hot::{HotRow, HotRows};
+pub use hot::HotRows;
 pub use lane_stats::{LaneObserver, LaneStats, StepTotals, TableCounts, UpdatedRow, norm_is_sampled};
 pub use report::{Addresses, shard_report};
 pub use source::ShardSource;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use polygram_proto::control::{Fingerprint, Mark, ShardReport, TableRows};
+use polygram_proto::control::{ShardReport, TableRows};
 
 use crate::observe::view::ShardStats;
 
@@ -18,7 +18,6 @@ pub struct Addresses {
 /// The report of `stats`.
 pub fn shard_report(stats: &ShardStats, addresses: Addresses) -> ShardReport {
     let tables = stats.tables.iter();
-    let marks = stats.marks.iter();
     ShardReport {
         version: stats.version,
         since: stats.since,
@@ -31,9 +30,7 @@ pub fn shard_report(stats: &ShardStats, addresses: Addresses) -> ShardReport {
         parked_lookups: stats.park.count(),
         parked_seconds: stats.park.sum(),
         lane_skew_ratio: stats.lane_skew_ratio(),
-        marks: marks
-            .map(|mark| Mark { version: mark.version, fingerprint: Fingerprint(mark.chain) })
-            .collect(),
+        marks: stats.marks.clone(),
         query_address: addresses.query,
         metrics_address: addresses.metrics,
     }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::{Step, TableIndex};
+use polygram_proto::control::{Mark, common_marks};
+use polygram_proto::rows::HotRow;
 use tokio::sync::watch;
 
 use crate::config::{ShardConfig, rows_of_buckets};
-use crate::observe::fingerprint::{Fingerprint, Mark, common_marks};
+use crate::observe::fingerprint::Fingerprint;
 use crate::observe::histogram::LogHistogram;
-use crate::observe::hot::{HotRow, HotRows};
+use crate::observe::hot::HotRows;
 use crate::observe::lane_stats::LaneStats;
 
 /// One table's part on the shard.
@@ -121,10 +123,11 @@ impl ShardView {
                 all
             })
         };
+        let marks: Vec<Vec<Mark>> = lanes.iter().map(|lane| lane.marks.list()).collect();
         ShardStats {
             version,
             since: lanes.iter().map(|lane| lane.since).max().unwrap_or_default(),
-            record_bytes: self.config.embedding.record_bytes(self.config.width()) as u64,
+            record_bytes: self.config.record_bytes(),
             tables: tables.collect(),
             declared_rows: lanes.iter().map(|lane| lane.declared_rows).sum(),
             step_rows: lanes.iter().map(|lane| lane.step_rows).sum(),
@@ -132,7 +135,7 @@ impl ShardView {
             park: sum(|lane| &lane.park),
             hot: HotRows::merged(lanes.iter().map(|lane| &lane.hot)),
             lane_busy: lanes.iter().map(|lane| lane.busy).collect(),
-            marks: common_marks(lanes.iter().map(|lane| lane.marks.list())),
+            marks: common_marks(marks.iter().map(Vec::as_slice)),
         }
     }
 }
@@ -218,7 +221,7 @@ mod tests {
         let after = view.stats();
         assert_eq!(after.version, Step(6));
         assert_eq!(after.tables[0].fingerprint.map(|f| f.step), Some(0), "nothing was updated in step 5");
-        assert_ne!(after.marks[0].chain, at_five.marks[0].chain);
+        assert_ne!(after.marks[0].fingerprint, at_five.marks[0].fingerprint);
     }
 
     #[test]

@@ -4,12 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_domain::embedding::{RowOptimizer, RowType};
 use polygram_proto::control::{Malformed, Token};
 use polygram_proto::rows::wire::row_service_server::RowService;
 use polygram_proto::rows::{
-    Description, Distribution, HotRow, Looked, Lookup, OwnedTable, Stats, TableFingerprint, TableStats,
-    VALUES_LIMIT, wire,
+    Description, Distribution, Looked, Lookup, OwnedTable, Stats, TableFingerprint, TableStats, VALUES_LIMIT,
+    wire,
 };
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -31,14 +30,6 @@ pub(super) struct Door {
 }
 
 impl Door {
-    fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        match request.metadata().get("authorization") {
-            Some(header) if self.token.matches_header(header.as_bytes()) => Ok(()),
-            Some(_) => Err(Status::unauthenticated("this is not the run's token")),
-            None => Err(Status::unauthenticated("the run's token is missing")),
-        }
-    }
-
     async fn look(&self, lookup: Lookup) -> Result<Looked, Status> {
         let (rows, width) = (lookup.rows.len(), self.view.config().width());
         if rows * width > VALUES_LIMIT {
@@ -77,8 +68,8 @@ impl Door {
             shard: config.index,
             shards: config.topology.shards,
             version: stats.version,
-            optimizer: optimizer_word(config.embedding.optimizer).to_owned(),
-            storage: type_word(config.embedding.storage).to_owned(),
+            optimizer: config.embedding.optimizer.to_string(),
+            storage: config.embedding.storage.to_string(),
             lanes: config.embedding.lanes.max(1),
             record_bytes: stats.record_bytes,
             tables: tables.collect(),
@@ -98,7 +89,6 @@ impl Door {
             updates: table.updates,
             fingerprint: table.fingerprint.map(|f| TableFingerprint { step: f.step, chain: f.chain }),
         });
-        let hot = stats.hot.iter();
         Stats {
             version: stats.version,
             since: stats.since,
@@ -108,9 +98,7 @@ impl Door {
             step_rows: stats.step_rows,
             row_norms: distribution(&stats.norms),
             park_seconds: distribution(&stats.park),
-            hot_rows: hot
-                .map(|hot| HotRow { table: hot.table, row: hot.row, updates: hot.updates })
-                .collect(),
+            hot_rows: stats.hot.clone(),
             lane_busy_seconds: stats.lane_busy.iter().map(Duration::as_secs_f64).collect(),
         }
     }
@@ -122,7 +110,7 @@ impl RowService for Door {
         &self,
         request: Request<wire::LookupRequest>,
     ) -> Result<Response<wire::LookupReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         let malformed = |error: Malformed| Status::invalid_argument(error.to_string());
         let lookup = Lookup::try_from(request.into_inner()).map_err(malformed)?;
         Ok(Response::new(self.look(lookup).await?.into()))
@@ -132,7 +120,7 @@ impl RowService for Door {
         &self,
         request: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         Ok(Response::new(self.description().into()))
     }
 
@@ -140,26 +128,7 @@ impl RowService for Door {
         &self,
         request: Request<wire::StatsRequest>,
     ) -> Result<Response<wire::StatsReply>, Status> {
-        self.authorize(&request)?;
+        self.token.authorize(&request)?;
         Ok(Response::new(self.stats_now().into()))
-    }
-}
-
-/// The word of a run file.
-fn optimizer_word(optimizer: RowOptimizer) -> &'static str {
-    match optimizer {
-        RowOptimizer::Adam => "adam",
-        RowOptimizer::PartialRowwiseAdam => "partial_rowwise_adam",
-        RowOptimizer::Adagrad => "adagrad",
-        RowOptimizer::RowwiseAdagrad => "rowwise_adagrad",
-        RowOptimizer::Sgd => "sgd",
-    }
-}
-
-/// The word of a run file.
-fn type_word(row_type: RowType) -> &'static str {
-    match row_type {
-        RowType::F32 => "f32",
-        RowType::Bf16 => "bf16",
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct RecordLayout {
     pub(super) state_values: usize,
     /// Whether the record says how far the row has decayed.
     pub(super) decays: bool,
+    /// Values of a record in a checkpoint.
+    pub(super) saved_values: usize,
     /// Words of a record.
     pub(super) words: usize,
 }
@@ -35,6 +37,7 @@ impl RecordLayout {
             weight_words: (spec.storage.bytes() * width).div_ceil(4),
             state_values: spec.optimizer.state_values(width),
             decays: spec.all_rows_decay(),
+            saved_values: width + spec.state_values(width),
             words: spec.record_bytes(width) / 4,
         }
     }

@@ -2,14 +2,14 @@
 //!
 //! * [`store`](RowStore): which row is where, gathering and updating; `saved`: rows out to checkpoints and back.
 //! * `layout`, `arena`, `region`: records and the memory they are in.
-//! * [`optimizer`](RowRule), [`decay`](DecayLog), [`bf16`], [`virtual_rows`](VirtualRows): the arithmetic.
+//! * [`optimizer`](RowRule), [`decay`](DecayLog), `rounding`, [`virtual_rows`](VirtualRows): the arithmetic.
 
 mod arena;
-pub mod bf16;
 mod decay;
 mod layout;
 mod optimizer;
 mod region;
+mod rounding;
 mod saved;
 mod store;
 #[cfg(test)]

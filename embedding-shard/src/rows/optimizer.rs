@@ -9,14 +9,16 @@
 //! |---|---|---|
 //! | sgd | – | w −= lr·G |
 //! | adagrad | s\[D\] | s += G²; w −= (lr·G) / (√s + ε) |
-//! | rowwise_adagrad | s | s += (Σ G²) / D; w −= (lr·G) / (√s + ε) |
-//! | adam | m\[D\], v\[D\] | m = β1·m + (1−β1)·G; v = β2·v + (1−β2)·G²; w −= lr·(m/(1−β1ⁿ)) / (√(v/(1−β2ⁿ)) + ε) |
-//! | partial_rowwise_adam | m\[D\], v | v = β2·v + (1−β2)·((Σ G²) / D), else as adam |
+//! | rowwise_adagrad | s | s += (Σ G²) / D; w −= (lr / (√s + ε))·G |
+//! | adam | m\[D\], v\[D\] | m = β1·m + (1−β1)·G; v = β2·v + (1−β2)·G²; w −= α·(m / (√v + ε̂)) |
+//! | partial_rowwise_adam | m\[D\], v | v = β2·v + (1−β2)·((Σ G²) / D); m as adam; w −= (α / (√v + ε̂))·m |
 //!
 //! Σ G² adds the squares of columns c, c + 16, c + 32, … for each c below 16, then partial sum c to c + 8, c + 4,
-//! c + 2 and c + 1. Adam is Kingma and Ba's (1412.6980) with the bias correction of each row's own count (TensorFlow's
-//! LazyAdam keeps one count for all); the row-wise rules are FBGEMM's table-batched embeddings'. β and 1−β are rounded
-//! to f32 from f64; the corrections 1−βⁿ are computed in f64 by repeated squaring and then rounded.
+//! c + 2 and c + 1. Adam is Kingma and Ba's (1412.6980) in the order that the end of its section 2 gives, with
+//! α = lr·√(1−β2ⁿ) / (1−β1ⁿ) and ε̂ = ε·√(1−β2ⁿ): w −= lr·m̂ / (√v̂ + ε) in one division a weight. Its bias correction
+//! follows each row's own count (TensorFlow's LazyAdam keeps one count for all); the row-wise rules are FBGEMM's
+//! table-batched embeddings'. β and 1−β are rounded to f32 from f64; βⁿ is made by repeated squaring, and α and ε̂ from
+//! it, in f64 and then rounded.
 //!
 //! Decoupled decay comes first: w −= (lr·wd)·w. The norm limit comes last: where ‖w‖ (f64, [`square_sum`]) is above
 //! it, w is multiplied by limit/‖w‖ rounded to f32.
@@ -35,7 +37,7 @@ pub struct RowRule {
     bias: AdamBias,
     beta1: f64,
     beta2: f64,
-    eps: f32,
+    eps: f64,
     weight_decay: f32,
     max_norm: Option<f64>,
 }
@@ -67,10 +69,11 @@ pub struct Rates {
 struct Moments {
     beta1: f32,
     rest1: f32,
-    correction1: f32,
     beta2: f32,
     rest2: f32,
-    correction2: f32,
+    /// α.
+    rate: f32,
+    /// ε̂.
     eps: f32,
 }
 
@@ -82,7 +85,7 @@ impl RowRule {
             bias: spec.bias,
             beta1: spec.beta1,
             beta2: spec.beta2,
-            eps: spec.eps as f32,
+            eps: spec.eps,
             weight_decay: spec.weight_decay as f32,
             max_norm: spec.max_row_norm,
         }
@@ -100,18 +103,18 @@ impl RowRule {
         }
         match self.kind {
             RowOptimizer::Sgd => sgd(weights, gradient, rates),
-            RowOptimizer::Adagrad => adagrad((weights, state), gradient, rates, self.eps),
+            RowOptimizer::Adagrad => adagrad((weights, state), gradient, rates, self.eps as f32),
             RowOptimizer::RowwiseAdagrad => {
-                rowwise_adagrad((weights, &mut state[0]), gradient, rates, self.eps)
+                rowwise_adagrad((weights, &mut state[0]), gradient, rates, self.eps as f32)
             }
             RowOptimizer::Adam => {
                 let (first, second) = state.split_at_mut(width);
-                adam((weights, first, second), gradient, rates, self.moments(updates, rates.step));
+                adam((weights, first, second), gradient, rates.scale, self.moments(updates, rates));
             }
             RowOptimizer::PartialRowwiseAdam => {
                 let (first, second) = state.split_at_mut(width);
-                let moments = self.moments(updates, rates.step);
-                partial_rowwise_adam((weights, first, &mut second[0]), gradient, rates, moments);
+                let moments = self.moments(updates, rates);
+                partial_rowwise_adam((weights, first, &mut second[0]), gradient, rates.scale, moments);
             }
         }
         if let Some(limit) = self.max_norm {
@@ -123,19 +126,19 @@ impl RowRule {
         }
     }
 
-    fn moments(&self, updates: u32, step: Step) -> Moments {
+    fn moments(&self, updates: u32, rates: Rates) -> Moments {
         let n = match self.bias {
             AdamBias::Row => u64::from(updates),
-            AdamBias::Global => step.0.saturating_add(1),
+            AdamBias::Global => rates.step.0.saturating_add(1),
         };
+        let spread = (1.0 - power(self.beta2, n)).sqrt();
         Moments {
             beta1: self.beta1 as f32,
             rest1: (1.0 - self.beta1) as f32,
-            correction1: (1.0 - power(self.beta1, n)) as f32,
             beta2: self.beta2 as f32,
             rest2: (1.0 - self.beta2) as f32,
-            correction2: (1.0 - power(self.beta2, n)) as f32,
-            eps: self.eps,
+            rate: (f64::from(rates.lr) * spread / (1.0 - power(self.beta1, n))) as f32,
+            eps: (self.eps * spread) as f32,
         }
     }
 }
@@ -159,9 +162,9 @@ fn adagrad((weights, sums): (&mut [f32], &mut [f32]), gradient: &[f32], rates: R
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 fn rowwise_adagrad((weights, sum): (&mut [f32], &mut f32), gradient: &[f32], rates: Rates, eps: f32) {
     *sum += mean_square(gradient, rates.scale);
-    let spread = sum.sqrt() + eps;
+    let rate = rates.lr / (sum.sqrt() + eps);
     for (weight, gradient) in weights.iter_mut().zip(gradient) {
-        *weight -= (rates.lr * (gradient * rates.scale)) / spread;
+        *weight -= rate * (gradient * rates.scale);
     }
 }
 
@@ -169,15 +172,14 @@ fn rowwise_adagrad((weights, sum): (&mut [f32], &mut f32), gradient: &[f32], rat
 fn adam(
     (weights, first, second): (&mut [f32], &mut [f32], &mut [f32]),
     gradient: &[f32],
-    rates: Rates,
-    moments: Moments,
+    scale: f32,
+    Moments { beta1, rest1, beta2, rest2, rate, eps }: Moments,
 ) {
-    let Moments { beta1, rest1, correction1, beta2, rest2, correction2, eps } = moments;
     for (((weight, m), v), gradient) in weights.iter_mut().zip(first).zip(second).zip(gradient) {
-        let g = gradient * rates.scale;
+        let g = gradient * scale;
         *m = beta1 * *m + rest1 * g;
         *v = beta2 * *v + rest2 * (g * g);
-        *weight -= rates.lr * (*m / correction1) / ((*v / correction2).sqrt() + eps);
+        *weight -= rate * (*m / (v.sqrt() + eps));
     }
 }
 
@@ -185,15 +187,14 @@ fn adam(
 fn partial_rowwise_adam(
     (weights, first, second): (&mut [f32], &mut [f32], &mut f32),
     gradient: &[f32],
-    rates: Rates,
-    moments: Moments,
+    scale: f32,
+    Moments { beta1, rest1, beta2, rest2, rate, eps }: Moments,
 ) {
-    let Moments { beta1, rest1, correction1, beta2, rest2, correction2, eps } = moments;
-    *second = beta2 * *second + rest2 * mean_square(gradient, rates.scale);
-    let spread = (*second / correction2).sqrt() + eps;
+    *second = beta2 * *second + rest2 * mean_square(gradient, scale);
+    let rate = rate / (second.sqrt() + eps);
     for ((weight, m), gradient) in weights.iter_mut().zip(first).zip(gradient) {
-        *m = beta1 * *m + rest1 * (gradient * rates.scale);
-        *weight -= rates.lr * (*m / correction1) / spread;
+        *m = beta1 * *m + rest1 * (gradient * scale);
+        *weight -= rate * *m;
     }
 }
 

@@ -4,10 +4,10 @@
 //! decayed. bf16 weights widen exactly, so a row that goes out and comes back is the same to the bit.
 
 use polygram_checkpoint::RowRecord;
+use polygram_domain::bf16::{round_to_nearest, widen};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{RowId, TableIndex};
 
-use super::bf16::{round_to_nearest, widen};
 use super::decay::DecayLog;
 use super::store::RowStore;
 use crate::error::ShardError;
@@ -26,18 +26,13 @@ pub struct Record {
 }
 
 impl RowStore {
-    /// Values of a record in a checkpoint.
-    fn saved_values(&self) -> usize {
-        self.layout.width + self.layout.state_values + if self.layout.decays { 3 } else { 0 }
-    }
-
     /// The update count and values of an owned row, if it is written.
     pub fn record(&self, table: TableIndex, row: RowId) -> Option<(u32, Vec<f32>)> {
         let slot = self.slot(table, row);
         (slot != 0).then(|| {
             let (layout, record) = (&self.layout, self.arena.get(slot));
             let mut values = vec![0.0; layout.width];
-            values.reserve_exact(self.saved_values() - layout.width);
+            values.reserve_exact(layout.saved_values - layout.width);
             match layout.storage {
                 RowType::F32 => values.copy_from_slice(layout.f32s(record)),
                 RowType::Bf16 => widen(layout.bf16s(record), &mut values),
@@ -64,11 +59,11 @@ impl RowStore {
         if !rows.contains(&saved.row.0) {
             return refuse(format!("it is not among rows {rows:?} of its lane"));
         }
-        if saved.values.len() != self.saved_values() {
+        if saved.values.len() != self.layout.saved_values {
             return refuse(format!(
                 "it has {} values, a record has {}",
                 saved.values.len(),
-                self.saved_values()
+                self.layout.saved_values
             ));
         }
         if self.is_written(table, saved.row) {

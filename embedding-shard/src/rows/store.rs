@@ -6,18 +6,20 @@
 
 use std::ops::Range;
 
+use polygram_domain::bf16::{round_to_nearest, widen};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{RowId, TableIndex};
 
 use super::arena::Arena;
-use super::bf16::{Rounding, round_to_nearest, widen};
 use super::decay::DecayLog;
 use super::layout::RecordLayout;
 use super::optimizer::{Rates, RowRule, RowState};
 use super::region::{Region, copy_streaming, finish_streams, prefetch};
+use super::rounding::Rounding;
 use super::virtual_rows::VirtualRows;
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
+use crate::numa::Node;
 
 /// Rows whose index entries are read before the first of their records is.
 const BATCH_ROWS: usize = 256;
@@ -74,6 +76,7 @@ pub trait Gradients {
 pub struct RowStore {
     tables: Vec<TableRows>,
     index: Region,
+    node: Option<Node>,
     pub(super) arena: Arena,
     pub(super) layout: RecordLayout,
     virtual_rows: VirtualRows,
@@ -100,7 +103,7 @@ impl RowStore {
     pub fn on_node(
         config: &ShardConfig,
         buckets: &Range<u32>,
-        node: Option<u32>,
+        node: Option<Node>,
     ) -> Result<RowStore, ShardError> {
         let mut entries = 0;
         let mut tables = Vec::with_capacity(config.tables.len());
@@ -110,14 +113,16 @@ impl RowStore {
             tables.push(TableRows { rows, first: entries });
             entries += length;
         }
-        let index = Region::map(entries, node).map_err(|error| {
+        let number = node.as_ref().map(|node| node.number);
+        let index = Region::map(entries, number).map_err(|error| {
             ShardError::Memory(format!("the system gives no memory for an index of {entries} rows: {error}"))
         })?;
         let layout = RecordLayout::of(&config.embedding, config.width());
         Ok(RowStore {
             tables,
             index,
-            arena: Arena::new(layout.words, node),
+            arena: Arena::new(layout.words, number),
+            node,
             virtual_rows: VirtualRows::new(config.seed, config.embedding.init_std, layout.width),
             rounding: Rounding::new(config.seed),
             rule: RowRule::of(&config.embedding),
@@ -125,6 +130,11 @@ impl RowStore {
             decayed: DecayLog::default(),
             layout,
         })
+    }
+
+    /// The memory node that index and records are on, where there are several.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
 
     /// Written rows.
@@ -148,12 +158,14 @@ impl RowStore {
         &self.index[*first..first + rows.len()]
     }
 
+    #[inline(always)]
     fn entry(&self, table: TableIndex, row: RowId) -> usize {
         let table = &self.tables[table.index()];
         table.first + (row.0 - table.rows.start) as usize
     }
 
     /// Record number of an owned row; 0: virtual.
+    #[inline(always)]
     pub(super) fn slot(&self, table: TableIndex, row: RowId) -> u32 {
         self.index[self.entry(table, row)]
     }
@@ -227,12 +239,7 @@ impl RowStore {
                 let streams = layout.storage == RowType::F32 && !layout.decays && is_streamed(out);
                 self.visit(table, rows, |place, slot| {
                     let target = &mut out[place * width..][..width];
-                    if streams && slot != 0 {
-                        let weights = layout.f32s(self.arena.get(slot));
-                        copy_streaming(bytemuck::cast_slice(weights), bytemuck::cast_slice_mut(target));
-                    } else {
-                        self.read_at((table, RowId(rows[place]), slot), target);
-                    }
+                    self.copy_f32((table, RowId(rows[place]), slot), target, streams);
                 });
             }
             RowsOut::Bf16(out) => {
@@ -258,6 +265,32 @@ impl RowStore {
             }
         }
         finish_streams();
+    }
+
+    /// As [`RowStore::gather`] in f32, with row i at place `places[i]` of `out` `[places, w]`.
+    ///
+    /// # Panics
+    /// When a place is beyond `out`, there are not as many places as rows, or a row is not owned.
+    pub fn scatter(&self, table: TableIndex, rows: &[u32], places: &[u32], out: &mut [f32]) {
+        assert_eq!(rows.len(), places.len(), "every row needs a place");
+        let (layout, width) = (self.layout, self.layout.width);
+        let streams = layout.storage == RowType::F32 && !layout.decays && is_streamed(out);
+        self.visit(table, rows, |index, slot| {
+            let target = &mut out[places[index] as usize * width..][..width];
+            self.copy_f32((table, RowId(rows[index]), slot), target, streams);
+        });
+        finish_streams();
+    }
+
+    /// Copies a row's weights, past the caches where `streams` and the row is written.
+    #[inline(always)]
+    fn copy_f32(&self, (table, row, slot): (TableIndex, RowId, u32), target: &mut [f32], streams: bool) {
+        if streams && slot != 0 {
+            let weights = self.layout.f32s(self.arena.get(slot));
+            copy_streaming(bytemuck::cast_slice(weights), bytemuck::cast_slice_mut(target));
+        } else {
+            self.read_at((table, row, slot), target);
+        }
     }
 
     /// Copies the weights of an owned row.

@@ -69,11 +69,7 @@ impl Fence {
     pub(super) fn new(config: Arc<ShardConfig>) -> Fence {
         Fence {
             run: run_hash(&config.run),
-            gradients: BlockShape {
-                sites: config.sites(),
-                width: config.width(),
-                kind: config.embedding.wire.gradients,
-            },
+            gradients: config.shape(config.embedding.wire.gradients),
             tables: tables_hash(&config.tables),
             buffers: Buffers::new(KEPT_BYTES),
             config,

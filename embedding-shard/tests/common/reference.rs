@@ -127,23 +127,23 @@ impl Reference {
                 second: vec![0.0; width],
             });
             row.updates += 1;
-            let corrections = [embedding.beta1, embedding.beta2].map(|beta| {
+            let [left1, left2] = [embedding.beta1, embedding.beta2].map(|beta| {
                 // By squaring, as documented; any other way differs in the last bits.
                 let (mut power, mut square) = (1.0f64, beta);
                 for bit in 0..32 {
                     power *= if row.updates >> bit & 1 == 1 { square } else { 1.0 };
                     square *= square;
                 }
-                (1.0 - power) as f32
+                1.0 - power
             });
+            let rate = (f64::from(commit.lr) * left2.sqrt() / left1) as f32;
+            let eps = (embedding.eps * left2.sqrt()) as f32;
             for (i, gradient) in sum.iter().enumerate() {
                 let g = gradient * commit.scale;
                 let (b1, b2) = (embedding.beta1, embedding.beta2);
                 row.first[i] = b1 as f32 * row.first[i] + (1.0 - b1) as f32 * g;
                 row.second[i] = b2 as f32 * row.second[i] + (1.0 - b2) as f32 * (g * g);
-                let mean = row.first[i] / corrections[0];
-                let spread = (row.second[i] / corrections[1]).sqrt() + embedding.eps as f32;
-                row.weights[i] -= commit.lr * mean / spread;
+                row.weights[i] -= rate * (row.first[i] / (row.second[i].sqrt() + eps));
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The n-gram tables' optimizer, storage and exchange: what the section `[embedding]` of a run resolves to.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The n-gram tables' optimizer, storage, exchange and their shards' limits.
@@ -85,6 +87,13 @@ pub enum RowOptimizer {
     Sgd,
 }
 
+/// The word of a run file.
+impl fmt::Display for RowOptimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 impl RowOptimizer {
     /// f32 values of optimizer state for a row of `width`, the update count aside.
     pub fn state_values(self, width: usize) -> usize {
@@ -129,6 +138,13 @@ pub enum RowType {
     F32,
     /// bfloat16.
     Bf16,
+}
+
+/// The word of a run file.
+impl fmt::Display for RowType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 impl RowType {

@@ -6,6 +6,7 @@
 //! as resolved. After a `RunSpec` exists nobody checks it again.
 
 pub mod batch;
+pub mod bf16;
 pub mod embedding;
 pub mod hf_config;
 pub mod ids;

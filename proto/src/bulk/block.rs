@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use polygram_domain::bf16::widen;
 use polygram_domain::embedding::RowType;
 
 use super::frame::WireError;
@@ -22,13 +23,6 @@ pub struct BlockShape {
     pub width: usize,
     /// How values travel.
     pub kind: RowType,
-}
-
-impl From<usize> for BlockShape {
-    /// So many f32 values per position.
-    fn from(stride: usize) -> BlockShape {
-        BlockShape { sites: 1, width: stride, kind: RowType::F32 }
-    }
 }
 
 impl BlockShape {
@@ -66,20 +60,14 @@ impl RowBlock {
         self.rows
     }
 
-    /// Values `[sites, n, w]` of an f32 block; none of any other.
-    pub fn values(&self) -> &[f32] {
-        self.f32s().unwrap_or_default()
-    }
-
-    /// Values `[sites, n, w]`, if they are f32.
-    pub fn f32s(&self) -> Option<&[f32]> {
-        (self.kind == RowType::F32).then(|| bytemuck::cast_slice(&self.words[self.values_at..]))
-    }
-
-    /// Values `[sites, n, w]` as their bits, if they are bf16.
-    pub fn bf16s(&self) -> Option<&[u16]> {
-        let values: &[u16] = bytemuck::cast_slice(&self.words[self.values_at..]);
-        (self.kind == RowType::Bf16).then(|| &values[..self.values])
+    /// Values `[sites, n, w]`, as they travelled.
+    #[inline]
+    pub fn values(&self) -> Values<'_> {
+        let words = &self.words[self.values_at..];
+        match self.kind {
+            RowType::F32 => Values::F32(bytemuck::cast_slice(words)),
+            RowType::Bf16 => Values::Bf16(&bytemuck::cast_slice(words)[..self.values]),
+        }
     }
 
     /// Bytes of the payload, which is what credit counts.
@@ -147,48 +135,47 @@ impl RowBlock {
     }
 }
 
-/// Rounds f32 values to bf16: to nearest, ties to even. Infinities stay, and what is not a number stays so.
-pub fn bf16_from_f32(values: &[f32], out: &mut [u16]) {
-    for (value, out) in values.iter().zip(out) {
-        let bits = value.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // The quiet bit keeps a NaN whose upper bits are all zero from becoming an infinity.
-        let quiet = (bits >> 16) | 0x40;
-        *out = if bits & 0x7fff_ffff > 0x7f80_0000 { quiet as u16 } else { rounded as u16 };
-    }
+/// Values as they travel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Values<'a> {
+    /// As they are.
+    F32(&'a [f32]),
+    /// As bf16 bits.
+    Bf16(&'a [u16]),
 }
 
-/// The f32 values of bf16 bits; exact.
-pub fn f32_from_bf16(values: &[u16], out: &mut [f32]) {
-    for (value, out) in values.iter().zip(out) {
-        *out = f32::from_bits(u32::from(*value) << 16);
+impl<'a> Values<'a> {
+    /// Some of them.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[inline]
+    pub fn range(self, range: Range<usize>) -> Values<'a> {
+        match self {
+            Values::F32(values) => Values::F32(&values[range]),
+            Values::Bf16(bits) => Values::Bf16(&bits[range]),
+        }
+    }
+
+    /// Copies them; bf16 widens exactly.
+    ///
+    /// # Panics
+    /// When `target` has not as many.
+    #[inline]
+    pub fn copy_to(self, target: &mut [f32]) {
+        match self {
+            Values::F32(values) => target.copy_from_slice(values),
+            Values::Bf16(bits) => {
+                assert_eq!(bits.len(), target.len(), "values must fit their memory");
+                widen(bits, target);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-    use polygram_domain::philox::{Purpose, Stream};
-
     use super::*;
-
-    #[test]
-    fn rounding_is_that_of_half() {
-        let random = Stream::new(3, Purpose::SyntheticData);
-        let edges = [0x8000u32, 0x7fff, 0x8001, 0x1_8000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0xffff_ffff];
-        let drawn = (0..50_000u64).flat_map(|i| random.words(1, i));
-        let bits: Vec<u32> = edges.into_iter().chain(edges.map(|bits| bits | 1 << 31)).chain(drawn).collect();
-        let values: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
-        let mut rounded = vec![0; values.len()];
-        bf16_from_f32(&values, &mut rounded);
-        let mut back = vec![0.0; values.len()];
-        f32_from_bf16(&rounded, &mut back);
-        for ((value, rounded), back) in values.iter().zip(rounded).zip(back) {
-            assert_eq!(rounded, bf16::from_f32(*value).to_bits(), "{:#010x}", value.to_bits());
-            assert_eq!(back.is_nan(), value.is_nan());
-            assert_eq!(back.to_bits(), bf16::from_bits(rounded).to_f32().to_bits(), "{rounded:#06x}");
-        }
-    }
 
     #[test]
     fn bf16_blocks_survive_the_trip() {
@@ -205,7 +192,7 @@ mod tests {
                     .map(|pair| u32::from(pair[0]) | (u32::from(pair[1]) << 16)),
             );
             let block = RowBlock::decode(words.into(), shape).unwrap();
-            assert_eq!((block.rows(), block.bf16s(), block.f32s()), (rows, Some(&values[..]), None));
+            assert_eq!((block.rows(), block.values()), (rows, Values::Bf16(&values)));
         }
     }
 
@@ -213,11 +200,8 @@ mod tests {
     fn odd_bf16_blocks_end_in_zeros() {
         let shape = BlockShape { sites: 1, width: 3, kind: RowType::Bf16 };
         let head = RowBlock::head(std::slice::from_ref(&(0..1)));
-        let block = |values: [u32; 2]| {
-            RowBlock::decode([&head[..], &values].concat().into(), shape)
-                .map(|block| block.bf16s().map(<[u16]>::len))
-        };
-        assert_eq!(block([0x2_0001, 3]), Ok(Some(3)));
+        let block = |values: [u32; 2]| RowBlock::decode([&head[..], &values].concat().into(), shape);
+        assert_eq!(block([0x2_0001, 3]).unwrap().values(), Values::Bf16(&[1, 2, 3]));
         assert!(block([0x2_0001, 0x1_0003]).unwrap_err().to_string().contains("padding"));
         let long = RowBlock::decode([&head[..], &[1, 2, 0]].concat().into(), shape);
         assert!(long.unwrap_err().to_string().contains("3 words"));

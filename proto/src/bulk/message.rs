@@ -55,7 +55,7 @@ impl Message {
     pub fn decode(
         kind: Kind,
         words: impl Into<PooledWords>,
-        shape: impl Into<BlockShape>,
+        shape: BlockShape,
     ) -> Result<Message, WireError> {
         let words: PooledWords = words.into();
         let empty = |name: &'static str, message: Message| {
@@ -68,9 +68,9 @@ impl Message {
             Kind::Nack => Message::Nack(Refusal::decode(&words)?),
             Kind::Lookup => Message::Lookup(Request::decode(&words)?),
             Kind::Read => Message::Read(Request::decode(&words)?),
-            Kind::Rows => Message::Rows(RowBlock::decode(words, shape.into())?),
-            Kind::ReadRows => Message::ReadRows(RowBlock::decode(words, shape.into())?),
-            Kind::Push => Message::Push(RowBlock::decode(words, shape.into())?),
+            Kind::Rows => Message::Rows(RowBlock::decode(words, shape)?),
+            Kind::ReadRows => Message::ReadRows(RowBlock::decode(words, shape)?),
+            Kind::Push => Message::Push(RowBlock::decode(words, shape)?),
             Kind::Prepare => empty("prepare", Message::Prepare)?,
             Kind::Prepared => Message::Prepared(PreparedBody::decode(&words)?),
             Kind::Commit => match words[..] {
@@ -144,14 +144,14 @@ mod tests {
     use crate::bulk::same_host::{OFFER_WORDS, Offer};
     use polygram_domain::philox::{Purpose, Stream};
 
-    const STRIDE: usize = 2;
+    const SHAPE: BlockShape = BlockShape { sites: 1, width: 2, kind: RowType::F32 };
 
     fn every_message() -> Vec<Message> {
         let block = |runs: &[Range<u32>]| {
             let mut words = RowBlock::head(runs);
             let rows: usize = runs.iter().map(|run| run.len()).sum();
-            words.extend((0..rows * STRIDE).map(|i| (i as f32).to_bits()));
-            RowBlock::decode(words.into(), STRIDE.into()).unwrap()
+            words.extend((0..rows * SHAPE.stride()).map(|i| (i as f32).to_bits()));
+            RowBlock::decode(words.into(), SHAPE).unwrap()
         };
         let welcome = |offer| {
             let (shard, version) = (ShardIndex(1), Step(1 << 40));
@@ -204,7 +204,7 @@ mod tests {
     fn messages_survive_the_trip() {
         for message in every_message() {
             let (kind, words) = words_of(&message);
-            assert_eq!(Message::decode(kind, words, STRIDE).unwrap(), message);
+            assert_eq!(Message::decode(kind, words, SHAPE).unwrap(), message);
         }
     }
 
@@ -233,7 +233,7 @@ mod tests {
                         _ => 0,
                     };
                 }
-                refused += u32::from(Message::decode(kind, words, STRIDE).is_err());
+                refused += u32::from(Message::decode(kind, words, SHAPE).is_err());
             }
         }
         assert!(refused > 10_000, "seed {seed:#x}: only {refused} were refused");
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn broken_rules_are_named() {
-        let rule = |kind, words: &[u32]| match Message::decode(kind, words.to_vec(), STRIDE) {
+        let rule = |kind, words: &[u32]| match Message::decode(kind, words.to_vec(), SHAPE) {
             Err(WireError::Malformed { rule, .. }) => rule,
             other => panic!("{kind:?} {words:?} gave {other:?}"),
         };

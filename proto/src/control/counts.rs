@@ -43,6 +43,23 @@ pub struct Mark {
     pub fingerprint: Fingerprint,
 }
 
+/// The versions that all parts have in common, with the parts' fingerprints added up.
+pub fn common_marks<'a>(parts: impl IntoIterator<Item = &'a [Mark]>) -> Vec<Mark> {
+    let mut parts = parts.into_iter();
+    let Some(first) = parts.next() else { return Vec::new() };
+    let mut common = first.to_vec();
+    for part in parts {
+        common.retain_mut(|mark| match part.iter().find(|other| other.version == mark.version) {
+            Some(other) => {
+                mark.fingerprint.0 = mark.fingerprint.0.wrapping_add(other.fingerprint.0);
+                true
+            }
+            None => false,
+        });
+    }
+    common
+}
+
 /// One table's rows on one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableRows {
@@ -182,6 +199,16 @@ pub struct RunFingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_added_where_versions_meet() {
+        let mark = |version, value| Mark { version: Step(version), fingerprint: Fingerprint(value) };
+        let (ahead, behind) = ([mark(9, 5), mark(8, u64::MAX), mark(4, 1)], [mark(8, 3), mark(4, 10)]);
+        assert_eq!(common_marks([&ahead[..], &behind]), [mark(8, 2), mark(4, 11)]);
+        assert_eq!(common_marks([&ahead[..]]), ahead);
+        assert_eq!(common_marks([&ahead[..], &[]]), []);
+        assert_eq!(common_marks([]), []);
+    }
 
     #[test]
     fn fingerprints_keep_every_bit_in_json() {

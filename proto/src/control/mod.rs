@@ -26,7 +26,7 @@ pub use announcement::Announcement;
 pub use assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
 pub use counts::{
     CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
-    TableRows, TableStatus,
+    TableRows, TableStatus, common_marks,
 };
 pub use error::{ControlError, Malformed};
 pub use joining::{JoinRequest, Joined, UploadReport};

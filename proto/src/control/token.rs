@@ -6,6 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use tonic::{Request, Status};
+
 use crate::control::error::ControlError;
 
 /// A bearer token: 16 to 256 printable ASCII characters without spaces. Never shown by `Debug`.
@@ -48,11 +50,23 @@ impl Token {
     }
 
     /// Whether `header` is `Bearer <this token>`; takes the same time wherever the first difference is.
-    pub fn matches_header(&self, header: &[u8]) -> bool {
+    fn matches_header(&self, header: &[u8]) -> bool {
         let Some(given) = header.strip_prefix(b"Bearer ") else { return false };
         let own = self.0.as_bytes();
         let different = own.iter().zip(given).fold(0u8, |acc, (a, b)| acc | (a ^ b));
         own.len() == given.len() && different == 0
+    }
+
+    /// Checks that a request carries this token.
+    ///
+    /// # Errors
+    /// `Unauthenticated` when it carries none, or another.
+    pub fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match request.metadata().get("authorization") {
+            Some(header) if self.matches_header(header.as_bytes()) => Ok(()),
+            Some(_) => Err(Status::unauthenticated("this is not the run's token")),
+            None => Err(Status::unauthenticated("the run's token is missing")),
+        }
     }
 
     /// The value of the `authorization` header.

@@ -47,6 +47,14 @@ fn gathering_equals_reading_row_by_row() {
                 store.gather(TABLE, &rows, RowsOut::Bf16(&mut narrow));
                 let mut wide = vec![f32::NAN; count * WIDTH];
                 store.gather(TABLE, &rows, RowsOut::F32(&mut wide));
+                // Backwards, with a row left free in between.
+                let places: Vec<u32> = (0..count as u32).rev().map(|place| 2 * place).collect();
+                let mut apart = vec![f32::NAN; 2 * count * WIDTH];
+                store.scatter(TABLE, &rows, &places, &mut apart);
+                for (pair, wide) in apart.chunks(2 * WIDTH).rev().zip(wide.chunks(WIDTH)) {
+                    assert_eq!(bits(&pair[..WIDTH]), bits(wide), "{case}");
+                    assert!(pair[WIDTH..].iter().all(|value| value.is_nan()), "{case}");
+                }
                 for ((wide, narrow), &row) in wide.chunks(WIDTH).zip(narrow.chunks(WIDTH)).zip(&rows) {
                     let expected = read(&store, TABLE, row, WIDTH);
                     assert_eq!(bits(wide), bits(&expected), "{case}: row {row}");

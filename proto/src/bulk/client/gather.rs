@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::region::Region;
-use crate::bulk::block::{BlockShape, f32_from_bf16};
+use crate::bulk::block::BlockShape;
 use crate::bulk::ids::ShardRows;
 use crate::bulk::message::RowBlock;
 use crate::bulk::pool::Buffers;
@@ -104,7 +104,6 @@ impl Gather {
     /// Copies a part to its places. A part that came before, or is just coming, is skipped: the shard answers a
     /// repeated request with the same bits.
     pub(super) fn place(&mut self, shard: usize, block: &RowBlock) -> Result<(), String> {
-        let values = Values::of(block)?;
         let shards = Arc::clone(&self.shards);
         let part = &shards[shard];
         let mut taken = 0;
@@ -132,7 +131,8 @@ impl Gather {
                         // there, since not all places are filled.
                         let target = unsafe { self.rows_suw.slice_mut(target) };
                         let count = target.len();
-                        values.copy_to(source..source + count, bytemuck::cast_slice_mut(target));
+                        let values = block.values().range(source..source + count);
+                        values.copy_to(bytemuck::cast_slice_mut(target));
                     }
                     self.missing[shard] -= to.len();
                 }
@@ -153,29 +153,6 @@ impl Gather {
         match self.awaited() {
             None => self.rows_suw.take().into_f32s(),
             Some(_) => Vec::new(),
-        }
-    }
-}
-
-/// A block's values, as they travelled.
-enum Values<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [u16]),
-}
-
-impl Values<'_> {
-    fn of(block: &RowBlock) -> Result<Values<'_>, String> {
-        match (block.f32s(), block.bf16s()) {
-            (Some(values), _) => Ok(Values::F32(values)),
-            (_, Some(values)) => Ok(Values::Bf16(values)),
-            _ => Err("rows of an unknown type".to_owned()),
-        }
-    }
-
-    fn copy_to(&self, range: Range<usize>, target: &mut [f32]) {
-        match self {
-            Values::F32(values) => target.copy_from_slice(&values[range]),
-            Values::Bf16(values) => f32_from_bf16(&values[range], target),
         }
     }
 }

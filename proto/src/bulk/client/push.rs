@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use polygram_domain::bf16::round_to_nearest;
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Step};
 use tokio::task::JoinSet;
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 use super::Inner;
 use super::error::{Cause, RowError};
 use super::pending::Key;
-use crate::bulk::block::{BlockShape, RowBlock, bf16_from_f32};
+use crate::bulk::block::{BlockShape, RowBlock};
 use crate::bulk::frame::{Kind, Outgoing, Piece};
 use crate::bulk::ids::ShardRows;
 use crate::bulk::pool::PooledWords;
@@ -111,7 +112,7 @@ impl Push {
                 let mut rest: &mut [u16] = bytemuck::cast_slice_mut(back);
                 for range in stretches {
                     let (here, after) = rest.split_at_mut(range.len());
-                    bf16_from_f32(&values[range], here);
+                    round_to_nearest(&values[range], here);
                     rest = after;
                 }
                 vec![Piece::Pooled(words)]

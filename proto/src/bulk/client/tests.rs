@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use polygram_domain::bf16::round_to_nearest;
 use polygram_domain::embedding::{RowType, SameHost, WireSpec};
 use polygram_domain::{Generation, Rank, RunName, ShardIndex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::bulk::block::{RowBlock, bf16_from_f32};
+use crate::bulk::block::{RowBlock, Values};
 use crate::bulk::codec::{LinkReader, LinkWriter, over_tcp};
 use crate::bulk::frame::{Header, Kind, Piece};
 use crate::bulk::message::WelcomeBody;
@@ -157,7 +158,9 @@ async fn requests_do_not_wait_behind_pushes_without_credit() {
             bytes = 0;
             while pushed < rows as usize && bytes + CHUNK <= WINDOW as usize {
                 let block = shard.pushed().await;
-                assert!(block.f32s().unwrap().iter().all(|&value| value == 0.25));
+                assert!(
+                    matches!(block.values(), Values::F32(values) if values.iter().all(|&value| value == 0.25))
+                );
                 (bytes, pushed) = (bytes + block.payload_bytes(), pushed + block.rows());
             }
         }
@@ -230,13 +233,14 @@ async fn bf16_travels_both_ways() {
         })
         .collect();
     let mut expected = vec![0; gradients.len()];
-    bf16_from_f32(&gradients, &mut expected);
+    round_to_nearest(&gradients, &mut expected);
     client.push(Step(0), Cell(0), gradients).await.unwrap();
     let mut pushed = Vec::new();
     while pushed.len() < expected.len() {
         let block = shard.pushed().await;
         assert_eq!(block.runs()[0].start as usize * width, pushed.len());
-        pushed.extend_from_slice(block.bf16s().unwrap());
+        let Values::Bf16(bits) = block.values() else { panic!("{block:?}") };
+        pushed.extend_from_slice(bits);
     }
     assert_eq!(pushed, expected);
 }

@@ -1,8 +1,8 @@
-//! bfloat16: exact widening, rounding to nearest for the wire, stochastic rounding for storage.
+//! Stochastic rounding of stored bf16 weights.
 //!
-//! Stochastic rounding adds 16 random bits below the ones that stay and cuts: a value rounds up with the probability
-//! of its distance from below, so that updates smaller than half a unit in the last place are not lost on average. The
-//! bits are a function of (seed, table, row, update count, column), never of who rounds.
+//! It adds 16 random bits below the ones that stay and cuts: a value rounds up with the probability of its distance
+//! from below, so that updates smaller than half a unit in the last place are not lost on average. The bits are a
+//! function of (seed, table, row, update count, column), never of who rounds.
 
 use multiversion::multiversion;
 use polygram_domain::philox::{Purpose, Stream};
@@ -10,25 +10,6 @@ use polygram_domain::{RowId, TableIndex};
 
 /// Philox blocks made side by side; a block rounds eight columns.
 const LANES: usize = 8;
-
-/// Widens `bits` into `values`, exactly.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-pub fn widen(bits: &[u16], values: &mut [f32]) {
-    for (value, &bits) in values.iter_mut().zip(bits) {
-        *value = f32::from_bits(u32::from(bits) << 16);
-    }
-}
-
-/// Rounds `values` to nearest, ties to even; a NaN stays one.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-pub fn round_to_nearest(values: &[f32], rounded: &mut [u16]) {
-    for (rounded, value) in rounded.iter_mut().zip(values) {
-        let bits = value.to_bits();
-        let even = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
-        *rounded = (if is_nan { bits | 0x0040_0000 } else { even } >> 16) as u16;
-    }
-}
 
 /// Random bits for rounding stored rows.
 #[derive(Clone, Copy, Debug)]
@@ -81,31 +62,6 @@ fn stochastic(stream: &Stream, (high, low): (u64, u64), values: &[f32], rounded:
 mod tests {
     use super::*;
     use polygram_domain::philox::unit_variance_uniform;
-
-    #[test]
-    fn nearest_is_the_libraries_nearest() {
-        let stream = Stream::new(1, Purpose::SyntheticData);
-        let mut values: Vec<f32> = (0..4000)
-            .flat_map(|i| stream.words(0, i))
-            .map(f32::from_bits)
-            .filter(|value| !value.is_nan())
-            .collect();
-        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45]);
-        let mut rounded = vec![0; values.len()];
-        round_to_nearest(&values, &mut rounded);
-        for (value, bits) in values.iter().zip(&rounded) {
-            assert_eq!(*bits, half::bf16::from_f32(*value).to_bits(), "{value:e}");
-        }
-        let mut wide = vec![0.0; rounded.len()];
-        widen(&rounded, &mut wide);
-        assert!(
-            wide.iter()
-                .zip(&rounded)
-                .all(|(w, &b)| w.to_bits() == half::bf16::from_bits(b).to_f32().to_bits())
-        );
-        round_to_nearest(&[f32::NAN, f32::from_bits(0x7f80_0001)], &mut rounded[..2]);
-        assert!(rounded[..2].iter().all(|&bits| half::bf16::from_bits(bits).is_nan()));
-    }
 
     #[test]
     fn columns_follow_the_formula() {
