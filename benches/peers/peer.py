@@ -6,6 +6,7 @@ Reads lines from standard input, runs one step for each, and answers with its se
 import argparse
 import gc
 import json
+import mmap
 import sys
 import time
 
@@ -51,17 +52,27 @@ class Fbgemm:
         rows.backward(self.gradient)
 
 
+def untouched(rows, width):
+    """Zeros [rows, width] that cost memory as their pages are written: pages of 4 KiB, as few rows share one."""
+    memory = mmap.mmap(-1, 4 * rows * width)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(rows, width)
+
+
 class Torch:
     """torch.nn.Embedding(sparse=True) and torch.optim.SparseAdam."""
 
     def __init__(self, args):
-        self.tables = [
-            torch.nn.Embedding.from_pretrained(
-                torch.empty(rows, args.width).uniform_(-0.01, 0.01), freeze=False, sparse=True
-            )
-            for rows in sizes_of(args)
+        made = lambda rows: torch.empty(rows, args.width).uniform_(-0.01, 0.01)
+        weights = [
+            untouched(rows, args.width) if args.untouched else made(rows) for rows in sizes_of(args)
         ]
+        self.tables = [torch.nn.Embedding.from_pretrained(w, freeze=False, sparse=True) for w in weights]
         self.optimizer = torch.optim.SparseAdam([table.weight for table in self.tables], lr=1e-3)
+        if args.untouched:
+            for table in self.tables:
+                moments = {name: untouched(*table.weight.shape) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[table.weight] = {"step": 0, **moments}
         self.gradients = [torch.randn(args.tokens, args.width) * 1e-3 for _ in self.tables]
 
     def prepare(self, ids):
@@ -82,6 +93,7 @@ def main():
     parser.add_argument("--ids", required=True, help="little-endian u32 [steps, tables, tokens]")
     for name in ("rows", "tables", "tokens", "width", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--untouched", action="store_true", help="torch: memory only for rows that are used")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)

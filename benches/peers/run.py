@@ -105,20 +105,25 @@ def compare(args, python, ids, rows, library, threads):
     used = min(total, args.steps * TABLES * TOKENS)
     peer_bytes = total * row_bytes
     spare = 2 << 30
+    # A page of 4 KiB for each row of weights and of state.
+    paged_bytes = 4096 * used * (1 + STATE[library])
+    options = []
     if peer_bytes + 1.07 * total * row_bytes + spare < available_bytes():
         written = "all"
     elif peer_bytes + 1.07 * used * row_bytes + spare < available_bytes():
         written = "used"
+    elif library == "torch" and paged_bytes + 1.07 * used * row_bytes + spare < available_bytes():
+        written, options = "used, of the peer too", ["--untouched"]
     else:
         return {"skipped": f"needs {(peer_bytes + used * row_bytes + spare) / 2**30:.0f} GiB of free memory"}
     common = ["--rows", rows, "--tokens", TOKENS, "--width", WIDTH]
     peer = Process(
         [python, Path(__file__).with_name("peer.py"), library, "--ids", ids, "--tables", TABLES]
-        + [*common, "--threads", threads],
+        + [*common, "--threads", threads, *options],
         TUNABLES,
     )
     ours = Process(
-        [args.program, "bench", "step", "--id-file", ids, "--on-request", "--written", written]
+        [args.program, "bench", "step", "--id-file", ids, "--on-request", "--written", written.partition(",")[0]]
         + [*common, "--lanes", threads, "--set", f'embedding.optimizer="{OPTIMIZERS[library]}"']
     )
     # One round of all steps first: caches, allocators and first touches.
@@ -189,7 +194,8 @@ def line_of(name, result):
         )
         for side in ("ours", "peer")
     ]
-    return f"{name:<28} ours {rates[0]:<24} peer {rates[1]:<24} M rows/s, ratio {result['ratio']:.2f}"
+    rows = f"rows written: {result['written']}"
+    return f"{name:<28} ours {rates[0]:<24} peer {rates[1]:<24} M rows/s, ratio {result['ratio']:.2f} ({rows})"
 
 
 if __name__ == "__main__":

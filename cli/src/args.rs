@@ -175,6 +175,20 @@ pub(crate) enum BenchCommand {
     /// Row gather, row commit and the exchange of rows, each with the machine's limit beside it
     #[command(disable_help_flag = true)]
     Shard(BenchShardArgs),
+    /// Steps of a run file with all its processes on this machine: tokens per second, and where the time goes
+    Step(BenchStepArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchStepArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) steps: u64,
+    /// Steps before them, for caches, allocators and first touches
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) warmup: u64,
 }
 
 #[derive(Debug, Args)]
@@ -255,6 +269,9 @@ mod tests {
             let Command::Bench(BenchCommand::Shard(args)) = cli.command else { panic!("{line}") };
             assert_eq!(args.arguments, expected, "{line}");
         }
+        let cli = Cli::try_parse_from("polygram bench step run.toml --steps 3 -o json".split(' ')).unwrap();
+        let Command::Bench(BenchCommand::Step(args)) = cli.command else { panic!() };
+        assert_eq!((args.steps, args.warmup), (3, 5));
         let cli = Cli::try_parse_from("polygram bench shard -o json".split(' ')).unwrap();
         let Command::Bench(BenchCommand::Shard(args)) = cli.command else { panic!() };
         assert!(cli.global.output_format == OutputFormat::Json || args.arguments == ["-o", "json"]);

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use polygram_checkpoint::{Cursor, NamedTensor};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, Step};
-use polygram_proto::control::{Evaluation, MemberReport, Phase, Progress, Reporter, StepMetrics};
+use polygram_proto::control::{
+    Evaluation, MemberReport, Phase, PhaseSeconds, Progress, Reporter, StepMetrics,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compute::Compute;
 use crate::error::WorkerError;
-use crate::memory;
-use crate::step::StepReport;
 
 /// This rank's share of a checkpoint, on its way to the store.
 pub struct Snapshot {
@@ -26,6 +27,27 @@ pub struct Snapshot {
     pub uploaded: oneshot::Sender<()>,
 }
 
+/// Where the time of a step goes.
+#[derive(Debug)]
+pub struct PhaseClock {
+    /// The phase that lasts, and since when.
+    now: (Phase, Instant),
+    seconds: PhaseSeconds,
+}
+
+impl Default for PhaseClock {
+    fn default() -> PhaseClock {
+        PhaseClock { now: (Phase::Starting, Instant::now()), seconds: PhaseSeconds::default() }
+    }
+}
+
+impl PhaseClock {
+    fn enter(&mut self, phase: Phase) {
+        let (last, since) = std::mem::replace(&mut self.now, (phase, Instant::now()));
+        self.seconds.add(last, (self.now.1 - since).as_secs_f64());
+    }
+}
+
 /// The compute thread's handle on the session.
 pub struct Boundary {
     /// The run.
@@ -34,6 +56,8 @@ pub struct Boundary {
     pub rank: Rank,
     /// Step and phase, shown in heartbeats.
     pub progress: Progress,
+    /// Time by phase.
+    pub clock: PhaseClock,
     /// Reports to the coordinator.
     pub reporter: Reporter,
     /// Set by a Stop directive or a signal.
@@ -46,8 +70,20 @@ pub struct Boundary {
 
 impl Boundary {
     /// Notes where this rank is.
-    pub fn enter(&self, step: Step, phase: Phase) {
+    pub fn enter(&mut self, step: Step, phase: Phase) {
         self.progress.set(step, phase);
+        self.clock.enter(phase);
+    }
+
+    /// Counts the time of a new step.
+    pub fn begin_step(&mut self) {
+        self.clock = PhaseClock::default();
+    }
+
+    /// Time by phase since the step began.
+    pub fn phases(&mut self) -> PhaseSeconds {
+        self.clock.enter(self.clock.now.0);
+        self.clock.seconds
     }
 
     /// Whether this rank was asked to stop.
@@ -56,21 +92,10 @@ impl Boundary {
     }
 
     /// Rank 0 reports a finished step.
-    pub fn report_step(&self, report: StepReport) -> Result<(), WorkerError> {
+    pub fn report_step(&self, metrics: StepMetrics) -> Result<(), WorkerError> {
         if self.rank != Rank(0) {
             return Ok(());
         }
-        let metrics = StepMetrics {
-            step: report.step,
-            loss: report.loss,
-            grad_norm: report.grad_norm,
-            lr: report.lr,
-            tokens: report.tokens,
-            seconds: report.seconds,
-            data_wait_seconds: report.data_wait_seconds,
-            embedding_wait_seconds: report.embedding_wait_seconds,
-            resident_bytes: memory::resident_bytes(),
-        };
         Ok(self.reporter.report_blocking(MemberReport::Metrics(metrics))?)
     }
 

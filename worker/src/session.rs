@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::boundary::Boundary;
+use crate::boundary::{Boundary, PhaseClock};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
@@ -137,6 +137,7 @@ impl Life {
         tasks.spawn(desk);
         tasks.spawn(snapshot::upload(store, self.rank, self.reporter.clone(), to_upload));
         let boundary = Boundary {
+            clock: PhaseClock::default(),
             spec: Arc::clone(&spec),
             rank: self.rank,
             progress,

@@ -17,39 +17,19 @@ use polygram_collective::Collective;
 use polygram_domain::run_spec::{OnNonfinite, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 use polygram_domain::{Cell, Step};
-use polygram_proto::control::Phase;
+use polygram_proto::control::{Phase, StepMetrics};
 
 use crate::agreement::{self, Opinion};
 use crate::boundary::Boundary;
 use crate::compute::{CellResult, Compute, DenseUpdate};
 use crate::error::WorkerError;
 use crate::input::InputQueue;
+use crate::memory;
 use crate::norm;
 use crate::row_desk::{CommitOrder, RowDesk};
 
 /// Skipped steps in a row that fail the run under `on_nonfinite = "skip"`.
 const SKIPS_ALLOWED: u32 = 10;
-
-/// What one step reports.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepReport {
-    /// This update, from 0.
-    pub step: Step,
-    /// Mean negative log-likelihood per target of the whole step, in nats.
-    pub loss: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the dense parameters.
-    pub lr: f64,
-    /// Targets of the step.
-    pub tokens: u64,
-    /// Wall-clock seconds of the step, commits included, checkpoints and evaluations not.
-    pub seconds: f64,
-    /// Seconds that compute waited for tokens.
-    pub data_wait_seconds: f64,
-    /// Seconds that compute waited for rows.
-    pub embedding_wait_seconds: f64,
-}
 
 /// Everything that the steps of one rank work with.
 pub struct Trainer {
@@ -83,6 +63,7 @@ impl Trainer {
         let mut step = start;
         let mut skipped_in_a_row = 0;
         while step < last {
+            self.boundary.begin_step();
             let begun = Instant::now();
             let sums = self.compute_cells(step)?;
             let outcome = self.finish_step(step, sums, begun)?;
@@ -211,7 +192,7 @@ impl Trainer {
             commit,
             stop,
             skipped: !finite,
-            report: StepReport {
+            report: StepMetrics {
                 step,
                 loss,
                 grad_norm: gradient.norm,
@@ -220,6 +201,9 @@ impl Trainer {
                 seconds: begun.elapsed().as_secs_f64(),
                 data_wait_seconds: sums.data_wait.as_secs_f64(),
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
+                resident_bytes: memory::resident_bytes(),
+                peak_resident_bytes: memory::peak_resident_bytes(),
+                phases: self.boundary.phases(),
             },
         })
     }
@@ -237,7 +221,7 @@ impl Trainer {
 
 /// What a finished step leads to.
 struct Outcome {
-    report: StepReport,
+    report: StepMetrics,
     commit: bool,
     stop: bool,
     skipped: bool,

@@ -1,6 +1,7 @@
 //! One file per command. A command takes resolved settings, prints through the printer and returns an outcome.
 
 pub(crate) mod bench;
+pub(crate) mod bench_step;
 pub(crate) mod data;
 pub(crate) mod digest;
 pub(crate) mod logits;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Data(DataCommand::Prepare(args)) => data::prepare(args, printer),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
         Command::Bench(BenchCommand::Shard(args)) => bench::shard(args, printer),
+        Command::Bench(BenchCommand::Step(args)) => bench_step::run(args, printer),
     }
 }
 

@@ -47,14 +47,14 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for warning in warnings {
         printer.warn(warning);
     }
-    let (ending, logs) = block_on(launcher::launch(&programs, &configuration, &root, printer))?;
+    let (ending, logs) = block_on(launcher::launch(&programs, (&configuration, 0), &root, printer))?;
     let (document, status) = conclude(&configuration, &root, &ending, &logs);
     printer.result(&document, || human(&document, &configuration, &root))?;
     Ok(status)
 }
 
 /// Data that is not there is found before processes are started.
-fn check_data(configuration: &Configuration) -> Outcome<()> {
+pub(super) fn check_data(configuration: &Configuration) -> Outcome<()> {
     let DataSpec::Segments { train, held_out } = &configuration.spec.data else { return Ok(()) };
     for (key, prefix) in [("data.train", Some(train)), ("data.held_out", held_out.as_ref())] {
         for extension in ["idx", "bin"] {

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use polygram_proto::control::{
-    Announcement, ControlError, OperatorClient, RunState, RunStatus, StopMode, Token, WatchEvent, WatchStream,
+    Announcement, ControlError, OperatorClient, RunState, RunStatus, StepMetrics, StopMode, Token,
+    WatchEvent, WatchStream,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -43,6 +44,8 @@ pub(crate) struct Final {
     pub(crate) seconds: f64,
     /// Share of them spent in steps.
     pub(crate) goodput: f64,
+    /// The newest steps, as many as the launch was asked to keep or a few.
+    pub(crate) steps: Vec<StepMetrics>,
 }
 
 /// Follows one launch.
@@ -84,7 +87,7 @@ enum Event {
 impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// A follower of `launch`.
     pub(crate) fn new(launch: &'l mut Launch<'c>, printer: &'p mut Printer) -> Self {
-        let line = ProgressLine::new(launch.configuration.spec.last_step());
+        let line = ProgressLine::new(launch.configuration.spec.last_step(), launch.kept_steps);
         Follower {
             launch,
             printer,
@@ -254,7 +257,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             Some(status) if status.state == RunState::Failed => Err(self.failed(&status)),
             Some(status) => {
                 let goodput = self.line.goodput(seconds);
-                Ok(Ending::Over(Box::new(Final { status, seconds, goodput })))
+                let steps = self.line.into_steps();
+                Ok(Ending::Over(Box::new(Final { status, seconds, goodput, steps })))
             }
             None => Err(self.lost(error).await),
         }

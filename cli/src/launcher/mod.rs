@@ -78,6 +78,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) children: Children,
     pub(crate) signals: StopSignals,
     pub(crate) started: Instant,
+    /// Newest steps whose numbers are kept.
+    pub(crate) kept_steps: usize,
     /// Whether the coordinator has said that the run is over, so that everybody is on the way out.
     pub(crate) is_over: bool,
 }
@@ -101,10 +103,11 @@ impl Programs {
     }
 }
 
-/// Runs `configuration` under `root` until it is over. No process of it is left when this returns.
+/// Runs `configuration` under `root` until it is over, and keeps the numbers of its newest `kept_steps` steps. No
+/// process of it is left when this returns.
 pub(crate) async fn launch(
     programs: &Programs,
-    configuration: &Configuration,
+    (configuration, kept_steps): (&Configuration, usize),
     root: &Root,
     printer: &mut Printer,
 ) -> Outcome<(Ending, PathBuf)> {
@@ -116,6 +119,7 @@ pub(crate) async fn launch(
         children: Children::default(),
         signals: StopSignals::listen()?,
         started: Instant::now(),
+        kept_steps,
         is_over: false,
     };
     printer.say(format!("logs in {}", launch.logs.path().display()));

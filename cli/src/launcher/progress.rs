@@ -14,6 +14,8 @@ const WINDOW: usize = 16;
 pub(crate) struct ProgressLine {
     last_step: u64,
     recent: VecDeque<StepMetrics>,
+    /// Steps that are kept.
+    kept: usize,
     step_seconds: f64,
     /// Steps of this session, and seconds from the launch to the first one's beginning.
     steps: u64,
@@ -22,11 +24,13 @@ pub(crate) struct ProgressLine {
 }
 
 impl ProgressLine {
-    /// For a session that ends after update number `last_step`.
-    pub(crate) fn new(last_step: u64) -> ProgressLine {
+    /// For a session that ends after update number `last_step`; the newest `kept` steps are kept, or as many as speeds
+    /// are averaged over.
+    pub(crate) fn new(last_step: u64, kept: usize) -> ProgressLine {
         ProgressLine {
             last_step,
             recent: VecDeque::new(),
+            kept: kept.max(WINDOW),
             step_seconds: 0.0,
             steps: 0,
             first_began_seconds: 0.0,
@@ -41,7 +45,7 @@ impl ProgressLine {
         }
         self.steps += 1;
         self.step_seconds += metrics.seconds;
-        if self.recent.len() == WINDOW {
+        if self.recent.len() == self.kept {
             self.recent.pop_front();
         }
         self.recent.push_back(metrics);
@@ -55,6 +59,11 @@ impl ProgressLine {
     /// The newest step's numbers.
     pub(crate) fn newest(&self) -> Option<&StepMetrics> {
         self.recent.back()
+    }
+
+    /// The steps that were kept, in order.
+    pub(crate) fn into_steps(self) -> Vec<StepMetrics> {
+        self.recent.into()
     }
 
     /// The newest commit of this session.
@@ -71,7 +80,7 @@ impl ProgressLine {
     /// The line, `elapsed_seconds` after the launch; none before the first step.
     pub(crate) fn render(&self, elapsed_seconds: f64) -> Option<String> {
         let newest = self.newest()?;
-        let sum = |of: fn(&StepMetrics) -> f64| self.recent.iter().map(of).sum::<f64>();
+        let sum = |of: fn(&StepMetrics) -> f64| self.recent.iter().rev().take(WINDOW).map(of).sum::<f64>();
         let seconds = sum(|m| m.seconds).max(f64::MIN_POSITIVE);
         let done = newest.step.0 + 1;
         let remaining = self.last_step.saturating_sub(done) as f64;
@@ -114,12 +123,13 @@ mod tests {
             data_wait_seconds: 0.005,
             embedding_wait_seconds: 0.05,
             resident_bytes: 3 << 29,
+            ..StepMetrics::default()
         }
     }
 
     #[test]
     fn the_line_is_dense_and_complete() {
-        let mut line = ProgressLine::new(240);
+        let mut line = ProgressLine::new(240, 0);
         assert_eq!(line.render(1.0), None);
         for step in 0..40 {
             line.step(metrics(step), 3.5 + 0.6 * step as f64);
@@ -134,7 +144,7 @@ mod tests {
 
     #[test]
     fn odd_numbers_do_not_break_it() {
-        let mut line = ProgressLine::new(1);
+        let mut line = ProgressLine::new(1, 0);
         line.step(StepMetrics { loss: f64::NAN, seconds: 0.0, ..metrics(5) }, 0.0);
         assert!(line.render(0.0).unwrap().starts_with("step 6/1  loss NaN"));
     }

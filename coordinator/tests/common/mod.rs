@@ -172,6 +172,7 @@ impl Member {
             data_wait_seconds: 0.0,
             embedding_wait_seconds: 0.0,
             resident_bytes: 1 << 20,
+            ..StepMetrics::default()
         };
         self.reporter.report(MemberReport::Metrics(metrics)).await.unwrap();
     }

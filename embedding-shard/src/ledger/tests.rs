@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use polygram_domain::embedding::RowType;
 use polygram_domain::{BucketIndex, Cell, Generation, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex};
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::frame::Kind;

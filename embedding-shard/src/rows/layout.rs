@@ -60,17 +60,11 @@ impl RecordLayout {
         &bytemuck::cast_slice(&record[..self.weight_words])[..self.width]
     }
 
-    /// Brings the beginning of a record's weights near; the processor's own prefetching follows from there, and asking
-    /// for every line was measured to be slower.
-    #[inline(always)]
-    pub(super) fn prefetch_weights(&self, record: &[u32]) {
-        prefetch(&record[..NEAR_WORDS.min(self.weight_words)]);
-    }
-
-    /// Brings the beginnings of a record's parts near, and its head.
+    /// Brings the beginnings of a record's parts near, and its head; the processor's own prefetching follows from there,
+    /// and asking for every line was measured to be slower.
     #[inline(always)]
     pub(super) fn prefetch_record(&self, record: &[u32]) {
-        self.prefetch_weights(record);
+        prefetch(&record[..NEAR_WORDS.min(self.weight_words)]);
         let (start, end) = (self.weight_words, self.head_at());
         for part in record[start..end].chunks(self.width.max(1)) {
             prefetch(&part[..NEAR_WORDS.min(part.len())]);

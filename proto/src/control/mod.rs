@@ -34,7 +34,7 @@ pub use member::{Directives, JoinOptions, MemberSession, Reporter};
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
-pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics};
 pub use status::{MemberStatus, Reason, RunState, RunStatus, WatchEvent};
 pub use token::Token;
 

@@ -17,8 +17,37 @@ pub struct Heartbeat {
     pub phase: Phase,
 }
 
+/// Wall seconds of one step of rank 0 in each phase; they add up to the step but for what lies between phases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseSeconds {
+    /// Waiting for tokens and rows.
+    pub lookup: f64,
+    /// Forward and backward.
+    pub computing: f64,
+    /// Handing over row gradients.
+    pub pushing: f64,
+    /// In collectives.
+    pub reducing: f64,
+    /// Two-phase update: norms, clip, optimizer, shards.
+    pub updating: f64,
+}
+
+impl PhaseSeconds {
+    /// Adds time spent in a phase. Phases that belong to no step are left out.
+    pub fn add(&mut self, phase: Phase, seconds: f64) {
+        match phase {
+            Phase::Loading | Phase::Lookup => self.lookup += seconds,
+            Phase::Computing => self.computing += seconds,
+            Phase::Pushing => self.pushing += seconds,
+            Phase::Reducing => self.reducing += seconds,
+            Phase::Updating => self.updating += seconds,
+            _ => {}
+        }
+    }
+}
+
 /// One update, as rank 0 saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The update, from 0: it read state version `step` and made version `step + 1`.
     pub step: Step,
@@ -44,6 +73,10 @@ pub struct StepMetrics {
     pub embedding_wait_seconds: f64,
     /// Resident memory of rank 0.
     pub resident_bytes: u64,
+    /// The most that it ever was.
+    pub peak_resident_bytes: u64,
+    /// Its time by phase.
+    pub phases: PhaseSeconds,
 }
 
 /// A held-out evaluation.

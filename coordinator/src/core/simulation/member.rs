@@ -176,6 +176,7 @@ impl World {
                     data_wait_seconds: 0.0,
                     embedding_wait_seconds: 0.0,
                     resident_bytes: 1,
+                    ..StepMetrics::default()
                 };
                 self.report(agent, MemberReport::Metrics(metrics));
             }

@@ -203,5 +203,6 @@ fn metrics(step: u64, loss: f64) -> StepMetrics {
         data_wait_seconds: 0.0,
         embedding_wait_seconds: 0.0,
         resident_bytes: 1,
+        ..StepMetrics::default()
     }
 }

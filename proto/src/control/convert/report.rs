@@ -6,7 +6,9 @@ use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberId, MemberRef};
-use crate::control::report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+use crate::control::report::{
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+};
 use crate::control::wire;
 
 impl From<StepMetrics> for wire::StepMetrics {
@@ -21,6 +23,8 @@ impl From<StepMetrics> for wire::StepMetrics {
             data_wait_seconds: m.data_wait_seconds,
             embedding_wait_seconds: m.embedding_wait_seconds,
             resident_bytes: m.resident_bytes,
+            peak_resident_bytes: m.peak_resident_bytes,
+            phases: Some(m.phases.into()),
         }
     }
 }
@@ -37,7 +41,23 @@ impl From<wire::StepMetrics> for StepMetrics {
             data_wait_seconds: m.data_wait_seconds,
             embedding_wait_seconds: m.embedding_wait_seconds,
             resident_bytes: m.resident_bytes,
+            peak_resident_bytes: m.peak_resident_bytes,
+            phases: m.phases.map(PhaseSeconds::from).unwrap_or_default(),
         }
+    }
+}
+
+impl From<PhaseSeconds> for wire::PhaseSeconds {
+    fn from(p: PhaseSeconds) -> wire::PhaseSeconds {
+        let PhaseSeconds { lookup, computing, pushing, reducing, updating } = p;
+        wire::PhaseSeconds { lookup, computing, pushing, reducing, updating }
+    }
+}
+
+impl From<wire::PhaseSeconds> for PhaseSeconds {
+    fn from(p: wire::PhaseSeconds) -> PhaseSeconds {
+        let wire::PhaseSeconds { lookup, computing, pushing, reducing, updating } = p;
+        PhaseSeconds { lookup, computing, pushing, reducing, updating }
     }
 }
 

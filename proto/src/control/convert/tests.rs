@@ -7,7 +7,9 @@ use super::*;
 use crate::control::assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
 use crate::control::joining::{JoinRequest, Joined};
 use crate::control::membership::MemberId;
-use crate::control::report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, StepMetrics};
+use crate::control::report::{
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+};
 use crate::control::status::RunState;
 
 fn metrics(loss: f64) -> StepMetrics {
@@ -21,6 +23,14 @@ fn metrics(loss: f64) -> StepMetrics {
         data_wait_seconds: 0.0,
         embedding_wait_seconds: 0.01,
         resident_bytes: 1 << 30,
+        peak_resident_bytes: 1 << 31,
+        phases: PhaseSeconds {
+            lookup: 0.01,
+            computing: 0.2,
+            pushing: 0.02,
+            reducing: 0.003,
+            updating: 0.004,
+        },
     }
 }
 

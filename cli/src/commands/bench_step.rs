@@ -1,0 +1,167 @@
+//! `polygram bench step`: some steps of a run file, with every process of it on this machine, and where their time goes.
+//! The run lives in a folder of its own that is gone afterwards.
+
+use polygram_proto::control::{PhaseSeconds, StepMetrics};
+use serde::Serialize;
+
+use crate::args::BenchStepArgs;
+use crate::commands::{block_on, train};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::launcher::{self, Ending};
+use crate::printer::Printer;
+use crate::settings::{Configuration, Root};
+use crate::units;
+
+/// What was measured. Seconds by phase are rank 0's, and means over the steps.
+#[derive(Debug, PartialEq, Serialize)]
+struct StepDocument {
+    run_file: String,
+    workers: u32,
+    shards: u32,
+    warmup_steps: u64,
+    steps: usize,
+    tokens_per_step: u64,
+    tokens_per_second: f64,
+    step_seconds: Spread,
+    seconds_by_phase: PhaseSeconds,
+    embedding_wait_ratio: f64,
+    data_wait_ratio: f64,
+    peak_rss_bytes: u64,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Spread {
+    median: f64,
+    minimum: f64,
+    maximum: f64,
+}
+
+pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
+    let mut file = args.file.clone();
+    let last = args.warmup.saturating_add(args.steps);
+    file.overrides.push(format!("training.stop_at_step={last}"));
+    let configuration = Configuration::load(&file, None)?;
+    let spec = &configuration.spec;
+    if spec.training.steps < last {
+        let steps = spec.training.steps;
+        let message =
+            format!("training.steps is {steps}, fewer than {last} to be run (--warmup and --steps)");
+        return Err(Failure::usage(message).hint(format!("add --set training.steps={last}")));
+    }
+    train::check_data(&configuration)?;
+    let programs = launcher::Programs::find()?;
+    let folder = tempfile::Builder::new().prefix("polygram-bench-").tempdir();
+    let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
+    let root = Root::Folder(folder.path().to_owned());
+    let kept = usize::try_from(args.steps).unwrap_or(usize::MAX);
+    let (ending, _) = block_on(launcher::launch(&programs, (&configuration, kept), &root, printer))?;
+    let steps = match ending {
+        Ending::Over(last) => last.steps,
+        Ending::AlreadyOver(_) => Vec::new(),
+    };
+    // Fewer where it was stopped from outside; what the line needs beyond that is not wanted.
+    let measured: Vec<StepMetrics> =
+        steps.into_iter().filter(|metrics| metrics.step.0 >= args.warmup).collect();
+    if measured.len() != kept {
+        let message = format!("{} of {kept} steps were measured: the run was stopped before", measured.len());
+        return Err(Failure::failed(message));
+    }
+    let topology = spec.topology;
+    let document = StepDocument {
+        run_file: file.run_file.display().to_string(),
+        workers: topology.workers,
+        shards: topology.shards,
+        warmup_steps: args.warmup,
+        ..measure(&measured)
+    };
+    printer.result(&document, || human(&document))?;
+    Ok(ExitStatus::Success)
+}
+
+/// The numbers of at least one step.
+fn measure(steps: &[StepMetrics]) -> StepDocument {
+    let sum = |of: &dyn Fn(&StepMetrics) -> f64| steps.iter().map(of).sum::<f64>();
+    let mean = |of: fn(&PhaseSeconds) -> f64| sum(&|step| of(&step.phases)) / steps.len() as f64;
+    let seconds = sum(&|step| step.seconds);
+    let mut sorted: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let median = match sorted.len() % 2 {
+        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        _ => sorted[middle],
+    };
+    StepDocument {
+        run_file: String::new(),
+        workers: 0,
+        shards: 0,
+        warmup_steps: 0,
+        steps: steps.len(),
+        tokens_per_step: steps[0].tokens,
+        tokens_per_second: sum(&|step| step.tokens as f64) / seconds,
+        step_seconds: Spread { median, minimum: sorted[0], maximum: sorted[sorted.len() - 1] },
+        seconds_by_phase: PhaseSeconds {
+            lookup: mean(|phases| phases.lookup),
+            computing: mean(|phases| phases.computing),
+            pushing: mean(|phases| phases.pushing),
+            reducing: mean(|phases| phases.reducing),
+            updating: mean(|phases| phases.updating),
+        },
+        embedding_wait_ratio: sum(&|step| step.embedding_wait_seconds) / seconds,
+        data_wait_ratio: sum(&|step| step.data_wait_seconds) / seconds,
+        peak_rss_bytes: steps.iter().map(|step| step.peak_resident_bytes).max().unwrap_or(0),
+    }
+}
+
+fn human(document: &StepDocument) -> String {
+    let StepDocument { steps, warmup_steps, workers, shards, tokens_per_step, .. } = document;
+    let Spread { median, minimum, maximum } = document.step_seconds;
+    let mut text = format!(
+        "{steps} steps of {tokens_per_step} tokens after {warmup_steps} others, {workers} workers, {shards} shards\n\
+         {} tokens/s; a step takes {median:.4} s ({minimum:.4} to {maximum:.4})\n",
+        units::count(document.tokens_per_second.round()),
+    );
+    let PhaseSeconds { lookup, computing, pushing, reducing, updating } = document.seconds_by_phase;
+    for (name, seconds) in [
+        ("lookup", lookup),
+        ("computing", computing),
+        ("pushing", pushing),
+        ("reducing", reducing),
+        ("updating", updating),
+    ] {
+        text.push_str(&format!("{name:>12} {seconds:.4} s\n"));
+    }
+    let [embedding, data] =
+        [document.embedding_wait_ratio, document.data_wait_ratio].map(|ratio| 100.0 * ratio);
+    let peak = units::bytes(document.peak_rss_bytes);
+    text.push_str(&format!(
+        "waited for rows {embedding:.2} % of the time, for tokens {data:.2} %; rank 0 took {peak} at most\n"
+    ));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::Step;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_of_all_steps() {
+        let step = |number: u64, seconds: f64| StepMetrics {
+            step: Step(number),
+            tokens: 100,
+            seconds,
+            embedding_wait_seconds: 0.1,
+            peak_resident_bytes: 7 + number,
+            phases: PhaseSeconds { computing: seconds - 0.2, lookup: 0.1, ..PhaseSeconds::default() },
+            ..StepMetrics::default()
+        };
+        let document = measure(&[step(5, 1.0), step(6, 4.0), step(7, 2.0), step(8, 1.0)]);
+        assert_eq!((document.steps, document.tokens_per_step, document.peak_rss_bytes), (4, 100, 15));
+        assert_eq!(document.step_seconds, Spread { median: 1.5, minimum: 1.0, maximum: 4.0 });
+        assert_eq!(document.tokens_per_second, 50.0);
+        assert_eq!(document.embedding_wait_ratio, 0.05);
+        assert!((document.seconds_by_phase.computing - 1.8).abs() < 1e-12);
+        assert!(human(&document).contains("50 tokens/s"), "{}", human(&document));
+    }
+}
