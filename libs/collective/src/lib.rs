@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`Solo`] | one, alone |
 //! | [`Local`] | threads of this process; faults can be ordered at (rank, sequence) |
-//! | [`Tcp`] | processes, in a full mesh of TCP connections |
+//! | [`Tcp`] | processes, in a full mesh of TCP connections, with shared memory between those of one host |
 //!
 //! `Local` and `Tcp` are the same algorithms ([`Group`]) over two transports ([`link::Link`]).
 //!

@@ -15,7 +15,6 @@ use crate::group::{Group, Options};
 use crate::link::{
     Broken, Cause, Incoming, Link, Notice, Outgoing, Round, Wanted, abort_notice, check_message,
 };
-use crate::sink::pour;
 
 /// A rank of a group of threads.
 pub type Local = Group<LocalLink>;
@@ -194,7 +193,7 @@ impl LocalLink {
                     let sink = &mut receives[at].sink;
                     let begun = sink.begin(payload.len() as u64);
                     begun.map_err(|detail| Cause::Corrupt { peer, detail })?;
-                    pour(&payload, *sink);
+                    sink.absorb(payload.as_slice().into());
                     done[at] = true;
                     moved = Instant::now();
                     board = self.post.board();

@@ -73,18 +73,24 @@ impl Collective for Solo {
         Ok(0..values.len())
     }
 
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
         self.call(Op::AllGather, 0)?;
-        Ok(vec![bytes.to_vec()])
+        keep(bytes, received);
+        Ok(())
     }
 
-    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_to_all_v_into(
+        &mut self,
+        sends: &[&[u8]],
+        received: &mut Vec<Vec<u8>>,
+    ) -> Result<(), CollectiveError> {
         let [own] = sends else {
             let detail = format!("{} buffers to send in a group of 1 ranks", sends.len());
             return Err(CollectiveError::Argument { op: Op::AllToAllV, detail });
         };
         self.call(Op::AllToAllV, 0)?;
-        Ok(vec![own.to_vec()])
+        keep(own, received);
+        Ok(())
     }
 
     fn broadcast(&mut self, root: Rank, _bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -106,4 +112,11 @@ impl Collective for Solo {
     fn progress(&self) -> Progress {
         self.progress.clone()
     }
+}
+
+/// `received` becomes the one buffer of this rank.
+fn keep(bytes: &[u8], received: &mut Vec<Vec<u8>>) {
+    received.resize_with(1, Vec::new);
+    received[0].clear();
+    received[0].extend_from_slice(bytes);
 }

@@ -4,7 +4,7 @@ mod suite;
 
 use polygram_collective::Options;
 use proptest::prelude::*;
-use suite::{claims, failures, local, options, solo, sums, tcp};
+use suite::{claims, failures, local, options, shared, solo, sums, tcp};
 
 #[test]
 fn solo_holds() {
@@ -40,6 +40,20 @@ fn tcp_failures_are_named() {
     }
 }
 
+#[test]
+fn shared_memory_holds() {
+    for world_size in [1, 2, 3, 4, 8] {
+        claims::hold(shared, world_size);
+    }
+}
+
+#[test]
+fn shared_memory_failures_are_named() {
+    for world_size in [1, 2, 3, 4, 8] {
+        failures::are_named(shared, world_size);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -55,6 +69,7 @@ proptest! {
         sums::reduces(local, 1 << ranks_log2, &options, (seed, length));
         if ranks_log2 < 3 {
             sums::reduces(tcp, 1 << ranks_log2, &options, (seed, length));
+            sums::reduces(shared, 1 << ranks_log2, &options, (seed, length));
         }
     }
 }
