@@ -65,7 +65,7 @@ impl Options {
 /// The most bytes of a vector, times ranks, that is summed in one hop.
 const TINY_BYTES: usize = 16 << 10;
 /// Bytes that are summed and sent back before the next are touched.
-const BLOCK_BYTES: usize = 4 << 20;
+const BLOCK_BYTES: usize = 2 << 20;
 
 /// Rounds of the halving and of the way back carry numbers of their own, so that ranks that disagree about the
 /// form of a sum find out.
@@ -92,6 +92,19 @@ impl<L: Link> Group<L> {
         let abort = AbortHandle::new(link.abort_target());
         let progress = Progress::new(Arc::clone(&name), link.rank(), link.world_size());
         Group { link, name, options, sequence: 0, abort, progress, failed: None }
+    }
+
+    /// The same seat over another link between the same ranks; calls go on being counted.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn map_link<M: Link>(self, change: impl FnOnce(L) -> M) -> Group<M> {
+        let Group { link, options, sequence, failed, .. } = self;
+        Group { sequence, failed, ..Group::over(change(link), options) }
+    }
+
+    /// What the group was told.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Runs `body` as the next call, with everything that surrounds a call.

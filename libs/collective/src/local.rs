@@ -184,6 +184,7 @@ impl LocalLink {
             if round.abort.is_aborted() {
                 return Err(Cause::Aborted);
             }
+            let mut released = false;
             for peer in self.post.peers(self.rank) {
                 let due = receives.iter().position(|receive| receive.from == peer).filter(|at| !done[*at]);
                 let wanted = if due.is_some() { Wanted::Now } else { Wanted::Later };
@@ -197,10 +198,15 @@ impl LocalLink {
                     done[at] = true;
                     moved = Instant::now();
                     board = self.post.board();
+                    released = true;
                 }
             }
             if done.iter().all(|done| *done) {
                 return Ok(());
+            }
+            // Letters may have come meanwhile from ranks that were looked at before, and nobody will ring for them again.
+            if released {
+                continue;
             }
             let left = self.patience.saturating_sub(moved.elapsed());
             if left.is_zero() {

@@ -72,6 +72,9 @@ pub(crate) struct RankArgs {
     /// Whether it shares memory
     #[arg(long, value_parser = same_host)]
     pub(crate) same_host: SameHost,
+    /// A call in which for so long nothing moves has failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) patience_seconds: u64,
 }
 
 fn same_host(text: &str) -> Result<SameHost, String> {

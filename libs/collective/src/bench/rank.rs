@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::args::RankArgs;
 use crate::{Op, Order, Outcome, Split};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &RankArgs) -> Outcome {
     let bound = Tcp::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
@@ -20,8 +20,9 @@ pub(crate) fn run(args: &RankArgs) -> Outcome {
     let Some(addresses) = lines.next() else { return Ok(()) };
     let addresses: Vec<SocketAddr> = serde_json::from_str(&addresses?)?;
     let member = Membership::new("bench", Generation(0), args.rank);
-    let options = Options { same_host: args.same_host, ..Options::new("bench", PATIENCE) };
-    let seat = Tcp::connect(bound, &member, &addresses, options, PATIENCE)?;
+    let patience = Duration::from_secs(args.patience_seconds);
+    let options = Options { same_host: args.same_host, ..Options::new("bench", patience) };
+    let seat = Tcp::connect(bound, &member, &addresses, options, DEADLINE)?;
     let mut bench = Bench { seat, values: Vec::new(), bytes: Vec::new(), received: Vec::new() };
     for line in lines {
         say(&bench.once(&serde_json::from_str(&line?)?)?)?;
@@ -58,7 +59,9 @@ impl Bench {
         for _ in 0..order.calls {
             match order.op {
                 Op::AllReduce => self.seat.all_reduce(&mut self.values)?,
-                Op::ReduceScatter => drop(self.seat.reduce_scatter(&mut self.values)?),
+                Op::ReduceScatter => {
+                    self.seat.reduce_scatter(&mut self.values)?;
+                }
                 Op::AllGather => self.seat.all_gather_into(&self.bytes, &mut self.received)?,
                 Op::AllToAllV => {
                     let parts = ends.windows(2).map(|ends| &self.bytes[ends[0]..ends[1]]);

@@ -121,6 +121,11 @@ impl Inbound {
         }
     }
 
+    /// Whether bytes behind the last message have been read, but not looked at.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.is_between() && self.start < self.end
+    }
+
     /// Takes apart what has come, reading at most once from `socket`.
     pub(super) fn advance(&mut self, socket: &TcpStream, want: &mut Want<'_, '_>) -> Result<Arrival, Cause> {
         let mut read = false;

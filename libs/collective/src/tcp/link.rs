@@ -110,6 +110,22 @@ impl TcpLink {
         Ok(TcpLink { mesh, peers, cut, alarm, patience })
     }
 
+    /// The longest wait in which nothing moves.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Looks, without waiting, whether a peer has failed or is in another call.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn glance(&mut self, round: &Round<'_>) -> Result<(), Cause> {
+        let traffic = Traffic { round, sends: Vec::new(), receives: &mut [], done: Vec::new() };
+        for peer in self.wait(&traffic, Duration::ZERO)? {
+            self.look_ahead(&traffic, peer)?;
+        }
+        self.check_idle(&traffic)
+    }
+
     fn rings(&mut self, peer: Rank) -> Option<&mut Rings> {
         self.peers[peer.index()].as_mut()?.rings.as_mut()
     }
@@ -294,18 +310,24 @@ impl TcpLink {
         Ok(moved)
     }
 
-    /// Nothing moves: looks at rings whose messages are not due, and at peers that have ended with nothing left of
-    /// theirs to read.
+    /// Nothing moves: looks at messages that are not due, in rings or already read, and at peers that have ended with
+    /// nothing left of theirs to read.
     fn check_idle(&mut self, traffic: &Traffic<'_, '_>) -> Result<(), Cause> {
-        for (rank, peer) in (0..).map(Rank).zip(&mut self.peers) {
-            let Some(Peer { rings: Some(rings), ended, .. }) = peer else { continue };
+        for rank in (0..self.world_size()).map(Rank) {
+            let Some(peer) = &mut self.peers[rank.index()] else { continue };
             let due = traffic.is_due(rank);
+            let Some(rings) = &mut peer.rings else {
+                if peer.inbound.is_ahead() {
+                    self.look_ahead(traffic, rank)?;
+                }
+                continue;
+            };
             if !due && rings.from.is_between() {
                 rings.from.advance(&mut Want::Later(traffic.round))?;
             }
-            let told = matches!(ended, Some(Cause::Told { .. })) && rings.from.is_between();
+            let told = matches!(peer.ended, Some(Cause::Told { .. })) && rings.from.is_between();
             if (told || due || traffic.is_unsent(rank))
-                && let Some(cause) = ended.take()
+                && let Some(cause) = peer.ended.take()
             {
                 return Err(cause);
             }

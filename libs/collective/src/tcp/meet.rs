@@ -110,7 +110,8 @@ impl Meeting {
         let mut words = [0; WORDS_BYTES];
         stream.read_exact(&mut words)?;
         let (secret, rank) = words.split_at(16);
-        let guest = guests.iter_mut().find(|guest| guest.rank.0.to_le_bytes() == rank && guest.ends.is_none());
+        let guest =
+            guests.iter_mut().find(|guest| guest.rank.0.to_le_bytes() == rank && guest.ends.is_none());
         let (Some(guest), true) = (guest, secret == self.offer.secret()) else {
             return Err(io::Error::other("it does not know the secret, or came before"));
         };

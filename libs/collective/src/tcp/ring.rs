@@ -19,9 +19,9 @@ use crate::link::Cause;
 use crate::wire::{Content, HEADER_BYTES, Header};
 
 /// Bytes of a ring: few enough to stay in a core's cache, enough for a rank to be ahead of another.
-pub(super) const RING_BYTES: usize = 1 << 20;
+pub(super) const RING_BYTES: usize = 512 << 10;
 /// The most bytes moved before the other side is told of them and others have their turn.
-const PIECE_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 /// Frames begin and end at multiples of it.
 const UNIT: usize = 64;
 

@@ -57,6 +57,19 @@ pub(crate) fn shared(world_size: u32, options: &Options) -> Vec<Seat> {
     boxed(tcp_ranks(world_size, &Options { same_host: SameHost::Auto, ..options.clone() }))
 }
 
+/// Over the devices 0, 1, … of this host.
+#[cfg(feature = "nccl")]
+pub(crate) fn nccl(world_size: u32, options: &Options) -> Vec<Seat> {
+    let ranks = tcp_ranks(world_size, options);
+    thread::scope(|scope| {
+        let joins: Vec<_> = (0..)
+            .zip(ranks)
+            .map(|(device, rank)| scope.spawn(move || rank.with_nccl(device).unwrap()))
+            .collect();
+        joins.into_iter().map(|join| Box::new(join.join().unwrap()) as Seat).collect()
+    })
+}
+
 pub(crate) fn boxed<C: Collective + 'static>(ranks: Vec<C>) -> Vec<Seat> {
     ranks.into_iter().map(|rank| Box::new(rank) as Seat).collect()
 }

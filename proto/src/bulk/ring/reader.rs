@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
-use super::{PIECE_BYTES, RingEnd};
 use super::bell::{Bell, Ring};
+use super::{PIECE_BYTES, RingEnd};
 
 /// Reads what the other end writes.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use polygram_same_host::Memory;
 use tokio::io::AsyncWrite;
 use tokio::task::coop::poll_proceed;
 
-use super::{PIECE_BYTES, RingEnd};
 use super::bell::{Bell, Ring};
+use super::{PIECE_BYTES, RingEnd};
 
 /// Writes what the other end reads.
 #[derive(Debug)]
