@@ -3,7 +3,8 @@
 
 All live at once and wait while another measures, so that what disturbs the machine disturbs all; a ratio is the median
 over repetitions of the peer's seconds by ours. Gloo is measured twice: with its sockets as the system makes them, and with
-reno as congestion control where this user may change the default for a moment (BBR paces the loopback device).
+reno as congestion control where this user may change the default for a moment (BBR paces the loopback device). All run with
+an allocator that keeps freed memory on huge pages, as our workers do.
 
     cargo build --release -p polygram-collective
     benches/peers/collective.py [-o json]
@@ -11,7 +12,6 @@ reno as congestion control where this user may change the default for a moment (
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environment import CACHE, PACKAGES, TARGET, Process, environment
+from environment import CACHE, PACKAGES, TARGET, TUNABLES, Process, environment
 
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 SHORT = 16 << 10
@@ -30,7 +30,7 @@ class Mpi(Process):
 
     def __init__(self, program, procs):
         command = ["mpirun", "-n", procs, "--oversubscribe", "--allow-run-as-root", "--mca", "mpi_yield_when_idle", "1"]
-        super().__init__(command + [program])
+        super().__init__(command + [program], TUNABLES)
 
     def step(self, order):
         order = json.loads(order)
@@ -43,14 +43,14 @@ def gloo(python, procs, control):
     usual = CONGESTION.read_text().strip()
     command = [python, Path(__file__).with_name("gloo.py"), "--procs", procs]
     if control == usual:
-        return Process(command)
+        return Process(command, TUNABLES)
     try:
         CONGESTION.write_text(control)
     except OSError as error:
         print(f"gloo with {control}: cannot set {CONGESTION}: {error}", file=sys.stderr)
         return None
     try:
-        return Process(command)
+        return Process(command, TUNABLES)
     finally:
         CONGESTION.write_text(usual)
 
@@ -108,9 +108,9 @@ def main():
             print("mpicc is not installed (openmpi-bin, libopenmpi-dev): without an MPI", file=sys.stderr)
         for procs in map(int, args.procs.split(",")):
             ours = [args.program, "bench", "--on-request", "--procs", procs]
-            parties = {"ours": Process(ours)}
+            parties = {"ours": Process(ours, TUNABLES)}
             if args.tcp:
-                parties["ours over tcp"] = Process([*ours, "--same-host", "tcp"])
+                parties["ours over tcp"] = Process([*ours, "--same-host", "tcp"], TUNABLES)
             for control in dict.fromkeys([usual, "reno"]):
                 parties[f"gloo {control}"] = gloo(python, procs, control)
             if mpi.exists():

@@ -18,14 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from environment import CACHE, PACKAGES, TARGET, Process, environment
+from environment import CACHE, PACKAGES, TARGET, TUNABLES, Process, environment
 
 TABLES, WIDTH, TOKENS = 12, 256, 8192
-# As our own programs do: memory that was freed is kept, on huge pages. It speeds PyTorch up too.
-TUNABLES = ":".join(
-    f"glibc.malloc.{name}"
-    for name in ("mmap_max=0", "trim_threshold=18446744073709551615", "top_pad=67108864", "hugetlb=1")
-)
 OPTIMIZERS = {"fbgemm": "rowwise_adagrad", "torch": "adam"}
 # Values beside each weight that a peer keeps for every row, used or not.
 STATE = {"fbgemm": 1 / WIDTH, "torch": 2}

@@ -70,6 +70,35 @@ fn begin(ranks: &mut [Process]) {
     }
 }
 
+fn bench(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_polygram-collective")).arg("bench").args(arguments).output();
+    let output = output.unwrap();
+    let text = if output.status.success() { output.stdout } else { output.stderr };
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn measurements_are_a_list() {
+    let sizes = ["--bytes", "8,70001", "--repetitions", "2", "--warm-up", "0", "-o", "json"];
+    let ops = ["--op", "all_reduce,reduce_scatter,all_gather,all_to_all_v,broadcast"];
+    for procs in ["1", "2"] {
+        let (ok, text) = bench(&[&["--procs", procs][..], &sizes, &ops].concat());
+        assert!(ok, "{text}");
+        let figures: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(figures.len(), 12);
+        for figure in figures {
+            assert_eq!(figure["procs"].to_string(), procs);
+            let seconds = ["min_seconds", "median_seconds", "max_seconds"].map(|name| figure[name].as_f64().unwrap());
+            assert!(seconds[0] > 0.0 && seconds.is_sorted(), "{figure}");
+            let skewed = figure["split"] == "skewed";
+            assert!(figure["op"] == "all_to_all_v" || !skewed, "{figure}");
+        }
+    }
+    let (ok, text) = bench(&["--procs", "3"]);
+    assert!(!ok && text.contains("needs a power of two of ranks, but the group has 3"), "{text}");
+    assert!(bench(&["--op", "sum"]).1.contains("all_to_all_v"));
+}
+
 fn signal(process: &Process, name: &str) {
     let id = process.child.id().to_string();
     assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
