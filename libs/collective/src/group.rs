@@ -29,7 +29,7 @@ use crate::element::{Element, Side, chunk_of, chunks_mut, fold};
 use crate::error::{CollectiveError, Place};
 use crate::link::{Broken, Cause, Incoming, Link, Outgoing, Round};
 use crate::progress::{Progress, Stage};
-use crate::sink::{Fold, Grow, Scatter};
+use crate::sink::{Fold, Grow, Scatter, keep};
 
 mod verdict;
 
@@ -164,7 +164,7 @@ impl<L: Link> Group<L> {
             for block in values.chunks_mut(BLOCK_BYTES / size_of::<T>()) {
                 let mut chunks = chunks_mut(block, world_size);
                 seat.halving(&mut chunks)?;
-                seat.gathering(&mut chunks)?;
+                seat.gathering(&mut chunks, bytes)?;
             }
             Ok(())
         })
@@ -376,8 +376,9 @@ impl<L: Link> Seat<'_, L> {
         Ok(())
     }
 
-    /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank.
-    fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]]) -> Result<(), Stop> {
+    /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank, in a block of a vector
+    /// of `vector_bytes`.
+    fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]], vector_bytes: usize) -> Result<(), Stop> {
         let rank = self.link.rank().0;
         for bit in (0..self.bits()).rev() {
             let (partner, _) = self.partner(bit);
@@ -390,7 +391,7 @@ impl<L: Link> Seat<'_, L> {
                     take.push(bytemuck::cast_slice_mut(chunk));
                 }
             }
-            let mut sink = Scatter::new(take);
+            let mut sink = Scatter::part_of(if bit == 0 { vector_bytes } else { 0 }, take);
             let send = Outgoing { to: partner, parts: give };
             self.exchange(GATHERING + bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
         }
@@ -401,9 +402,7 @@ impl<L: Link> Seat<'_, L> {
     fn swap(&mut self, sends: &[&[u8]], received: &mut Vec<Vec<u8>>, limit: u64) -> Result<(), Stop> {
         let rank = self.link.rank();
         received.resize_with(sends.len(), Vec::new);
-        let own = &mut received[rank.index()];
-        own.clear();
-        own.extend_from_slice(sends[rank.index()]);
+        keep(sends[rank.index()], &mut received[rank.index()]);
         let peers = || (0..self.link.world_size()).map(Rank).filter(|peer| *peer != rank);
         let outgoing: Vec<_> = peers().map(|to| Outgoing { to, parts: vec![sends[to.index()]] }).collect();
         let mut sinks: Vec<_> = received

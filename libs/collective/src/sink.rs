@@ -24,12 +24,15 @@ pub trait Sink {
 
     /// The next bytes of the payload lie in `span`.
     fn absorb(&mut self, span: Span<'_>) {
-        pour(span, self);
+        pour(span, self, |span, space| span.copy_to(space));
     }
 }
 
+/// What is longer is read long after it came: it goes past the caches.
+const CACHED_BYTES: usize = 2 << 20;
+
 /// Copies `span` into the space of `sink`, which has begun.
-fn pour(mut span: Span<'_>, sink: &mut (impl Sink + ?Sized)) {
+fn pour(mut span: Span<'_>, sink: &mut (impl Sink + ?Sized), copy: impl Fn(Span<'_>, &mut [u8])) {
     while !span.is_empty() {
         let space = sink.space();
         let count = space.len().min(span.len());
@@ -37,10 +40,26 @@ fn pour(mut span: Span<'_>, sink: &mut (impl Sink + ?Sized)) {
             return;
         }
         let (now, later) = span.split_at(count);
-        now.copy_to(&mut space[..count]);
+        copy(now, &mut space[..count]);
         sink.filled(count);
         span = later;
     }
+}
+
+/// Copies `span`, of something of `whole_bytes`, to where it stays.
+fn place(span: Span<'_>, sink: &mut impl Sink, whole_bytes: usize) {
+    if whole_bytes > CACHED_BYTES {
+        pour(span, sink, |span, space| span.stream_to(space));
+    } else {
+        pour(span, sink, |span, space| span.copy_to(space));
+    }
+}
+
+/// `buffer` becomes `bytes`.
+pub(crate) fn keep(bytes: &[u8], buffer: &mut Vec<u8>) {
+    buffer.resize(bytes.len(), 0);
+    let span = Span::from(bytes);
+    if bytes.len() > CACHED_BYTES { span.stream_to(buffer) } else { span.copy_to(buffer) }
 }
 
 fn exactly(expected: usize, bytes: u64) -> Result<(), String> {
@@ -52,12 +71,19 @@ pub(crate) struct Scatter<'a> {
     parts: Vec<&'a mut [u8]>,
     part: usize,
     offset: usize,
+    /// Bytes of what the parts belong to.
+    whole_bytes: usize,
 }
 
 impl<'a> Scatter<'a> {
     pub(crate) fn new(parts: Vec<&'a mut [u8]>) -> Scatter<'a> {
+        Scatter::part_of(0, parts)
+    }
+
+    /// `parts` belong to something of `whole_bytes`, of which more follows.
+    pub(crate) fn part_of(whole_bytes: usize, parts: Vec<&'a mut [u8]>) -> Scatter<'a> {
         let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        Scatter { parts, part: 0, offset: 0 }
+        Scatter { parts, part: 0, offset: 0, whole_bytes }
     }
 }
 
@@ -82,6 +108,10 @@ impl Sink for Scatter<'_> {
             self.part += 1;
             self.offset = 0;
         }
+    }
+
+    fn absorb(&mut self, span: Span<'_>) {
+        place(span, self, self.whole_bytes);
     }
 }
 
@@ -121,6 +151,10 @@ impl Sink for Grow<'_> {
 
     fn filled(&mut self, count: usize) {
         self.filled += count;
+    }
+
+    fn absorb(&mut self, span: Span<'_>) {
+        place(span, self, self.end);
     }
 }
 
@@ -197,7 +231,7 @@ impl<T: Element> Sink for Fold<'_, T> {
             self.left_bytes -= span.len();
             self.add(span);
         } else {
-            pour(span, self);
+            pour(span, self, |span, space| span.copy_to(space));
         }
     }
 }

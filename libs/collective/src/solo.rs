@@ -10,6 +10,7 @@ use crate::call::{Call, Op};
 use crate::collective::Collective;
 use crate::error::{CollectiveError, Place};
 use crate::progress::{Progress, Stage};
+use crate::sink::keep;
 
 /// The only rank of its group: sums are the values themselves, and nothing waits.
 pub struct Solo {
@@ -75,7 +76,8 @@ impl Collective for Solo {
 
     fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
         self.call(Op::AllGather, 0)?;
-        keep(bytes, received);
+        received.resize_with(1, Vec::new);
+        keep(bytes, &mut received[0]);
         Ok(())
     }
 
@@ -89,7 +91,8 @@ impl Collective for Solo {
             return Err(CollectiveError::Argument { op: Op::AllToAllV, detail });
         };
         self.call(Op::AllToAllV, 0)?;
-        keep(own, received);
+        received.resize_with(1, Vec::new);
+        keep(own, &mut received[0]);
         Ok(())
     }
 
@@ -112,11 +115,4 @@ impl Collective for Solo {
     fn progress(&self) -> Progress {
         self.progress.clone()
     }
-}
-
-/// `received` becomes the one buffer of this rank.
-fn keep(bytes: &[u8], received: &mut Vec<Vec<u8>>) {
-    received.resize_with(1, Vec::new);
-    received[0].clear();
-    received[0].extend_from_slice(bytes);
 }

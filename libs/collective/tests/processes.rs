@@ -71,7 +71,8 @@ fn begin(ranks: &mut [Process]) {
 }
 
 fn bench(arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_polygram-collective")).arg("bench").args(arguments).output();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_polygram-collective")).arg("bench").args(arguments).output();
     let output = output.unwrap();
     let text = if output.status.success() { output.stdout } else { output.stderr };
     (output.status.success(), String::from_utf8(text).unwrap())
@@ -88,7 +89,8 @@ fn measurements_are_a_list() {
         assert_eq!(figures.len(), 12);
         for figure in figures {
             assert_eq!(figure["procs"].to_string(), procs);
-            let seconds = ["min_seconds", "median_seconds", "max_seconds"].map(|name| figure[name].as_f64().unwrap());
+            let seconds =
+                ["min_seconds", "median_seconds", "max_seconds"].map(|name| figure[name].as_f64().unwrap());
             assert!(seconds[0] > 0.0 && seconds.is_sorted(), "{figure}");
             let skewed = figure["split"] == "skewed";
             assert!(figure["op"] == "all_to_all_v" || !skewed, "{figure}");
