@@ -65,7 +65,7 @@ def orders_of(args):
 
 def measure(args, order, parties):
     text = json.dumps(order)
-    rounds = max(3, min(args.repetitions, args.repetitions * (64 << 20) // order["bytes"]))
+    rounds = max(3, min(args.repetitions, args.repetitions * (160 << 20) // order["bytes"]))
     for party in parties.values():
         for _ in range(2):
             party.step(text)

@@ -57,9 +57,8 @@ fn place(span: Span<'_>, sink: &mut impl Sink, whole_bytes: usize) {
 
 /// `buffer` becomes `bytes`.
 pub(crate) fn keep(bytes: &[u8], buffer: &mut Vec<u8>) {
-    buffer.resize(bytes.len(), 0);
-    let span = Span::from(bytes);
-    if bytes.len() > CACHED_BYTES { span.stream_to(buffer) } else { span.copy_to(buffer) }
+    buffer.clear();
+    buffer.extend_from_slice(bytes);
 }
 
 fn exactly(expected: usize, bytes: u64) -> Result<(), String> {

@@ -22,25 +22,34 @@ const CONFIG_VERSION: u32 = 22_200;
 /// Time between two looks at work of the device.
 const LOOK: Duration = Duration::from_micros(20);
 
-/// A communicator that any thread may abort.
+/// A communicator that any thread may abort: whoever uses it holds the lock, and no use of it waits.
 struct Communicator {
-    raw: sys::ncclComm_t,
-    aborted: AtomicBool,
+    /// `None` once aborted.
+    raw: Mutex<Option<Raw>>,
+    /// The watchdog has aborted it.
+    expired: AtomicBool,
 }
 
-// SAFETY: NCCL communicators may be used from any thread; only `ncclCommAbort` is called by a second one while the first
-// works, which is what it is for, and once, as `aborted` sees to.
-unsafe impl Send for Communicator {}
-// SAFETY: as above.
-unsafe impl Sync for Communicator {}
+struct Raw(sys::ncclComm_t);
+
+// SAFETY: a communicator may be used from any thread, by one at a time; the lock around it sees to that.
+unsafe impl Send for Raw {}
 
 impl Communicator {
     fn abort(&self) {
-        if !self.aborted.swap(true, Ordering::SeqCst) {
-            // SAFETY: `raw` is a communicator, and this is its only end: `aborted` was false.
-            if let Err(error) = unsafe { result::comm_abort(self.raw) } {
+        if let Some(Raw(raw)) = lock(&self.raw).take() {
+            // SAFETY: `raw` is a communicator; nobody uses it, as the lock is held, and nobody will, as it was taken.
+            if let Err(error) = unsafe { result::comm_abort(raw) } {
                 tracing::debug!(code = ?error.0, "a communicator could not be aborted");
             }
+        }
+    }
+
+    /// Does `work` with the communicator, unless it was aborted.
+    fn with<R>(&self, work: impl FnOnce(sys::ncclComm_t) -> R) -> Result<R, Detail> {
+        match lock(&self.raw).as_ref() {
+            Some(Raw(raw)) => Ok(work(*raw)),
+            None => Err(Detail("the communicator was aborted".to_string())),
         }
     }
 }
@@ -78,6 +87,7 @@ impl Watchdog {
                     Some(Duration::ZERO) => {
                         watch.deadline = None;
                         drop(watch);
+                        communicator.expired.store(true, Ordering::SeqCst);
                         communicator.abort();
                         lock(state)
                     }
@@ -105,7 +115,7 @@ impl Drop for Watchdog {
     }
 }
 
-fn lock(state: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -167,7 +177,8 @@ impl Device {
         // SAFETY: `raw` and `config` live through the call, and the configuration has the size and version it states.
         let begun = unsafe { result::comm_init_rank_config(&mut raw, ranks, id, rank, &mut config) };
         begun.map_err(|error| Detail::from(error.0)).map_err(&refused)?;
-        let communicator = Arc::new(Communicator { raw, aborted: AtomicBool::new(false) });
+        let (raw, expired) = (Mutex::new(Some(Raw(raw))), AtomicBool::new(false));
+        let communicator = Arc::new(Communicator { raw, expired });
         let watchdog = Watchdog::start(Arc::clone(&communicator)).map_err(Detail::from).map_err(&refused)?;
         self.joined = Some((watchdog, communicator));
         self.guarded(time, |device| device.settle(&mut || Ok::<(), Detail>(()))).map_err(refused)
@@ -187,32 +198,23 @@ impl Device {
         }
     }
 
-    /// Ends the communicator and everything in progress.
-    pub(super) fn abort(&self) {
-        if let Some((_, communicator)) = &self.joined {
-            communicator.abort();
-        }
+    /// Whether the watchdog has ended the communicator.
+    pub(super) fn is_expired(&self) -> bool {
+        self.joined.as_ref().is_some_and(|(_, communicator)| communicator.expired.load(Ordering::SeqCst))
     }
 
-    /// Whether the communicator was ended, by the watchdog or [`Device::abort`].
-    pub(super) fn is_aborted(&self) -> bool {
-        self.joined.as_ref().is_none_or(|(_, communicator)| communicator.aborted.load(Ordering::SeqCst))
-    }
-
-    fn raw(&self) -> Result<sys::ncclComm_t, Detail> {
-        match &self.joined {
-            Some((_, communicator)) if !self.is_aborted() => Ok(communicator.raw),
-            _ => Err(Detail("the communicator was aborted".to_string())),
-        }
+    fn communicator(&self) -> Result<&Communicator, Detail> {
+        let joined = self.joined.as_ref().ok_or_else(|| Detail("no communicator yet".to_string()))?;
+        Ok(&joined.1)
     }
 
     /// Waits until the communicator has nothing more to prepare.
     fn settle<E: From<Detail>>(&self, keep: Keep<'_, E>) -> Result<(), E> {
         loop {
             let mut state = sys::ncclResult_t::ncclSuccess;
-            // SAFETY: the communicator was not aborted a moment ago, and the library checks it.
-            let asked = unsafe { sys::ncclCommGetAsyncError(self.raw()?, &mut state) }.result();
-            asked.map_err(|error| Detail::from(error.0))?;
+            // SAFETY: the communicator is one that was not aborted, and `state` outlives the call.
+            let ask = |raw| unsafe { sys::ncclCommGetAsyncError(raw, &mut state) }.result();
+            self.communicator()?.with(ask)?.map_err(|error| Detail::from(error.0))?;
             match state.result().map_err(|error| Detail::from(error.0))? {
                 NcclStatus::InProgress => thread::sleep(LOOK),
                 NcclStatus::Success | NcclStatus::NumResults => return Ok(()),
@@ -221,7 +223,8 @@ impl Device {
         }
     }
 
-    /// Sends and receives, all at once: bytes to each rank, and as many from each rank as its buffer has.
+    /// Sends and receives, all at once: bytes to each rank, and as many from each rank as its buffer has. After an error
+    /// the communicator is gone.
     pub(super) fn exchange<E: From<Detail>>(
         &self,
         sends: &[(Rank, Vec<u8>)],
@@ -229,42 +232,64 @@ impl Device {
         keep: Keep<'_, E>,
     ) -> Result<(), E> {
         let cuda = |error: driver::DriverError| Detail::from(error);
-        let kind = sys::ncclDataType_t::ncclUint8;
-        let nccl = |error: result::NcclError| Detail::from(error.0);
         let stream = &self.stream;
         stream.context().bind_to_thread().map_err(cuda)?;
         let staged = sends.iter().map(|(_, bytes)| stream.clone_htod(bytes.as_slice()));
         let staged: Vec<CudaSlice<u8>> = staged.collect::<Result<_, _>>().map_err(cuda)?;
         let landing = receives.iter().map(|(_, bytes)| stream.alloc_zeros::<u8>(bytes.len()));
         let mut landing: Vec<CudaSlice<u8>> = landing.collect::<Result<_, _>>().map_err(cuda)?;
-        let (raw, queue) = (self.raw()?, stream.cu_stream().cast());
-        result::group_start().map_err(nccl)?;
-        let mut enqueued = Ok(());
-        for ((to, bytes), slice) in sends.iter().zip(&staged) {
-            let (at, _guard) = slice.device_ptr(stream);
-            // SAFETY: `at` is device memory of that many bytes, which lives until the stream has passed the event below
-            // or the communicator is aborted.
-            let sent = unsafe { result::send(at as _, bytes.len(), kind, to.0 as _, raw, queue) };
-            enqueued = enqueued.and(sent.map(drop));
+        let communicator = self.communicator()?;
+        let to = sends.iter().map(|(rank, _)| *rank).zip(&staged);
+        let from = receives.iter().map(|(rank, _)| *rank).zip(&mut landing);
+        let begun = communicator.with(|raw| self.enqueue(raw, to, from)).flatten();
+        let carried = begun.map_err(E::from).and_then(|()| {
+            self.settle(&mut *keep)?;
+            let event = stream.record_event(None).map_err(cuda)?;
+            while !event.is_complete() {
+                communicator.with(drop)?;
+                keep()?;
+                thread::sleep(LOOK);
+            }
+            Ok(())
+        });
+        if carried.is_err() {
+            // Nothing may use the staged memory any more when it is given back.
+            communicator.abort();
         }
-        for ((from, bytes), slice) in receives.iter().zip(&mut landing) {
-            let (at, _guard) = slice.device_ptr_mut(stream);
-            // SAFETY: as above.
-            let received = unsafe { result::recv(at as _, bytes.len(), kind, from.0 as _, raw, queue) };
-            enqueued = enqueued.and(received.map(drop));
-        }
-        let ended = result::group_end().map(drop);
-        enqueued.and(ended).map_err(nccl)?;
-        self.settle(&mut *keep)?;
-        let event = stream.record_event(None).map_err(cuda)?;
-        while !event.is_complete() {
-            self.raw()?;
-            keep()?;
-            thread::sleep(LOOK);
-        }
+        carried?;
         for ((_, bytes), slice) in receives.iter_mut().zip(&landing) {
             stream.memcpy_dtoh(slice, bytes.as_mut_slice()).map_err(cuda)?;
         }
         Ok(stream.synchronize().map_err(cuda)?)
+    }
+
+    /// Hands sends and receives to the device, as one group, without waiting.
+    fn enqueue<'a>(
+        &self,
+        raw: sys::ncclComm_t,
+        sends: impl Iterator<Item = (Rank, &'a CudaSlice<u8>)>,
+        receives: impl Iterator<Item = (Rank, &'a mut CudaSlice<u8>)>,
+    ) -> Result<(), Detail> {
+        let kind = sys::ncclDataType_t::ncclUint8;
+        let nccl = |error: result::NcclError| Detail::from(error.0);
+        let (stream, queue) = (&self.stream, self.stream.cu_stream().cast());
+        result::group_start().map_err(nccl)?;
+        let mut enqueued = Ok(());
+        for (to, slice) in sends {
+            let (at, _guard) = slice.device_ptr(stream);
+            // SAFETY: `at` is device memory of so many bytes; the caller keeps it until the stream is past this or the
+            // communicator is aborted.
+            let sent = unsafe { result::send(at as _, slice.len(), kind, to.0 as _, raw, queue) };
+            enqueued = enqueued.and(sent.map(drop));
+        }
+        for (from, slice) in receives {
+            let bytes = slice.len();
+            let (at, _guard) = slice.device_ptr_mut(stream);
+            // SAFETY: as above.
+            let received = unsafe { result::recv(at as _, bytes, kind, from.0 as _, raw, queue) };
+            enqueued = enqueued.and(received.map(drop));
+        }
+        let ended = result::group_end().map(drop);
+        enqueued.and(ended).map_err(nccl)
     }
 }

@@ -102,13 +102,11 @@ impl Link for NcclLink {
         };
         let outcome = device.guarded(patience, |device| device.exchange(&outgoing, &mut long, &mut keep));
         if let Err(failure) = outcome {
-            let timed_out = device.is_aborted();
-            device.abort();
             let waiting: Vec<Rank> = long.iter().map(|(peer, _)| *peer).collect();
             let peer = waiting.first().copied().unwrap_or(tcp.rank());
             let cause = match failure {
                 Failure::Group(cause) => cause,
-                Failure::Device(_) if timed_out => Cause::Silent,
+                Failure::Device(_) if device.is_expired() => Cause::Silent,
                 Failure::Device(detail) => Cause::Lost { peer, detail },
             };
             return Err(Broken { cause, waiting });
