@@ -14,37 +14,16 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-# The newest pair whose CPU kernels are compiled for the processor: fbgemm-gpu-cpu 1.9.0 falls back to reference kernels in
-# backward (0.25 M rows/s where 1.8.0 makes 0.8 M).
-PACKAGES = ["torch==2.13.0", "fbgemm-gpu-cpu==1.8.0", "numpy"]
-REPOSITORY = Path(__file__).resolve().parents[2]
+from environment import CACHE, PACKAGES, TARGET, TUNABLES, Process, environment
+
 TABLES, WIDTH, TOKENS = 12, 256, 8192
-# As our own programs do: memory that was freed is kept, on huge pages. It speeds PyTorch up too.
-TUNABLES = ":".join(
-    f"glibc.malloc.{name}"
-    for name in ("mmap_max=0", "trim_threshold=18446744073709551615", "top_pad=67108864", "hugetlb=1")
-)
 OPTIMIZERS = {"fbgemm": "rowwise_adagrad", "torch": "adam"}
 # Values beside each weight that a peer keeps for every row, used or not.
 STATE = {"fbgemm": 1 / WIDTH, "torch": 2}
-
-
-def environment(folder):
-    """The virtual environment's Python; installs the peers where they are missing."""
-    python = folder / "bin" / "python"
-    mark = folder / "packages"
-    if not (mark.exists() and mark.read_text() == "\n".join(PACKAGES)):
-        print(f"installing {', '.join(PACKAGES)} into {folder} (several GB, once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"]
-        subprocess.run([*pip, *PACKAGES], check=True, stdout=sys.stderr)
-        mark.write_text("\n".join(PACKAGES))
-    return python
 
 
 def write_ids(path, rows, distribution, args):
@@ -63,34 +42,6 @@ def write_ids(path, rows, distribution, args):
             ids = random.permutation(count)[np.minimum(ranks, count - 1)]
         columns.append(ids.astype("<u4"))
     np.stack(columns, axis=1).tofile(path)
-
-
-class Process:
-    """A program that runs one step for each line it is given."""
-
-    def __init__(self, command, tunables=None):
-        env = {**os.environ, **({"GLIBC_TUNABLES": tunables} if tunables else {})}
-        self.command = [str(part) for part in command]
-        self.child = subprocess.Popen(
-            self.command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.answer()
-
-    def answer(self):
-        line = self.child.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self.command)} ended with {self.child.wait()}")
-        return json.loads(line)
-
-    def step(self):
-        self.child.stdin.write("step\n")
-        self.child.stdin.flush()
-        return self.answer()
-
-    def end(self):
-        self.child.stdin.close()
-        self.child.stdout.close()
-        self.child.wait()
 
 
 def available_bytes():
@@ -120,7 +71,7 @@ def compare(args, python, ids, rows, library, threads):
     peer = Process(
         [python, Path(__file__).with_name("peer.py"), library, "--ids", ids, "--tables", TABLES]
         + [*common, "--threads", threads, *options],
-        TUNABLES,
+        TUNABLES if args.peer_allocator == "tuned" else None,
     )
     ours = Process(
         [args.program, "bench", "step", "--id-file", ids, "--on-request", "--written", written.partition(",")[0]]
@@ -146,15 +97,14 @@ def compare(args, python, ids, rows, library, threads):
 
 
 def main():
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "polygram" / "peers"
-    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, default=cache, help="folder of the peers' virtual environment")
-    parser.add_argument("--program", type=Path, default=target / "release" / "polygram-embedding-shard")
+    parser.add_argument("--venv", type=Path, default=CACHE, help="folder of the peers' virtual environment")
+    parser.add_argument("--program", type=Path, default=TARGET / "release" / "polygram-embedding-shard")
     parser.add_argument("--rows", default="4000000,10000000", help="rows of all tables together, one after another")
     parser.add_argument("--ids", default="zipf,uniform")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--peers", default="fbgemm,torch")
+    parser.add_argument("--peer-allocator", choices=["tuned", "default"], default="tuned", help="tuned: as ours is")
     parser.add_argument("--exponent", type=float, default=1.0, help="Zipf's")
     parser.add_argument("--steps", type=int, default=8, help="steps whose ids are made; repetitions go round them")
     parser.add_argument("--repetitions", type=int, default=24)

@@ -174,7 +174,10 @@ pub(crate) struct NgramSizeArgs {
 pub(crate) enum BenchCommand {
     /// Row gather, row commit and the exchange of rows, each with the machine's limit beside it
     #[command(disable_help_flag = true)]
-    Shard(BenchShardArgs),
+    Shard(BenchArgs),
+    /// Sums and exchanges between processes of this machine
+    #[command(disable_help_flag = true)]
+    Collective(BenchArgs),
     /// Steps of a run file with all its processes on this machine: tokens per second, and where the time goes
     Step(BenchStepArgs),
 }
@@ -192,8 +195,8 @@ pub(crate) struct BenchStepArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct BenchShardArgs {
-    /// Sections, sizes and ids: `polygram bench shard --help` names them
+pub(crate) struct BenchArgs {
+    /// What to measure: `polygram bench shard --help` and `polygram bench collective --help` name it
     #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) arguments: Vec<OsString>,
 }

@@ -16,7 +16,7 @@ use polygram_proto::bulk::codec::{over_rings, over_tcp};
 use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece};
 use polygram_proto::bulk::message::{Message, WelcomeBody};
 use polygram_proto::bulk::pool::Buffers;
-use polygram_proto::bulk::same_host::Meeting;
+use polygram_proto::bulk::same_host::{Meeting, accept};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -170,7 +170,7 @@ async fn send_frames(address: SocketAddr, way: &str, messages: usize) -> Outcome
             return Err("no welcome".into());
         };
         let offer = welcome.offer.ok_or("no offer")?;
-        (_, writer) = over_rings(offer.accept().await?, PATIENCE, &buffers);
+        (_, writer) = over_rings(accept(&offer).await?, PATIENCE, &buffers);
     }
     let mut words = buffers.take(MESSAGE_BYTES / 4);
     words.fill(1);

@@ -13,16 +13,17 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 13] = [
+const ARROWS: [(&str, &str, &[&str]); 14] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
+    ("libs/same-host", "same-host", &[]),
     ("libs/telemetry", "telemetry", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
-    ("libs/collective", "collective", &["domain"]),
+    ("libs/collective", "collective", &["same-host", "domain"]),
     ("libs/checkpoint", "checkpoint", &["domain"]),
     ("libs/model", "model", &["collective", "domain"]),
-    ("proto", "proto", &["domain"]),
+    ("proto", "proto", &["same-host", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "domain"]),
     ("embedding-shard", "embedding-shard", &["proto", "checkpoint", "ngram", "telemetry", "domain"]),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "domain"]),

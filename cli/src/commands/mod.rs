@@ -17,6 +17,7 @@ use std::future::Future;
 
 use crate::args::{BenchCommand, Command, DataCommand, NgramCommand};
 use crate::exit::{Failure, Outcome};
+use crate::launcher::siblings::Program;
 use crate::printer::Printer;
 
 /// Runs one command to its end.
@@ -33,7 +34,8 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Ngram(NgramCommand::Size(args)) => ngram::size(args, printer),
         Command::Data(DataCommand::Prepare(args)) => data::prepare(args, printer),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
-        Command::Bench(BenchCommand::Shard(args)) => bench::shard(args, printer),
+        Command::Bench(BenchCommand::Shard(args)) => bench::pass(Program::EmbeddingShard, args, printer),
+        Command::Bench(BenchCommand::Collective(args)) => bench::pass(Program::Collective, args, printer),
         Command::Bench(BenchCommand::Step(args)) => bench_step::run(args, printer),
     }
 }

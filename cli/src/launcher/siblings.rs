@@ -7,6 +7,8 @@ use crate::exit::{Failure, Outcome};
 /// A program that stands beside `polygram`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
+    /// Measures collectives.
+    Collective,
     /// Decides membership, steps and commits.
     Coordinator,
     /// Holds table rows.
@@ -19,6 +21,7 @@ impl Program {
     /// Its file name.
     pub(crate) fn file_name(self) -> &'static str {
         match self {
+            Program::Collective => "polygram-collective",
             Program::Coordinator => "polygram-coordinator",
             Program::EmbeddingShard => "polygram-embedding-shard",
             Program::Worker => "polygram-worker",

@@ -85,9 +85,17 @@ impl LaneIds {
         for (table, column) in (0u32..).zip(columns) {
             let rows = store.rows_of(TableIndex(table));
             let first = table * column.len() as u32;
-            let own = || column.iter().zip(first..).filter(|(id, _)| rows.contains(id));
-            owned.ids.push(own().map(|(id, _)| *id).collect());
-            owned.positions.push(own().map(|(_, position)| position).collect());
+            let (mut ids, mut positions) = (vec![0; column.len()], vec![0; column.len()]);
+            let mut count = 0;
+            // Written always and counted where it belongs: whose a random id is cannot be predicted.
+            for (&id, position) in column.iter().zip(first..) {
+                (ids[count], positions[count]) = (id, position);
+                count += usize::from(rows.contains(&id));
+            }
+            ids.truncate(count);
+            positions.truncate(count);
+            owned.ids.push(ids);
+            owned.positions.push(positions);
         }
         owned
     }

@@ -10,7 +10,7 @@ use memmap2::{Advice, MmapMut};
 
 use crate::numa::prefer_node;
 
-/// Below this the waste of a huge page is larger than its use.
+/// Bytes of a huge page; below this the waste of one is larger than its use.
 const HUGE_BYTES: usize = 2 << 20;
 
 /// Some words; page-aligned.
@@ -26,7 +26,9 @@ impl Region {
         let bytes = words.checked_mul(4).ok_or_else(|| {
             io::Error::new(io::ErrorKind::OutOfMemory, "more words than an address space has")
         })?;
-        let mut map = MmapMut::map_anon(bytes.max(4))?;
+        // Linux begins a mapping on a huge page only where it is a whole number of them.
+        let length = if bytes < HUGE_BYTES { bytes.max(4) } else { bytes.next_multiple_of(HUGE_BYTES) };
+        let mut map = MmapMut::map_anon(length)?;
         if bytes >= HUGE_BYTES
             && let Err(error) = map.advise(Advice::HugePage)
         {

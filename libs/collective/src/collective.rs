@@ -37,11 +37,30 @@ pub trait Collective: Send {
     fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError>;
 
     /// Every rank's bytes, by rank. Lengths may differ.
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let mut received = Vec::new();
+        self.all_gather_into(bytes, &mut received)?;
+        Ok(received)
+    }
+
+    /// [`Collective::all_gather`] into buffers that are used again: `received` becomes W of them. What the system
+    /// needs to give memory for the first time is often more than what the exchange needs.
+    fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError>;
 
     /// Sends `sends[r]` to each rank r and answers what each rank sent to this one, by rank. Lengths may differ,
     /// and may be 0. `sends` has W entries.
-    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError>;
+    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let mut received = Vec::new();
+        self.all_to_all_v_into(sends, &mut received)?;
+        Ok(received)
+    }
+
+    /// [`Collective::all_to_all_v`] into buffers that are used again: `received` becomes W of them.
+    fn all_to_all_v_into(
+        &mut self,
+        sends: &[&[u8]],
+        received: &mut Vec<Vec<u8>>,
+    ) -> Result<(), CollectiveError>;
 
     /// Replaces `bytes` on every rank by those of `root`.
     fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError>;

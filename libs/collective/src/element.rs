@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use polygram_domain::Rank;
+use polygram_same_host::Span;
 
 use crate::call::Op;
 
@@ -48,24 +49,21 @@ pub(crate) enum Side {
     Higher,
 }
 
-/// Adds `others` to `sums` in tree order, `sums` being of side `own`. Answers whether a sum overflowed.
-pub(crate) fn fold<T: Element>(sums: &mut [T], others: &[T], own: Side) -> bool {
+/// Adds `others`, as many values, to `sums` in tree order, `sums` being of side `own`. Answers whether a sum
+/// overflowed.
+pub(crate) fn fold<T: Element>(sums: &mut [T], others: Span<'_>, own: Side) -> bool {
     let mut overflow = false;
     match own {
-        Side::Lower => {
-            for (sum, other) in sums.iter_mut().zip(others) {
-                let (value, over) = T::add(*sum, *other);
-                *sum = value;
-                overflow |= over;
-            }
-        }
-        Side::Higher => {
-            for (sum, other) in sums.iter_mut().zip(others) {
-                let (value, over) = T::add(*other, *sum);
-                *sum = value;
-                overflow |= over;
-            }
-        }
+        Side::Lower => others.zip(sums, |sum, other| {
+            let (value, over) = T::add(*sum, other);
+            *sum = value;
+            overflow |= over;
+        }),
+        Side::Higher => others.zip(sums, |sum, other| {
+            let (value, over) = T::add(other, *sum);
+            *sum = value;
+            overflow |= over;
+        }),
     }
     overflow
 }
@@ -120,9 +118,12 @@ mod tests {
 
     #[test]
     fn overflow_is_seen() {
+        let add = |sums: &mut [u64; 2], others: [u64; 2], side| {
+            fold(sums, bytemuck::cast_slice(&others).into(), side)
+        };
         let mut sums = [1, u64::MAX];
-        assert!(!fold(&mut sums, &[2, 0], Side::Lower));
+        assert!(!add(&mut sums, [2, 0], Side::Lower));
         assert_eq!(sums, [3, u64::MAX]);
-        assert!(fold(&mut sums, &[2, 1], Side::Higher));
+        assert!(add(&mut sums, [2, 1], Side::Higher));
     }
 }

@@ -1,13 +1,15 @@
 //! The algorithms, over any transport.
 //!
-//! Sums follow the binary tree over ranks in two forms with the same bits. Both go through distances 1, 2, 4, …,
+//! Sums follow the binary tree over ranks in three forms with the same bits. The first is one hop: every rank sends
+//! its vector to all others, and all add up the tree. The other two go through distances 1, 2, 4, …,
 //! and at distance d every rank pairs with `rank ^ d`: what the lower one holds is the sum of the left subtree,
 //! what the higher one holds that of the right subtree, and both add lower + higher.
+//! * tiny vectors: one hop; it costs more bytes, and one wait instead of log2 W.
 //! * short vectors: recursive doubling; partners exchange everything, and both have the sum.
-//! * long vectors: recursive halving. The vector is cut into W chunks, and a rank keeps, at distance d, those
-//!   chunks whose index has its own bit d; after the last round rank r holds the sum of chunk r. The chunks then
-//!   travel back through the same pairs in reverse order. Each value is still added by the same tree, only by
-//!   one rank instead of all.
+//! * long vectors: recursive halving, block by block, so that what is summed is still in the caches when it is sent
+//!   on. A block is cut into W chunks, and a rank keeps, at distance d, those chunks whose index has its own bit d;
+//!   after the last round rank r holds the sum of chunk r. The chunks then travel back through the same pairs in
+//!   reverse order. Each value is still added by the same tree, only by one rank instead of all.
 //!
 //! (Rabenseifner's all_reduce, with the halves interleaved instead of contiguous so that the first additions are
 //! between neighbours: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::Rank;
+use polygram_domain::embedding::SameHost;
 
 use crate::abort::AbortHandle;
 use crate::call::{Call, Op};
@@ -26,7 +29,7 @@ use crate::element::{Element, Side, chunk_of, chunks_mut, fold};
 use crate::error::{CollectiveError, Place};
 use crate::link::{Broken, Cause, Incoming, Link, Outgoing, Round};
 use crate::progress::{Progress, Stage};
-use crate::sink::{Fold, Grow, Scatter};
+use crate::sink::{Fold, Grow, Scatter, keep};
 
 mod verdict;
 
@@ -37,9 +40,11 @@ pub struct Options {
     pub group: String,
     /// A call in which for so long not a byte moves has failed.
     pub failure_detection: Duration,
-    /// Vectors of up to so many bytes are summed by recursive doubling, longer ones by recursive halving. The
-    /// bits are the same. Equal on all ranks.
+    /// Vectors of up to so many bytes are summed by recursive doubling (tiny ones in one hop), longer ones by
+    /// recursive halving. The bits are the same. Equal on all ranks.
     pub short_bytes: usize,
+    /// Whether ranks on one host share memory instead of sending bytes through the network stack.
+    pub same_host: SameHost,
     /// The longest message accepted where the sender decides the length (gather, exchange, broadcast).
     pub message_limit_bytes: u64,
 }
@@ -51,15 +56,22 @@ impl Options {
             group: group.into(),
             failure_detection,
             short_bytes: 64 << 10,
+            same_host: SameHost::Auto,
             message_limit_bytes: 16 << 30,
         }
     }
 }
 
+/// The most bytes of a vector, times ranks, that is summed in one hop.
+const TINY_BYTES: usize = 16 << 10;
+/// Bytes that are summed and sent back before the next are touched.
+const BLOCK_BYTES: usize = 2 << 20;
+
 /// Rounds of the halving and of the way back carry numbers of their own, so that ranks that disagree about the
 /// form of a sum find out.
 const HALVING: u16 = 0x100;
 const GATHERING: u16 = 0x200;
+const ONE_HOP: u16 = 0x300;
 
 /// A rank's seat in a group whose ranks are joined by `L`.
 pub struct Group<L: Link> {
@@ -80,6 +92,19 @@ impl<L: Link> Group<L> {
         let abort = AbortHandle::new(link.abort_target());
         let progress = Progress::new(Arc::clone(&name), link.rank(), link.world_size());
         Group { link, name, options, sequence: 0, abort, progress, failed: None }
+    }
+
+    /// The same seat over another link between the same ranks; calls go on being counted.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn map_link<M: Link>(self, change: impl FnOnce(L) -> M) -> Group<M> {
+        let Group { link, options, sequence, failed, .. } = self;
+        Group { sequence, failed, ..Group::over(change(link), options) }
+    }
+
+    /// What the group was told.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Runs `body` as the next call, with everything that surrounds a call.
@@ -127,15 +152,21 @@ impl<L: Link> Group<L> {
     fn sum<T: Element>(&mut self, values: &mut [T]) -> Result<(), CollectiveError> {
         let op = T::ALL_REDUCE;
         self.check_tree(op)?;
-        let short = size_of_val(values) <= self.options.short_bytes;
+        let (bytes, world_size) = (size_of_val(values), self.link.world_size());
+        let short = bytes <= self.options.short_bytes;
+        let tiny = bytes.saturating_mul(world_size as usize) <= TINY_BYTES;
         self.call((op, values.len() as u64, Rank(0)), |seat| {
-            if short {
-                seat.doubling(values)
-            } else {
-                let mut chunks = chunks_mut(values, seat.link.world_size());
-                seat.halving(&mut chunks)?;
-                seat.gathering(&mut chunks)
+            if short && tiny {
+                return seat.one_hop(values);
+            } else if short {
+                return seat.doubling(values);
             }
+            for block in values.chunks_mut(BLOCK_BYTES / size_of::<T>()) {
+                let mut chunks = chunks_mut(block, world_size);
+                seat.halving(&mut chunks)?;
+                seat.gathering(&mut chunks, bytes)?;
+            }
+            Ok(())
         })
     }
 
@@ -176,20 +207,24 @@ impl<L: Link> Collective for Group<L> {
         Ok(own)
     }
 
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
         let limit = self.options.message_limit_bytes;
         let sends = vec![bytes; self.world_size() as usize];
-        self.call((Op::AllGather, 0, Rank(0)), |seat| seat.swap(&sends, limit))
+        self.call((Op::AllGather, 0, Rank(0)), |seat| seat.swap(&sends, received, limit))
     }
 
-    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_to_all_v_into(
+        &mut self,
+        sends: &[&[u8]],
+        received: &mut Vec<Vec<u8>>,
+    ) -> Result<(), CollectiveError> {
         let (op, world_size) = (Op::AllToAllV, self.world_size());
         if sends.len() != world_size as usize {
             let detail = format!("{} buffers to send in a group of {world_size} ranks", sends.len());
             return Err(CollectiveError::Argument { op, detail });
         }
         let limit = self.options.message_limit_bytes;
-        self.call((op, 0, Rank(0)), |seat| seat.swap(sends, limit))
+        self.call((op, 0, Rank(0)), |seat| seat.swap(sends, received, limit))
     }
 
     fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -261,6 +296,44 @@ impl<L: Link> Seat<'_, L> {
         self.link.world_size().trailing_zeros() as u16
     }
 
+    /// Everything to everybody: `values` becomes the sum over all ranks.
+    fn one_hop<T: Element>(&mut self, values: &mut [T]) -> Result<(), Stop> {
+        let (rank, world_size) = (self.link.rank(), self.link.world_size());
+        if world_size == 1 {
+            return Ok(());
+        }
+        let length = values.len();
+        let mut all = vec![T::zeroed(); length * world_size as usize];
+        let mut by_rank: Vec<&mut [T]> = (0..world_size).map(|_| &mut [][..]).collect();
+        let mut rest = all.as_mut_slice();
+        for place in &mut by_rank {
+            (*place, rest) = rest.split_at_mut(length);
+        }
+        by_rank[rank.index()].copy_from_slice(values);
+        let peers = || (0..world_size).map(Rank).filter(|peer| *peer != rank);
+        let send = |to| Outgoing { to, parts: vec![bytemuck::cast_slice(values)] };
+        let sends: Vec<_> = peers().map(send).collect();
+        let others = by_rank.iter_mut().zip(0..).filter(|(_, from)| *from != rank.0);
+        let mut sinks: Vec<_> = others
+            .map(|(place, from)| (Rank(from), Scatter::new(vec![bytemuck::cast_slice_mut(place)])))
+            .collect();
+        let mut receives: Vec<_> =
+            sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
+        self.exchange(ONE_HOP, &sends, &mut receives)?;
+        let mut distance = 1;
+        while distance < by_rank.len() {
+            for pair in by_rank.chunks_mut(2 * distance) {
+                let (lower, higher) = pair.split_at_mut(distance);
+                if fold(lower[0], bytemuck::cast_slice(higher[0]).into(), Side::Lower) {
+                    return Err(Stop::Overflow);
+                }
+            }
+            distance *= 2;
+        }
+        values.copy_from_slice(by_rank[0]);
+        Ok(())
+    }
+
     /// Recursive doubling: `values` becomes the sum over all ranks.
     fn doubling<T: Element>(&mut self, values: &mut [T]) -> Result<(), Stop> {
         let mut theirs = vec![T::zeroed(); values.len()];
@@ -269,7 +342,7 @@ impl<L: Link> Seat<'_, L> {
             let mut sink = Scatter::new(vec![bytemuck::cast_slice_mut(&mut theirs)]);
             let send = Outgoing { to: partner, parts: vec![bytemuck::cast_slice(values)] };
             self.exchange(bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
-            if fold(values, &theirs, side) {
+            if fold(values, bytemuck::cast_slice(&theirs).into(), side) {
                 return Err(Stop::Overflow);
             }
         }
@@ -303,8 +376,9 @@ impl<L: Link> Seat<'_, L> {
         Ok(())
     }
 
-    /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank.
-    fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]]) -> Result<(), Stop> {
+    /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank, in a block of a vector
+    /// of `vector_bytes`.
+    fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]], vector_bytes: usize) -> Result<(), Stop> {
         let rank = self.link.rank().0;
         for bit in (0..self.bits()).rev() {
             let (partner, _) = self.partner(bit);
@@ -317,21 +391,21 @@ impl<L: Link> Seat<'_, L> {
                     take.push(bytemuck::cast_slice_mut(chunk));
                 }
             }
-            let mut sink = Scatter::new(take);
+            let mut sink = Scatter::part_of(if bit == 0 { vector_bytes } else { 0 }, take);
             let send = Outgoing { to: partner, parts: give };
             self.exchange(GATHERING + bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
         }
         Ok(())
     }
 
-    /// Sends `sends[r]` to each rank r, everything at once, and answers what came, by rank.
-    fn swap(&mut self, sends: &[&[u8]], limit: u64) -> Result<Vec<Vec<u8>>, Stop> {
+    /// Sends `sends[r]` to each rank r, everything at once; `received` becomes what came, by rank.
+    fn swap(&mut self, sends: &[&[u8]], received: &mut Vec<Vec<u8>>, limit: u64) -> Result<(), Stop> {
         let rank = self.link.rank();
-        let mut answers = vec![Vec::new(); sends.len()];
-        answers[rank.index()] = sends[rank.index()].to_vec();
+        received.resize_with(sends.len(), Vec::new);
+        keep(sends[rank.index()], &mut received[rank.index()]);
         let peers = || (0..self.link.world_size()).map(Rank).filter(|peer| *peer != rank);
         let outgoing: Vec<_> = peers().map(|to| Outgoing { to, parts: vec![sends[to.index()]] }).collect();
-        let mut sinks: Vec<_> = answers
+        let mut sinks: Vec<_> = received
             .iter_mut()
             .zip(0..)
             .filter(|(_, from)| *from != rank.0)
@@ -339,8 +413,7 @@ impl<L: Link> Seat<'_, L> {
             .collect();
         let mut incoming: Vec<_> =
             sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
-        self.exchange(0, &outgoing, &mut incoming)?;
-        Ok(answers)
+        self.exchange(0, &outgoing, &mut incoming)
     }
 
     /// Down a binomial tree from `root`. Every rank speaks to its parent at once, so that ranks in other calls, or

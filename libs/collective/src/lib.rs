@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`Solo`] | one, alone |
 //! | [`Local`] | threads of this process; faults can be ordered at (rank, sequence) |
-//! | [`Tcp`] | processes, in a full mesh of TCP connections |
+//! | `Nccl` | those, with a GPU each (feature `nccl`) |
+//! | [`Tcp`] | processes, in a full mesh of TCP connections, with shared memory between those of one host |
 //!
 //! `Local` and `Tcp` are the same algorithms ([`Group`]) over two transports ([`link::Link`]).
 //!
@@ -30,6 +31,8 @@ mod error;
 mod group;
 pub mod link;
 mod local;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod progress;
 pub mod sink;
 mod solo;
@@ -43,6 +46,8 @@ pub use element::chunk_of;
 pub use error::{CollectiveError, JoinError, Place};
 pub use group::{Group, Options};
 pub use local::{Fault, InjectedFault, Local, LocalLink};
+#[cfg(feature = "nccl")]
+pub use nccl::{Nccl, NcclError, NcclLink};
 pub use progress::{Progress, RankProgress, Stage};
 pub use solo::Solo;
 pub use tcp::{Bound, Membership, Tcp, TcpLink};

@@ -15,7 +15,6 @@ use crate::group::{Group, Options};
 use crate::link::{
     Broken, Cause, Incoming, Link, Notice, Outgoing, Round, Wanted, abort_notice, check_message,
 };
-use crate::sink::pour;
 
 /// A rank of a group of threads.
 pub type Local = Group<LocalLink>;
@@ -185,6 +184,7 @@ impl LocalLink {
             if round.abort.is_aborted() {
                 return Err(Cause::Aborted);
             }
+            let mut released = false;
             for peer in self.post.peers(self.rank) {
                 let due = receives.iter().position(|receive| receive.from == peer).filter(|at| !done[*at]);
                 let wanted = if due.is_some() { Wanted::Now } else { Wanted::Later };
@@ -194,14 +194,19 @@ impl LocalLink {
                     let sink = &mut receives[at].sink;
                     let begun = sink.begin(payload.len() as u64);
                     begun.map_err(|detail| Cause::Corrupt { peer, detail })?;
-                    pour(&payload, *sink);
+                    sink.absorb(payload.as_slice().into());
                     done[at] = true;
                     moved = Instant::now();
                     board = self.post.board();
+                    released = true;
                 }
             }
             if done.iter().all(|done| *done) {
                 return Ok(());
+            }
+            // Letters may have come meanwhile from ranks that were looked at before, and nobody will ring for them again.
+            if released {
+                continue;
             }
             let left = self.patience.saturating_sub(moved.elapsed());
             if left.is_zero() {

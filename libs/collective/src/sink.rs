@@ -1,7 +1,10 @@
 //! Where the payload of a received message goes: into place, into a growing buffer, or onto a partial sum.
 //!
-//! A transport asks for [`Sink::space`], writes some bytes to its front and reports them with [`Sink::filled`],
-//! so large messages are consumed in pieces that still lie in the cache.
+//! A transport asks for [`Sink::space`], writes some bytes to its front and reports them with [`Sink::filled`], or
+//! shows bytes that lie in memory already to [`Sink::absorb`]. So large messages are consumed in pieces that still
+//! lie in the cache.
+
+use polygram_same_host::Span;
 
 use crate::element::{Element, Side, fold};
 
@@ -18,21 +21,44 @@ pub trait Sink {
 
     /// The first `count` bytes of `space` are the next bytes of the payload.
     fn filled(&mut self, count: usize);
+
+    /// The next bytes of the payload lie in `span`.
+    fn absorb(&mut self, span: Span<'_>) {
+        pour(span, self, |span, space| span.copy_to(space));
+    }
 }
 
-/// Copies `bytes` into `sink`, which has begun.
-pub(crate) fn pour(mut bytes: &[u8], sink: &mut dyn Sink) {
-    while !bytes.is_empty() {
+/// What is longer is read long after it came: it goes past the caches.
+const CACHED_BYTES: usize = 2 << 20;
+
+/// Copies `span` into the space of `sink`, which has begun.
+fn pour(mut span: Span<'_>, sink: &mut (impl Sink + ?Sized), copy: impl Fn(Span<'_>, &mut [u8])) {
+    while !span.is_empty() {
         let space = sink.space();
-        let count = space.len().min(bytes.len());
+        let count = space.len().min(span.len());
         if count == 0 {
             return;
         }
-        let (now, later) = bytes.split_at(count);
-        space[..count].copy_from_slice(now);
+        let (now, later) = span.split_at(count);
+        copy(now, &mut space[..count]);
         sink.filled(count);
-        bytes = later;
+        span = later;
     }
+}
+
+/// Copies `span`, of something of `whole_bytes`, to where it stays.
+fn place(span: Span<'_>, sink: &mut impl Sink, whole_bytes: usize) {
+    if whole_bytes > CACHED_BYTES {
+        pour(span, sink, |span, space| span.stream_to(space));
+    } else {
+        pour(span, sink, |span, space| span.copy_to(space));
+    }
+}
+
+/// `buffer` becomes `bytes`.
+pub(crate) fn keep(bytes: &[u8], buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.extend_from_slice(bytes);
 }
 
 fn exactly(expected: usize, bytes: u64) -> Result<(), String> {
@@ -44,12 +70,19 @@ pub(crate) struct Scatter<'a> {
     parts: Vec<&'a mut [u8]>,
     part: usize,
     offset: usize,
+    /// Bytes of what the parts belong to.
+    whole_bytes: usize,
 }
 
 impl<'a> Scatter<'a> {
     pub(crate) fn new(parts: Vec<&'a mut [u8]>) -> Scatter<'a> {
+        Scatter::part_of(0, parts)
+    }
+
+    /// `parts` belong to something of `whole_bytes`, of which more follows.
+    pub(crate) fn part_of(whole_bytes: usize, parts: Vec<&'a mut [u8]>) -> Scatter<'a> {
         let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        Scatter { parts, part: 0, offset: 0 }
+        Scatter { parts, part: 0, offset: 0, whole_bytes }
     }
 }
 
@@ -75,9 +108,13 @@ impl Sink for Scatter<'_> {
             self.offset = 0;
         }
     }
+
+    fn absorb(&mut self, span: Span<'_>) {
+        place(span, self, self.whole_bytes);
+    }
 }
 
-/// Appends the payload to a buffer whose length was not known before.
+/// Makes a buffer into the payload, whose length was not known before.
 pub(crate) struct Grow<'a> {
     buffer: &'a mut Vec<u8>,
     filled: usize,
@@ -86,9 +123,8 @@ pub(crate) struct Grow<'a> {
 }
 
 impl<'a> Grow<'a> {
-    /// Replaces what `buffer` holds; payloads above `limit` bytes are refused.
+    /// Replaces what `buffer` holds, in the same memory where it has room; payloads above `limit` bytes are refused.
     pub(crate) fn new(buffer: &'a mut Vec<u8>, limit: u64) -> Grow<'a> {
-        buffer.clear();
         Grow { buffer, filled: 0, end: 0, limit }
     }
 }
@@ -99,7 +135,8 @@ impl Sink for Grow<'_> {
             return Err(format!("{bytes} bytes, but messages are limited to {}", self.limit));
         }
         self.end = usize::try_from(bytes).map_err(|_| format!("{bytes} bytes do not fit into memory"))?;
-        let reserved = self.buffer.try_reserve_exact(self.end);
+        self.buffer.truncate(self.end);
+        let reserved = self.buffer.try_reserve_exact(self.end - self.buffer.len());
         reserved.map_err(|error| format!("no memory for {bytes} bytes: {error}"))
     }
 
@@ -113,6 +150,10 @@ impl Sink for Grow<'_> {
 
     fn filled(&mut self, count: usize) {
         self.filled += count;
+    }
+
+    fn absorb(&mut self, span: Span<'_>) {
+        place(span, self, self.end);
     }
 }
 
@@ -131,8 +172,8 @@ pub(crate) struct Fold<'a, T> {
 impl<'a, T: Element> Fold<'a, T> {
     /// `parts` hold partial sums of `side`.
     pub(crate) fn new(parts: Vec<&'a mut [T]>, side: Side) -> Fold<'a, T> {
-        let left_bytes: usize = parts.iter().map(|part| size_of_val(*part)).sum();
-        let window = vec![T::zeroed(); left_bytes.min(PIECE_BYTES) / size_of::<T>()];
+        let left_bytes = parts.iter().map(|part| size_of_val(*part)).sum();
+        let window = Vec::new();
         Fold { parts, part: 0, offset: 0, side, window, held_bytes: 0, left_bytes, overflow: false }
     }
 
@@ -141,13 +182,12 @@ impl<'a, T: Element> Fold<'a, T> {
         self.overflow
     }
 
-    fn flush(&mut self) {
-        let mut values = &self.window[..self.held_bytes / size_of::<T>()];
-        self.held_bytes = 0;
+    /// Adds whole values.
+    fn add(&mut self, mut values: Span<'_>) {
         while let (Some(part), false) = (self.parts.get_mut(self.part), values.is_empty()) {
             let room = &mut part[self.offset..];
-            let count = room.len().min(values.len());
-            let (now, later) = values.split_at(count);
+            let (now, later) = values.split_at(size_of_val(room));
+            let count = now.len() / size_of::<T>();
             self.overflow |= fold(&mut room[..count], now, self.side);
             values = later;
             self.offset += count;
@@ -165,6 +205,9 @@ impl<T: Element> Sink for Fold<'_, T> {
     }
 
     fn space(&mut self) -> &mut [u8] {
+        if self.window.is_empty() {
+            self.window.resize(self.left_bytes.min(PIECE_BYTES) / size_of::<T>(), T::zeroed());
+        }
         let window: &mut [u8] = bytemuck::cast_slice_mut(&mut self.window);
         let end = window.len().min(self.held_bytes + self.left_bytes);
         &mut window[self.held_bytes..end]
@@ -174,7 +217,20 @@ impl<T: Element> Sink for Fold<'_, T> {
         self.held_bytes += count;
         self.left_bytes -= count;
         if self.left_bytes == 0 || self.held_bytes == size_of_val(self.window.as_slice()) {
-            self.flush();
+            let window = std::mem::take(&mut self.window);
+            let held = std::mem::take(&mut self.held_bytes);
+            self.add(Span::from(&bytemuck::cast_slice(&window)[..held]));
+            self.window = window;
+        }
+    }
+
+    fn absorb(&mut self, span: Span<'_>) {
+        let whole = self.held_bytes == 0 && span.len().is_multiple_of(size_of::<T>());
+        if whole && span.len() <= self.left_bytes {
+            self.left_bytes -= span.len();
+            self.add(span);
+        } else {
+            pour(span, self, |span, space| span.copy_to(space));
         }
     }
 }
@@ -204,7 +260,7 @@ mod tests {
 
     fn drip(bytes: &[u8], step: usize, sink: &mut dyn Sink) {
         for piece in bytes.chunks(step) {
-            pour(piece, sink);
+            sink.absorb(piece.into());
         }
         assert!(sink.space().is_empty());
     }

@@ -10,6 +10,7 @@ use crate::call::{Call, Op};
 use crate::collective::Collective;
 use crate::error::{CollectiveError, Place};
 use crate::progress::{Progress, Stage};
+use crate::sink::keep;
 
 /// The only rank of its group: sums are the values themselves, and nothing waits.
 pub struct Solo {
@@ -73,18 +74,26 @@ impl Collective for Solo {
         Ok(0..values.len())
     }
 
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
         self.call(Op::AllGather, 0)?;
-        Ok(vec![bytes.to_vec()])
+        received.resize_with(1, Vec::new);
+        keep(bytes, &mut received[0]);
+        Ok(())
     }
 
-    fn all_to_all_v(&mut self, sends: &[&[u8]]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn all_to_all_v_into(
+        &mut self,
+        sends: &[&[u8]],
+        received: &mut Vec<Vec<u8>>,
+    ) -> Result<(), CollectiveError> {
         let [own] = sends else {
             let detail = format!("{} buffers to send in a group of 1 ranks", sends.len());
             return Err(CollectiveError::Argument { op: Op::AllToAllV, detail });
         };
         self.call(Op::AllToAllV, 0)?;
-        Ok(vec![own.to_vec()])
+        received.resize_with(1, Vec::new);
+        keep(own, &mut received[0]);
+        Ok(())
     }
 
     fn broadcast(&mut self, root: Rank, _bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {

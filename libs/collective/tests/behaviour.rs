@@ -4,7 +4,7 @@ mod suite;
 
 use polygram_collective::Options;
 use proptest::prelude::*;
-use suite::{claims, failures, local, options, solo, sums, tcp};
+use suite::{claims, failures, local, options, shared, solo, sums, tcp};
 
 #[test]
 fn solo_holds() {
@@ -24,6 +24,7 @@ fn local_failures_are_named() {
     for world_size in [1, 2, 3, 4, 8] {
         failures::are_named(local, world_size);
     }
+    failures::silent_ranks_are_named(local, &[2, 3, 4, 8]);
 }
 
 #[test]
@@ -37,6 +38,50 @@ fn tcp_holds() {
 fn tcp_failures_are_named() {
     for world_size in [1, 2, 3, 4, 8] {
         failures::are_named(tcp, world_size);
+    }
+    failures::silent_ranks_are_named(tcp, &[2, 3, 4, 8]);
+}
+
+#[test]
+fn shared_memory_holds() {
+    for world_size in [1, 2, 3, 4, 8] {
+        claims::hold(shared, world_size);
+    }
+}
+
+#[test]
+fn shared_memory_failures_are_named() {
+    for world_size in [1, 2, 3, 4, 8] {
+        failures::are_named(shared, world_size);
+    }
+    failures::silent_ranks_are_named(shared, &[2, 3, 4, 8]);
+}
+
+/// `cargo test --release -p polygram-collective --features nccl -- --ignored`
+#[cfg(feature = "nccl")]
+#[test]
+#[ignore = "needs two GPUs"]
+fn nccl_holds() {
+    claims::hold(suite::nccl, 2);
+    failures::are_named(suite::nccl, 2);
+    failures::silent_ranks_are_named(suite::nccl, &[2]);
+}
+
+/// Without CUDA or NCCL all ranks are told so, and none hangs.
+#[cfg(feature = "nccl")]
+#[test]
+fn nccl_is_refused_everywhere_or_nowhere() {
+    use polygram_collective::NcclError;
+    let ranks = suite::tcp_ranks(2, &options());
+    let refused: Vec<_> = std::thread::scope(|scope| {
+        let joins: Vec<_> =
+            ranks.into_iter().map(|rank| scope.spawn(move || rank.with_nccl(4096).err())).collect();
+        joins.into_iter().map(|join| join.join().unwrap()).collect()
+    });
+    // There is no device of that number; where there is not even a driver, the driver is named.
+    for error in refused {
+        let error = error.expect("no machine has so many devices");
+        assert!(matches!(error, NcclError::Absent { .. } | NcclError::Refused { .. }), "{error}");
     }
 }
 
@@ -55,6 +100,7 @@ proptest! {
         sums::reduces(local, 1 << ranks_log2, &options, (seed, length));
         if ranks_log2 < 3 {
             sums::reduces(tcp, 1 << ranks_log2, &options, (seed, length));
+            sums::reduces(shared, 1 << ranks_log2, &options, (seed, length));
         }
     }
 }

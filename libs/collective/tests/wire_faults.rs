@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use polygram_collective::{Collective, CollectiveError, Options, Tcp};
 use polygram_domain::Rank;
+use polygram_domain::embedding::SameHost;
 use suite::{any_port, fresh_seed, impatient, on_all, options, tcp_joins, tcp_ranks, words};
 
 /// What the relay does to the bytes from rank 1 to rank 0, counted from the connection's first.
@@ -151,7 +152,13 @@ fn a_connection_that_stalls_in_the_middle_times_out() {
 /// A peer that dies while others send to it and wait for it: everybody fails soon, and names it.
 #[test]
 fn a_peer_dropped_in_the_middle_of_a_call_is_named() {
-    let mut ranks = tcp_ranks(4, &options());
+    for same_host in [SameHost::Tcp, SameHost::Auto] {
+        dropped_in_the_middle(&Options { same_host, ..options() });
+    }
+}
+
+fn dropped_in_the_middle(options: &Options) {
+    let mut ranks = tcp_ranks(4, options);
     let dropped = ranks.pop().unwrap();
     let waiting: Vec<_> = ranks.iter().map(|rank| rank.progress()).collect();
     let begun = Instant::now();
@@ -175,7 +182,13 @@ fn a_peer_dropped_in_the_middle_of_a_call_is_named() {
 /// A peer that is alive but takes nothing: the sender times out instead of filling memory.
 #[test]
 fn a_peer_that_reads_nothing_times_out() {
-    let mut seats = suite::boxed(tcp_ranks(2, &impatient()));
+    for same_host in [SameHost::Tcp, SameHost::Auto] {
+        reads_nothing(&Options { same_host, ..impatient() });
+    }
+}
+
+fn reads_nothing(options: &Options) {
+    let mut seats = suite::boxed(tcp_ranks(2, options));
     let big = vec![7; 64 << 20];
     let outcomes = on_all(&mut seats, |seat| match seat.rank() {
         Rank(0) => seat.broadcast(Rank(0), &mut big.clone()),

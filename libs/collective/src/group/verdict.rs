@@ -16,6 +16,9 @@ use crate::progress::RankProgress;
 
 /// The most time spent listening to peers after nothing was heard for `failure_detection`.
 const GRACE: Duration = Duration::from_secs(1);
+/// The most time spent listening to peers after one was lost. Who hears of a failure in the middle of a message cuts it,
+/// and is lost to the receiver because of a failure that is somebody else's; that one has told all before.
+const LOST_GRACE: Duration = Duration::from_millis(100);
 
 /// Tells the peers, and answers the error that this rank's caller gets.
 pub(super) fn reach<L: Link>(
@@ -45,7 +48,16 @@ pub(super) fn reach<L: Link>(
             let reason = seat.round.abort.reason().unwrap_or_default();
             CollectiveError::Aborted { place, reason, waiting: waiting.clone() }
         }
-        Cause::Lost { peer, detail } => CollectiveError::PeerLost { place, peer, detail },
+        Cause::Lost { peer, detail } => {
+            let notices = seat.link.gather_notices(LOST_GRACE.min(failure_detection / 4));
+            let other = |notice: &Notice| notice.origin != peer && notice.suspect != Some(peer);
+            let first = notices.into_iter().map(|(_, notice)| notice);
+            if let Some(notice) = first.filter(other).find(|notice| notice.kind == NoticeKind::Failure) {
+                seat.link.announce(&Notice { waiting, ..notice.clone() });
+                return peer_failed(place, notice);
+            }
+            CollectiveError::PeerLost { place, peer, detail }
+        }
         Cause::Mismatch { peer, theirs } => CollectiveError::Mismatch { place, peer, theirs },
         Cause::Corrupt { peer, detail } => CollectiveError::Corrupt { place, peer, detail },
         Cause::Injected => CollectiveError::Injected { place },

@@ -3,11 +3,12 @@
 //! ```text
 //! magic u32 | body bytes u32 | body | CRC32C of the body u32
 //! hello body: schema u32 | generation u64 | sender u32 | receiver u32 | world size u32 | short bytes u64 | run | group
-//! reply body: accepted u8 | sender u32 | reason
+//! reply body: refused 0, accepted 1, accepted with an offer 2 u8 | sender u32 | reason | offer, 16 u32
 //! ```
 //! Integers are little-endian; a text is a u16 length and UTF-8. The schema version comes first and never moves.
 
 use polygram_domain::{Generation, Rank};
+use polygram_same_host::{OFFER_WORDS, Offer};
 
 use super::Membership;
 use crate::group::Options;
@@ -149,23 +150,39 @@ impl Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) sender: Rank,
-    /// Accepted, or the reason for refusing.
-    pub(super) verdict: Result<(), String>,
+    /// Accepted, perhaps with an offer to share memory, or the reason for refusing.
+    pub(super) verdict: Result<Option<Offer>, String>,
 }
 
 impl Reply {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = vec![u8::from(self.verdict.is_ok())];
+        let (code, reason, offer) = match &self.verdict {
+            Err(reason) => (0, reason.as_str(), None),
+            Ok(offer) => (1 + u8::from(offer.is_some()), "", *offer),
+        };
+        let mut body = vec![code];
         body.extend_from_slice(&self.sender.0.to_le_bytes());
-        put_text(&mut body, self.verdict.as_ref().err().map_or("", String::as_str));
+        put_text(&mut body, reason);
+        body.extend(offer.iter().flat_map(Offer::encode).flat_map(u32::to_le_bytes));
         Words::Reply.frame(&body)
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Reply, String> {
         let mut fields = Fields { bytes: Words::Reply.body(bytes)? };
-        let (accepted, sender) = (fields.u8()?, Rank(fields.u32()?));
+        let (code, sender) = (fields.u8()?, Rank(fields.u32()?));
         let reason = fields.text()?;
-        Ok(Reply { sender, verdict: if accepted == 1 { Ok(()) } else { Err(reason) } })
+        let verdict = match code {
+            1 => Ok(None),
+            2 => {
+                let mut words = [0; OFFER_WORDS];
+                for word in &mut words {
+                    *word = fields.u32()?;
+                }
+                Ok(Some(Offer::decode(&words)))
+            }
+            _ => Err(reason),
+        };
+        Ok(Reply { sender, verdict })
     }
 }
 
@@ -189,7 +206,8 @@ mod tests {
         assert_eq!(Words::Hello.missing(&bytes[..3]).unwrap(), 5);
         assert_eq!(Words::Hello.missing(&bytes[..20]).unwrap(), bytes.len() - 20);
         assert_eq!(Hello::decode(&bytes, hello().member.schema).unwrap(), hello());
-        for verdict in [Ok(()), Err("no".to_string())] {
+        let offer = Offer::decode(&std::array::from_fn(|index| index as u32));
+        for verdict in [Ok(None), Ok(Some(offer)), Err("no".to_string())] {
             let reply = Reply { sender: Rank(7), verdict };
             assert_eq!(Reply::decode(&reply.encode()).unwrap(), reply);
         }

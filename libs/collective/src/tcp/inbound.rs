@@ -26,6 +26,42 @@ pub(super) enum Want<'a, 'b> {
     Notices(&'b mut Discard),
 }
 
+impl Want<'_, '_> {
+    /// Where a payload goes, if it is wanted.
+    pub(super) fn sink(&mut self) -> Option<&mut dyn Sink> {
+        match self {
+            Want::Now(_, sink) => Some(&mut **sink),
+            Want::Notices(sink) => Some(&mut **sink),
+            Want::Later(_) => None,
+        }
+    }
+
+    /// The call that this rank is in, unless nothing but notices matters.
+    pub(super) fn round(&self) -> Option<&Round<'_>> {
+        match self {
+            Want::Now(round, _) | Want::Later(round) => Some(round),
+            Want::Notices(_) => None,
+        }
+    }
+
+    /// Whether a message of `peer` is due; its sink has then begun. The error is why it may not come at all.
+    pub(super) fn admits(
+        &mut self,
+        peer: Rank,
+        message: (Call, u16),
+        payload_bytes: u64,
+    ) -> Result<bool, Cause> {
+        match self {
+            Want::Now(round, _) => check_message(round, peer, message, Wanted::Now)?,
+            Want::Later(round) => check_message(round, peer, message, Wanted::Later)?,
+            Want::Notices(_) => {}
+        }
+        let Some(sink) = self.sink() else { return Ok(false) };
+        sink.begin(payload_bytes).map_err(|detail| Cause::Corrupt { peer, detail })?;
+        Ok(true)
+    }
+}
+
 /// How far a peer's message came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
@@ -77,6 +113,19 @@ impl Inbound {
         matches!(self.state, State::Between)
     }
 
+    /// Why nothing more will come, if that is so.
+    pub(super) fn end(&self) -> Option<&str> {
+        match &self.state {
+            State::Closed(detail) => Some(detail),
+            _ => None,
+        }
+    }
+
+    /// Whether bytes behind the last message have been read, but not looked at.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.is_between() && self.start < self.end
+    }
+
     /// Takes apart what has come, reading at most once from `socket`.
     pub(super) fn advance(&mut self, socket: &TcpStream, want: &mut Want<'_, '_>) -> Result<Arrival, Cause> {
         let mut read = false;
@@ -120,20 +169,9 @@ impl Inbound {
                     }
                 }
                 State::Announced { call, number, payload_bytes } => {
-                    let peer = self.peer;
-                    let message = (call, number);
-                    let sink: &mut dyn Sink = match want {
-                        Want::Now(round, sink) => {
-                            check_message(round, peer, message, Wanted::Now)?;
-                            &mut **sink
-                        }
-                        Want::Later(round) => {
-                            check_message(round, peer, message, Wanted::Later)?;
-                            return Ok(Some(Arrival::Held));
-                        }
-                        Want::Notices(sink) => *sink,
-                    };
-                    sink.begin(payload_bytes).map_err(|detail| Cause::Corrupt { peer, detail })?;
+                    if !want.admits(self.peer, (call, number), payload_bytes)? {
+                        return Ok(Some(Arrival::Held));
+                    }
                     if payload_bytes == 0 {
                         self.state = State::Between;
                         return Ok(Some(Arrival::Complete));
@@ -190,7 +228,7 @@ impl Inbound {
         }
         match content {
             Content::Message { call, round: number } => {
-                if let Want::Now(round, _) | Want::Later(round) = want {
+                if let Some(round) = want.round() {
                     round.progress.heard(self.peer, call);
                 }
                 self.start += HEADER_BYTES;
@@ -214,7 +252,7 @@ impl Inbound {
 
     /// Moves payload from the buffer into the sink.
     fn take_payload(&mut self, want: &mut Want<'_, '_>) {
-        let (State::Payload { left, crc }, Some(sink)) = (&mut self.state, sink_of(want)) else {
+        let (State::Payload { left, crc }, Some(sink)) = (&mut self.state, want.sink()) else {
             return;
         };
         let space = sink.space();
@@ -233,7 +271,7 @@ impl Inbound {
             self.end -= self.start;
             self.start = 0;
         }
-        if let (State::Payload { left, crc }, Some(sink)) = (&mut self.state, sink_of(want)) {
+        if let (State::Payload { left, crc }, Some(sink)) = (&mut self.state, want.sink()) {
             let space = sink.space();
             let room = space.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
             let space = &mut space[..room];
@@ -249,14 +287,5 @@ impl Inbound {
         let read = socket.read(&mut self.buffer[self.end..])?;
         self.end += read;
         Ok(read)
-    }
-}
-
-/// Where a payload goes, if it is wanted.
-fn sink_of<'a>(want: &'a mut Want<'_, '_>) -> Option<&'a mut dyn Sink> {
-    match want {
-        Want::Now(_, sink) => Some(&mut **sink),
-        Want::Notices(sink) => Some(&mut **sink),
-        Want::Later(_) => None,
     }
 }

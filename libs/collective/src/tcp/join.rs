@@ -1,4 +1,5 @@
-//! Forming the mesh: dial the lower ranks, be dialled by the higher ones, all before one deadline.
+//! Forming the mesh: dial the lower ranks, be dialled by the higher ones, share memory with those on this host, all
+//! before one deadline.
 //!
 //! Nobody waits in a circle: rank 0 dials nobody and so answers at once, rank 1 then gets its answer and answers
 //! in turn, and so on. Strangers (another run, a port scanner) are refused or ignored, and hold nobody up.
@@ -9,11 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use polygram_domain::Rank;
+use polygram_domain::embedding::SameHost;
+use polygram_same_host::Offer;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Membership;
 use super::handshake::{Hello, NAME_LIMIT, Reply, Words};
 use super::link::timespec;
+use super::meet::{self, Ends, Guest, Meeting};
 use crate::error::JoinError;
 use crate::group::Options;
 
@@ -29,8 +33,16 @@ struct Joining<'a> {
     member: &'a Membership,
     addresses: &'a [SocketAddr],
     options: &'a Options,
+    /// Where the higher ranks may come for memory.
+    meeting: Option<Meeting>,
     begun: Instant,
     deadline: Duration,
+}
+
+/// A connection to another rank, and the rings that may go with it.
+pub(super) struct Joined {
+    pub(super) socket: TcpStream,
+    pub(super) ends: Option<Ends>,
 }
 
 /// Connections to all other ranks, by rank.
@@ -40,7 +52,7 @@ pub(super) fn mesh(
     addresses: &[SocketAddr],
     options: &Options,
     deadline: Duration,
-) -> Result<Vec<Option<TcpStream>>, JoinError> {
+) -> Result<Vec<Option<Joined>>, JoinError> {
     let refuse = |detail| Err(JoinError::Argument { group: options.group.clone(), detail });
     if member.rank.index() >= addresses.len() {
         return refuse(format!("rank {} with {} addresses", member.rank, addresses.len()));
@@ -48,14 +60,27 @@ pub(super) fn mesh(
     if member.run.len() > NAME_LIMIT || options.group.len() > NAME_LIMIT {
         return refuse(format!("the names of run and group may have {NAME_LIMIT} bytes each"));
     }
-    let joining = Joining { member, addresses, options, begun: Instant::now(), deadline };
+    let is_last = member.rank.index() + 1 == addresses.len();
+    let meeting = match options.same_host {
+        SameHost::Auto if !is_last => Meeting::open()
+            .inspect_err(|error| tracing::info!(%error, "no memory is offered to other ranks"))
+            .ok(),
+        SameHost::Auto | SameHost::Tcp => None,
+    };
+    let joining = Joining { member, addresses, options, meeting, begun: Instant::now(), deadline };
     let mut sockets = Vec::with_capacity(addresses.len());
+    let mut offers = Vec::with_capacity(addresses.len());
     for peer in 0..member.rank.0 {
-        sockets.push(Some(joining.dial(Rank(peer))?));
+        let (socket, offer) = joining.dial(Rank(peer))?;
+        sockets.push(Some(socket));
+        offers.push(offer);
     }
     sockets.resize_with(addresses.len(), || None);
     joining.answer(&listener, &mut sockets)?;
-    Ok(sockets)
+    let mut ends = joining.take_up(&offers, &sockets)?;
+    ends.extend(joining.hand_out(&sockets)?);
+    let joined = sockets.into_iter().zip(ends);
+    Ok(joined.map(|(socket, ends)| socket.map(|socket| Joined { socket, ends })).collect())
 }
 
 /// Why an attempt to join a peer did not succeed.
@@ -73,11 +98,11 @@ impl Joining<'_> {
         self.deadline.saturating_sub(self.begun.elapsed())
     }
 
-    fn dial(&self, peer: Rank) -> Result<TcpStream, JoinError> {
+    fn dial(&self, peer: Rank) -> Result<(TcpStream, Option<Offer>), JoinError> {
         let (rank, address) = (self.member.rank, self.addresses[peer.index()]);
         loop {
             match self.attempt(peer, address) {
-                Ok(socket) => return Ok(socket),
+                Ok(joined) => return Ok(joined),
                 Err(Attempt::Refused(reason)) => {
                     return Err(JoinError::Refused { rank, peer, address, reason });
                 }
@@ -90,7 +115,7 @@ impl Joining<'_> {
         }
     }
 
-    fn attempt(&self, peer: Rank, address: SocketAddr) -> Result<TcpStream, Attempt> {
+    fn attempt(&self, peer: Rank, address: SocketAddr) -> Result<(TcpStream, Option<Offer>), Attempt> {
         let failed = |error: io::Error| Attempt::Failed(error.to_string());
         let time = self.left().min(ATTEMPT).max(RETRY);
         let mut socket = TcpStream::connect_timeout(&address, time).map_err(failed)?;
@@ -119,9 +144,9 @@ impl Joining<'_> {
             bytes.truncate(known + count);
         }
         let reply = Reply::decode(&bytes).map_err(Attempt::Refused)?;
-        reply.verdict.map_err(Attempt::Refused)?;
+        let offer = reply.verdict.map_err(Attempt::Refused)?;
         if reply.sender == peer {
-            Ok(socket)
+            Ok((socket, offer))
         } else {
             Err(Attempt::Refused(format!("rank {} answers there", reply.sender)))
         }
@@ -173,6 +198,51 @@ impl Joining<'_> {
         }
     }
 
+    /// Takes up the lower ranks' offers, by rank, and tells them so. No rings where there was none, or none that
+    /// this rank can use.
+    fn take_up(
+        &self,
+        offers: &[Option<Offer>],
+        sockets: &[Option<TcpStream>],
+    ) -> Result<Vec<Option<Ends>>, JoinError> {
+        let take = |(peer, (offer, socket)): (u32, (&Option<Offer>, &Option<TcpStream>))| {
+            let (Some(offer), Some(mut socket)) = (offer, socket.as_ref()) else { return Ok(None) };
+            let ends = match self.options.same_host {
+                SameHost::Auto => meet::accept(offer, self.member.rank, self.left())
+                    .inspect_err(|error| tracing::info!(peer, %error, "no memory is shared with a rank"))
+                    .ok(),
+                SameHost::Tcp => None,
+            };
+            socket.write_all(&[u8::from(ends.is_some())]).map_err(|source| JoinError::Io {
+                rank: self.member.rank,
+                doing: "telling a rank whether memory is shared",
+                source,
+            })?;
+            Ok(ends)
+        };
+        (0..).zip(offers.iter().zip(sockets)).map(take).collect()
+    }
+
+    /// Hands rings to the higher ranks that want them: what this rank and all higher ones have.
+    fn hand_out(&self, sockets: &[Option<TcpStream>]) -> Result<Vec<Option<Ends>>, JoinError> {
+        let rank = self.member.rank;
+        let guests = (0..).map(Rank).zip(sockets).skip(rank.index() + 1);
+        let guest = |(rank, socket)| Guest { rank, socket, ends: None, decided: self.meeting.is_none() };
+        let mut guests: Vec<Guest<'_>> =
+            guests.filter_map(|(rank, socket)| Some(guest((rank, socket.as_ref()?)))).collect();
+        while let (Some(meeting), true) = (&self.meeting, guests.iter().any(|guest| !guest.decided)) {
+            let left = self.left();
+            if left.is_zero() {
+                let missing = guests.iter().filter(|guest| !guest.decided).map(|guest| guest.rank).collect();
+                let refused = "; it did not say whether it shares memory".to_string();
+                return Err(JoinError::Missing { rank, missing, waited: self.begun.elapsed(), refused });
+            }
+            let served = meeting.serve(&mut guests, left);
+            served.map_err(|source| JoinError::Io { rank, doing: "sharing memory", source })?;
+        }
+        Ok(std::iter::once(None).chain(guests.into_iter().map(|guest| guest.ends)).collect())
+    }
+
     fn judge(&self, mut greeting: Greeting, sockets: &mut [Option<TcpStream>], refusals: &mut Vec<String>) {
         let verdict = Hello::decode(&greeting.bytes, self.member.schema).and_then(|hello| {
             hello.check(&self.hello(hello.member.rank))?;
@@ -184,7 +254,8 @@ impl Joining<'_> {
         match verdict {
             Err(reason) => self.refuse(greeting, reason, refusals),
             Ok(peer) => {
-                let reply = Reply { sender: self.member.rank, verdict: Ok(()) };
+                let offer = self.meeting.as_ref().map(|meeting| meeting.offer);
+                let reply = Reply { sender: self.member.rank, verdict: Ok(offer) };
                 match greeting.socket.write_all(&reply.encode()) {
                     Ok(()) => sockets[peer.index()] = Some(greeting.socket),
                     // It will try again.

@@ -11,11 +11,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Membership;
 use super::inbound::{Arrival, Inbound, Want};
-use super::outbound::{Outbound, payload_bytes};
+use super::join::Joined;
+use super::outbound::{Outbound, payload_bytes, socket_frame_bytes};
+use super::ring::{RingIn, RingOut, Rings, ring_frame_bytes};
 use crate::abort::AbortTarget;
 use crate::link::{Broken, Cause, Incoming, Link, Notice, Outgoing, Round, abort_notice};
 use crate::sink::Discard;
 use crate::wire::{Content, Header, notice_frame};
+
+/// After the last byte a rank looks for more without rest for so long, as another core may be about to write it,
+const SPIN: Duration = Duration::from_micros(3);
+/// then lets others run between its looks, and after so long sleeps.
+const YIELD: Duration = Duration::from_micros(60);
 
 /// The connections of one rank, shared with its abort handles.
 struct Mesh {
@@ -45,10 +52,26 @@ impl Mesh {
     }
 }
 
+/// What comes from one peer and how it is reached.
+struct Peer {
+    /// What comes over its socket: everything, or what rings do not carry.
+    inbound: Inbound,
+    rings: Option<Rings>,
+    /// How its socket ended, where there are rings: what it wrote into them before comes first.
+    ended: Option<Cause>,
+}
+
+impl Peer {
+    /// Whether nothing of its next message has come, as far as is known.
+    fn is_silent(&self) -> bool {
+        self.rings.as_ref().map_or(self.inbound.is_silent(), |rings| rings.from.is_between())
+    }
+}
+
 /// All connections of one rank.
 pub struct TcpLink {
     mesh: Arc<Mesh>,
-    inbound: Vec<Option<Inbound>>,
+    peers: Vec<Option<Peer>>,
     /// Peers that have the beginning of a message whose end will not come: nothing more can be told to them.
     cut: Vec<bool>,
     /// The other end of [`Mesh::alarm`].
@@ -58,7 +81,7 @@ pub struct TcpLink {
 
 impl TcpLink {
     pub(super) fn new(
-        sockets: Vec<Option<TcpStream>>,
+        joined: Vec<Option<Joined>>,
         member: &Membership,
         patience: Duration,
     ) -> io::Result<TcpLink> {
@@ -66,12 +89,45 @@ impl TcpLink {
         alarm.set_nonblocking(true)?;
         bell.set_nonblocking(true)?;
         let generation = member.generation;
-        let inbound = (0..).map(Rank).zip(&sockets);
-        let inbound = inbound.map(|(peer, socket)| socket.as_ref().map(|_| Inbound::new(peer, generation)));
-        let inbound = inbound.collect();
+        let (mut sockets, mut peers) = (Vec::new(), Vec::new());
+        for (peer, joined) in (0..).map(Rank).zip(joined) {
+            let Some(Joined { socket, ends }) = joined else {
+                sockets.push(None);
+                peers.push(None);
+                continue;
+            };
+            let rings = match ends {
+                None => None,
+                Some((from, to)) => {
+                    Some(Rings { from: RingIn::open(from, peer, generation)?, to: RingOut::open(to)? })
+                }
+            };
+            sockets.push(Some(socket));
+            peers.push(Some(Peer { inbound: Inbound::new(peer, generation), rings, ended: None }));
+        }
         let cut = vec![false; sockets.len()];
         let mesh = Arc::new(Mesh { rank: member.rank, generation, sockets, alarm: bell });
-        Ok(TcpLink { mesh, inbound, cut, alarm, patience })
+        Ok(TcpLink { mesh, peers, cut, alarm, patience })
+    }
+
+    /// The longest wait in which nothing moves.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Looks, without waiting, whether a peer has failed or is in another call.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn glance(&mut self, round: &Round<'_>) -> Result<(), Cause> {
+        let traffic = Traffic { round, sends: Vec::new(), receives: &mut [], done: Vec::new() };
+        for peer in self.wait(&traffic, Duration::ZERO)? {
+            self.look_ahead(&traffic, peer)?;
+        }
+        self.check_idle(&traffic)
+    }
+
+    fn rings(&mut self, peer: Rank) -> Option<&mut Rings> {
+        self.peers[peer.index()].as_mut()?.rings.as_mut()
     }
 }
 
@@ -113,17 +169,20 @@ impl Link for TcpLink {
         sends: &[Outgoing<'_>],
         receives: &mut [Incoming<'_>],
     ) -> Result<(), Broken> {
-        let outbound = |send| {
-            let content = Content::Message { call: round.call, round: round.number };
-            let (generation, sender) = (self.mesh.generation, self.mesh.rank);
+        let content = Content::Message { call: round.call, round: round.number };
+        let (generation, sender) = (self.mesh.generation, self.mesh.rank);
+        let shared: Vec<bool> = sends.iter().map(|send| self.rings(send.to).is_some()).collect();
+        let outbound = |(send, shared)| {
             let payload_bytes = payload_bytes(send) as u64;
-            Outbound::new(&Header { generation, sender, payload_bytes, content }, send)
+            let header = Header { generation, sender, payload_bytes, content };
+            Outbound::new(&header, send, if shared { ring_frame_bytes } else { socket_frame_bytes })
         };
+        let outbound = sends.iter().zip(shared).map(outbound).collect();
         let done = vec![false; receives.len()];
-        let mut traffic = Traffic { round, sends: sends.iter().map(outbound).collect(), receives, done };
+        let mut traffic = Traffic { round, sends: outbound, receives, done };
         self.run(&mut traffic).map_err(|cause| {
             for send in traffic.sends.iter().filter(|send| send.is_cut()) {
-                self.cut[send.to.index()] = true;
+                self.cut[send.to.index()] = self.rings(send.to).is_none();
             }
             Broken { cause, waiting: self.waiting(&traffic) }
         })
@@ -136,7 +195,7 @@ impl Link for TcpLink {
     fn gather_notices(&mut self, grace: Duration) -> Vec<(Rank, Notice)> {
         let begun = Instant::now();
         let mut notices = Vec::new();
-        let mut discard: Vec<Discard> = self.inbound.iter().map(|_| Discard::default()).collect();
+        let mut discard: Vec<Discard> = self.peers.iter().map(|_| Discard::default()).collect();
         loop {
             let mut open = Vec::new();
             for peer in (0..self.world_size()).map(Rank) {
@@ -146,7 +205,7 @@ impl Link for TcpLink {
                     Err(Cause::Told { sender, notice }) => notices.push((sender, notice)),
                     Err(cause) => {
                         tracing::debug!(%peer, ?cause, "a peer's last words could not be read");
-                        self.inbound[peer.index()] = None;
+                        self.peers[peer.index()] = None;
                     }
                 }
             }
@@ -192,19 +251,30 @@ impl TcpLink {
             if traffic.is_done() {
                 return Ok(());
             }
-            let left = self.patience.saturating_sub(moved.elapsed());
-            if left.is_zero() {
+            self.check_idle(traffic)?;
+            let waited = moved.elapsed();
+            if waited < SPIN {
+                std::hint::spin_loop();
+            } else if waited < YIELD {
+                std::thread::yield_now();
+            } else if waited < self.patience {
+                readable = self.wait(traffic, self.patience - waited)?;
+            } else {
                 return Err(Cause::Silent);
             }
-            readable = self.wait(traffic, left)?;
         }
     }
 
-    /// Gives every socket a piece of what is to be sent; whether any took something.
+    /// Gives every peer a piece of what is to be sent; whether any took something.
     fn send(&mut self, traffic: &mut Traffic<'_, '_>) -> Result<bool, Cause> {
         let mut moved = false;
         for send in traffic.sends.iter_mut().filter(|send| !send.is_done()) {
             let peer = send.to;
+            if let Some(rings) = self.rings(peer) {
+                let wrote = rings.to.write(send);
+                moved |= wrote.map_err(|error| Cause::Corrupt { peer, detail: error.to_string() })?;
+                continue;
+            }
             let Some(socket) = self.mesh.sockets[peer.index()].as_ref() else { continue };
             match send.write(socket) {
                 Ok(took) => moved |= took,
@@ -220,10 +290,15 @@ impl TcpLink {
         for (receive, done) in traffic.receives.iter_mut().zip(&mut traffic.done).filter(|(_, done)| !**done)
         {
             let at = receive.from.index();
-            let (Some(socket), Some(inbound)) = (&self.mesh.sockets[at], &mut self.inbound[at]) else {
+            let (Some(socket), Some(peer)) = (&self.mesh.sockets[at], &mut self.peers[at]) else {
                 continue;
             };
-            match inbound.advance(socket, &mut Want::Now(traffic.round, receive.sink))? {
+            let mut want = Want::Now(traffic.round, receive.sink);
+            let arrival = match &mut peer.rings {
+                Some(rings) => rings.from.advance(&mut want)?,
+                None => peer.inbound.advance(socket, &mut want)?,
+            };
+            match arrival {
                 Arrival::Complete => {
                     *done = true;
                     moved = true;
@@ -235,47 +310,123 @@ impl TcpLink {
         Ok(moved)
     }
 
-    /// Reads the header of a message that is not due, or the notice of a failure.
-    fn look_ahead(&mut self, traffic: &Traffic<'_, '_>, peer: Rank) -> Result<(), Cause> {
-        let (socket, inbound) = (&self.mesh.sockets[peer.index()], &mut self.inbound[peer.index()]);
-        let (Some(socket), Some(inbound)) = (socket, inbound) else { return Ok(()) };
-        if !traffic.is_due(peer) && inbound.is_between() {
-            inbound.advance(socket, &mut Want::Later(traffic.round))?;
+    /// Nothing moves: looks at messages that are not due, in rings or already read, and at peers that have ended with
+    /// nothing left of theirs to read.
+    fn check_idle(&mut self, traffic: &Traffic<'_, '_>) -> Result<(), Cause> {
+        for rank in (0..self.world_size()).map(Rank) {
+            let Some(peer) = &mut self.peers[rank.index()] else { continue };
+            let due = traffic.is_due(rank);
+            let Some(rings) = &mut peer.rings else {
+                if peer.inbound.is_ahead() {
+                    self.look_ahead(traffic, rank)?;
+                }
+                continue;
+            };
+            if !due && rings.from.is_between() {
+                rings.from.advance(&mut Want::Later(traffic.round))?;
+            }
+            let told = matches!(peer.ended, Some(Cause::Told { .. })) && rings.from.is_between();
+            if (told || due || traffic.is_unsent(rank))
+                && let Some(cause) = peer.ended.take()
+            {
+                return Err(cause);
+            }
         }
         Ok(())
     }
 
-    /// Sleeps until a socket has something to give or room to take, or the alarm rings. Answers the ranks that
-    /// have something to say.
-    fn wait(&self, traffic: &Traffic<'_, '_>, time: Duration) -> Result<Vec<Rank>, Cause> {
+    /// Reads the header of a message that is not due, or the notice of a failure.
+    fn look_ahead(&mut self, traffic: &Traffic<'_, '_>, rank: Rank) -> Result<(), Cause> {
+        let (socket, peer) = (&self.mesh.sockets[rank.index()], &mut self.peers[rank.index()]);
+        let (Some(socket), Some(peer)) = (socket, peer) else { return Ok(()) };
+        if !peer.inbound.is_between() || (peer.rings.is_none() && traffic.is_due(rank)) {
+            return Ok(());
+        }
+        let heard = peer.inbound.advance(socket, &mut Want::Later(traffic.round));
+        match heard {
+            Err(cause @ Cause::Told { .. }) if peer.rings.is_some() => peer.ended = Some(cause),
+            Err(cause) => return Err(cause),
+            Ok(_) => {}
+        }
+        if let (Some(detail), Some(_), None) = (peer.inbound.end(), &peer.rings, &peer.ended) {
+            peer.ended = Some(Cause::Lost { peer: rank, detail: detail.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until a socket or ring has something to give or room to take, or the alarm rings. Answers the ranks
+    /// whose sockets have something to say.
+    fn wait(&mut self, traffic: &Traffic<'_, '_>, time: Duration) -> Result<Vec<Rank>, Cause> {
+        if !self.rest(traffic)? {
+            self.rise();
+            return Ok(Vec::new());
+        }
         let mut polled = vec![PollFd::new(&self.alarm, PollFlags::IN)];
-        let mut peers = Vec::with_capacity(self.inbound.len());
-        for (peer, (socket, inbound)) in (0..).map(Rank).zip(self.mesh.sockets.iter().zip(&self.inbound)) {
-            let (Some(socket), Some(inbound)) = (socket, inbound) else { continue };
+        let mut sources = Vec::with_capacity(3 * self.peers.len());
+        for (rank, (socket, peer)) in (0..).map(Rank).zip(self.mesh.sockets.iter().zip(&self.peers)) {
+            let (Some(socket), Some(peer)) = (socket, peer) else { continue };
             let mut flags = PollFlags::empty();
-            if traffic.is_due(peer) || inbound.is_between() {
+            if peer.inbound.is_between() || (peer.rings.is_none() && traffic.is_due(rank)) {
                 flags |= PollFlags::IN;
             }
-            if traffic.is_unsent(peer) {
+            if peer.rings.is_none() && traffic.is_unsent(rank) {
                 flags |= PollFlags::OUT;
             }
             if !flags.is_empty() {
                 polled.push(PollFd::new(socket, flags));
-                peers.push(peer);
+                sources.push((rank, Source::Socket));
+            }
+            let Some(rings) = &peer.rings else { continue };
+            let bells = [(&rings.from.bell, Source::From), (&rings.to.bell, Source::To)];
+            for (bell, source) in bells.into_iter().filter(|(bell, _)| !bell.ended) {
+                polled.push(PollFd::new(&bell.socket, PollFlags::IN));
+                sources.push((rank, source));
             }
         }
         match poll(&mut polled, Some(&timespec(time))) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 let detail = format!("waiting for its socket: {error}");
-                let peer = peers.first().copied().unwrap_or(self.mesh.rank);
+                let peer = sources.first().map_or(self.mesh.rank, |(rank, _)| *rank);
                 return Err(Cause::Lost { peer, detail });
             }
         }
-        let told = polled[1..].iter().zip(peers).filter(|(polled, _)| {
-            polled.revents().intersects(PollFlags::IN | PollFlags::ERR | PollFlags::HUP)
-        });
-        Ok(told.map(|(_, peer)| peer).collect())
+        let said = PollFlags::IN | PollFlags::ERR | PollFlags::HUP;
+        let told = polled[1..].iter().zip(sources).filter(|(polled, _)| polled.revents().intersects(said));
+        let told: Vec<_> = told.map(|(_, source)| source).collect();
+        self.rise();
+        for (rank, source) in &told {
+            match (source, self.rings(*rank)) {
+                (Source::From, Some(rings)) => rings.from.bell.quiet(),
+                (Source::To, Some(rings)) => rings.to.bell.quiet(),
+                _ => {}
+            }
+        }
+        Ok(told.into_iter().filter(|(_, source)| *source == Source::Socket).map(|(rank, _)| rank).collect())
+    }
+
+    /// Says in all rings waited for that this rank is about to sleep; false when one has something for it.
+    fn rest(&self, traffic: &Traffic<'_, '_>) -> Result<bool, Cause> {
+        for (rank, peer) in (0..).map(Rank).zip(&self.peers) {
+            let Some(Peer { rings: Some(rings), .. }) = peer else { continue };
+            let listens = traffic.is_due(rank) || rings.from.is_between();
+            if listens && !rings.from.rest()? {
+                return Ok(false);
+            }
+            let full = |error: io::Error| Cause::Corrupt { peer: rank, detail: error.to_string() };
+            if traffic.is_unsent(rank) && !rings.to.rest().map_err(full)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// This rank is awake.
+    fn rise(&self) {
+        for rings in self.peers.iter().flatten().filter_map(|peer| peer.rings.as_ref()) {
+            rings.from.rise();
+            rings.to.rise();
+        }
     }
 
     /// Why `peer` takes nothing more: its own words, where they have come, or the system's.
@@ -294,8 +445,11 @@ impl TcpLink {
 
     /// Reads towards a notice of `peer`, skipping messages.
     fn hear(&mut self, peer: Rank, discard: &mut Discard) -> Result<Arrival, Cause> {
-        match (&self.mesh.sockets[peer.index()], &mut self.inbound[peer.index()]) {
-            (Some(socket), Some(inbound)) => inbound.advance(socket, &mut Want::Notices(discard)),
+        match (&self.mesh.sockets[peer.index()], &mut self.peers[peer.index()]) {
+            (Some(_), Some(Peer { ended: ended @ Some(Cause::Told { .. }), .. })) => {
+                ended.take().map_or(Ok(Arrival::Held), Err)
+            }
+            (Some(socket), Some(peer)) => peer.inbound.advance(socket, &mut Want::Notices(discard)),
             _ => Ok(Arrival::Held),
         }
     }
@@ -304,7 +458,7 @@ impl TcpLink {
     fn waiting(&self, traffic: &Traffic<'_, '_>) -> Vec<Rank> {
         let due = traffic.receives.iter().map(|receive| receive.from).filter(|peer| traffic.is_due(*peer));
         let due: Vec<Rank> = due.collect();
-        let silent = |peer: &Rank| self.inbound[peer.index()].as_ref().is_none_or(Inbound::is_silent);
+        let silent = |peer: &Rank| self.peers[peer.index()].as_ref().is_none_or(Peer::is_silent);
         let silent: Vec<Rank> = due.iter().copied().filter(silent).collect();
         if !silent.is_empty() {
             return silent;
@@ -314,6 +468,16 @@ impl TcpLink {
         }
         traffic.sends.iter().filter(|send| !send.is_done()).map(|send| send.to).collect()
     }
+}
+
+/// What [`poll`] looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Socket,
+    /// The bell of the ring from a peer.
+    From,
+    /// The bell of the ring to a peer.
+    To,
 }
 
 impl AbortTarget for Mesh {

@@ -1,4 +1,5 @@
-//! Ranks that are processes, joined by one TCP connection between every two of them.
+//! Ranks that are processes, joined by one TCP connection between every two of them, and by shared memory where both
+//! are on one host.
 //!
 //! A rank binds a port ([`Tcp::bind`]), learns everybody's address from whoever started it, and joins
 //! ([`Tcp::connect`]): it dials all lower ranks and is dialled by all higher ones. Both sides of a connection
@@ -6,13 +7,16 @@
 //! fit, in words.
 //!
 //! One thread moves all bytes: sockets do not block, and sending and receiving take turns until the round is
-//! complete, so no message is too large for two ranks to send each other at once.
+//! complete, so no message is too large for two ranks to send each other at once. Messages to ranks of this host go
+//! through [`ring`]s; their sockets then carry notices only, and the end of a rank.
 
 mod handshake;
 mod inbound;
 mod join;
 mod link;
+mod meet;
 mod outbound;
+mod ring;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -81,12 +85,12 @@ impl Group<TcpLink> {
         options: Options,
         deadline: Duration,
     ) -> Result<Tcp, JoinError> {
-        let sockets = join::mesh(bound.listener, membership, addresses, &options, deadline)?;
+        let joined = join::mesh(bound.listener, membership, addresses, &options, deadline)?;
         let source = |source| JoinError::Io { rank: membership.rank, doing: "preparing its sockets", source };
-        for socket in sockets.iter().flatten() {
-            tune(socket).map_err(source)?;
+        for joined in joined.iter().flatten() {
+            tune(&joined.socket).map_err(source)?;
         }
-        let link = TcpLink::new(sockets, membership, options.failure_detection).map_err(source)?;
+        let link = TcpLink::new(joined, membership, options.failure_detection).map_err(source)?;
         Ok(Group::over(link, options))
     }
 }

@@ -14,19 +14,25 @@ const SLICES: usize = 64;
 
 pub(super) struct Outbound<'a> {
     pub(super) to: Rank,
-    header: [u8; HEADER_BYTES],
-    parts: &'a [&'a [u8]],
-    payload_bytes: usize,
+    pub(super) header: [u8; HEADER_BYTES],
+    pub(super) parts: &'a [&'a [u8]],
+    pub(super) payload_bytes: usize,
     /// Checksum of the first `summed` bytes of the payload.
     crc: u32,
     summed: usize,
-    /// Bytes of the whole frame that the system has taken.
-    sent: usize,
+    /// Bytes of the whole frame.
+    pub(super) frame_bytes: usize,
+    /// Bytes of it that the socket or ring has taken.
+    pub(super) sent: usize,
 }
 
 impl<'a> Outbound<'a> {
-    /// `header` describes `outgoing`'s payload.
-    pub(super) fn new(header: &Header, outgoing: &'a Outgoing<'a>) -> Outbound<'a> {
+    /// `header` describes `outgoing`'s payload; `frame_bytes` says how long a frame with so long a payload is.
+    pub(super) fn new(
+        header: &Header,
+        outgoing: &'a Outgoing<'a>,
+        frame_bytes: fn(usize) -> usize,
+    ) -> Outbound<'a> {
         let payload_bytes = payload_bytes(outgoing);
         let header = header.encode();
         Outbound {
@@ -36,13 +42,13 @@ impl<'a> Outbound<'a> {
             payload_bytes,
             crc: 0,
             summed: 0,
+            frame_bytes: frame_bytes(payload_bytes),
             sent: 0,
         }
     }
 
     pub(super) fn is_done(&self) -> bool {
-        let trailer = if self.payload_bytes == 0 { 0 } else { TRAILER_BYTES };
-        self.sent == HEADER_BYTES + self.payload_bytes + trailer
+        self.sent == self.frame_bytes
     }
 
     /// Whether the peer has the beginning of this message, but not its end.
@@ -50,7 +56,7 @@ impl<'a> Outbound<'a> {
         self.sent > 0 && !self.is_done()
     }
 
-    /// Writes one piece; false when the socket takes nothing now.
+    /// Writes one piece to a socket; false when the socket takes nothing now.
     pub(super) fn write(&mut self, mut socket: &TcpStream) -> io::Result<bool> {
         let position = self.sent.saturating_sub(HEADER_BYTES).min(self.payload_bytes);
         let mut end = self.payload_bytes.min(position + PIECE_BYTES);
@@ -87,6 +93,11 @@ impl<'a> Outbound<'a> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Length of a frame on a socket.
+pub(super) fn socket_frame_bytes(payload_bytes: usize) -> usize {
+    HEADER_BYTES + payload_bytes + if payload_bytes == 0 { 0 } else { TRAILER_BYTES }
 }
 
 /// Length of the message's payload.

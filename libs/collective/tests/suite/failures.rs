@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use polygram_collective::{Collective, CollectiveError, Stage};
 use polygram_domain::Rank;
 
-use super::{Maker, PATIENCE, impatient, on_all, options, spin_until, words};
+use super::{Maker, PATIENCE, Random, fresh_seed, impatient, on_all, options, spin_until, words};
 
 /// All claims about groups in which something goes wrong.
 pub(crate) fn are_named(make: Maker, world_size: u32) {
@@ -17,8 +17,19 @@ pub(crate) fn are_named(make: Maker, world_size: u32) {
         return;
     }
     other_calls_are_found_out(make, world_size);
-    the_silent_rank_is_named(make, world_size);
     a_lost_rank_is_named(make, world_size);
+    aborts_at_any_moment_end_all(make, world_size);
+}
+
+/// Those that wait for `PATIENCE`, all at once.
+pub(crate) fn silent_ranks_are_named(make: Maker, world_sizes: &[u32]) {
+    thread::scope(|scope| {
+        for world_size in world_sizes {
+            for silent in [0, world_size - 1] {
+                scope.spawn(move || the_silent_rank_is_named(make, *world_size, Rank(silent)));
+            }
+        }
+    });
 }
 
 type Outcome = Result<(), CollectiveError>;
@@ -81,24 +92,22 @@ fn other_calls_are_found_out(make: Maker, world_size: u32) {
 }
 
 /// One rank never comes: the others fail after `PATIENCE`, all name it, and the call.
-fn the_silent_rank_is_named(make: Maker, world_size: u32) {
+fn the_silent_rank_is_named(make: Maker, world_size: u32, silent: Rank) {
     let call: Step = if world_size.is_power_of_two() { sum::<40_000> } else { |seat| seat.barrier() };
-    for silent in [Rank(0), Rank(world_size - 1)] {
-        let mut seats = make(world_size, &impatient());
-        let begun = Instant::now();
-        let outcomes = on_all(&mut seats, |seat| if seat.rank() == silent { Ok(()) } else { call(seat) });
-        assert!(begun.elapsed() < 20 * PATIENCE, "{:?}", begun.elapsed());
-        for (rank, outcome) in (0..).map(Rank).zip(&outcomes).filter(|(rank, _)| *rank != silent) {
-            let error = outcome.as_ref().unwrap_err();
-            assert!(matches!(error, CollectiveError::TimedOut { .. }), "{error}");
-            assert_eq!(error.suspects(), [silent], "rank {rank}: {error}");
-            assert!(error.to_string().contains("#0"), "{error}");
-            assert!(error.to_string().contains(&format!("rank {silent} has entered no call")), "{error}");
-        }
-        // The late rank hears what it has done.
-        let error = call(seats[silent.index()].as_mut()).unwrap_err();
-        assert_eq!(error.suspects(), [silent], "{error}");
+    let mut seats = make(world_size, &impatient());
+    let begun = Instant::now();
+    let outcomes = on_all(&mut seats, |seat| if seat.rank() == silent { Ok(()) } else { call(seat) });
+    assert!(begun.elapsed() < 20 * PATIENCE, "{:?}", begun.elapsed());
+    for (rank, outcome) in (0..).map(Rank).zip(&outcomes).filter(|(rank, _)| *rank != silent) {
+        let error = outcome.as_ref().unwrap_err();
+        assert!(matches!(error, CollectiveError::TimedOut { .. }), "{error}");
+        assert_eq!(error.suspects(), [silent], "rank {rank}: {error}");
+        assert!(error.to_string().contains("#0"), "{error}");
+        assert!(error.to_string().contains(&format!("rank {silent} has entered no call")), "{error}");
     }
+    // The late rank hears what it has done.
+    let error = call(seats[silent.index()].as_mut()).unwrap_err();
+    assert_eq!(error.suspects(), [silent], "{error}");
 }
 
 /// One rank is gone, with nobody told: the others learn it at once, not after `failure_detection`.
@@ -162,5 +171,52 @@ fn aborts_between_calls_reach_the_peers(make: Maker, world_size: u32) {
     assert!(matches!(outcomes[0], Err(CollectiveError::Aborted { .. })), "{outcomes:?}");
     for outcome in &outcomes {
         assert!(words(outcome).contains("first"), "{}", words(outcome));
+    }
+}
+
+/// An abort at a random moment of a random program of short and long calls: every rank ends, and knows why
+/// or by whom.
+fn aborts_at_any_moment_end_all(make: Maker, world_size: u32) {
+    let mut random = Random(fresh_seed("aborts_at_any_moment_end_all"));
+    for _ in 0..6 {
+        let seed = random.next();
+        let (rank, call, pause) = (random.below(world_size.into()), random.below(12), random.below(3000));
+        let mut seats = make(world_size, &options());
+        let (handle, progress) = (seats[rank as usize].abort_handle(), seats[rank as usize].progress());
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                spin_until(|| matches!(progress.own().latest, Some((at, _)) if at.sequence >= call));
+                (0..pause).for_each(|_| std::hint::spin_loop());
+                handle.abort("enough");
+            });
+            for outcome in on_all(&mut seats, |seat| endless(seat, seed)) {
+                let error = outcome.unwrap_err();
+                // Who has half a message can be told nothing more over the same socket, and learns who cut it.
+                let named = error.suspects() == [Rank(rank as u32)];
+                assert!(
+                    named || error.to_string().contains("enough"),
+                    "rank {rank}, call {call}, seed {seed}: {error}"
+                );
+            }
+        });
+    }
+}
+
+/// The same random calls on all ranks, until one fails.
+fn endless(seat: &mut dyn Collective, seed: u64) -> Outcome {
+    let (mut program, ranks) = (Random(seed), seat.world_size());
+    let mut received = Vec::new();
+    loop {
+        let length = [3, 5000, 900_000][program.below(3) as usize];
+        match program.below(4) {
+            0 if ranks.is_power_of_two() => seat.all_reduce(&mut vec![1.0; length / 4])?,
+            1 => seat.all_gather_into(&vec![1; length], &mut received)?,
+            2 => {
+                let (all, none) = (vec![2; length], Vec::new());
+                let skewed = (0..ranks).map(|to| if to == 0 { &all[..] } else { &none[..] });
+                seat.all_to_all_v_into(&skewed.collect::<Vec<_>>(), &mut received)?;
+            }
+            _ => seat.barrier()?,
+        }
     }
 }

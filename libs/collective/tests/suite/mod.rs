@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use polygram_collective::{Collective, CollectiveError, JoinError, Local, Membership, Options, Solo, Tcp};
+use polygram_domain::embedding::SameHost;
 use polygram_domain::{Generation, Rank};
 
 /// `failure_detection` of groups that are meant to fail.
@@ -27,14 +28,14 @@ pub(crate) type Seat = Box<dyn Collective>;
 /// Makes all ranks of a group.
 pub(crate) type Maker = fn(u32, &Options) -> Vec<Seat>;
 
-/// The usual options: failures are found late enough for a busy machine.
+/// The usual options: failures are found late enough for a busy machine. Sockets alone, so that relays see all bytes.
 pub(crate) fn options() -> Options {
-    Options::new("test", Duration::from_secs(60))
+    Options { same_host: SameHost::Tcp, ..Options::new("test", Duration::from_secs(60)) }
 }
 
 /// Options of groups that are meant to time out.
 pub(crate) fn impatient() -> Options {
-    Options::new("test", PATIENCE)
+    Options { failure_detection: PATIENCE, ..options() }
 }
 
 pub(crate) fn solo(world_size: u32, options: &Options) -> Vec<Seat> {
@@ -46,8 +47,27 @@ pub(crate) fn local(world_size: u32, options: &Options) -> Vec<Seat> {
     boxed(Local::ranks(world_size, options))
 }
 
+/// Over sockets alone.
 pub(crate) fn tcp(world_size: u32, options: &Options) -> Vec<Seat> {
     boxed(tcp_ranks(world_size, options))
+}
+
+/// Over shared memory.
+pub(crate) fn shared(world_size: u32, options: &Options) -> Vec<Seat> {
+    boxed(tcp_ranks(world_size, &Options { same_host: SameHost::Auto, ..options.clone() }))
+}
+
+/// Over the devices 0, 1, … of this host.
+#[cfg(feature = "nccl")]
+pub(crate) fn nccl(world_size: u32, options: &Options) -> Vec<Seat> {
+    let ranks = tcp_ranks(world_size, options);
+    thread::scope(|scope| {
+        let joins: Vec<_> = (0..)
+            .zip(ranks)
+            .map(|(device, rank)| scope.spawn(move || rank.with_nccl(device).unwrap()))
+            .collect();
+        joins.into_iter().map(|join| Box::new(join.join().unwrap()) as Seat).collect()
+    })
 }
 
 pub(crate) fn boxed<C: Collective + 'static>(ranks: Vec<C>) -> Vec<Seat> {

@@ -20,7 +20,7 @@ use crate::bulk::frame::{Header, Incoming, Kind, Outgoing};
 use crate::bulk::message::{HelloBody, Message, RowBlock, WelcomeBody};
 use crate::bulk::pool::{Buffers, PooledWords};
 use crate::bulk::queue::SendQueue;
-use crate::bulk::same_host::Offer;
+use crate::bulk::same_host::{Offer, accept};
 
 /// Rows in shorter payloads are read whole before they are placed.
 const DIRECT_WORDS: usize = 4 << 10;
@@ -134,7 +134,7 @@ impl Dial {
     async fn choose_path(&self, offer: Offer, tcp: Link) -> Result<Link, Cause> {
         let shared = match offer.is_here() {
             true => {
-                timeout(self.limits.connect, offer.accept()).await.unwrap_or_else(|late| Err(late.into()))
+                timeout(self.limits.connect, accept(&offer)).await.unwrap_or_else(|late| Err(late.into()))
             }
             false => Err(std::io::Error::other("it runs on another host")),
         };

@@ -4,12 +4,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use polygram_same_host::Memory;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
-use super::PIECE_BYTES;
 use super::bell::{Bell, Ring};
-use super::memory::Memory;
+use super::{PIECE_BYTES, RingEnd};
 
 /// Reads what the other end writes.
 #[derive(Debug)]
@@ -23,8 +23,13 @@ pub struct RingReader {
 }
 
 impl RingReader {
-    pub(super) fn new(memory: Memory, bell: Bell) -> RingReader {
-        RingReader { memory, bell, taken: 0, ended: false }
+    /// The reading side of a ring. The other end must be the writing side.
+    ///
+    /// # Errors
+    /// Memory that is no sealed ring, or a bell that cannot be watched. Call it within a tokio runtime.
+    pub fn open(end: RingEnd) -> io::Result<RingReader> {
+        let (memory, bell) = end.open()?;
+        Ok(RingReader { memory, bell: Bell::new(bell)?, taken: 0, ended: false })
     }
 
     /// Takes what there is, up to the room in `buf`.

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn pair(capacity: usize) -> (RingWriter, RingReader) {
     let (near, far) = ring(capacity).unwrap();
-    (near.into_writer().unwrap(), far.into_reader().unwrap())
+    (RingWriter::open(near).unwrap(), RingReader::open(far).unwrap())
 }
 
 /// The byte at place `at` of a stream.
@@ -137,7 +137,7 @@ async fn a_writer_learns_that_its_reader_is_dead() {
 
 /// A second mapping of a ring's memory, as a hostile peer has it.
 fn hostile(end: &RingEnd) -> MmapRaw {
-    MmapOptions::new().map_raw(&end.memory).unwrap()
+    MmapOptions::new().map_raw(&end.descriptors()[0]).unwrap()
 }
 
 fn forge(map: &MmapRaw, at: usize, value: u64) {
@@ -151,7 +151,7 @@ async fn counts_that_cannot_be_are_errors() {
     for nonsense in [4097, 1 << 40, u64::MAX - 5000, u64::MAX / 2] {
         let (near, far) = ring(4 << 10).unwrap();
         let map = hostile(&far);
-        let (mut writer, mut reader) = (near.into_writer().unwrap(), far.into_reader().unwrap());
+        let (mut writer, mut reader) = (RingWriter::open(near).unwrap(), RingReader::open(far).unwrap());
         forge(&map, 0, nonsense);
         let error = reader.read(&mut [0; 10]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
@@ -171,7 +171,7 @@ async fn noise_in_the_memory_harms_nobody() {
     for round in 0..60u64 {
         let (near, far) = ring(4 << 10).unwrap();
         let map = hostile(&near);
-        let (mut writer, mut reader) = (near.into_writer().unwrap(), far.into_reader().unwrap());
+        let (mut writer, mut reader) = (RingWriter::open(near).unwrap(), RingReader::open(far).unwrap());
         let writes = tokio::spawn(async move {
             for _ in 0..200 {
                 writer.write_all(&[3; 777]).await?;
@@ -215,14 +215,14 @@ async fn only_sealed_memory_is_mapped() {
         let memory = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&memory, bytes).unwrap();
         fcntl_add_seals(&memory, seals).unwrap();
-        RingEnd::new(memory, bell::pair().unwrap().0)
+        RingEnd::new(memory, polygram_same_host::bells().unwrap().0)
     };
     let fixed = SealFlags::SHRINK | SealFlags::GROW;
-    let refused = |end: RingEnd| end.into_reader().unwrap_err().to_string();
+    let refused = |end: RingEnd| RingReader::open(end).unwrap_err().to_string();
     assert!(refused(memory(8192, SealFlags::GROW)).contains("change its size"));
     for bytes in [0, 4096, 8191, 4096 + 3000, 4096 + 12_288] {
         assert!(refused(memory(bytes, fixed)).contains("not the size"), "{bytes}");
     }
-    assert!(memory(8192, fixed).into_reader().is_ok());
+    assert!(RingReader::open(memory(8192, fixed)).is_ok());
     assert!(ring(5000).is_err() && ring(2048).is_err());
 }

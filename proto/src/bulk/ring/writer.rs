@@ -4,12 +4,12 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use polygram_same_host::Memory;
 use tokio::io::AsyncWrite;
 use tokio::task::coop::poll_proceed;
 
-use super::PIECE_BYTES;
 use super::bell::{Bell, Ring};
-use super::memory::Memory;
+use super::{PIECE_BYTES, RingEnd};
 
 /// Writes what the other end reads.
 #[derive(Debug)]
@@ -21,8 +21,13 @@ pub struct RingWriter {
 }
 
 impl RingWriter {
-    pub(super) fn new(memory: Memory, bell: Bell) -> RingWriter {
-        RingWriter { memory, bell, written: 0 }
+    /// The writing side of a ring. The other end must be the reading side.
+    ///
+    /// # Errors
+    /// Memory that is no sealed ring, or a bell that cannot be watched. Call it within a tokio runtime.
+    pub fn open(end: RingEnd) -> io::Result<RingWriter> {
+        let (memory, bell) = end.open()?;
+        Ok(RingWriter { memory, bell: Bell::new(bell)?, written: 0 })
     }
 
     /// Waits for room; the bytes of it.

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 
+use crate::span::Span;
+
 const WRITTEN_AT: usize = 0;
 const TAKEN_AT: usize = 128;
 const READER_SLEEPS_AT: usize = 256;
@@ -27,14 +29,14 @@ fn invalid(text: String) -> io::Error {
 
 /// A mapped ring.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub struct Memory {
     map: MmapRaw,
     capacity: usize,
 }
 
 impl Memory {
     /// New memory for a ring, all zero, of a size that nobody can change any more.
-    pub(super) fn create(capacity: usize) -> io::Result<OwnedFd> {
+    pub(crate) fn create(capacity: usize) -> io::Result<OwnedFd> {
         if !capacity.is_power_of_two() || !(SMALLEST..=LARGEST).contains(&capacity) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -48,7 +50,7 @@ impl Memory {
     }
 
     /// Maps a ring. Memory that is not sealed, or has not the size of a ring, is refused.
-    pub(super) fn map(memory: &OwnedFd) -> io::Result<Memory> {
+    pub(crate) fn map(memory: &OwnedFd) -> io::Result<Memory> {
         let seals = fcntl_get_seals(memory)?;
         if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
             return Err(invalid(format!("the ring's memory can change its size: its seals are {seals:?}")));
@@ -64,7 +66,7 @@ impl Memory {
     }
 
     /// Bytes that the ring holds.
-    pub(super) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.capacity
     }
 
@@ -80,12 +82,12 @@ impl Memory {
     }
 
     /// Publishes how many bytes were written in all.
-    pub(super) fn publish_written(&self, count: u64) {
+    pub fn publish_written(&self, count: u64) {
         self.u64_at(WRITTEN_AT).store(count, Ordering::Release);
     }
 
     /// Publishes how many bytes were taken in all.
-    pub(super) fn publish_taken(&self, count: u64) {
+    pub fn publish_taken(&self, count: u64) {
         self.u64_at(TAKEN_AT).store(count, Ordering::Release);
     }
 
@@ -93,7 +95,7 @@ impl Memory {
     ///
     /// # Errors
     /// A count that cannot be.
-    pub(super) fn available(&self, taken: u64) -> io::Result<usize> {
+    pub fn available(&self, taken: u64) -> io::Result<usize> {
         let written = self.u64_at(WRITTEN_AT).load(Ordering::Acquire);
         match usize::try_from(written.wrapping_sub(taken)) {
             Ok(available) if available <= self.capacity => Ok(available),
@@ -105,7 +107,7 @@ impl Memory {
     ///
     /// # Errors
     /// A count that cannot be.
-    pub(super) fn free(&self, written: u64) -> io::Result<usize> {
+    pub fn free(&self, written: u64) -> io::Result<usize> {
         let taken = self.u64_at(TAKEN_AT).load(Ordering::Acquire);
         match usize::try_from(written.wrapping_sub(taken)) {
             Ok(used) if used <= self.capacity => Ok(self.capacity - used),
@@ -113,11 +115,13 @@ impl Memory {
         }
     }
 
-    pub(super) fn reader_sleeps(&self) -> Sleep<'_> {
+    /// The reader's flag.
+    pub fn reader_sleeps(&self) -> Sleep<'_> {
         Sleep(self.u32_at(READER_SLEEPS_AT))
     }
 
-    pub(super) fn writer_sleeps(&self) -> Sleep<'_> {
+    /// The writer's flag.
+    pub fn writer_sleeps(&self) -> Sleep<'_> {
         Sleep(self.u32_at(WRITER_SLEEPS_AT))
     }
 
@@ -128,8 +132,15 @@ impl Memory {
         (unsafe { self.map.as_mut_ptr().add(RING_AT + at) }, self.capacity - at)
     }
 
+    /// The bytes from count `from` on: `bytes` of them, or fewer where the ring ends before.
+    pub fn span(&self, from: u64, bytes: usize) -> Span<'_> {
+        let (place, until_end) = self.place(from);
+        // SAFETY: `place` is followed by `until_end` bytes of the ring, mapped as long as `self` lives.
+        unsafe { Span::new(place, bytes.min(until_end)) }
+    }
+
     /// Copies `target.len()` bytes, at most `capacity`, from count `from` on.
-    pub(super) fn copy_out(&self, from: u64, target: &mut [u8]) {
+    pub fn copy_out(&self, from: u64, target: &mut [u8]) {
         debug_assert!(target.len() <= self.capacity);
         let (place, until_end) = self.place(from);
         let (first, second) = target.split_at_mut(target.len().min(until_end));
@@ -145,7 +156,7 @@ impl Memory {
     }
 
     /// Copies `source`, at most `capacity` bytes, to count `to` and on.
-    pub(super) fn copy_in(&self, to: u64, source: &[u8]) {
+    pub fn copy_in(&self, to: u64, source: &[u8]) {
         debug_assert!(source.len() <= self.capacity);
         let (place, until_end) = self.place(to);
         let (first, second) = source.split_at(source.len().min(until_end));
@@ -160,23 +171,23 @@ impl Memory {
 
 /// A side's flag that it sleeps. The two full fences make sure that of "I sleep, and there was nothing" and "here is
 /// something, and nobody sleeps" at most one is seen.
-pub(super) struct Sleep<'a>(&'a AtomicU32);
+pub struct Sleep<'a>(&'a AtomicU32);
 
 impl Sleep<'_> {
     /// Says that this side is about to sleep. It must look once more afterwards.
-    pub(super) fn announce(&self) {
+    pub fn announce(&self) {
         self.0.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
     /// Says that this side does not sleep after all.
-    pub(super) fn withdraw(&self) {
+    pub fn withdraw(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
     /// Whether the other side sleeps; it is then this side's duty to ring, and the flag is gone. Call it after a
     /// publication.
-    pub(super) fn take(&self) -> bool {
+    pub fn take(&self) -> bool {
         fence(Ordering::SeqCst);
         self.0.load(Ordering::Relaxed) != 0 && self.0.swap(0, Ordering::Relaxed) != 0
     }
