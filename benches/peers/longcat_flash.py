@@ -29,8 +29,14 @@ def main():
     run = tomllib.loads((REPOSITORY / "configs" / "bench-step.toml").read_text())
     training = run["training"]
     shape = (training["micro_batch_size"] * training["cells"], training["seq_len"])
+    model = run["model"]
     config = LongcatFlashConfig(
-        **run["model"], use_cache=False, max_position_embeddings=shape[1], attn_implementation="sdpa"
+        **model,
+        # What its rotary embedding is made for.
+        head_dim=model["qk_rope_head_dim"],
+        use_cache=False,
+        max_position_embeddings=shape[1],
+        attn_implementation="sdpa",
     )
     model = LongcatFlashForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=training["lr"], fused=True)
