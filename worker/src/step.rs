@@ -188,6 +188,7 @@ impl Trainer {
             self.compute.discard();
         }
         committed.wait()?;
+        let phases = self.boundary.phases();
         Ok(Outcome {
             commit,
             stop,
@@ -203,7 +204,7 @@ impl Trainer {
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
                 resident_bytes: memory::resident_bytes(),
                 peak_resident_bytes: memory::peak_resident_bytes(),
-                phases: self.boundary.phases(),
+                phases,
             },
         })
     }
