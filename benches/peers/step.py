@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 from environment import CACHE, PACKAGES, REPOSITORY, TARGET, TUNABLES, Process, environment
@@ -43,8 +42,6 @@ def main():
     parser.add_argument("-o", "--output-format", choices=["human", "json"], default="human")
     args = parser.parse_args()
     python = environment(args.venv)
-    if Path(sys.prefix).resolve() != args.venv.resolve():
-        os.execv(python, [str(python), *sys.argv])
     results = {}
     for compute in args.compute.split(","):
         for way in args.ways.split(","):

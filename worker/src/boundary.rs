@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compute::Compute;
 use crate::error::WorkerError;
+use crate::memory::Resident;
 
 /// This rank's share of a checkpoint, on its way to the store.
 pub struct Snapshot {
@@ -91,11 +92,13 @@ impl Boundary {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Rank 0 reports a finished step.
+    /// Rank 0 reports a finished step, with the memory that it has.
     pub fn report_step(&self, metrics: StepMetrics) -> Result<(), WorkerError> {
         if self.rank != Rank(0) {
             return Ok(());
         }
+        let Resident { bytes, peak_bytes } = Resident::now();
+        let metrics = StepMetrics { resident_bytes: bytes, peak_resident_bytes: peak_bytes, ..metrics };
         Ok(self.reporter.report_blocking(MemberReport::Metrics(metrics))?)
     }
 

@@ -24,7 +24,6 @@ use crate::boundary::Boundary;
 use crate::compute::{CellResult, Compute, DenseUpdate};
 use crate::error::WorkerError;
 use crate::input::InputQueue;
-use crate::memory;
 use crate::norm;
 use crate::row_desk::{CommitOrder, RowDesk};
 
@@ -202,9 +201,8 @@ impl Trainer {
                 seconds: begun.elapsed().as_secs_f64(),
                 data_wait_seconds: sums.data_wait.as_secs_f64(),
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
-                resident_bytes: memory::resident_bytes(),
-                peak_resident_bytes: memory::peak_resident_bytes(),
                 phases,
+                ..StepMetrics::default()
             },
         })
     }

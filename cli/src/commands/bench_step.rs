@@ -12,13 +12,20 @@ use crate::printer::Printer;
 use crate::settings::{Configuration, Root};
 use crate::units;
 
-/// What was measured. Seconds by phase are rank 0's, and means over the steps.
-#[derive(Debug, PartialEq, Serialize)]
+/// What was run, and what was measured.
+#[derive(Debug, Serialize)]
 struct StepDocument {
     run_file: String,
     workers: u32,
     shards: u32,
     warmup_steps: u64,
+    #[serde(flatten)]
+    measured: Measured,
+}
+
+/// Numbers of some steps. Seconds by phase are rank 0's, and means over the steps.
+#[derive(Debug, Serialize)]
+struct Measured {
     steps: usize,
     tokens_per_step: u64,
     tokens_per_second: f64,
@@ -72,14 +79,14 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
         workers: topology.workers,
         shards: topology.shards,
         warmup_steps: args.warmup,
-        ..measure(&measured)
+        measured: measure(&measured),
     };
     printer.result(&document, || human(&document))?;
     Ok(ExitStatus::Success)
 }
 
 /// The numbers of at least one step.
-fn measure(steps: &[StepMetrics]) -> StepDocument {
+fn measure(steps: &[StepMetrics]) -> Measured {
     let sum = |of: &dyn Fn(&StepMetrics) -> f64| steps.iter().map(of).sum::<f64>();
     let mean = |of: fn(&PhaseSeconds) -> f64| sum(&|step| of(&step.phases)) / steps.len() as f64;
     let seconds = sum(&|step| step.seconds);
@@ -90,11 +97,7 @@ fn measure(steps: &[StepMetrics]) -> StepDocument {
         0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
         _ => sorted[middle],
     };
-    StepDocument {
-        run_file: String::new(),
-        workers: 0,
-        shards: 0,
-        warmup_steps: 0,
+    Measured {
         steps: steps.len(),
         tokens_per_step: steps[0].tokens,
         tokens_per_second: sum(&|step| step.tokens as f64) / seconds,
@@ -113,14 +116,15 @@ fn measure(steps: &[StepMetrics]) -> StepDocument {
 }
 
 fn human(document: &StepDocument) -> String {
-    let StepDocument { steps, warmup_steps, workers, shards, tokens_per_step, .. } = document;
-    let Spread { median, minimum, maximum } = document.step_seconds;
+    let StepDocument { warmup_steps, workers, shards, measured, .. } = document;
+    let Measured { steps, tokens_per_step, .. } = measured;
+    let Spread { median, minimum, maximum } = measured.step_seconds;
     let mut text = format!(
         "{steps} steps of {tokens_per_step} tokens after {warmup_steps} others, {workers} workers, {shards} shards\n\
          {} tokens/s; a step takes {median:.4} s ({minimum:.4} to {maximum:.4})\n",
-        units::count(document.tokens_per_second.round()),
+        units::count(measured.tokens_per_second.round()),
     );
-    let PhaseSeconds { lookup, computing, pushing, reducing, updating } = document.seconds_by_phase;
+    let PhaseSeconds { lookup, computing, pushing, reducing, updating } = measured.seconds_by_phase;
     for (name, seconds) in [
         ("lookup", lookup),
         ("computing", computing),
@@ -131,8 +135,8 @@ fn human(document: &StepDocument) -> String {
         text.push_str(&format!("{name:>12} {seconds:.4} s\n"));
     }
     let [embedding, data] =
-        [document.embedding_wait_ratio, document.data_wait_ratio].map(|ratio| 100.0 * ratio);
-    let peak = units::bytes(document.peak_rss_bytes);
+        [measured.embedding_wait_ratio, measured.data_wait_ratio].map(|ratio| 100.0 * ratio);
+    let peak = units::bytes(measured.peak_rss_bytes);
     text.push_str(&format!(
         "waited for rows {embedding:.2} % of the time, for tokens {data:.2} %; rank 0 took {peak} at most\n"
     ));
@@ -156,12 +160,14 @@ mod tests {
             phases: PhaseSeconds { computing: seconds - 0.2, lookup: 0.1, ..PhaseSeconds::default() },
             ..StepMetrics::default()
         };
-        let document = measure(&[step(5, 1.0), step(6, 4.0), step(7, 2.0), step(8, 1.0)]);
-        assert_eq!((document.steps, document.tokens_per_step, document.peak_rss_bytes), (4, 100, 15));
-        assert_eq!(document.step_seconds, Spread { median: 1.5, minimum: 1.0, maximum: 4.0 });
-        assert_eq!(document.tokens_per_second, 50.0);
-        assert_eq!(document.embedding_wait_ratio, 0.05);
-        assert!((document.seconds_by_phase.computing - 1.8).abs() < 1e-12);
+        let measured = measure(&[step(5, 1.0), step(6, 4.0), step(7, 2.0), step(8, 1.0)]);
+        assert_eq!((measured.steps, measured.tokens_per_step, measured.peak_rss_bytes), (4, 100, 15));
+        assert_eq!(measured.step_seconds, Spread { median: 1.5, minimum: 1.0, maximum: 4.0 });
+        assert_eq!(measured.tokens_per_second, 50.0);
+        assert_eq!(measured.embedding_wait_ratio, 0.05);
+        assert!((measured.seconds_by_phase.computing - 1.8).abs() < 1e-12);
+        let document =
+            StepDocument { run_file: "run.toml".into(), workers: 1, shards: 2, warmup_steps: 5, measured };
         assert!(human(&document).contains("50 tokens/s"), "{}", human(&document));
     }
 }

@@ -245,7 +245,7 @@ impl RowStore {
         match out {
             RowsOut::F32(out) => {
                 assert_eq!(out.len(), rows.len() * width, "gathered rows must fit their memory");
-                let streams = layout.storage == RowType::F32 && !layout.decays && is_streamed(out);
+                let streams = self.streams_f32(out);
                 self.visit(table, rows, |place, slot| {
                     let target = &mut out[place * width..][..width];
                     self.copy_f32((table, RowId(rows[place]), slot), target, streams);
@@ -282,13 +282,17 @@ impl RowStore {
     /// When a place is beyond `out`, there are not as many places as rows, or a row is not owned.
     pub fn scatter(&self, table: TableIndex, rows: &[u32], places: &[u32], out: &mut [f32]) {
         assert_eq!(rows.len(), places.len(), "every row needs a place");
-        let (layout, width) = (self.layout, self.layout.width);
-        let streams = layout.storage == RowType::F32 && !layout.decays && is_streamed(out);
+        let (width, streams) = (self.layout.width, self.streams_f32(out));
         self.visit(table, rows, |index, slot| {
             let target = &mut out[places[index] as usize * width..][..width];
             self.copy_f32((table, RowId(rows[index]), slot), target, streams);
         });
         finish_streams();
+    }
+
+    /// Whether rows gathered into `out` are plain copies of records that are written past the caches.
+    fn streams_f32(&self, out: &[f32]) -> bool {
+        self.layout.storage == RowType::F32 && !self.layout.decays && is_streamed(out)
     }
 
     /// Copies a row's weights, past the caches where `streams` and the row is written.

@@ -30,6 +30,7 @@ use super::ring::{RingEnd, RingReader, RingWriter, ring};
 pub const RING_BYTES: usize = 4 << 20;
 /// A stranger at the meeting place that says nothing is sent away after this.
 const STRANGER: Duration = Duration::from_millis(500);
+
 /// Meets the shard that made `offer`. The caller sets the deadline.
 ///
 /// # Errors
