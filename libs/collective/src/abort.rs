@@ -10,6 +10,7 @@ pub trait AbortTarget: Send + Sync {
     fn interrupt(&self);
 
     /// The rank is outside any call, and none can begin meanwhile: tell the peers, so that they do not wait for it.
+    /// `reason` names the rank.
     fn announce(&self, reason: &str);
 }
 

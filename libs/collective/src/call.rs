@@ -23,10 +23,12 @@ pub enum Op {
     Broadcast,
     /// Nobody leaves before all have entered.
     Barrier,
+    /// Every rank's chunk of an f32 vector to every rank.
+    AllGatherChunksF32,
 }
 
 impl Op {
-    const ALL: [Op; 8] = [
+    const ALL: [Op; 9] = [
         Op::AllReduceF32,
         Op::AllReduceF64,
         Op::AllReduceU64,
@@ -35,6 +37,7 @@ impl Op {
         Op::AllToAllV,
         Op::Broadcast,
         Op::Barrier,
+        Op::AllGatherChunksF32,
     ];
 
     /// The byte that stands for it on the wire, from 1.
@@ -58,6 +61,7 @@ impl fmt::Display for Op {
             Op::AllToAllV => "all_to_all_v",
             Op::Broadcast => "broadcast",
             Op::Barrier => "barrier",
+            Op::AllGatherChunksF32 => "all_gather_chunks",
         })
     }
 }
@@ -69,18 +73,30 @@ pub struct Call {
     pub op: Op,
     /// Calls of this group before this one.
     pub sequence: u64,
-    /// Values to sum; 0 where ranks may bring different lengths (gather, exchange, broadcast, barrier).
+    /// Values to sum or gather; 0 where ranks may bring different lengths (gather, exchange, broadcast, barrier).
     pub length: u64,
     /// Who sends, in a broadcast; rank 0 in every other call.
     pub root: Rank,
+    /// A digest of where the chunks of divided values begin and end; 0 in calls that divide nothing.
+    pub division: u64,
+}
+
+impl Call {
+    /// A call of nothing yet; whoever makes it fills in what it is about, and its group counts it.
+    pub(crate) fn of(op: Op) -> Call {
+        Call { op, sequence: 0, length: 0, root: Rank(0), division: 0 }
+    }
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} #{}", self.op, self.sequence)?;
         match self.op {
-            Op::AllReduceF32 | Op::AllReduceF64 | Op::AllReduceU64 | Op::ReduceScatterF32 => {
+            Op::AllReduceF32 | Op::AllReduceF64 | Op::AllReduceU64 => {
                 write!(f, " of {} values", self.length)
+            }
+            Op::ReduceScatterF32 | Op::AllGatherChunksF32 => {
+                write!(f, " of {} values in chunks {:016x}", self.length, self.division)
             }
             Op::Broadcast => write!(f, " from rank {}", self.root),
             Op::AllGather | Op::AllToAllV | Op::Barrier => Ok(()),
@@ -98,14 +114,16 @@ mod tests {
             assert_eq!(Op::from_code(op.code()), Some(op));
         }
         assert_eq!(Op::from_code(0), None);
-        assert_eq!(Op::from_code(9), None);
+        assert_eq!(Op::from_code(10), None);
     }
 
     #[test]
     fn a_call_reads_as_a_sentence() {
-        let call = |op| Call { op, sequence: 7, length: 12, root: Rank(3) };
+        let call = |op| Call { op, sequence: 7, length: 12, root: Rank(3), division: 10 };
         assert_eq!(call(Op::AllReduceF32).to_string(), "all_reduce #7 of 12 values");
         assert_eq!(call(Op::Broadcast).to_string(), "broadcast #7 from rank 3");
         assert_eq!(call(Op::Barrier).to_string(), "barrier #7");
+        let chunks = "reduce_scatter #7 of 12 values in chunks 000000000000000a";
+        assert_eq!(call(Op::ReduceScatterF32).to_string(), chunks);
     }
 }

@@ -1,4 +1,6 @@
 //! What can go wrong, with the place, the ranks concerned and what to do.
+//!
+//! All ranks named here are ranks of the run, whatever their seats in the group.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use crate::call::{Call, Op};
 pub struct Place {
     /// The group's name.
     pub group: Arc<str>,
-    /// The rank that reports.
+    /// The rank of the run that reports.
     pub rank: Rank,
     /// The call it was in.
     pub call: Call,
@@ -161,7 +163,7 @@ impl CollectiveError {
 /// Why a rank could not join its group.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The addresses, rank or names given cannot make a group.
+    /// The addresses, ranks or names given cannot make a group.
     #[error("cannot form group {group}: {detail}")]
     Argument {
         /// The group's name.
@@ -206,6 +208,14 @@ pub enum JoinError {
         waited: Duration,
         /// Connections refused meanwhile, in words; empty when there were none.
         refused: String,
+    },
+    /// The larger group failed while the ranks told each other who is to sit where.
+    #[error("cannot form group {group} out of a larger one: {source}")]
+    Collective {
+        /// The group that was to be formed.
+        group: String,
+        /// The larger group's error.
+        source: CollectiveError,
     },
     /// The operating system refused something.
     #[error("rank {rank}: {doing}: {source}")]

@@ -15,19 +15,19 @@
 //! between neighbours: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
 //! MPICH", 2005, §4.5, halve from the far end and so add in another order.)
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::Rank;
 use polygram_domain::embedding::SameHost;
 
-use crate::abort::AbortHandle;
+use crate::abort::{AbortHandle, AbortTarget};
 use crate::call::{Call, Op};
 use crate::collective::Collective;
-use crate::element::{Element, Side, chunk_of, chunks_mut, fold};
+use crate::element::{Element, Side, check_edges, chunks_mut, divided_mut, fold, front_mut};
 use crate::error::{CollectiveError, Place};
 use crate::link::{Broken, Cause, Incoming, Link, Outgoing, Round};
+use crate::members::Members;
 use crate::progress::{Progress, Stage};
 use crate::sink::{Fold, Grow, Scatter, keep};
 
@@ -64,7 +64,7 @@ impl Options {
 
 /// The most bytes of a vector, times ranks, that is summed in one hop.
 const TINY_BYTES: usize = 16 << 10;
-/// Bytes that are summed and sent back before the next are touched.
+/// Bytes that are summed and sent back before the next are touched; where nothing is sent back, bytes of each chunk.
 const BLOCK_BYTES: usize = 2 << 20;
 
 /// Rounds of the halving and of the way back carry numbers of their own, so that ranks that disagree about the
@@ -76,6 +76,7 @@ const ONE_HOP: u16 = 0x300;
 /// A rank's seat in a group whose ranks are joined by `L`.
 pub struct Group<L: Link> {
     link: L,
+    members: Members,
     name: Arc<str>,
     options: Options,
     sequence: u64,
@@ -88,17 +89,39 @@ pub struct Group<L: Link> {
 impl<L: Link> Group<L> {
     /// A seat on top of `link`. All ranks do this with the same options.
     pub fn over(link: L, options: Options) -> Group<L> {
+        let members = Members::all(link.world_size());
+        Group::of_members(members, link, options)
+    }
+
+    /// [`Group::over`] for a part of the run: `members`, as many as `link` joins.
+    pub(crate) fn of_members(members: Members, link: L, options: Options) -> Group<L> {
         let name: Arc<str> = options.group.as_str().into();
-        let abort = AbortHandle::new(link.abort_target());
-        let progress = Progress::new(Arc::clone(&name), link.rank(), link.world_size());
-        Group { link, name, options, sequence: 0, abort, progress, failed: None }
+        let target = Named { rank: members.name(link.rank()), target: link.abort_target() };
+        let abort = AbortHandle::new(Arc::new(target));
+        let progress = Progress::new(Arc::clone(&name), link.rank(), members.clone());
+        Group { link, members, name, options, sequence: 0, abort, progress, failed: None }
+    }
+
+    /// What joins this rank to the others.
+    pub(crate) fn link(&self) -> &L {
+        &self.link
+    }
+
+    /// Who sits in the group.
+    pub(crate) fn seats(&self) -> &Members {
+        &self.members
+    }
+
+    /// Calls made so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.sequence
     }
 
     /// The same seat over another link between the same ranks; calls go on being counted.
     #[cfg(feature = "nccl")]
     pub(crate) fn map_link<M: Link>(self, change: impl FnOnce(L) -> M) -> Group<M> {
-        let Group { link, options, sequence, failed, .. } = self;
-        Group { sequence, failed, ..Group::over(change(link), options) }
+        let Group { link, members, options, sequence, failed, .. } = self;
+        Group { sequence, failed, ..Group::of_members(members, change(link), options) }
     }
 
     /// What the group was told.
@@ -110,11 +133,11 @@ impl<L: Link> Group<L> {
     /// Runs `body` as the next call, with everything that surrounds a call.
     fn call<R>(
         &mut self,
-        (op, length, root): (Op, u64, Rank),
+        call: Call,
         body: impl FnOnce(&mut Seat<'_, L>) -> Result<R, Stop>,
     ) -> Result<R, CollectiveError> {
-        let call = Call { op, sequence: self.sequence, length, root };
-        let rank = self.link.rank();
+        let call = Call { sequence: self.sequence, ..call };
+        let rank = self.members.name(self.link.rank());
         if let Some(first) = &self.failed {
             return Err(CollectiveError::Failed {
                 group: Arc::clone(&self.name),
@@ -122,7 +145,8 @@ impl<L: Link> Group<L> {
                 first: first.clone(),
             });
         }
-        let place = || Box::new(Place { group: Arc::clone(&self.name), rank, call });
+        let shown = self.members.call(call);
+        let place = || Box::new(Place { group: Arc::clone(&self.name), rank, call: shown });
         if let Err(reason) = self.abort.enter() {
             let error = CollectiveError::Aborted { place: place(), reason, waiting: Vec::new() };
             self.failed = Some(error.to_string());
@@ -131,7 +155,7 @@ impl<L: Link> Group<L> {
         self.sequence += 1;
         self.progress.mark(call, Stage::Entered);
         let round = Round { call, number: 0, abort: &self.abort, progress: &self.progress };
-        let mut seat = Seat { link: &mut self.link, round };
+        let mut seat = Seat { link: &mut self.link, members: &self.members, round };
         let outcome = seat.begin().and_then(|()| body(&mut seat));
         let outcome = match outcome {
             Ok(answer) => {
@@ -155,7 +179,7 @@ impl<L: Link> Group<L> {
         let (bytes, world_size) = (size_of_val(values), self.link.world_size());
         let short = bytes <= self.options.short_bytes;
         let tiny = bytes.saturating_mul(world_size as usize) <= TINY_BYTES;
-        self.call((op, values.len() as u64, Rank(0)), |seat| {
+        self.call(Call { length: values.len() as u64, ..Call::of(op) }, |seat| {
             if short && tiny {
                 return seat.one_hop(values);
             } else if short {
@@ -185,6 +209,10 @@ impl<L: Link> Collective for Group<L> {
         self.link.world_size()
     }
 
+    fn members(&self) -> &[Rank] {
+        self.members.ranks()
+    }
+
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
         self.sum(values)
     }
@@ -197,20 +225,26 @@ impl<L: Link> Collective for Group<L> {
         self.sum(values)
     }
 
-    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError> {
+    fn reduce_scatter(&mut self, values: &mut [f32], edges: &[usize]) -> Result<(), CollectiveError> {
         let op = Op::ReduceScatterF32;
         self.check_tree(op)?;
-        let own = chunk_of(values.len(), self.rank(), self.world_size());
-        self.call((op, values.len() as u64, Rank(0)), |seat| {
-            seat.halving(&mut chunks_mut(values, seat.link.world_size()))
-        })?;
-        Ok(own)
+        let division = check_edges(op, edges, values.len(), self.world_size())?;
+        let call = Call { length: values.len() as u64, division, ..Call::of(op) };
+        self.call(call, |seat| seat.halving_blocks(divided_mut(values, edges)))
+    }
+
+    fn all_gather_chunks(&mut self, values: &mut [f32], edges: &[usize]) -> Result<(), CollectiveError> {
+        let op = Op::AllGatherChunksF32;
+        let division = check_edges(op, edges, values.len(), self.world_size())?;
+        let call = Call { length: values.len() as u64, division, ..Call::of(op) };
+        let bytes = size_of_val(values);
+        self.call(call, |seat| seat.share(divided_mut(values, edges), bytes))
     }
 
     fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
         let limit = self.options.message_limit_bytes;
         let sends = vec![bytes; self.world_size() as usize];
-        self.call((Op::AllGather, 0, Rank(0)), |seat| seat.swap(&sends, received, limit))
+        self.call(Call::of(Op::AllGather), |seat| seat.swap(&sends, received, limit))
     }
 
     fn all_to_all_v_into(
@@ -224,7 +258,7 @@ impl<L: Link> Collective for Group<L> {
             return Err(CollectiveError::Argument { op, detail });
         }
         let limit = self.options.message_limit_bytes;
-        self.call((op, 0, Rank(0)), |seat| seat.swap(sends, received, limit))
+        self.call(Call::of(op), |seat| seat.swap(sends, received, limit))
     }
 
     fn broadcast(&mut self, root: Rank, bytes: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -234,11 +268,11 @@ impl<L: Link> Collective for Group<L> {
             return Err(CollectiveError::Argument { op, detail });
         }
         let limit = self.options.message_limit_bytes;
-        self.call((op, 0, root), |seat| seat.broadcast(root, bytes, limit))
+        self.call(Call { root, ..Call::of(op) }, |seat| seat.broadcast(root, bytes, limit))
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
-        self.call((Op::Barrier, 0, Rank(0)), |seat| seat.barrier())
+        self.call(Call::of(Op::Barrier), |seat| seat.barrier())
     }
 
     fn abort_handle(&self) -> AbortHandle {
@@ -262,9 +296,26 @@ impl From<Broken> for Stop {
     }
 }
 
+/// What an abort acts on, with the name that the other ranks hear.
+struct Named {
+    rank: Rank,
+    target: Arc<dyn AbortTarget>,
+}
+
+impl AbortTarget for Named {
+    fn interrupt(&self) {
+        self.target.interrupt();
+    }
+
+    fn announce(&self, reason: &str) {
+        self.target.announce(&format!("rank {} was aborted: {reason}", self.rank));
+    }
+}
+
 /// A rank inside a call.
 struct Seat<'a, L> {
     link: &'a mut L,
+    members: &'a Members,
     round: Round<'a>,
 }
 
@@ -376,6 +427,18 @@ impl<L: Link> Seat<'_, L> {
         Ok(())
     }
 
+    /// [`Seat::halving`] of chunks that may be of any lengths, a block of each at a time.
+    fn halving_blocks<T: Element>(&mut self, mut chunks: Vec<&mut [T]>) -> Result<(), Stop> {
+        let block = BLOCK_BYTES / size_of::<T>();
+        loop {
+            let mut blocks: Vec<_> = chunks.iter_mut().map(|chunk| front_mut(chunk, block)).collect();
+            self.halving(&mut blocks)?;
+            if chunks.iter().all(|chunk| chunk.is_empty()) {
+                return Ok(());
+            }
+        }
+    }
+
     /// The way back of [`Seat::halving`]: from every rank's chunk to all chunks on every rank, in a block of a vector
     /// of `vector_bytes`.
     fn gathering<T: Element>(&mut self, chunks: &mut [&mut [T]], vector_bytes: usize) -> Result<(), Stop> {
@@ -396,6 +459,25 @@ impl<L: Link> Seat<'_, L> {
             self.exchange(GATHERING + bit, &[send], &mut [Incoming { from: partner, sink: &mut sink }])?;
         }
         Ok(())
+    }
+
+    /// Every rank's chunk, of values of `whole_bytes`, to everybody, at once.
+    fn share<T: Element>(&mut self, mut chunks: Vec<&mut [T]>, whole_bytes: usize) -> Result<(), Stop> {
+        let rank = self.link.rank();
+        let (lower, rest) = chunks.split_at_mut(rank.index());
+        let Some((own, higher)) = rest.split_first_mut() else { return Ok(()) };
+        let own: &[T] = own;
+        let others = (0..).zip(lower).chain((rank.0 + 1..).zip(higher));
+        let mut sinks: Vec<_> = others
+            .map(|(from, chunk)| {
+                (Rank(from), Scatter::part_of(whole_bytes, vec![bytemuck::cast_slice_mut(chunk)]))
+            })
+            .collect();
+        let send = |(to, _): &(Rank, _)| Outgoing { to: *to, parts: vec![bytemuck::cast_slice(own)] };
+        let sends: Vec<_> = sinks.iter().map(send).collect();
+        let mut receives: Vec<_> =
+            sinks.iter_mut().map(|(from, sink)| Incoming { from: *from, sink }).collect();
+        self.exchange(0, &sends, &mut receives)
     }
 
     /// Sends `sends[r]` to each rank r, everything at once; `received` becomes what came, by rank.

@@ -10,7 +10,8 @@
 //! | `Nccl` | those, with a GPU each (feature `nccl`) |
 //! | [`Tcp`] | processes, in a full mesh of TCP connections, with shared memory between those of one host |
 //!
-//! `Local` and `Tcp` are the same algorithms ([`Group`]) over two transports ([`link::Link`]).
+//! `Local` and `Tcp` are the same algorithms ([`Group`]) over two transports ([`link::Link`]). A group of any of the
+//! first two and `Tcp` divides into smaller ones of its kind ([`Split`]).
 //!
 //! What always holds:
 //! * A sum over ranks follows the binary tree of [`polygram_domain::sum_tree`] with ranks as leaves, element by
@@ -31,18 +32,20 @@ mod error;
 mod group;
 pub mod link;
 mod local;
+mod members;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod progress;
 pub mod sink;
 mod solo;
+mod split;
 mod tcp;
 mod wire;
 
 pub use abort::{AbortHandle, AbortTarget};
 pub use call::{Call, Op};
 pub use collective::Collective;
-pub use element::chunk_of;
+pub use element::{chunk_of, even_edges};
 pub use error::{CollectiveError, JoinError, Place};
 pub use group::{Group, Options};
 pub use local::{Fault, InjectedFault, Local, LocalLink};
@@ -50,4 +53,5 @@ pub use local::{Fault, InjectedFault, Local, LocalLink};
 pub use nccl::{Nccl, NcclError, NcclLink};
 pub use progress::{Progress, RankProgress, Stage};
 pub use solo::Solo;
+pub use split::Split;
 pub use tcp::{Bound, Membership, Tcp, TcpLink};

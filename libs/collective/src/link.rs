@@ -1,4 +1,5 @@
-//! What the algorithms of [`crate::Group`] need from a transport between ranks.
+//! What the algorithms of [`crate::Group`] need from a transport between ranks. Ranks are seats in the group here; the
+//! group names those of the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,8 +177,8 @@ pub(crate) enum Wanted {
     Later,
 }
 
-/// What an abort outside any call tells the peers.
+/// What an abort outside any call tells the peers, in words that name this rank.
 pub(crate) fn abort_notice(rank: Rank, reason: &str) -> Notice {
-    let reason = format!("rank {rank} was aborted: {reason}");
+    let reason = reason.to_string();
     Notice { origin: rank, kind: NoticeKind::Failure, suspect: None, waiting: Vec::new(), reason }
 }

@@ -3,7 +3,7 @@
 //! For tests and for running several ranks without a network. Faults can be ordered at (rank, sequence), so that
 //! what a group does when a rank fails, dawdles, hangs or dies is tested without processes and without luck.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,13 @@ use polygram_domain::Rank;
 
 use crate::abort::AbortTarget;
 use crate::call::Call;
+use crate::collective::Collective;
+use crate::error::JoinError;
 use crate::group::{Group, Options};
 use crate::link::{
     Broken, Cause, Incoming, Link, Notice, Outgoing, Round, Wanted, abort_notice, check_message,
 };
+use crate::split::{self, Split};
 
 /// A rank of a group of threads.
 pub type Local = Group<LocalLink>;
@@ -52,10 +55,7 @@ impl Group<LocalLink> {
 
     /// [`Local::ranks`] in which `faults` happen.
     pub fn ranks_with_faults(world_size: u32, options: &Options, faults: &[InjectedFault]) -> Vec<Local> {
-        let ranks = world_size as usize;
-        let mail = (0..ranks * ranks).map(|_| VecDeque::new()).collect();
-        let board = Mutex::new(Board { mail, gone: vec![false; ranks] });
-        let post = Arc::new(Post { world_size, board, changed: Condvar::new() });
+        let post = Post::of(world_size);
         let seat = |rank| {
             let faults = faults.iter().copied().filter(|fault| fault.rank == rank).collect();
             let patience = options.failure_detection;
@@ -63,6 +63,24 @@ impl Group<LocalLink> {
             Group::over(link, options.clone())
         };
         (0..world_size).map(Rank).map(seat).collect()
+    }
+
+    /// [`Split::split`] into a group of this kind. No faults happen in it. A rank that is lost while groups are formed
+    /// is missed in the first call of its group.
+    ///
+    /// # Errors
+    /// Those of [`Split::split`].
+    pub fn split(&mut self, members: &[Rank], options: Options) -> Result<Local, JoinError> {
+        let call = self.calls();
+        split::agree(self, members, &options, None)?;
+        let link = self.link().split(call, members, options.failure_detection);
+        Ok(Group::of_members(self.seats().pick(members), link, options))
+    }
+}
+
+impl Split for Local {
+    fn split(&mut self, members: &[Rank], options: Options) -> Result<Box<dyn Collective>, JoinError> {
+        Ok(Box::new(Local::split(self, members, options)?))
     }
 }
 
@@ -76,6 +94,9 @@ struct Board {
     mail: Vec<VecDeque<Letter>>,
     /// Ranks that will send nothing more.
     gone: Vec<bool>,
+    /// Groups within this one whose ranks are just sitting down, by the call that agreed on them and their first member:
+    /// their mailboxes, and how many sit.
+    forming: BTreeMap<(u64, Option<Rank>), (Arc<Post>, usize)>,
 }
 
 /// The mailboxes of all ranks.
@@ -86,6 +107,13 @@ struct Post {
 }
 
 impl Post {
+    fn of(world_size: u32) -> Arc<Post> {
+        let ranks = world_size as usize;
+        let mail = (0..ranks * ranks).map(|_| VecDeque::new()).collect();
+        let board = Mutex::new(Board { mail, gone: vec![false; ranks], forming: BTreeMap::new() });
+        Arc::new(Post { world_size, board, changed: Condvar::new() })
+    }
+
     fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -124,6 +152,22 @@ pub struct LocalLink {
 }
 
 impl LocalLink {
+    /// This rank's seat in the group of `members`, on which all have agreed in `call`.
+    fn split(&self, call: u64, members: &[Rank], patience: Duration) -> LocalLink {
+        let key = (call, members.first().copied());
+        let mut board = self.post.board();
+        let fresh = || (Post::of(members.len() as u32), 0);
+        let (post, seated) = board.forming.entry(key).or_insert_with(fresh);
+        *seated += 1;
+        let (post, complete) = (Arc::clone(post), *seated == members.len());
+        if complete {
+            board.forming.remove(&key);
+        }
+        let lower = members.iter().filter(|member| **member < self.rank);
+        let rank = Rank(lower.count() as u32);
+        LocalLink { rank, post, faults: Vec::new(), patience, vanished: false }
+    }
+
     /// Waits until `done`, an abort, or the end of `time`.
     fn wait_until(
         &self,

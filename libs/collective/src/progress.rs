@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use polygram_domain::Rank;
 
 use crate::call::Call;
+use crate::members::Members;
 
 /// How far a rank is in a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Stage {
     Failed,
 }
 
-/// One rank's line of the table.
+/// One rank's line of the table, in which ranks are those of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankProgress {
     /// Whose line it is.
@@ -43,14 +44,17 @@ impl fmt::Display for RankProgress {
 #[derive(Clone, Debug)]
 pub struct Progress {
     group: Arc<str>,
-    rank: Rank,
+    seat: Rank,
+    members: Members,
+    /// By seat.
     rows: Arc<Mutex<Vec<RankProgress>>>,
 }
 
 impl Progress {
-    pub(crate) fn new(group: Arc<str>, rank: Rank, world_size: u32) -> Progress {
-        let rows = (0..world_size).map(|rank| RankProgress { rank: Rank(rank), latest: None }).collect();
-        Progress { group, rank, rows: Arc::new(Mutex::new(rows)) }
+    pub(crate) fn new(group: Arc<str>, seat: Rank, members: Members) -> Progress {
+        let row = |rank: &Rank| RankProgress { rank: *rank, latest: None };
+        let rows = members.ranks().iter().map(row).collect();
+        Progress { group, seat, members, rows: Arc::new(Mutex::new(rows)) }
     }
 
     /// The group's name.
@@ -60,10 +64,10 @@ impl Progress {
 
     /// This rank's own line.
     pub fn own(&self) -> RankProgress {
-        self.rows()[self.rank.index()]
+        self.rows()[self.seat.index()]
     }
 
-    /// All ranks' lines as known here, by rank.
+    /// All ranks' lines as known here, by seat.
     pub fn table(&self) -> Vec<RankProgress> {
         self.rows().clone()
     }
@@ -82,12 +86,12 @@ impl Progress {
     }
 
     pub(crate) fn mark(&self, call: Call, stage: Stage) {
-        self.rows()[self.rank.index()].latest = Some((call, stage));
+        self.rows()[self.seat.index()].latest = Some((self.members.call(call), stage));
     }
 
-    /// `peer` was heard to have entered `call`.
+    /// The rank at seat `peer` was heard to have entered `call`.
     pub(crate) fn heard(&self, peer: Rank, call: Call) {
-        self.rows()[peer.index()].latest = Some((call, Stage::Entered));
+        self.rows()[peer.index()].latest = Some((self.members.call(call), Stage::Entered));
     }
 
     fn rows(&self) -> MutexGuard<'_, Vec<RankProgress>> {
@@ -101,7 +105,7 @@ mod tests {
     use crate::call::Op;
 
     fn row(rank: u32, sequence: Option<u64>) -> RankProgress {
-        let call = |sequence| Call { op: Op::Barrier, sequence, length: 0, root: Rank(0) };
+        let call = |sequence| Call { sequence, ..Call::of(Op::Barrier) };
         RankProgress { rank: Rank(rank), latest: sequence.map(|sequence| (call(sequence), Stage::Entered)) }
     }
 

@@ -1,6 +1,5 @@
 //! A group of one.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use polygram_domain::Rank;
@@ -8,13 +7,18 @@ use polygram_domain::Rank;
 use crate::abort::{AbortHandle, AbortTarget};
 use crate::call::{Call, Op};
 use crate::collective::Collective;
-use crate::error::{CollectiveError, Place};
+use crate::element::check_edges;
+use crate::error::{CollectiveError, JoinError, Place};
+use crate::group::Options;
+use crate::members::Members;
 use crate::progress::{Progress, Stage};
 use crate::sink::keep;
+use crate::split::{self, Split};
 
 /// The only rank of its group: sums are the values themselves, and nothing waits.
 pub struct Solo {
     name: Arc<str>,
+    members: Members,
     sequence: u64,
     abort: AbortHandle,
     progress: Progress,
@@ -32,12 +36,17 @@ impl Solo {
     /// A group of one, called `group` in errors and progress tables.
     pub fn new(group: &str) -> Solo {
         let name: Arc<str> = group.into();
-        let progress = Progress::new(Arc::clone(&name), Rank(0), 1);
-        Solo { name, sequence: 0, abort: AbortHandle::new(Arc::new(Nobody)), progress }
+        let members = Members::all(1);
+        let progress = Progress::new(Arc::clone(&name), Rank(0), members.clone());
+        Solo { name, members, sequence: 0, abort: AbortHandle::new(Arc::new(Nobody)), progress }
     }
 
     fn call(&mut self, op: Op, length: usize) -> Result<(), CollectiveError> {
-        let call = Call { op, sequence: self.sequence, length: length as u64, root: Rank(0) };
+        self.divided(op, length, 0)
+    }
+
+    fn divided(&mut self, op: Op, length: usize, division: u64) -> Result<(), CollectiveError> {
+        let call = Call { sequence: self.sequence, length: length as u64, division, ..Call::of(op) };
         if let Some(reason) = self.abort.reason() {
             let place = Box::new(Place { group: Arc::clone(&self.name), rank: Rank(0), call });
             return Err(CollectiveError::Aborted { place, reason, waiting: Vec::new() });
@@ -57,6 +66,10 @@ impl Collective for Solo {
         1
     }
 
+    fn members(&self) -> &[Rank] {
+        self.members.ranks()
+    }
+
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
         self.call(Op::AllReduceF32, values.len())
     }
@@ -69,9 +82,16 @@ impl Collective for Solo {
         self.call(Op::AllReduceU64, values.len())
     }
 
-    fn reduce_scatter(&mut self, values: &mut [f32]) -> Result<Range<usize>, CollectiveError> {
-        self.call(Op::ReduceScatterF32, values.len())?;
-        Ok(0..values.len())
+    fn reduce_scatter(&mut self, values: &mut [f32], edges: &[usize]) -> Result<(), CollectiveError> {
+        let op = Op::ReduceScatterF32;
+        let division = check_edges(op, edges, values.len(), 1)?;
+        self.divided(op, values.len(), division)
+    }
+
+    fn all_gather_chunks(&mut self, values: &mut [f32], edges: &[usize]) -> Result<(), CollectiveError> {
+        let op = Op::AllGatherChunksF32;
+        let division = check_edges(op, edges, values.len(), 1)?;
+        self.divided(op, values.len(), division)
     }
 
     fn all_gather_into(&mut self, bytes: &[u8], received: &mut Vec<Vec<u8>>) -> Result<(), CollectiveError> {
@@ -114,5 +134,12 @@ impl Collective for Solo {
 
     fn progress(&self) -> Progress {
         self.progress.clone()
+    }
+}
+
+impl Split for Solo {
+    fn split(&mut self, members: &[Rank], options: Options) -> Result<Box<dyn Collective>, JoinError> {
+        split::agree(self, members, &options, None)?;
+        Ok(Box::new(Solo::new(&options.group)))
     }
 }

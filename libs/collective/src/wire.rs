@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! 0 magic u32 | 4 kind u8 | 5 op u8 | 6 round u16 | 8 generation u64 | 16 sequence u64 | 24 length u64
-//! 32 root u32 | 36 sender u32 | 40 payload bytes u64 | 48 crc of bytes 0..48 u32
-//! 52 payload | crc of the payload u32 (absent when the payload is empty)
+//! 32 root u32 | 36 sender u32 | 40 payload bytes u64 | 48 division u64 | 56 crc of bytes 0..56 u32
+//! 60 payload | crc of the payload u32 (absent when the payload is empty)
 //! ```
-//! All integers are little-endian. A notice (kind 2) leaves op, round, sequence, length and root zero.
+//! All integers are little-endian. A notice (kind 2) leaves op, round, sequence, length, root and
+//! division zero.
 
 use polygram_domain::{Generation, Rank};
 
@@ -14,7 +15,9 @@ use crate::link::{Notice, NoticeKind};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PGcl");
 /// Bytes of a header.
-pub(crate) const HEADER_BYTES: usize = 52;
+pub(crate) const HEADER_BYTES: usize = 60;
+/// Those that its checksum covers.
+const SUMMED_BYTES: usize = 56;
 /// Bytes of the checksum behind a payload.
 pub(crate) const TRAILER_BYTES: usize = 4;
 /// The most bytes a notice's payload may have.
@@ -60,11 +63,12 @@ impl Header {
                 put(16, &call.sequence.to_le_bytes());
                 put(24, &call.length.to_le_bytes());
                 put(32, &call.root.0.to_le_bytes());
+                put(48, &call.division.to_le_bytes());
             }
             Content::Notice => put(4, &[2]),
         }
-        let crc = crc32c::crc32c(&bytes[..48]);
-        bytes[48..].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..SUMMED_BYTES]);
+        bytes[SUMMED_BYTES..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
@@ -75,8 +79,8 @@ impl Header {
         if magic != MAGIC {
             return Err(format!("a frame begins with {magic:#010x} instead of {MAGIC:#010x}"));
         }
-        let sum = u32::from_le_bytes([bytes[48], bytes[49], bytes[50], bytes[51]]);
-        let expected = crc32c::crc32c(&bytes[..48]);
+        let sum = Fields { bytes: &bytes[SUMMED_BYTES..] }.u32()?;
+        let expected = crc32c::crc32c(&bytes[..SUMMED_BYTES]);
         if sum != expected {
             return Err(format!("header checksum {sum:#010x} instead of {expected:#010x}"));
         }
@@ -85,11 +89,11 @@ impl Header {
         let generation = Generation(fields.u64()?);
         let (sequence, length) = (fields.u64()?, fields.u64()?);
         let (root, sender) = (Rank(fields.u32()?), Rank(fields.u32()?));
-        let payload_bytes = fields.u64()?;
+        let (payload_bytes, division) = (fields.u64()?, fields.u64()?);
         let content = match kind {
             1 => {
                 let op = Op::from_code(op).ok_or_else(|| format!("unknown collective {op}"))?;
-                Content::Message { call: Call { op, sequence, length, root }, round }
+                Content::Message { call: Call { op, sequence, length, root, division }, round }
             }
             2 if payload_bytes <= NOTICE_BYTES as u64 => Content::Notice,
             2 => return Err(format!("a notice of {payload_bytes} bytes")),
@@ -206,7 +210,7 @@ mod tests {
     }
 
     fn message() -> Header {
-        let call = Call { op: Op::AllGather, sequence: 1 << 40, length: 5, root: Rank(2) };
+        let call = Call { op: Op::AllGather, sequence: 1 << 40, length: 5, root: Rank(2), division: 1 << 50 };
         header(Content::Message { call, round: 513 })
     }
 

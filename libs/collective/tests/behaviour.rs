@@ -4,7 +4,9 @@ mod suite;
 
 use polygram_collective::Options;
 use proptest::prelude::*;
-use suite::{claims, failures, local, options, shared, solo, sums, tcp};
+use suite::{
+    claims, failures, local, options, part_of_local, part_of_shared, part_of_tcp, shared, solo, sums, tcp,
+};
 
 #[test]
 fn solo_holds() {
@@ -55,6 +57,27 @@ fn shared_memory_failures_are_named() {
         failures::are_named(shared, world_size);
     }
     failures::silent_ranks_are_named(shared, &[2, 3, 4, 8]);
+}
+
+#[test]
+fn groups_within_a_group_hold() {
+    for world_size in [1, 3, 4] {
+        claims::hold(part_of_local, world_size);
+        claims::hold(part_of_tcp, world_size);
+    }
+    claims::hold(part_of_shared, 4);
+}
+
+#[test]
+fn failures_within_groups_within_a_group_are_named_by_the_ranks_of_the_run() {
+    for world_size in [1, 3, 4] {
+        failures::are_named(part_of_local, world_size);
+        failures::are_named(part_of_tcp, world_size);
+    }
+    failures::are_named(part_of_shared, 4);
+    failures::silent_ranks_are_named(part_of_local, &[2, 4]);
+    failures::silent_ranks_are_named(part_of_tcp, &[2, 4]);
+    failures::silent_ranks_are_named(part_of_shared, &[2, 4]);
 }
 
 /// `cargo test --release -p polygram-collective --features nccl -- --ignored`

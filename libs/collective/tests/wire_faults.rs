@@ -90,7 +90,7 @@ fn tampered(tamper: Tamper, options: &Options) -> Vec<suite::Seat> {
 
 /// Bytes of the greeting of rank 1, so that tampering begins behind it.
 const GREETING: u64 = 57;
-const HEADER: u64 = 52;
+const HEADER: u64 = 60;
 
 #[test]
 fn a_flipped_bit_is_an_error_wherever_it_is() {

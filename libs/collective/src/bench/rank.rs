@@ -4,7 +4,7 @@ use std::io::{BufRead, Write, stdin, stdout};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use polygram_collective::{Collective, Membership, Options, Tcp};
+use polygram_collective::{Collective, Membership, Options, Tcp, even_edges};
 use polygram_domain::{Generation, Rank};
 use serde::Serialize;
 
@@ -53,15 +53,13 @@ impl Bench {
         } else if self.bytes.len() != order.bytes {
             self.bytes.resize(order.bytes, 7);
         }
-        let ends = ends(order, ranks);
+        let (ends, edges) = (ends(order, ranks), even_edges(self.values.len(), self.seat.world_size()));
         self.seat.barrier()?;
         let begun = Instant::now();
         for _ in 0..order.calls {
             match order.op {
                 Op::AllReduce => self.seat.all_reduce(&mut self.values)?,
-                Op::ReduceScatter => {
-                    self.seat.reduce_scatter(&mut self.values)?;
-                }
+                Op::ReduceScatter => self.seat.reduce_scatter(&mut self.values, &edges)?,
                 Op::AllGather => self.seat.all_gather_into(&self.bytes, &mut self.received)?,
                 Op::AllToAllV => {
                     let parts = ends.windows(2).map(|ends| &self.bytes[ends[0]..ends[1]]);

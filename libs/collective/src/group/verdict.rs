@@ -3,6 +3,8 @@
 //! A rank that waits in vain sees only its partner, which may itself wait for another. So a failing rank tells all
 //! peers whom *it* was waiting for, listens for a moment to what they tell, and follows the trail to the ranks
 //! that told nothing.
+//!
+//! Ranks tell each other of seats. The errors made here, and the words in what is told, name ranks of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use polygram_domain::Rank;
 use super::{Seat, Stop};
 use crate::error::{CollectiveError, Place, ranks};
 use crate::link::{Broken, Cause, Link, Notice, NoticeKind};
+use crate::members::Members;
 use crate::progress::RankProgress;
 
 /// The most time spent listening to peers after nothing was heard for `failure_detection`.
@@ -42,11 +45,11 @@ pub(super) fn reach<L: Link>(
         }
         Cause::Told { notice, .. } => {
             seat.link.announce(&Notice { waiting, ..notice.clone() });
-            return peer_failed(place, notice);
+            return peer_failed(seat.members, place, notice);
         }
         Cause::Aborted => {
             let reason = seat.round.abort.reason().unwrap_or_default();
-            CollectiveError::Aborted { place, reason, waiting: waiting.clone() }
+            CollectiveError::Aborted { place, reason, waiting: seat.members.names(&waiting) }
         }
         Cause::Lost { peer, detail } => {
             let notices = seat.link.gather_notices(LOST_GRACE.min(failure_detection / 4));
@@ -54,20 +57,26 @@ pub(super) fn reach<L: Link>(
             let first = notices.into_iter().map(|(_, notice)| notice);
             if let Some(notice) = first.filter(other).find(|notice| notice.kind == NoticeKind::Failure) {
                 seat.link.announce(&Notice { waiting, ..notice.clone() });
-                return peer_failed(place, notice);
+                return peer_failed(seat.members, place, notice);
             }
-            CollectiveError::PeerLost { place, peer, detail }
+            CollectiveError::PeerLost { place, peer: seat.members.name(peer), detail }
         }
-        Cause::Mismatch { peer, theirs } => CollectiveError::Mismatch { place, peer, theirs },
-        Cause::Corrupt { peer, detail } => CollectiveError::Corrupt { place, peer, detail },
+        Cause::Mismatch { peer, theirs } => {
+            let (peer, theirs) = (seat.members.name(peer), seat.members.call(theirs));
+            CollectiveError::Mismatch { place, peer, theirs }
+        }
+        Cause::Corrupt { peer, detail } => {
+            CollectiveError::Corrupt { place, peer: seat.members.name(peer), detail }
+        }
         Cause::Injected => CollectiveError::Injected { place },
     };
     seat.tell(&error, waiting);
     error
 }
 
-fn peer_failed(place: Box<Place>, notice: Notice) -> CollectiveError {
+fn peer_failed(members: &Members, place: Box<Place>, notice: Notice) -> CollectiveError {
     let Notice { origin, suspect, reason, .. } = notice;
+    let (origin, suspect) = (members.name(origin), suspect.map(|seat| members.name(seat)));
     CollectiveError::PeerFailed { place, origin, suspect, reason }
 }
 
@@ -75,7 +84,7 @@ impl<L: Link> Seat<'_, L> {
     /// Tells the peers of `error`, which began here.
     fn tell(&mut self, error: &CollectiveError, waiting: Vec<Rank>) {
         let reason = error.to_string();
-        let suspect = error.suspects().first().copied();
+        let suspect = error.suspects().first().and_then(|rank| self.members.seat(*rank));
         let origin = self.link.rank();
         self.link.announce(&Notice { origin, kind: NoticeKind::Failure, suspect, waiting, reason });
     }
@@ -89,23 +98,25 @@ impl<L: Link> Seat<'_, L> {
         failure_detection: Duration,
     ) -> CollectiveError {
         let own = self.link.rank();
-        let reason = format!("{place}: waits for {}", ranks(&waiting));
+        let reason = format!("{place}: waits for {}", ranks(&self.members.names(&waiting)));
         let kind = NoticeKind::Silence;
         self.link.announce(&Notice { origin: own, kind, suspect: None, waiting: waiting.clone(), reason });
         let mut notices: BTreeMap<Rank, Notice> = told.into_iter().collect();
         notices.extend(self.link.gather_notices(GRACE.min(failure_detection / 4)));
         let failure = notices.values().find(|notice| notice.kind == NoticeKind::Failure);
         if let Some(notice) = failure {
-            return peer_failed(place, notice.clone());
+            return peer_failed(self.members, place, notice.clone());
         }
         let silent = trail(own, &waiting, &notices);
         let table = self.round.progress.table();
         let heard = silent.iter().filter_map(|rank| table.get(rank.index()));
         let mut heard: Vec<String> = heard.map(RankProgress::to_string).collect();
         if silent != waiting {
-            heard.push(format!("this rank waits for {}, found through its peers", ranks(&waiting)));
+            let waiting = ranks(&self.members.names(&waiting));
+            heard.push(format!("this rank waits for {waiting}, found through its peers"));
         }
         let heard = format!("last known: {}", heard.join("; "));
+        let silent = self.members.names(&silent);
         CollectiveError::TimedOut { place, silent, heard, waited: failure_detection }
     }
 }

@@ -82,7 +82,7 @@ impl Tcp {
         let able = self.all_gather(&[u8::from(opened.is_ok())])?;
         let mut device = opened?;
         let unable = (0..).map(Rank).zip(able).filter(|(_, able)| able != &[1]);
-        let ranks: Vec<Rank> = unable.map(|(rank, _)| rank).collect();
+        let ranks: Vec<Rank> = unable.map(|(seat, _)| self.seats().name(seat)).collect();
         if !ranks.is_empty() {
             return Err(NcclError::Peers { ranks });
         }
@@ -91,7 +91,7 @@ impl Tcp {
         self.broadcast(Rank(0), &mut id)?;
         made?;
         let Ok(id) = <[u8; device::ID_BYTES]>::try_from(id) else {
-            return Err(NcclError::Peers { ranks: vec![Rank(0)] });
+            return Err(NcclError::Peers { ranks: vec![self.seats().name(Rank(0))] });
         };
         device.connect(id, (self.rank(), self.world_size()), self.options().failure_detection)?;
         self.barrier()?;

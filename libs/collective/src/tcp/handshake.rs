@@ -12,6 +12,7 @@ use polygram_same_host::{OFFER_WORDS, Offer};
 
 use super::Membership;
 use crate::group::Options;
+use crate::members::Members;
 use crate::wire::Fields;
 
 const HELLO: u32 = u32::from_le_bytes(*b"PGh1");
@@ -124,8 +125,8 @@ impl Hello {
     }
 
     /// Whether the rank that said this belongs to the group of which `own` is what this rank would say to it.
-    /// The error is the reason to refuse it.
-    pub(super) fn check(&self, own: &Hello) -> Result<(), String> {
+    /// The error is the reason to refuse it, in which `members` name the ranks.
+    pub(super) fn check(&self, own: &Hello, members: &Members) -> Result<(), String> {
         let differs = |what: &str, theirs: String, ours: String| {
             if theirs == ours { Ok(()) } else { Err(format!("{what} {theirs} instead of {ours}")) }
         };
@@ -135,11 +136,14 @@ impl Hello {
         differs("generation", self.member.generation.to_string(), format!("{}", own.member.generation))?;
         differs("a group of size", self.world_size.to_string(), own.world_size.to_string())?;
         differs("options with short_bytes", self.short_bytes.to_string(), own.short_bytes.to_string())?;
-        differs("a call for rank", self.receiver.to_string(), own.member.rank.to_string())?;
+        let name = |seat| members.name(seat);
+        differs("a call for rank", name(self.receiver).to_string(), name(own.member.rank).to_string())?;
         if self.member.rank <= own.member.rank || self.member.rank.0 >= own.world_size {
             return Err(format!(
                 "rank {} has no reason to dial rank {} in a group of {}",
-                self.member.rank, own.member.rank, own.world_size
+                name(self.member.rank),
+                name(own.member.rank),
+                own.world_size
             ));
         }
         Ok(())
@@ -217,11 +221,12 @@ mod tests {
     fn strangers_are_told_why() {
         let own =
             Hello { member: Membership { rank: Rank(1), ..hello().member }, receiver: Rank(2), ..hello() };
-        hello().check(&own).unwrap();
+        let members = Members::all(4);
+        hello().check(&own, &members).unwrap();
         let refused = |change: fn(&mut Hello)| {
             let mut theirs = hello();
             change(&mut theirs);
-            theirs.check(&own).unwrap_err()
+            theirs.check(&own, &Members::all(4)).unwrap_err()
         };
         assert_eq!(refused(|hello| hello.member.run = "x".into()), "run \"x\" instead of \"demo\"");
         assert_eq!(refused(|hello| hello.member.generation.0 = 3), "generation 3 instead of 4");
@@ -232,7 +237,7 @@ mod tests {
         for rank in [0, 1, 4] {
             let mut theirs = hello();
             theirs.member.rank = Rank(rank);
-            assert!(theirs.check(&own).unwrap_err().contains("no reason"), "rank {rank}");
+            assert!(theirs.check(&own, &members).unwrap_err().contains("no reason"), "rank {rank}");
         }
         assert!(Hello::decode(&hello().encode(), 77).unwrap_err().contains("instead of 77"));
     }

@@ -221,7 +221,7 @@ impl Inbound {
         let Header { generation, sender, payload_bytes, content } = header;
         if generation != self.generation || sender != self.peer {
             let detail = format!(
-                "a frame of rank {sender}, generation {generation} instead of rank {}, generation {}",
+                "a frame of seat {sender}, generation {generation} instead of seat {}, generation {}",
                 self.peer, self.generation
             );
             return Err(self.corrupt(detail));

@@ -14,12 +14,13 @@ use polygram_domain::embedding::SameHost;
 use polygram_same_host::Offer;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Membership;
 use super::handshake::{Hello, NAME_LIMIT, Reply, Words};
 use super::link::timespec;
 use super::meet::{self, Ends, Guest, Meeting};
+use super::{Home, Membership};
 use crate::error::JoinError;
 use crate::group::Options;
+use crate::members::Members;
 
 /// Time between attempts to reach a rank that does not listen yet.
 const RETRY: Duration = Duration::from_millis(20);
@@ -31,6 +32,8 @@ const PENDING: usize = 4096;
 /// What joining needs to know.
 struct Joining<'a> {
     member: &'a Membership,
+    /// The ranks of the run, for errors.
+    members: &'a Members,
     addresses: &'a [SocketAddr],
     options: &'a Options,
     /// Where the higher ranks may come for memory.
@@ -48,11 +51,12 @@ pub(super) struct Joined {
 /// Connections to all other ranks, by rank.
 pub(super) fn mesh(
     listener: TcpListener,
-    member: &Membership,
+    home: &Home,
+    members: &Members,
     addresses: &[SocketAddr],
     options: &Options,
-    deadline: Duration,
 ) -> Result<Vec<Option<Joined>>, JoinError> {
+    let (member, deadline) = (&home.membership, home.deadline);
     let refuse = |detail| Err(JoinError::Argument { group: options.group.clone(), detail });
     if member.rank.index() >= addresses.len() {
         return refuse(format!("rank {} with {} addresses", member.rank, addresses.len()));
@@ -67,7 +71,7 @@ pub(super) fn mesh(
             .ok(),
         SameHost::Auto | SameHost::Tcp => None,
     };
-    let joining = Joining { member, addresses, options, meeting, begun: Instant::now(), deadline };
+    let joining = Joining { member, members, addresses, options, meeting, begun: Instant::now(), deadline };
     let mut sockets = Vec::with_capacity(addresses.len());
     let mut offers = Vec::with_capacity(addresses.len());
     for peer in 0..member.rank.0 {
@@ -94,14 +98,21 @@ impl Joining<'_> {
         Hello::new(self.member, receiver, self.addresses.len() as u32, self.options)
     }
 
+    /// This rank of the run.
+    fn name(&self) -> Rank {
+        self.members.name(self.member.rank)
+    }
+
     fn left(&self) -> Duration {
         self.deadline.saturating_sub(self.begun.elapsed())
     }
 
     fn dial(&self, peer: Rank) -> Result<(TcpStream, Option<Offer>), JoinError> {
-        let (rank, address) = (self.member.rank, self.addresses[peer.index()]);
+        let address = self.addresses[peer.index()];
         loop {
-            match self.attempt(peer, address) {
+            let attempt = self.attempt(peer, address);
+            let (rank, peer) = (self.name(), self.members.name(peer));
+            match attempt {
                 Ok(joined) => return Ok(joined),
                 Err(Attempt::Refused(reason)) => {
                     return Err(JoinError::Refused { rank, peer, address, reason });
@@ -148,19 +159,19 @@ impl Joining<'_> {
         if reply.sender == peer {
             Ok((socket, offer))
         } else {
-            Err(Attempt::Refused(format!("rank {} answers there", reply.sender)))
+            Err(Attempt::Refused(format!("rank {} answers there", self.members.name(reply.sender))))
         }
     }
 
     /// Fills the empty places of the higher ranks.
     fn answer(&self, listener: &TcpListener, sockets: &mut [Option<TcpStream>]) -> Result<(), JoinError> {
-        let rank = self.member.rank;
+        let rank = self.name();
         let io = |doing| move |source| JoinError::Io { rank, doing, source };
         listener.set_nonblocking(true).map_err(io("listening"))?;
         let mut pending: Vec<Greeting> = Vec::new();
         let mut refusals = Vec::new();
         loop {
-            let missing = (rank.0 + 1..sockets.len() as u32).map(Rank);
+            let missing = (self.member.rank.0 + 1..sockets.len() as u32).map(Rank);
             let missing: Vec<Rank> = missing.filter(|peer| sockets[peer.index()].is_none()).collect();
             if missing.is_empty() {
                 return Ok(());
@@ -172,6 +183,7 @@ impl Joining<'_> {
                 } else {
                     format!("; refused meanwhile: {}", refusals.join("; "))
                 };
+                let missing = self.members.names(&missing);
                 return Err(JoinError::Missing { rank, missing, waited: self.begun.elapsed(), refused });
             }
             wait(listener, &pending, left).map_err(io("waiting for ranks to connect"))?;
@@ -209,12 +221,15 @@ impl Joining<'_> {
             let (Some(offer), Some(mut socket)) = (offer, socket.as_ref()) else { return Ok(None) };
             let ends = match self.options.same_host {
                 SameHost::Auto => meet::accept(offer, self.member.rank, self.left())
-                    .inspect_err(|error| tracing::info!(peer, %error, "no memory is shared with a rank"))
+                    .inspect_err(|error| {
+                        let peer = self.members.name(Rank(peer));
+                        tracing::info!(%peer, %error, "no memory is shared with a rank");
+                    })
                     .ok(),
                 SameHost::Tcp => None,
             };
             socket.write_all(&[u8::from(ends.is_some())]).map_err(|source| JoinError::Io {
-                rank: self.member.rank,
+                rank: self.name(),
                 doing: "telling a rank whether memory is shared",
                 source,
             })?;
@@ -225,15 +240,16 @@ impl Joining<'_> {
 
     /// Hands rings to the higher ranks that want them: what this rank and all higher ones have.
     fn hand_out(&self, sockets: &[Option<TcpStream>]) -> Result<Vec<Option<Ends>>, JoinError> {
-        let rank = self.member.rank;
-        let guests = (0..).map(Rank).zip(sockets).skip(rank.index() + 1);
+        let rank = self.name();
+        let guests = (0..).map(Rank).zip(sockets).skip(self.member.rank.index() + 1);
         let guest = |(rank, socket)| Guest { rank, socket, ends: None, decided: self.meeting.is_none() };
         let mut guests: Vec<Guest<'_>> =
             guests.filter_map(|(rank, socket)| Some(guest((rank, socket.as_ref()?)))).collect();
         while let (Some(meeting), true) = (&self.meeting, guests.iter().any(|guest| !guest.decided)) {
             let left = self.left();
             if left.is_zero() {
-                let missing = guests.iter().filter(|guest| !guest.decided).map(|guest| guest.rank).collect();
+                let undecided = guests.iter().filter(|guest| !guest.decided);
+                let missing = undecided.map(|guest| self.members.name(guest.rank)).collect();
                 let refused = "; it did not say whether it shares memory".to_string();
                 return Err(JoinError::Missing { rank, missing, waited: self.begun.elapsed(), refused });
             }
@@ -245,10 +261,10 @@ impl Joining<'_> {
 
     fn judge(&self, mut greeting: Greeting, sockets: &mut [Option<TcpStream>], refusals: &mut Vec<String>) {
         let verdict = Hello::decode(&greeting.bytes, self.member.schema).and_then(|hello| {
-            hello.check(&self.hello(hello.member.rank))?;
+            hello.check(&self.hello(hello.member.rank), self.members)?;
             match sockets[hello.member.rank.index()] {
                 None => Ok(hello.member.rank),
-                Some(_) => Err(format!("rank {} is connected already", hello.member.rank)),
+                Some(_) => Err(format!("rank {} is connected already", self.members.name(hello.member.rank))),
             }
         });
         match verdict {

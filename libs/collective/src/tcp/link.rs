@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use polygram_domain::{Generation, Rank};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Membership;
+use super::Home;
 use super::inbound::{Arrival, Inbound, Want};
 use super::join::Joined;
 use super::outbound::{Outbound, payload_bytes, socket_frame_bytes};
@@ -70,6 +70,7 @@ impl Peer {
 
 /// All connections of one rank.
 pub struct TcpLink {
+    home: Home,
     mesh: Arc<Mesh>,
     peers: Vec<Option<Peer>>,
     /// Peers that have the beginning of a message whose end will not come: nothing more can be told to them.
@@ -80,15 +81,11 @@ pub struct TcpLink {
 }
 
 impl TcpLink {
-    pub(super) fn new(
-        joined: Vec<Option<Joined>>,
-        member: &Membership,
-        patience: Duration,
-    ) -> io::Result<TcpLink> {
+    pub(super) fn new(joined: Vec<Option<Joined>>, home: Home, patience: Duration) -> io::Result<TcpLink> {
         let (alarm, bell) = UnixStream::pair()?;
         alarm.set_nonblocking(true)?;
         bell.set_nonblocking(true)?;
-        let generation = member.generation;
+        let generation = home.membership.generation;
         let (mut sockets, mut peers) = (Vec::new(), Vec::new());
         for (peer, joined) in (0..).map(Rank).zip(joined) {
             let Some(Joined { socket, ends }) = joined else {
@@ -106,8 +103,13 @@ impl TcpLink {
             peers.push(Some(Peer { inbound: Inbound::new(peer, generation), rings, ended: None }));
         }
         let cut = vec![false; sockets.len()];
-        let mesh = Arc::new(Mesh { rank: member.rank, generation, sockets, alarm: bell });
-        Ok(TcpLink { mesh, peers, cut, alarm, patience })
+        let mesh = Arc::new(Mesh { rank: home.membership.rank, generation, sockets, alarm: bell });
+        Ok(TcpLink { home, mesh, peers, cut, alarm, patience })
+    }
+
+    /// How this rank joined.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
     }
 
     /// The longest wait in which nothing moves.

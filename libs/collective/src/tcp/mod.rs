@@ -19,13 +19,16 @@ mod outbound;
 mod ring;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use polygram_domain::{Generation, Rank, SCHEMA_VERSION};
 
+use crate::collective::Collective;
 use crate::error::JoinError;
 use crate::group::{Group, Options};
+use crate::members::Members;
+use crate::split::{self, Split};
 
 pub use link::TcpLink;
 
@@ -53,7 +56,7 @@ pub struct Membership {
     pub run: String,
     /// The membership's fencing number; all ranks have the same.
     pub generation: Generation,
-    /// This rank.
+    /// This rank's seat in the group.
     pub rank: Rank,
     /// Version of the wire format.
     pub schema: u32,
@@ -64,6 +67,16 @@ impl Membership {
     pub fn new(run: impl Into<String>, generation: Generation, rank: Rank) -> Membership {
         Membership { run: run.into(), generation, rank, schema: SCHEMA_VERSION }
     }
+}
+
+/// What a rank keeps of how it joined, to join groups within the group.
+#[derive(Clone, Debug)]
+struct Home {
+    membership: Membership,
+    /// Where other ranks reach it.
+    ip: IpAddr,
+    /// The longest time that joining may take.
+    deadline: Duration,
 }
 
 impl Group<TcpLink> {
@@ -85,14 +98,75 @@ impl Group<TcpLink> {
         options: Options,
         deadline: Duration,
     ) -> Result<Tcp, JoinError> {
-        let joined = join::mesh(bound.listener, membership, addresses, &options, deadline)?;
-        let source = |source| JoinError::Io { rank: membership.rank, doing: "preparing its sockets", source };
-        for joined in joined.iter().flatten() {
-            tune(&joined.socket).map_err(source)?;
-        }
-        let link = TcpLink::new(joined, membership, options.failure_detection).map_err(source)?;
-        Ok(Group::over(link, options))
+        let home = Home { membership: membership.clone(), ip: bound.address.ip(), deadline };
+        let members = Members::all(addresses.len() as u32);
+        Tcp::meet(Some(bound.listener), home, members, addresses, options)
     }
+
+    /// [`Split::split`] into a group of this kind: of the same run and generation, and formed within the deadline that
+    /// this one had. Each rank listens on a new port for it, at the address at which it listens for this group or, where
+    /// that was any, at one of its connections' own. A rank alone in its group has no connections.
+    ///
+    /// # Errors
+    /// Those of [`Split::split`].
+    pub fn split(&mut self, members: &[Rank], options: Options) -> Result<Tcp, JoinError> {
+        let mut home = self.link().home().clone();
+        let bound = (members.len() > 1).then(|| Tcp::bind((home.ip, 0).into()));
+        let (listener, address) = match bound {
+            None => (None, None),
+            Some(Ok(Bound { listener, address })) => (Some(listener), Some(Ok(address))),
+            Some(Err(error)) => (None, Some(Err(error))),
+        };
+        let addresses = split::agree(self, members, &options, address)?;
+        let lower = members.iter().filter(|member| **member < home.membership.rank);
+        home.membership.rank = Rank(lower.count() as u32);
+        Tcp::meet(listener, home, self.seats().pick(members), &addresses, options)
+    }
+
+    /// Joins the others, if there are any, which then needs `listener` and their `addresses`.
+    fn meet(
+        listener: Option<TcpListener>,
+        mut home: Home,
+        members: Members,
+        addresses: &[SocketAddr],
+        options: Options,
+    ) -> Result<Tcp, JoinError> {
+        let rank = members.name(home.membership.rank);
+        let joined = match listener {
+            Some(listener) => join::mesh(listener, &home, &members, addresses, &options)?,
+            None => vec![None],
+        };
+        let source = |source| JoinError::Io { rank, doing: "preparing its sockets", source };
+        let sockets = || joined.iter().flatten().map(|joined| &joined.socket);
+        for socket in sockets() {
+            tune(socket).map_err(source)?;
+        }
+        home.ip = reachable(home.ip, sockets()).map_err(source)?;
+        let link = TcpLink::new(joined, home, options.failure_detection).map_err(source)?;
+        Ok(Group::of_members(members, link, options))
+    }
+}
+
+impl Split for Tcp {
+    fn split(&mut self, members: &[Rank], options: Options) -> Result<Box<dyn Collective>, JoinError> {
+        Ok(Box::new(Tcp::split(self, members, options)?))
+    }
+}
+
+/// The address at which a rank that listens at `ip` is reached: of one that listens at any, that of a connection, and
+/// rather one to another host, since all ranks can reach that.
+fn reachable<'a>(ip: IpAddr, sockets: impl Iterator<Item = &'a TcpStream>) -> io::Result<IpAddr> {
+    if !ip.is_unspecified() {
+        return Ok(ip);
+    }
+    let mut chosen = ip;
+    for socket in sockets {
+        let own = socket.local_addr()?.ip().to_canonical();
+        if chosen.is_unspecified() || chosen.is_loopback() {
+            chosen = own;
+        }
+    }
+    Ok(chosen)
 }
 
 /// No delay, no blocking, and buffers that the system grows with the traffic (a fixed size would stop it from
@@ -118,12 +192,24 @@ fn plain_congestion_control(socket: &TcpStream) {
 #[cfg(not(target_os = "linux"))]
 fn plain_congestion_control(_socket: &TcpStream) {}
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
 
+    #[test]
+    fn a_rank_that_listens_anywhere_is_reached_where_it_is_connected() {
+        let bound = Tcp::bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let any = bound.address().ip();
+        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, bound.address().port())).unwrap();
+        assert_eq!(reachable(any, [&socket].into_iter()).unwrap(), Ipv4Addr::LOCALHOST);
+        assert_eq!(reachable(any, [].into_iter()).unwrap(), any);
+        let given = IpAddr::from([10, 0, 0, 7]);
+        assert_eq!(reachable(given, [&socket].into_iter()).unwrap(), given);
+    }
+
+    #[cfg(target_os = "linux")]
     #[test]
     fn loopback_is_not_paced() {
         let bound = Tcp::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();

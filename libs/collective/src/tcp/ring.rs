@@ -216,7 +216,7 @@ impl RingIn {
             return Err(self.corrupt("a notice in shared memory".to_string()));
         };
         if generation != self.generation || sender != self.peer {
-            return Err(self.corrupt(format!("a frame of rank {sender}, generation {generation}")));
+            return Err(self.corrupt(format!("a frame of seat {sender}, generation {generation}")));
         }
         if let Some(round) = want.round() {
             round.progress.heard(self.peer, call);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use polygram_collective::{CollectiveError, Op, Stage};
+use polygram_collective::{CollectiveError, Op, Stage, even_edges};
 use polygram_domain::Rank;
 
 use super::{Maker, Random, fresh_seed, on_all, options, sums};
@@ -17,6 +17,8 @@ pub(crate) fn hold(make: Maker, world_size: u32) {
     } else {
         odd_groups_do_not_sum(make, world_size);
     }
+    sums::chunks_come_together(make, world_size);
+    sums::wrong_edges_harm_nobody(make, world_size);
     gathers(make, world_size);
     exchanges_with_skew(make, world_size);
     broadcasts_from_every_root(make, world_size);
@@ -112,7 +114,8 @@ fn odd_groups_do_not_sum(make: Maker, world_size: u32) {
     on_all(&mut make(world_size, &options()), |seat| {
         let error = seat.all_reduce(&mut [1.0]).unwrap_err();
         assert!(error.to_string().contains(&format!("the group has {world_size}")), "{error}");
-        assert!(matches!(seat.reduce_scatter(&mut [1.0]), Err(CollectiveError::WorldSize { .. })));
+        let scattered = seat.reduce_scatter(&mut [1.0], &even_edges(1, world_size));
+        assert!(matches!(scattered, Err(CollectiveError::WorldSize { .. })));
         seat.barrier().unwrap();
     });
 }
@@ -161,7 +164,9 @@ fn progress_is_published(make: Maker, world_size: u32) {
     for seat in &seats {
         let progress = seat.progress();
         assert_eq!((progress.group(), progress.own().latest), ("test", None));
-        assert_eq!(progress.table().len(), world_size as usize);
+        let named: Vec<Rank> = progress.table().iter().map(|row| row.rank).collect();
+        assert_eq!(named, seat.members());
+        assert_eq!(seat.members().len(), world_size as usize);
     }
     on_all(&mut seats, |seat| {
         seat.barrier().unwrap();
@@ -170,7 +175,9 @@ fn progress_is_published(make: Maker, world_size: u32) {
     for seat in &seats {
         let own = seat.progress().own();
         let (call, stage) = own.latest.unwrap();
-        assert_eq!((own.rank, call.op, call.sequence, stage), (seat.rank(), Op::Broadcast, 1, Stage::Left));
-        assert_eq!(own.to_string(), format!("rank {} left broadcast #1 from rank 0", own.rank));
+        let name = seat.members()[seat.rank().index()];
+        assert_eq!((own.rank, call.op, call.sequence, stage), (name, Op::Broadcast, 1, Stage::Left));
+        let root = seat.members()[0];
+        assert_eq!(own.to_string(), format!("rank {name} left broadcast #1 from rank {root}"));
     }
 }

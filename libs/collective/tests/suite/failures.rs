@@ -4,10 +4,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use polygram_collective::{Collective, CollectiveError, Stage};
+use polygram_collective::{Collective, CollectiveError, Stage, even_edges};
 use polygram_domain::Rank;
 
-use super::{Maker, PATIENCE, Random, fresh_seed, impatient, on_all, options, spin_until, words};
+use super::{Maker, PATIENCE, Random, Seat, fresh_seed, impatient, on_all, options, spin_until, words};
 
 /// All claims about groups in which something goes wrong.
 pub(crate) fn are_named(make: Maker, world_size: u32) {
@@ -35,6 +35,16 @@ pub(crate) fn silent_ranks_are_named(make: Maker, world_sizes: &[u32]) {
 type Outcome = Result<(), CollectiveError>;
 type Step = fn(&mut dyn Collective) -> Outcome;
 
+/// The name of the rank at `seat`.
+fn name(seats: &[Seat], seat: Rank) -> Rank {
+    seats[0].members()[seat.index()]
+}
+
+/// Edges that leave all of `length` values to the first seat.
+fn to_first(length: usize, seat: &dyn Collective) -> Vec<usize> {
+    std::iter::once(0).chain(std::iter::repeat_n(length, seat.world_size() as usize)).collect()
+}
+
 fn sum<const N: usize>(seat: &mut dyn Collective) -> Outcome {
     seat.all_reduce(&mut [0.0; N])
 }
@@ -49,7 +59,10 @@ fn other_calls_are_found_out(make: Maker, world_size: u32) {
     };
     let from_first: Step = |seat| seat.broadcast(Rank(0), &mut vec![7; 10]);
     let from_last: Step = |seat| seat.broadcast(Rank(seat.world_size() - 1), &mut vec![8; 10]);
-    let scatter: Step = |seat| seat.reduce_scatter(&mut [0.0; 5]).map(drop);
+    let scatter: Step = |seat| seat.reduce_scatter(&mut [0.0; 5], &even_edges(5, seat.world_size()));
+    let scatter_to_one: Step = |seat| seat.reduce_scatter(&mut [0.0; 5], &to_first(5, seat));
+    let spread: Step = |seat| seat.all_gather_chunks(&mut [0.0; 5], &even_edges(5, seat.world_size()));
+    let spread_from_one: Step = |seat| seat.all_gather_chunks(&mut [0.0; 5], &to_first(5, seat));
     let doubles: Step = |seat| seat.all_reduce_f64(&mut [0.0; 5]);
     let twice: Step = |seat| seat.barrier().and_then(|()| seat.barrier());
     let mut cases: Vec<(Step, Step, [&str; 2])> = vec![
@@ -59,13 +72,16 @@ fn other_calls_are_found_out(make: Maker, world_size: u32) {
         (from_first, barrier, ["but this rank is in", "barrier #0"]),
         (gather, from_last, ["all_gather #0", "broadcast #0"]),
         (twice, gather, ["barrier #0", "all_gather #0"]),
+        (spread, gather, ["all_gather_chunks #0 of 5", "all_gather #0"]),
+        (spread, spread_from_one, ["all_gather_chunks #0 of 5 values in chunks", "but this rank is in"]),
     ];
     if world_size.is_power_of_two() {
-        cases.extend::<[(Step, Step, [&str; 2]); 5]>([
+        cases.extend::<[(Step, Step, [&str; 2]); 6]>([
             (sum::<5>, sum::<6>, ["of 5 values", "of 6 values"]),
             (sum::<5>, sum::<100_000>, ["of 5 values", "of 100000 values"]),
             (sum::<5>, doubles, ["all_reduce #0 of 5", "all_reduce_f64 #0 of 5"]),
             (scatter, sum::<5>, ["reduce_scatter #0", "all_reduce #0"]),
+            (scatter, scatter_to_one, ["reduce_scatter #0 of 5 values in chunks", "but this rank is in"]),
             (from_first, from_last, ["but this rank is in", "broadcast #0 from rank"]),
         ]);
     }
@@ -95,25 +111,26 @@ fn other_calls_are_found_out(make: Maker, world_size: u32) {
 fn the_silent_rank_is_named(make: Maker, world_size: u32, silent: Rank) {
     let call: Step = if world_size.is_power_of_two() { sum::<40_000> } else { |seat| seat.barrier() };
     let mut seats = make(world_size, &impatient());
+    let named = name(&seats, silent);
     let begun = Instant::now();
     let outcomes = on_all(&mut seats, |seat| if seat.rank() == silent { Ok(()) } else { call(seat) });
     assert!(begun.elapsed() < 20 * PATIENCE, "{:?}", begun.elapsed());
     for (rank, outcome) in (0..).map(Rank).zip(&outcomes).filter(|(rank, _)| *rank != silent) {
         let error = outcome.as_ref().unwrap_err();
         assert!(matches!(error, CollectiveError::TimedOut { .. }), "{error}");
-        assert_eq!(error.suspects(), [silent], "rank {rank}: {error}");
+        assert_eq!(error.suspects(), [named], "rank {rank}: {error}");
         assert!(error.to_string().contains("#0"), "{error}");
-        assert!(error.to_string().contains(&format!("rank {silent} has entered no call")), "{error}");
+        assert!(error.to_string().contains(&format!("rank {named} has entered no call")), "{error}");
     }
     // The late rank hears what it has done.
     let error = call(seats[silent.index()].as_mut()).unwrap_err();
-    assert_eq!(error.suspects(), [silent], "{error}");
+    assert_eq!(error.suspects(), [named], "{error}");
 }
 
 /// One rank is gone, with nobody told: the others learn it at once, not after `failure_detection`.
 fn a_lost_rank_is_named(make: Maker, world_size: u32) {
     let mut seats = make(world_size, &options());
-    let gone = Rank(world_size - 1);
+    let gone = name(&seats, Rank(world_size - 1));
     drop(seats.pop());
     let begun = Instant::now();
     for outcome in on_all(&mut seats, |seat| seat.barrier()) {
@@ -183,6 +200,7 @@ fn aborts_at_any_moment_end_all(make: Maker, world_size: u32) {
         let (rank, call, pause) = (random.below(world_size.into()), random.below(12), random.below(3000));
         let mut seats = make(world_size, &options());
         let (handle, progress) = (seats[rank as usize].abort_handle(), seats[rank as usize].progress());
+        let aborted = name(&seats, Rank(rank as u32));
         thread::scope(|scope| {
             scope.spawn(move || {
                 spin_until(|| matches!(progress.own().latest, Some((at, _)) if at.sequence >= call));
@@ -192,7 +210,7 @@ fn aborts_at_any_moment_end_all(make: Maker, world_size: u32) {
             for outcome in on_all(&mut seats, |seat| endless(seat, seed)) {
                 let error = outcome.unwrap_err();
                 // Who has half a message can be told nothing more over the same socket, and learns who cut it.
-                let named = error.suspects() == [Rank(rank as u32)];
+                let named = error.suspects() == [aborted];
                 assert!(
                     named || error.to_string().contains("enough"),
                     "rank {rank}, call {call}, seed {seed}: {error}"

@@ -15,7 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
-use polygram_collective::{Collective, CollectiveError, JoinError, Local, Membership, Options, Solo, Tcp};
+use polygram_collective::{
+    Collective, CollectiveError, JoinError, Local, Membership, Options, Solo, Split, Tcp,
+};
 use polygram_domain::embedding::SameHost;
 use polygram_domain::{Generation, Rank};
 
@@ -57,6 +59,41 @@ pub(crate) fn shared(world_size: u32, options: &Options) -> Vec<Seat> {
     boxed(tcp_ranks(world_size, &Options { same_host: SameHost::Auto, ..options.clone() }))
 }
 
+/// Every other rank of a larger group of threads.
+pub(crate) fn part_of_local(world_size: u32, options: &Options) -> Vec<Seat> {
+    every_other(Local::ranks(2 * world_size, &of_the_whole(options)), options)
+}
+
+/// Every other rank of a larger group over sockets.
+pub(crate) fn part_of_tcp(world_size: u32, options: &Options) -> Vec<Seat> {
+    every_other(tcp_ranks(2 * world_size, &of_the_whole(options)), options)
+}
+
+/// Every other rank of a larger group over shared memory.
+pub(crate) fn part_of_shared(world_size: u32, options: &Options) -> Vec<Seat> {
+    let options = Options { same_host: SameHost::Auto, ..options.clone() };
+    every_other(tcp_ranks(2 * world_size, &of_the_whole(&options)), &options)
+}
+
+fn of_the_whole(options: &Options) -> Options {
+    Options { group: "whole".to_string(), failure_detection: Duration::from_secs(60), ..options.clone() }
+}
+
+/// Divides `ranks` into those of even and those of odd number; answers the odd ones' group. The larger group is gone then.
+fn every_other<S: Split>(mut ranks: Vec<S>, options: &Options) -> Vec<Seat> {
+    let world_size = ranks.len() as u32;
+    let divided = thread::scope(|scope| {
+        let divide = |rank: &mut S| {
+            let own = rank.rank().0 % 2;
+            let members: Vec<Rank> = (0..world_size).filter(|seat| seat % 2 == own).map(Rank).collect();
+            rank.split(&members, options.clone()).unwrap()
+        };
+        let threads: Vec<_> = ranks.iter_mut().map(|rank| scope.spawn(move || divide(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    divided.into_iter().skip(1).step_by(2).collect()
+}
+
 /// Over the devices 0, 1, … of this host.
 #[cfg(feature = "nccl")]
 pub(crate) fn nccl(world_size: u32, options: &Options) -> Vec<Seat> {
@@ -94,6 +131,16 @@ pub(crate) fn tcp_joins(
     options: &Options,
     route: impl Fn(Rank, Vec<SocketAddr>) -> Vec<SocketAddr>,
 ) -> Vec<Result<Tcp, JoinError>> {
+    tcp_joins_within(Duration::from_secs(30), world_size, options, route)
+}
+
+/// [`tcp_joins`] with a deadline.
+pub(crate) fn tcp_joins_within(
+    deadline: Duration,
+    world_size: u32,
+    options: &Options,
+    route: impl Fn(Rank, Vec<SocketAddr>) -> Vec<SocketAddr>,
+) -> Vec<Result<Tcp, JoinError>> {
     let bound: Vec<_> = (0..world_size).map(|_| Tcp::bind(any_port()).unwrap()).collect();
     let addresses: Vec<_> = bound.iter().map(|bound| bound.address()).collect();
     thread::scope(|scope| {
@@ -101,9 +148,7 @@ pub(crate) fn tcp_joins(
             .zip(bound)
             .map(|(rank, bound)| {
                 let addresses = route(Rank(rank), addresses.clone());
-                let join = move || {
-                    Tcp::connect(bound, &member(rank), &addresses, options.clone(), Duration::from_secs(30))
-                };
+                let join = move || Tcp::connect(bound, &member(rank), &addresses, options.clone(), deadline);
                 scope.spawn(join)
             })
             .collect();
