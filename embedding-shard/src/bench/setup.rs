@@ -173,6 +173,12 @@ impl Distinct {
         Distinct { rows: unique.rows, starts, order }
     }
 
+    /// The contributions of the row at `place`.
+    #[inline(always)]
+    pub(super) fn contributions(&self, place: usize) -> &[u32] {
+        &self.order[self.starts[place] as usize..self.starts[place + 1] as usize]
+    }
+
     /// The gradients that `values` `[n, width]` hold for these rows.
     pub(super) fn sums<'a>(&'a self, values: &'a [f32], width: usize) -> Sums<'a> {
         Sums { distinct: self, values, width }
@@ -189,12 +195,6 @@ pub(super) struct Sums<'a> {
 
 impl Sums<'_> {
     #[inline(always)]
-    fn contributions(&self, place: usize) -> &[u32] {
-        let Distinct { starts, order, .. } = self.distinct;
-        &order[starts[place] as usize..starts[place + 1] as usize]
-    }
-
-    #[inline(always)]
     fn row(&self, contribution: u32) -> &[f32] {
         &self.values[contribution as usize * self.width..][..self.width]
     }
@@ -207,7 +207,7 @@ impl Gradients for Sums<'_> {
 
     #[inline(always)]
     fn sum<'a>(&'a self, place: usize, scratch: &'a mut [f32]) -> &'a [f32] {
-        let contributions = self.contributions(place);
+        let contributions = self.distinct.contributions(place);
         if let [only] = contributions {
             return self.row(*only);
         }
@@ -220,7 +220,7 @@ impl Gradients for Sums<'_> {
 
     #[inline(always)]
     fn prefetch(&self, place: usize) {
-        for &contribution in self.contributions(place).iter().take(2) {
+        for &contribution in self.distinct.contributions(place).iter().take(2) {
             prefetch(bytemuck::cast_slice(self.row(contribution)), Near::All);
         }
     }

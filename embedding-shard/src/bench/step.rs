@@ -3,7 +3,6 @@
 //! row). What is compared with other libraries by benches/peers, on the same ids.
 
 use std::io::{BufRead, Write};
-use std::ops::Range;
 use std::time::Instant;
 
 use polygram_domain::TableIndex;
@@ -98,7 +97,7 @@ impl Stepper {
         let lanes = divide(columns, &self.stores)?;
         forward(columns, (&self.stores, &lanes), self.width, self.out.floats_mut())?;
         let half = Instant::now();
-        backward(&lanes, &mut self.stores, self.width, self.gradients.floats())?;
+        backward(columns, &lanes, &mut self.stores, self.width, self.gradients.floats())?;
         let end = Instant::now();
         let halves = Halves { forward: (half - start).as_secs_f64(), backward: (end - half).as_secs_f64() };
         Ok((halves, columns.iter().map(|column| column.len() as u64).sum()))
@@ -153,41 +152,49 @@ fn on_threads<T: Send, R: Send>(
     })
 }
 
-/// Which ids are whose.
-fn divide(columns: &[Vec<u32>], stores: &[RowStore]) -> Result<Vec<LaneIds>, BenchError> {
-    on_threads(stores.iter(), |store| Ok(LaneIds::of(columns, store)))
+/// The distinct rows of one lane, table by table, and the ids' places among those of their table.
+type LaneRows = Vec<Distinct>;
+
+/// What is whose.
+fn divide(columns: &[Vec<u32>], stores: &[RowStore]) -> Result<Vec<LaneRows>, BenchError> {
+    on_threads(stores.iter(), |store| {
+        let lane = LaneIds::of(columns, store);
+        let mut first = 0;
+        let tables = lane.ids.iter().zip(&lane.positions).zip(columns);
+        Ok(tables
+            .map(|((ids, positions), column)| {
+                let distinct = Distinct::of(ids, |index| positions[index] - first);
+                first += column.len() as u32;
+                distinct
+            })
+            .collect())
+    })
 }
 
-/// Every id's row, in its place. Each thread takes as many tokens of every table, whosever their rows are.
+/// Every id's row, in its place. Each thread takes tables of its own, whosever their rows are.
 fn forward(
     columns: &[Vec<u32>],
-    (stores, lanes): (&[RowStore], &[LaneIds]),
+    (stores, lanes): (&[RowStore], &[LaneRows]),
     width: usize,
     out: &mut [f32],
 ) -> Result<(), BenchError> {
-    let threads = stores.len();
-    let mut shares: Vec<Vec<Share>> = stores.iter().map(|_| Vec::new()).collect();
-    let (mut rest, mut start) = (out, 0);
+    let mut shares: Vec<Vec<(usize, &mut [f32])>> = stores.iter().map(|_| Vec::new()).collect();
+    let mut rest = out;
     for (table, column) in columns.iter().enumerate() {
-        for (thread, share) in shares.iter_mut().enumerate() {
-            let end = |thread: usize| column.len() * thread / threads;
-            let tokens = end(thread)..end(thread + 1);
-            let (part, after) = rest.split_at_mut(tokens.len() * width);
-            share.push(Share { table, positions: start + tokens.start..start + tokens.end, out: part });
-            rest = after;
-        }
-        start += column.len();
+        let (rows, after) = rest.split_at_mut(column.len() * width);
+        shares[table % stores.len()].push((table, rows));
+        rest = after;
     }
     on_threads(shares.into_iter(), |share| {
-        let mut places = Vec::new();
-        for Share { table, positions, out } in share {
+        for (table, out) in share {
             for (store, lane) in stores.iter().zip(lanes) {
-                let (ids, all) = (&lane.ids[table], &lane.positions[table]);
-                let first = all.partition_point(|&at| (at as usize) < positions.start);
-                let last = all.partition_point(|&at| (at as usize) < positions.end);
-                places.clear();
-                places.extend(all[first..last].iter().map(|&at| at - positions.start as u32));
-                store.scatter(TableIndex(table as u32), &ids[first..last], &places, out);
+                let distinct = &lane[table];
+                store.scatter(
+                    TableIndex(table as u32),
+                    &distinct.rows,
+                    |row| distinct.contributions(row),
+                    out,
+                );
             }
         }
         Ok(())
@@ -195,26 +202,20 @@ fn forward(
     Ok(())
 }
 
-/// Some tokens of one table.
-struct Share<'a> {
-    table: usize,
-    /// Among the ids of all tables.
-    positions: Range<usize>,
-    /// Their rows `[positions, width]`.
-    out: &'a mut [f32],
-}
-
 /// Each lane's distinct rows get the sums of their gradients.
 fn backward(
-    lanes: &[LaneIds],
+    columns: &[Vec<u32>],
+    lanes: &[LaneRows],
     stores: &mut [RowStore],
     width: usize,
     gradients: &[f32],
 ) -> Result<(), BenchError> {
     on_threads(lanes.iter().zip(stores), |(lane, store)| {
-        for (table, (ids, positions)) in (0u32..).zip(lane.ids.iter().zip(&lane.positions)) {
-            let distinct = Distinct::of(ids, |index| positions[index]);
-            store.update(TableIndex(table), &distinct.rows, &distinct.sums(gradients, width), RATES)?;
+        let mut rest = gradients;
+        for ((table, distinct), column) in (0u32..).zip(lane).zip(columns) {
+            let (of_table, after) = rest.split_at(column.len() * width);
+            rest = after;
+            store.update(TableIndex(table), &distinct.rows, &distinct.sums(of_table, width), RATES)?;
         }
         store.finish_step(RATES.lr);
         Ok(())

@@ -276,16 +276,23 @@ impl RowStore {
         finish_streams();
     }
 
-    /// As [`RowStore::gather`] in f32, with row i at place `places[i]` of `out` `[places, w]`.
+    /// As [`RowStore::gather`] in f32, with row i at each of `places(i)` of `out` `[places, w]`.
     ///
     /// # Panics
-    /// When a place is beyond `out`, there are not as many places as rows, or a row is not owned.
-    pub fn scatter(&self, table: TableIndex, rows: &[u32], places: &[u32], out: &mut [f32]) {
-        assert_eq!(rows.len(), places.len(), "every row needs a place");
+    /// When a place is beyond `out`, or a row is not owned.
+    pub fn scatter<'a>(
+        &self,
+        table: TableIndex,
+        rows: &[u32],
+        places: impl Fn(usize) -> &'a [u32],
+        out: &mut [f32],
+    ) {
         let (width, streams) = (self.layout.width, self.streams_f32(out));
         self.visit(table, rows, |index, slot| {
-            let target = &mut out[places[index] as usize * width..][..width];
-            self.copy_f32((table, RowId(rows[index]), slot), target, streams);
+            for &place in places(index) {
+                let target = &mut out[place as usize * width..][..width];
+                self.copy_f32((table, RowId(rows[index]), slot), target, streams);
+            }
         });
         finish_streams();
     }
