@@ -110,12 +110,11 @@ impl Boundary {
         Ok(self.reporter.report_blocking(MemberReport::Evaluation(Evaluation { step, loss, tokens }))?)
     }
 
-    /// Uploads this rank's share of state version `step` (every W-th dense tensor) and blocks until the whole
-    /// checkpoint is committed.
+    /// Uploads the part of state version `step` that this rank is the one to keep, and blocks until the whole checkpoint
+    /// is committed.
     pub fn commit(&mut self, step: Step, compute: &dyn Compute) -> Result<(), WorkerError> {
         self.enter(step, Phase::Snapshotting);
-        let (workers, rank) = (self.spec.topology.workers as usize, self.rank.index());
-        let tensors = compute.export(&|number| number % workers == rank)?;
+        let tensors = compute.export()?;
         let cursor = (self.rank == Rank(0)).then(|| Cursor {
             samples: step.0 * self.spec.samples_per_step(),
             tokens: step.0 * self.spec.tokens_per_step(),

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
-use polygram_collective::Collective;
-use polygram_domain::Step;
 use polygram_domain::run_spec::RunSpec;
+use polygram_domain::{Rank, Step};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::boundary::Boundary;
-use crate::compute::{Compute, engine_of};
+use crate::compute::{Compute, ComputeError, engine_of};
 use crate::error::WorkerError;
+use crate::gradients::GradientSums;
 use crate::input::InputQueue;
+use crate::norm::SquareSums;
+use crate::ranks::Ranks;
 use crate::row_desk::RowDesk;
 use crate::step::Trainer;
 
@@ -20,7 +22,7 @@ pub struct StartOrder {
     /// State version to go on from.
     pub start: Step,
     /// The other ranks.
-    pub collective: Box<dyn Collective>,
+    pub ranks: Ranks,
     /// Cells with their rows.
     pub input: InputQueue,
     /// The shards.
@@ -42,7 +44,7 @@ pub struct ComputeThread {
 }
 
 /// Starts the thread. It ends by itself when its orders' senders are dropped.
-pub fn spawn(spec: Arc<RunSpec>) -> Result<ComputeThread, WorkerError> {
+pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<ComputeThread, WorkerError> {
     let (restore, tensors) = mpsc::channel(4);
     let (ready_sender, ready) = oneshot::channel();
     let (start, order) = oneshot::channel();
@@ -50,7 +52,7 @@ pub fn spawn(spec: Arc<RunSpec>) -> Result<ComputeThread, WorkerError> {
     std::thread::Builder::new()
         .name("compute".into())
         .spawn(move || {
-            let result = engine_life(spec, tensors, ready_sender, order);
+            let result = engine_life(spec, rank, tensors, ready_sender, order);
             if let Err(unread) = outcome_sender.send(result) {
                 tracing::debug!(?unread, "nobody waits for the outcome of compute");
             }
@@ -61,16 +63,23 @@ pub fn spawn(spec: Arc<RunSpec>) -> Result<ComputeThread, WorkerError> {
 
 fn engine_life(
     spec: Arc<RunSpec>,
+    rank: Rank,
     mut tensors: mpsc::Receiver<NamedTensor>,
     ready: oneshot::Sender<()>,
     order: oneshot::Receiver<StartOrder>,
 ) -> Result<Step, WorkerError> {
-    let mut compute: Box<dyn Compute> = engine_of(&spec)?;
+    let mut compute: Box<dyn Compute> = engine_of(&spec, rank)?;
     compute.restore(&mut std::iter::from_fn(|| tensors.blocking_recv()))?;
     if ready.send(()).is_err() {
         return Err(WorkerError::OtherSide("session"));
     }
-    let StartOrder { start, collective, input, rows, boundary } =
+    let StartOrder { start, ranks, input, rows, boundary } =
         order.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
-    Trainer { spec, compute, collective, input, rows, boundary }.run(start)
+    let Ranks { workers, sums, experts } = ranks;
+    if let Some(experts) = experts {
+        compute.join(experts)?;
+    }
+    let gradients = GradientSums::start(Arc::new(compute.layout().clone()), sums)?;
+    let square_sums = SquareSums::of(&spec).map_err(ComputeError::Size)?;
+    Trainer { spec, compute, collective: workers, gradients, square_sums, input, rows, boundary }.run(start)
 }

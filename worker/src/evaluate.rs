@@ -16,8 +16,15 @@ pub fn evaluate(trainer: &mut Trainer, step: Step) -> Result<(), WorkerError> {
     let each = evaluation.cells.div_ceil(workers);
     let first = (trainer.collective.rank().0 * each).min(evaluation.cells);
     let mut mine = Vec::new();
-    for number in first..(first + each).min(evaluation.cells) {
-        let Some(work) = trainer.input.held_out(step, number, &trainer.rows)? else { break };
+    for number in first..first + each {
+        let work = match number < evaluation.cells {
+            true => trainer.input.held_out(step, number, &trainer.rows)?,
+            false => None,
+        };
+        let Some(work) = work else {
+            trainer.compute.assist_evaluation()?;
+            continue;
+        };
         let loss = trainer.compute.evaluate(&work)?;
         mine.extend_from_slice(&loss.to_bits().to_le_bytes());
         mine.extend_from_slice(&work.batch.target_count().to_le_bytes());

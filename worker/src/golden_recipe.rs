@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polygram_checkpoint::{NamedTensor, RowRecord};
+use polygram_collective::Solo;
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{Cell, CellBatch, Generation, Rank, RowId, RunFile, ShardIndex, Step};
+use polygram_domain::{Cell, CellBatch, Generation, Rank, RankLayout, RowId, RunFile, ShardIndex, Step};
 use polygram_embedding_shard::{Shard, ShardConfig};
 use polygram_ngram::{Hasher, UniqueRows, batch_ids};
 use polygram_proto::bulk::{Commit, Hello, RowClient, UniqueIds};
@@ -19,7 +20,8 @@ use tokio::task::JoinSet;
 
 use crate::compute::torch::Torch;
 use crate::compute::{CellWork, Compute, DenseUpdate};
-use crate::norm;
+use crate::gradients::{GradientSums, SumRanks};
+use crate::norm::{self, SquareSums};
 
 const SHARDS: u32 = 2;
 
@@ -134,7 +136,12 @@ async fn recipe_through_real_shards() {
     let ids = Arc::new(UniqueIds { offsets: unique.offsets.clone(), rows: unique.rows.clone() });
     let batch = CellBatch::from_sequences(tokens, 3, 32).unwrap();
 
-    let mut compute = Torch::new(&spec).unwrap();
+    let layout = RankLayout::of(&spec.model, &spec.topology, Rank(0)).unwrap();
+    let mut compute = Torch::new(&spec, layout.clone()).unwrap();
+    let mut alone = Solo::new("golden");
+    let ranks = SumRanks { workers: Box::new(Solo::new("golden")), same_experts: None };
+    let mut gradients = GradientSums::start(Arc::new(layout), ranks).unwrap();
+    let square_sums = SquareSums::of(&spec).unwrap();
     let state: Vec<NamedTensor> = spec
         .dense_parameters()
         .iter()
@@ -148,10 +155,14 @@ async fn recipe_through_real_shards() {
         let rows_suw = client.lookup(step, Cell(0), Arc::clone(&ids)).await.unwrap();
         let work =
             CellWork { batch: batch.clone(), unique: Arc::clone(&unique), rows_suw, global_targets: targets };
-        let result = compute.forward_backward(&work).unwrap();
+        gradients.begin().unwrap();
+        let result =
+            compute.forward_backward(&work, Some(&mut |index, sum| gradients.sum(index, sum))).unwrap();
+        let summed = gradients.finish().unwrap();
         client.push(step, Cell(0), result.row_gradients_suw).await.unwrap();
         let prepared = client.prepare(step).await.unwrap();
-        let gradient = norm::clip(&spec.training, compute.gradient_square_sum().unwrap(), &prepared);
+        let dense = square_sums.total(step, &summed.square_sums, &mut alone).unwrap();
+        let gradient = norm::clip(&spec.training, dense, &prepared);
         assert!(gradient.finite);
         let lr = spec.training.schedule.lr(number);
         let commit = Commit {
@@ -160,15 +171,16 @@ async fn recipe_through_real_shards() {
             snapshot: false,
         };
         client.commit(step, commit).await.unwrap();
-        compute
-            .apply(&DenseUpdate {
-                update: number + 1,
-                lr,
-                scale: gradient.dense_scale,
-                routing_counts: &result.routing_counts,
-                bias_rate: spec.training.balance.bias_rate_at(number),
-            })
-            .unwrap();
+        let update = DenseUpdate {
+            update: number + 1,
+            lr,
+            scale: gradient.dense_scale,
+            routing_counts: &result.routing_counts,
+            bias_rate: spec.training.balance.bias_rate_at(number),
+        };
+        compute.apply(&update, &summed).unwrap();
+        compute.applied(&update).unwrap();
+        compute.recycle(summed);
         let loss = result.loss_sum / targets as f64;
         let wanted_loss = wanted["losses"][number as usize].as_f64().unwrap();
         assert!((loss - wanted_loss).abs() <= 1e-4, "step {number}: loss {loss}, wanted {wanted_loss}");

@@ -2,7 +2,7 @@
 //!
 //! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`input`], [`row_desk`] and [`snapshot`];
 //! the compute side (one thread) is [`compute_thread`], [`step`], [`boundary`] and [`compute`]. Bounded channels of plain
-//! buffers join them.
+//! buffers join them. Beside the compute thread [`gradients`] are summed over ranks while backward goes on.
 
 pub mod agreement;
 pub mod args;
@@ -14,12 +14,14 @@ pub mod evaluate;
 #[cfg(test)]
 #[cfg(feature = "torch")]
 mod golden_recipe;
+pub mod gradients;
 pub mod input;
 mod input_counts;
 #[cfg(feature = "torch")]
 pub mod logits;
 pub mod memory;
 pub mod norm;
+pub mod ranks;
 pub mod restore;
 pub mod row_desk;
 pub mod session;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use polygram_checkpoint::{NamedTensor, RunStore};
-use polygram_collective::{AbortHandle, Bound, Collective, Membership, Options, Solo, Tcp};
+use polygram_collective::{AbortHandle, Bound, Membership, Tcp};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, RunFile, Step};
 use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
@@ -22,12 +22,10 @@ use crate::boundary::{Boundary, PhaseClock};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
+use crate::ranks::{Meeting, Ranks};
 use crate::restore;
 use crate::row_desk::row_desk;
 use crate::snapshot;
-
-/// The group of all workers, in errors and progress tables.
-const DATA_PARALLEL: &str = "data-parallel";
 
 /// How a worker finds its run.
 #[derive(Clone, Debug)]
@@ -105,7 +103,7 @@ impl Life {
                 .await
                 .map_err(|_| WorkerError::OtherSide("data"))??
         };
-        let compute = compute_thread::spawn(Arc::clone(&spec))?;
+        let compute = compute_thread::spawn(Arc::clone(&spec), self.rank)?;
         let assignment = self.assignment(directives).await?;
 
         progress.set(assignment.resume_step, Phase::Restoring);
@@ -118,7 +116,7 @@ impl Life {
             }));
         }
         restored?;
-        let collective = self.connect_ranks(&spec, listener, &assignment).await?;
+        let ranks = self.connect_ranks(&spec, listener, &assignment).await?;
         let client = self.connect_shards(&spec, &assignment).await?;
         progress.set(assignment.resume_step, Phase::Ready);
         self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
@@ -127,7 +125,7 @@ impl Life {
         let (committed_sender, committed) = watch::channel(None);
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
-        let abort = collective.abort_handle();
+        let aborts = ranks.abort_handles();
         let (input, declaring, fetching) =
             input_queue(cells, client.clone(), self.reporter.clone(), assignment.resume_step);
         let (rows, desk) = row_desk(client);
@@ -146,11 +144,11 @@ impl Life {
             snapshots,
             committed,
         };
-        let order = StartOrder { start: assignment.resume_step, collective, input, rows, boundary };
+        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary };
         if start.send(order).is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }
-        Training { tasks, abort, stop, committed: committed_sender, outcome, signals: signals()? }
+        Training { tasks, aborts, stop, committed: committed_sender, outcome, signals: signals()? }
             .watch(self, directives)
             .await
     }
@@ -178,23 +176,22 @@ impl Life {
         restore::dense_state(store, &manifest, engine).await
     }
 
-    /// Meets the other ranks; alone, there is nobody to meet.
+    /// Meets the other ranks.
     async fn connect_ranks(
         &self,
-        spec: &RunSpec,
+        spec: &Arc<RunSpec>,
         listener: Bound,
         assignment: &Assignment,
-    ) -> Result<Box<dyn Collective>, WorkerError> {
-        if spec.topology.workers == 1 {
-            return Ok(Box::new(Solo::new(DATA_PARALLEL)));
-        }
+    ) -> Result<Ranks, WorkerError> {
         let membership = Membership::new(spec.name.as_str(), assignment.generation, self.rank);
         let (addresses, deadline) = (assignment.workers.clone(), self.joined.failure_detection);
-        let options = Options::new(DATA_PARALLEL, patience(spec));
-        let tcp = tokio::task::spawn_blocking(move || {
-            Tcp::connect(listener, &membership, &addresses, options, deadline)
+        let spec = Arc::clone(spec);
+        let met = tokio::task::spawn_blocking(move || {
+            let patience = patience(&spec);
+            let meeting = Meeting { membership: &membership, addresses: &addresses, deadline, patience };
+            Ranks::meet(&spec, listener, &meeting)
         });
-        Ok(Box::new(tcp.await.map_err(|_| WorkerError::OtherSide("collective"))??))
+        Ok(met.await.map_err(|_| WorkerError::OtherSide("collective"))??)
     }
 
     async fn connect_shards(
@@ -249,7 +246,7 @@ async fn wait_for<T>(
 /// A training run in progress, watched from the session.
 struct Training {
     tasks: JoinSet<Result<(), WorkerError>>,
-    abort: AbortHandle,
+    aborts: Vec<AbortHandle>,
     stop: Arc<AtomicBool>,
     committed: watch::Sender<Option<Step>>,
     outcome: tokio::sync::oneshot::Receiver<Result<Step, WorkerError>>,
@@ -316,7 +313,8 @@ impl Training {
                 },
             }
         };
-        self.abort.abort(failure.to_string());
+        let reason = failure.to_string();
+        self.aborts.iter().for_each(|group| group.abort(reason.clone()));
         Err(self.root_cause(failure).await)
     }
 

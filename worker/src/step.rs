@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! for each of this rank's cells:   rows arrive → forward, backward → push row gradients
-//! sum over cells and ranks:        dense gradient, losses, routing counts         (fixed tree)
+//! with the last cell's backward:   dense gradients are summed over cells and ranks, bucket by bucket   (fixed tree)
+//! then:                            losses, routing counts
 //! prepare:                         shards sum row gradients, give finite? and Σ g² per bucket
 //! agree:                           every rank has the same norm and loss, or nobody goes on
-//! commit | abort:                  shards update rows, ranks update dense parameters; step + 1
+//! commit | abort:                  shards update rows, each rank its part of the dense parameters, which then comes to
+//!                                  all; step + 1
 //! at a boundary:                   checkpoint, evaluation, stop
 //! ```
 //! It runs on the compute thread. Sockets live on the other side of [`RowDesk`] and [`Boundary`].
@@ -21,10 +23,11 @@ use polygram_proto::control::{Phase, StepMetrics};
 
 use crate::agreement::{self, Opinion};
 use crate::boundary::Boundary;
-use crate::compute::{CellResult, Compute, DenseUpdate};
+use crate::compute::{CellResult, Compute, DenseUpdate, TakeBucket};
 use crate::error::WorkerError;
+use crate::gradients::{GradientSums, SummedGradient};
 use crate::input::InputQueue;
-use crate::norm;
+use crate::norm::{self, SquareSums};
 use crate::row_desk::{CommitOrder, RowDesk};
 
 /// Skipped steps in a row that fail the run under `on_nonfinite = "skip"`.
@@ -38,6 +41,10 @@ pub struct Trainer {
     pub compute: Box<dyn Compute>,
     /// The other ranks.
     pub collective: Box<dyn Collective>,
+    /// Sums of dense gradients over ranks.
+    pub gradients: GradientSums,
+    /// The order of the dense gradient's sums of squares.
+    pub square_sums: SquareSums,
     /// Cells with their rows, in order.
     pub input: InputQueue,
     /// The shards.
@@ -88,6 +95,7 @@ impl Trainer {
     fn compute_cells(&mut self, step: Step) -> Result<StepSums, WorkerError> {
         let rank = self.collective.rank();
         let cells = self.spec.topology.cells_of(rank, self.spec.training.cells);
+        let last = cells.end - 1;
         let mut losses = SumTree::default();
         let mut sums = StepSums {
             loss: 0.0,
@@ -95,15 +103,18 @@ impl Trainer {
             data_wait: Duration::ZERO,
             embedding_wait: Duration::ZERO,
         };
+        self.gradients.begin()?;
         for cell in cells.map(Cell) {
             self.boundary.enter(step, Phase::Lookup);
             let ready = self.input.next(step, cell)?;
             sums.data_wait += ready.data_wait;
             sums.embedding_wait += ready.embedding_wait;
             self.boundary.enter(step, Phase::Computing);
+            let mut take = |bucket: usize, sum: Vec<f32>| self.gradients.sum(bucket, sum);
+            let take = (cell.0 == last).then_some(&mut take as &mut TakeBucket<'_>);
             let result = self
                 .compute
-                .forward_backward(&ready.work)
+                .forward_backward(&ready.work, take)
                 .map_err(|source| WorkerError::Compute { step, cell, source })?;
             let CellResult { loss_sum, row_gradients_suw, routing_counts, .. } = result;
             losses.push(loss_sum, |a, b| a + b);
@@ -131,20 +142,18 @@ impl Trainer {
         let prepared = self.rows.prepare(step)?;
 
         self.boundary.enter(step, Phase::Reducing);
-        self.collective.all_reduce(self.compute.gradient()?)?;
+        let summed = self.gradients.finish()?;
+        let dense_square_sum = self.square_sums.total(step, &summed.square_sums, self.collective.as_mut())?;
         let mut loss = [sums.loss];
         self.collective.all_reduce_f64(&mut loss)?;
         self.collective.all_reduce_u64(&mut sums.routing_counts)?;
         let tokens = spec.tokens_per_step();
         let loss = loss[0] / tokens as f64;
 
-        self.boundary.enter(step, Phase::Updating);
-        let dense_square_sum = self.compute.gradient_square_sum()?;
         let prepared = prepared.wait()?;
         let gradient = norm::clip(training, dense_square_sum, &prepared);
         let finite = loss.is_finite() && gradient.finite;
 
-        self.boundary.enter(step, Phase::Reducing);
         let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
         let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
         if !finite && training.on_nonfinite == OnNonfinite::Stop {
@@ -170,13 +179,14 @@ impl Trainer {
         };
         let committed = self.rows.commit(step, order)?;
         if finite {
-            self.compute.apply(&DenseUpdate {
+            let update = DenseUpdate {
                 update: step.0 + 1,
                 lr,
                 scale: gradient.dense_scale,
                 routing_counts: &sums.routing_counts,
                 bias_rate: training.balance.bias_rate_at(step.0),
-            })?;
+            };
+            self.update(step, &update, &summed)?;
         } else {
             tracing::warn!(
                 step = step.0,
@@ -184,8 +194,8 @@ impl Trainer {
                 grad_norm = gradient.norm,
                 "not finite: step skipped everywhere"
             );
-            self.compute.discard();
         }
+        self.compute.recycle(summed);
         committed.wait()?;
         let phases = self.boundary.phases();
         Ok(Outcome {
@@ -205,6 +215,20 @@ impl Trainer {
                 ..StepMetrics::default()
             },
         })
+    }
+
+    /// Updates this rank's part of the dense parameters and gets the other parts.
+    fn update(
+        &mut self,
+        step: Step,
+        update: &DenseUpdate<'_>,
+        gradient: &SummedGradient,
+    ) -> Result<(), WorkerError> {
+        let weights = self.compute.apply(update, gradient)?;
+        self.boundary.enter(step, Phase::Reducing);
+        self.gradients.spread(weights)?;
+        self.boundary.enter(step, Phase::Updating);
+        Ok(self.compute.applied(update)?)
     }
 
     /// Held-out loss at state version `step`, summed over evaluation cells in the fixed tree.

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
 use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RunSpec, Step};
 
 use crate::object::{Content, Cursor, ObjectEntry, Part, TensorEntry, element_count};
 use crate::rows::TableShape;
-use crate::tensors::{EXP_AVG, EXP_AVG_SQ};
 
 /// Why parts are no checkpoint. Every message names the member and the tensor, or the table and its buckets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

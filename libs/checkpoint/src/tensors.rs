@@ -14,11 +14,6 @@ use serde_json::{Map, Value, json};
 use crate::error::CheckpointError;
 use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count, extend_f32};
 
-/// First moment of a parameter: prefix of its name.
-pub const EXP_AVG: &str = "optimizer.exp_avg.";
-/// Second moment of a parameter: prefix of its name.
-pub const EXP_AVG_SQ: &str = "optimizer.exp_avg_sq.";
-
 /// Values are decoded and handed over in runs of at most so many (1 MiB): they stay in the cache.
 const SLICE_ELEMENTS: usize = 1 << 18;
 

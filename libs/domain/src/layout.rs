@@ -3,6 +3,11 @@
 
 use crate::model::{ModelSpec, Placement};
 
+/// What the name of a parameter's first moment begins with.
+pub const EXP_AVG: &str = "optimizer.exp_avg.";
+/// What the name of its second moment begins with.
+pub const EXP_AVG_SQ: &str = "optimizer.exp_avg_sq.";
+
 /// The part of the model that a parameter belongs to, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
@@ -46,6 +51,10 @@ pub struct ParameterSpec {
     pub shape: Vec<u64>,
     /// Part of the model.
     pub part: Part,
+    /// The layer that it is in; `None` for embedding and head.
+    pub layer: Option<u32>,
+    /// The FFN expert that it is of.
+    pub expert: Option<u32>,
     /// Initial values.
     pub init: Init,
 }
@@ -73,7 +82,7 @@ pub fn dense_parameters(model: &ModelSpec) -> Vec<ParameterSpec> {
     let v = u64::from(model.vocab_size);
     let inner = u64::from(model.ffn_hidden_size);
     let sigma = model.initializer_range;
-    let mut list = List(Vec::new());
+    let mut list = List::default();
 
     list.add("model.embed_tokens.weight", &[v, d], Part::WordEmbedding, Init::Normal(sigma));
     if model.placement == Placement::Input {
@@ -81,6 +90,7 @@ pub fn dense_parameters(model: &ModelSpec) -> Vec<ParameterSpec> {
     }
     for layer in 0..model.num_layers {
         let prefix = format!("model.layers.{layer}");
+        list.layer = Some(layer);
         for sub in 0..2 {
             list.norm(&format!("{prefix}.input_layernorm.{sub}"), d);
             list.attention(&format!("{prefix}.self_attn.{sub}"), model);
@@ -105,6 +115,7 @@ pub fn dense_parameters(model: &ModelSpec) -> Vec<ParameterSpec> {
         let expert_inner = u64::from(model.moe.expert_hidden_size);
         for expert in 0..model.moe.experts {
             let prefix = format!("{prefix}.mlp.experts.{expert}");
+            list.expert = Some(expert);
             for (name, shape) in [
                 ("gate_proj", [expert_inner, d]),
                 ("up_proj", [expert_inner, d]),
@@ -113,21 +124,30 @@ pub fn dense_parameters(model: &ModelSpec) -> Vec<ParameterSpec> {
                 list.add(&format!("{prefix}.{name}.weight"), &shape, Part::Expert, Init::Normal(sigma));
             }
         }
+        list.expert = None;
         let routed = u64::from(model.routed_experts());
         let router = format!("{prefix}.mlp.router");
         list.add(&format!("{router}.classifier.weight"), &[routed, d], Part::Router, Init::Normal(sigma));
         list.add(&format!("{router}.e_score_correction_bias"), &[routed], Part::RouterBias, Init::Zeros);
     }
+    list.layer = None;
     list.norm("model.norm", d);
     list.add("lm_head.weight", &[v, d], Part::LmHead, Init::Normal(sigma));
-    list.0
+    list.parameters
 }
 
-struct List(Vec<ParameterSpec>);
+#[derive(Default)]
+struct List {
+    parameters: Vec<ParameterSpec>,
+    layer: Option<u32>,
+    expert: Option<u32>,
+}
 
 impl List {
     fn add(&mut self, name: &str, shape: &[u64], part: Part, init: Init) {
-        self.0.push(ParameterSpec { name: name.to_owned(), shape: shape.to_vec(), part, init });
+        let (layer, expert) = (self.layer, self.expert);
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        self.parameters.push(ParameterSpec { name, shape, part, layer, expert, init });
     }
 
     fn norm(&mut self, name: &str, width: u64) {

@@ -74,11 +74,11 @@ pub fn count_parameters(model: &ModelSpec) -> ParameterCounts {
 /// Bytes that one process of each role needs for state; activations are not counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// Weights of one worker: f32 masters, and the bf16 copies where matrix products use them.
+    /// Weights of one worker, its own experts only: f32 masters, and the bf16 copies where matrix products use them.
     pub worker_weights_bytes: u64,
-    /// Gradients of one worker (f32): the sum and one cell's.
+    /// Gradients of one worker (f32): the sum and one cell's, of its own experts for each rank of the expert group.
     pub worker_gradients_bytes: u64,
-    /// Adam moments of one worker (f32).
+    /// Adam moments of one worker (f32), divided over the workers.
     pub worker_optimizer_bytes: u64,
     /// Row index of one shard: 4 bytes a row.
     pub shard_index_bytes: u64,
@@ -121,6 +121,8 @@ pub fn row_record_bytes(spec: &RunSpec, width: u32) -> u64 {
 /// Plans `spec`.
 pub fn plan(spec: &RunSpec) -> Plan {
     let parameters = count_parameters(&spec.model);
+    let (workers, expert_parallel) =
+        (u64::from(spec.topology.workers), u64::from(spec.topology.expert_parallel));
     let tables = spec.tables();
     let shards = u64::from(spec.topology.shards);
     let dense: u64 = parameters.total - parameters.ngram_tables;
@@ -134,9 +136,10 @@ pub fn plan(spec: &RunSpec) -> Plan {
         tables.iter().map(|t| spec.tokens_per_step().min(u64::from(t.rows)) * record(t.width)).sum();
     Plan {
         memory: MemoryPlan {
-            worker_weights_bytes: dense * weight_bytes,
+            worker_weights_bytes: (dense - parameters.experts + parameters.experts / expert_parallel)
+                * weight_bytes,
             worker_gradients_bytes: dense * 8,
-            worker_optimizer_bytes: dense * 8,
+            worker_optimizer_bytes: (dense * 8).div_ceil(workers),
             shard_index_bytes: (tables.rows() * 4).div_ceil(shards),
             row_record_bytes: tables.iter().next().map_or(0, |t| record(t.width)),
             shard_all_rows_bytes: all_rows.div_ceil(shards),

@@ -42,13 +42,12 @@ fn main() {
     for number in 1..=24 {
         let start = Instant::now();
         let used = processor_seconds();
-        model.forward_backward(&input).unwrap();
+        model.forward_backward(&input, None).unwrap();
         processor.push(processor_seconds() - used);
         forward_backward.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         let gradient = model.take_gradient();
-        model.apply(&gradient, Update { lr: 1e-4, scale: 1.0, number }).unwrap();
-        model.recycle(gradient);
+        model.apply(|range| &gradient[range], Update { lr: 1e-4, scale: 1.0, number }).unwrap();
         update.push(start.elapsed().as_secs_f64());
     }
     let start = Instant::now();

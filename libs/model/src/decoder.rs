@@ -1,27 +1,33 @@
 //! The model: forward and backward of one cell, segment by segment.
 //!
-//! A segment is the embedding, one layer, or the head. Each runs on a leaf cut off from the segment before it, so backward
-//! goes through them one at a time: segment i's output, multiplied into the gradient that came from segment i + 1, is
-//! differentiated by the segment's own leaves. With `recompute` a layer's graph is made only then, from its kept input;
-//! it is the same code on the same numbers, so it gives the same bits.
+//! A segment is the embedding, a part of a layer, or the head. Each runs on leaves cut off from the segment before it, so
+//! backward goes through them one at a time: segment i's output, multiplied into the gradient that came from segment
+//! i + 1, is differentiated by the segment's own leaves. With `recompute` a layer's graph is made only then, from its
+//! kept input; it is the same code on the same numbers, so it gives the same bits.
+//!
+//! What backward has passed is done with: the gradient of each bucket of the layout joins the sum over cells at once,
+//! and leaves with the last cell.
 
 use std::ops::Range;
 
-use polygram_domain::ModelSpec;
-use tch::{Kind, Tensor, no_grad, with_grad};
+use polygram_collective::Collective;
+use polygram_domain::{ModelSpec, RankLayout};
+use tch::{Tensor, no_grad, with_grad};
 
 use crate::adamw::{AdamW, Update};
 use crate::balance::{BalanceAim, bias_delta};
 use crate::cell::{Auxiliary, CellInput, CellOutput};
 use crate::context::CellContext;
-use crate::embedding::Site;
+use crate::embedding::{Gathered, Site};
 use crate::error::{ModelError, Result};
-use crate::gradient::{CellGradient, GradientFold, store};
-use crate::layer::{Layer, LayerPass};
+use crate::experts::{ExpertGroup, MessageShape};
+use crate::gradient::{CellGradients, GradientFold, TakeBucket};
+use crate::layer::{AuxiliaryScale, Graph, Layer, Received};
 use crate::loss::{Head, Targets, hidden_z};
 use crate::options::Options;
-use crate::parameters::{Layout, Leaf, Leaves, Weights};
+use crate::parameters::{Leaf, Leaves, Weights};
 use crate::rope::Rotary;
+use crate::segment::{backward, leaf_of, required};
 
 /// The decoder, its weights, its optimizer and the sum of the gradients of the cells so far.
 #[derive(Debug)]
@@ -30,53 +36,77 @@ pub struct Model {
     pub(crate) options: Options,
     pub(crate) weights: Weights,
     pub(crate) adamw: Option<AdamW>,
-    pub(crate) embedding: Site,
-    embedding_leaves: Vec<Leaf>,
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) head: Head,
+    pub(crate) network: Network,
+    /// The ranks that hold the other experts.
+    pub(crate) experts: ExpertGroup,
     pub(crate) rotary: Rotary,
     /// Rotations of the last sequence length seen.
     pub(crate) rotation: Option<(usize, Tensor)>,
     fold: GradientFold,
-    /// Elements that no gradient reaches: the selection biases.
-    untrained: Vec<Range<usize>>,
 }
 
-/// A layer's input, and its graph unless that is to be made anew.
+/// The parts that compute.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) embedding: Site,
+    embedding_leaves: Vec<Leaf>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) head: Head,
+    options: Options,
+    embedding_bucket: usize,
+    head_bucket: usize,
+}
+
+/// A layer's input, and its graph or what it is made anew from.
 struct Kept {
     input: Tensor,
-    pass: Option<LayerPass>,
+    pass: Pass,
+}
+
+enum Pass {
+    Graph(Box<Graph>),
+    Received(Received),
 }
 
 impl Model {
-    /// A model of zeros: call [`Model::init`] or load state before using it.
+    /// A model of zeros with all experts: call [`Model::init`] or load state before using it.
     pub fn new(spec: &ModelSpec, options: Options) -> Result<Model> {
+        let layout =
+            RankLayout::whole(spec).map_err(|problem| ModelError::input("model", problem, "fewer values"))?;
+        Model::of_rank(spec, options, layout)
+    }
+
+    /// As [`Model::new`] with what one rank holds. A rank without all experts must [`Model::join`] the others before it
+    /// computes.
+    pub fn of_rank(spec: &ModelSpec, options: Options, layout: RankLayout) -> Result<Model> {
         let spec = spec
             .clone()
             .validated()
             .map_err(|problem| ModelError::input("model", problem, "a legal model"))?;
-        let layout = Layout::of(&spec)?;
-        let adamw = options
-            .adamw
-            .as_ref()
-            .map(|adamw| AdamW::new(adamw, AdamW::groups_of(&layout, adamw), layout.len()))
-            .transpose()?;
-        let fold = GradientFold::new(layout.len());
-        let untrained = layout.entries().iter().filter(|entry| !entry.spec.is_trained());
-        let untrained = untrained.map(|entry| entry.range.clone()).collect();
+        let adamw = options.adamw.as_ref().map(|adamw| AdamW::new(adamw, &layout)).transpose()?;
+        let fold = GradientFold::new(&layout, 1);
         let weights = Weights::new(layout, options.kind(), options.device)?;
         let aim =
             BalanceAim { target_top_k: options.balance.target_top_k, groups: options.balance.loss_groups };
         let mut leaves = Leaves::new(&weights);
         let embedding = Site::input(&mut leaves, &spec)?;
-        let a = &spec.attention;
-        Ok(Model {
+        let network = Network {
             embedding,
             embedding_leaves: leaves.finish(),
             layers: (0..spec.num_layers)
                 .map(|index| Layer::new(&weights, &spec, index, aim))
                 .collect::<Result<_>>()?,
             head: Head::new(&weights, &spec)?,
+            options: options.clone(),
+            embedding_bucket: weights.layout.embedding_bucket(),
+            head_bucket: weights.layout.head_bucket(),
+        };
+        let a = &spec.attention;
+        let shape =
+            MessageShape { width: i64::from(spec.hidden_size), kind: options.kind(), device: options.device };
+        Ok(Model {
+            network,
+            experts: ExpertGroup::alone(shape),
             rotary: Rotary::new(a.rope_theta, a.qk_rope_head_dim, a.yarn.as_ref()),
             rotation: None,
             spec,
@@ -84,8 +114,31 @@ impl Model {
             weights,
             adamw,
             fold,
-            untrained,
         })
+    }
+
+    /// Takes a seat among the ranks that hold all experts together, in the order of their seats. From then on all of them
+    /// compute their cells at the same time, or [`Model::assist`].
+    pub fn join(&mut self, ranks: Box<dyn Collective>) -> Result<()> {
+        let (size, seat) = (ranks.world_size(), ranks.rank().0);
+        let (held, all) = (self.weights.layout.experts(), self.spec.moe.experts);
+        if u64::from(held.start) * u64::from(size) != u64::from(seat) * u64::from(all)
+            || held.len() as u32 * size != all
+        {
+            return Err(ModelError::input(
+                "expert group",
+                format!("experts {held:?} of {all} on seat {seat} of {size}"),
+                "the seat's share of all experts",
+            ));
+        }
+        self.fold = GradientFold::new(&self.weights.layout, size as usize);
+        let shape = MessageShape {
+            width: i64::from(self.spec.hidden_size),
+            kind: self.options.kind(),
+            device: self.options.device,
+        };
+        self.experts = ExpertGroup::over(shape, ranks)?;
+        Ok(())
     }
 
     /// Initial weights of `seed`: the same on every machine.
@@ -100,7 +153,7 @@ impl Model {
     }
 
     /// Where each dense tensor lies in flat buffers.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &RankLayout {
         &self.weights.layout
     }
 
@@ -109,54 +162,100 @@ impl Model {
         self.weights.master.as_slice()
     }
 
+    /// The master weights, to be written by other ranks; [`Model::state_written`] takes them into use.
+    pub fn weights_mut(&mut self) -> &mut [f32] {
+        self.weights.master.as_mut_slice()
+    }
+
     /// Computes one cell: its loss, its row gradients, and its dense gradient, which becomes the next leaf of the sum
-    /// over cells. Call it in cell order. After an error the cell has added nothing.
-    pub fn forward_backward(&mut self, input: &CellInput<'_>) -> Result<CellOutput> {
+    /// over cells. Call it in cell order.
+    ///
+    /// With the last cell of a step comes `take`: it is given the sum of each bucket as soon as backward has passed it.
+    /// After an error the sums are of no use.
+    pub fn forward_backward(
+        &mut self,
+        input: &CellInput<'_>,
+        take: Option<&mut TakeBucket<'_>>,
+    ) -> Result<CellOutput> {
         input.check(&self.spec)?;
         let cell = self.context(input)?;
-        let rows_suw = vec![0.0; input.rows_suw.len()];
-        let mut sums = CellGradient { flat: self.fold.buffer(), rows_suw };
-        for range in &self.untrained {
-            sums.flat[range.clone()].fill(0.0);
-        }
-        let output = with_grad(|| self.differentiate(input, &cell, &mut sums))?;
-        self.fold.push(sums.flat);
-        Ok(CellOutput { row_grads_suw: sums.rows_suw, ..output })
+        let Model { network, experts, fold, .. } = self;
+        let mut gradients = CellGradients { fold, rows_suw: vec![0.0; input.rows_suw.len()], take };
+        with_grad(|| network.differentiate(input, &cell, experts, &mut gradients))
+            .map(|output| CellOutput { row_grads_suw: gradients.rows_suw, ..output })
     }
 
-    /// The sum of the flat gradients of the cells since the last call, along the fixed tree; zeros if there were none.
+    /// Computes this rank's experts for a cell of the other ranks of the expert group, without a cell of its own: what is
+    /// [`Model::forward_backward`] there. Its own cell adds zeros to the sums.
+    pub fn assist(&mut self, take: Option<&mut TakeBucket<'_>>) -> Result<()> {
+        let Model { network, experts, fold, .. } = self;
+        let mut gradients = CellGradients { fold, rows_suw: Vec::new(), take };
+        with_grad(|| network.assist(experts, &mut gradients))
+    }
+
+    /// As [`Model::assist`], where the others [`Model::evaluate`].
+    pub fn assist_evaluation(&mut self) -> Result<()> {
+        self.network.layers.iter().try_for_each(|layer| layer.assist(&mut self.experts).map(drop))
+    }
+
+    /// The sum of the gradients of the cells since the last call, flat, along the fixed tree; zeros if there were none.
+    /// For callers that gave no `take`.
     pub fn take_gradient(&mut self) -> Vec<f32> {
-        self.fold.take()
+        let mut flat = vec![0.0; self.weights.layout.len()];
+        for (index, bucket) in self.weights.layout.buckets().iter().enumerate() {
+            let sum = self.fold.take(index);
+            flat[bucket.range.clone()].copy_from_slice(&sum);
+            self.fold.recycle(index, sum);
+        }
+        flat
     }
 
-    /// Gives a buffer of [`Model::take_gradient`] back, so that the next step need not allocate one.
-    pub fn recycle(&mut self, gradient: Vec<f32>) {
-        self.fold.recycle(gradient);
+    /// Gives the buffer of bucket `index` back, so that the next step need not allocate one.
+    pub fn recycle(&mut self, index: usize, gradient: Vec<f32>) {
+        self.fold.recycle(index, gradient);
     }
 
-    /// One AdamW update of the dense weights by a flat gradient.
-    pub fn apply(&mut self, gradient: &[f32], update: Update) -> Result<()> {
+    /// One AdamW update of this rank's own part of the dense weights; `gradient` gives the values of the flat gradient
+    /// within a range of it that lies in one bucket. For a rank that is not alone: the other parts come from other ranks
+    /// ([`Model::weights_mut`]), then [`Model::state_written`] or [`Model::update_router_bias`] takes all into use.
+    pub fn apply_own<'g>(
+        &mut self,
+        gradient: impl Fn(Range<usize>) -> &'g [f32],
+        update: Update,
+    ) -> Result<()> {
         let Some(adamw) = &mut self.adamw else {
             return Err(ModelError::input("model", "no optimizer", "a model with AdamW options to train"));
         };
-        adamw.step(self.weights.master.as_mut_slice(), gradient, update)?;
+        adamw.step(self.weights.master.as_mut_slice(), gradient, update)
+    }
+
+    /// [`Model::apply_own`] of a rank that is alone, and taken into use.
+    pub fn apply<'g>(&mut self, gradient: impl Fn(Range<usize>) -> &'g [f32], update: Update) -> Result<()> {
+        self.apply_own(gradient, update)?;
         self.weights.refresh()
+    }
+
+    /// Bytes of optimizer state.
+    pub fn optimizer_bytes(&self) -> u64 {
+        self.adamw
+            .as_ref()
+            .map_or(0, |adamw| (size_of_val(adamw.exp_avg()) + size_of_val(adamw.exp_avg_sq())) as u64)
     }
 
     /// Moves the selection biases by `counts` (`[layers, n + z]`, over all cells of the step) at `rate`
     /// ([`bias_rate_at`](polygram_domain::run_spec::BalanceSpec::bias_rate_at)): computed in f64, stored in f32.
     pub fn update_router_bias(&mut self, counts: &[u64], rate: f64) -> Result<()> {
         let routed = self.spec.routed_experts() as usize;
-        if counts.len() != self.layers.len() * routed {
+        if counts.len() != self.network.layers.len() * routed {
             return Err(ModelError::input(
                 "routing counts",
                 format!("{} numbers", counts.len()),
-                format!("{} layers × {routed} experts", self.layers.len()),
+                format!("{} layers × {routed} experts", self.network.layers.len()),
             ));
         }
         for (layer, counts) in counts.chunks_exact(routed).enumerate() {
             let name = format!("model.layers.{layer}.mlp.router.e_score_correction_bias");
-            let range = self.weights.layout.get(&name)?.range.clone();
+            let range = self.weights.entry(&name)?.range.clone();
             let delta = bias_delta(counts, &self.spec.moe, self.options.balance.target_top_k, rate);
             for (bias, delta) in self.weights.master.as_mut_slice()[range].iter_mut().zip(delta) {
                 *bias = (f64::from(*bias) + delta) as f32;
@@ -169,21 +268,25 @@ impl Model {
     pub fn evaluate(&mut self, input: &CellInput<'_>) -> Result<f64> {
         input.check(&self.spec)?;
         let cell = self.context(input)?;
+        let Model { network: Network { embedding, layers, head, .. }, experts, .. } = self;
         no_grad(|| {
-            let mut x = self.embedding.combine(&self.embedding.gather(&cell)?, &cell)?;
-            for layer in &self.layers {
-                x = layer.forward(&x, &cell)?.output;
+            let mut x = embedding.combine(&embedding.gather(&cell)?, &cell)?;
+            for layer in layers {
+                x = layer.forward(&x, &cell, experts)?.output;
             }
             let targets = Targets::new(input.batch.targets_bt(), input.global_targets, &cell)?;
-            self.head.loss_sum(&self.head.normed(&x, &cell)?, &targets)
+            head.loss_sum(&head.normed(&x, &cell)?, &targets)
         })
     }
+}
 
+impl Network {
     fn differentiate(
         &self,
         input: &CellInput<'_>,
         cell: &CellContext<'_>,
-        sums: &mut CellGradient,
+        experts: &mut ExpertGroup,
+        gradients: &mut CellGradients<'_, '_>,
     ) -> Result<CellOutput> {
         let balance = &self.options.balance;
         let targets = input.batch.target_count();
@@ -196,53 +299,37 @@ impl Model {
         let mut x = leaf_of(&embedded)?;
         let mut kept = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let pass = match self.options.recompute {
-                true => no_grad(|| layer.forward(&x, cell))?,
-                false => layer.forward(&x, cell)?,
+            let recompute = self.options.recompute;
+            let pass = match recompute {
+                true => no_grad(|| layer.forward(&x, cell, experts))?,
+                false => layer.forward(&x, cell, experts)?,
             };
-            auxiliary.balance.push(pass.balance.f_double_value(&[])?);
-            auxiliary.router_z.push(pass.router_z.f_double_value(&[])?);
+            auxiliary.balance.push(pass.balance);
+            auxiliary.router_z.push(pass.router_z);
             routing_counts.extend_from_slice(&pass.routing.counts);
             let output = leaf_of(&pass.output)?;
-            kept.push(Kept {
-                input: std::mem::replace(&mut x, output),
-                pass: (!self.options.recompute).then_some(pass),
-            });
-        }
-
-        let hidden_z = hidden_z(&x)?;
-        auxiliary.hidden_z = hidden_z.f_double_value(&[])?;
-        let normed = self.head.normed(&x, cell)?;
-        let wanted = Targets::new(input.batch.targets_bt(), input.global_targets, cell)?;
-        let (loss_sum, by_normed, by_head) =
-            no_grad(|| self.head.loss_and_gradients(&normed.f_detach()?, &wanted))?;
-        by_head.f_copy_data(&mut sums.flat[self.head.weight_range.clone()], self.head.weight_range.len())?;
-        drop(by_head);
-        let terms = [(&hidden_z, balance.hidden_z_coefficient * share)];
-        let mut gradients = backward(&normed, &by_normed, &terms, (&x, &self.head.leaves, &[]))?;
-        let mut by_x = required(gradients.next())?;
-        store(&self.head.leaves, &mut gradients, &mut sums.flat)?;
-
-        for (layer, kept) in self.layers.iter().zip(kept).rev() {
-            let pass = match kept.pass {
-                Some(pass) => pass,
-                None => layer.forward(&kept.input, cell)?,
+            let pass = match recompute {
+                true => Pass::Received(pass.graph.received()),
+                false => Pass::Graph(Box::new(pass.graph)),
             };
-            let terms = [
-                (&pass.balance, balance.loss_coefficient * share),
-                (&pass.router_z, balance.router_z_coefficient * share),
-            ];
-            let extra: Vec<&Tensor> = pass.gathered.iter().flat_map(|site| site.leaves()).collect();
-            let leaves = (&kept.input, layer.leaves.as_slice(), extra.as_slice());
-            let mut gradients = backward(&pass.output, &by_x, &terms, leaves)?;
-            by_x = required(gradients.next())?;
-            store(&layer.leaves, &mut gradients, &mut sums.flat)?;
-            for site in &pass.gathered {
-                site.scatter(&mut gradients, cell, sums)?;
-            }
+            kept.push(Kept { input: std::mem::replace(&mut x, output), pass });
         }
 
-        self.differentiate_embedding(&embedded, &by_x, (&gathered, cell), sums)?;
+        let (loss_sum, mut by_x) =
+            self.differentiate_head(&x, (input, share), cell, &mut auxiliary, gradients)?;
+        let scale = AuxiliaryScale {
+            balance: balance.loss_coefficient * share,
+            router_z: balance.router_z_coefficient * share,
+        };
+        for (layer, Kept { input, pass }) in self.layers.iter().zip(kept).rev() {
+            let graph = match pass {
+                Pass::Graph(graph) => *graph,
+                Pass::Received(received) => layer.again(&input, cell, received)?,
+            };
+            by_x = layer.backward((&input, graph), &by_x, scale, (cell, experts), gradients)?;
+        }
+
+        self.differentiate_embedding(&embedded, by_x, (&gathered, cell), gradients)?;
         let layers = |values: &[f64]| values.iter().sum::<f64>();
         let objective = loss_sum / input.global_targets.max(1) as f64
             + share
@@ -253,51 +340,65 @@ impl Model {
         Ok(CellOutput { loss_sum, targets, objective, row_grads_suw, routing_counts, auxiliary })
     }
 
+    /// Σ nll, and the gradient by the last layer's output `x`.
+    fn differentiate_head(
+        &self,
+        x: &Tensor,
+        (input, share): (&CellInput<'_>, f64),
+        cell: &CellContext<'_>,
+        auxiliary: &mut Auxiliary,
+        gradients: &mut CellGradients<'_, '_>,
+    ) -> Result<(f64, Tensor)> {
+        let mut dense = gradients.fold.begin(self.head_bucket);
+        let hidden_z = hidden_z(x)?;
+        auxiliary.hidden_z = hidden_z.f_double_value(&[])?;
+        let normed = self.head.normed(x, cell)?;
+        let wanted = Targets::new(input.batch.targets_bt(), input.global_targets, cell)?;
+        let (loss_sum, by_normed, by_head) =
+            no_grad(|| self.head.loss_and_gradients(&normed.f_detach()?, &wanted))?;
+        let range = &self.head.weight_range;
+        by_head.f_copy_data(dense.part(range), range.len())?;
+        drop(by_head);
+        let terms = [(&hidden_z, self.options.balance.hidden_z_coefficient * share)];
+        let mut found = backward(&[(&normed, by_normed)], &terms, (&[x], &self.head.leaves, &[]))?;
+        let by_x = required(found.next())?;
+        dense.store(&self.head.leaves, &mut found)?;
+        gradients.fold.push(dense, 0);
+        gradients.finished(self.head_bucket);
+        Ok((loss_sum, by_x))
+    }
+
     fn differentiate_embedding(
         &self,
         embedded: &Tensor,
-        by_embedded: &Tensor,
-        (gathered, cell): (&crate::embedding::Gathered, &CellContext<'_>),
-        sums: &mut CellGradient,
+        by_embedded: Tensor,
+        (gathered, cell): (&Gathered, &CellContext<'_>),
+        gradients: &mut CellGradients<'_, '_>,
     ) -> Result<()> {
-        let mut leaves: Vec<&Tensor> = self.embedding_leaves.iter().map(|leaf| &leaf.tensor).collect();
-        leaves.extend(gathered.leaves());
-        let surrogate = embedded.f_flatten(0, -1)?.f_dot(&by_embedded.f_flatten(0, -1)?)?;
-        let mut gradients = Tensor::f_run_backward(&[surrogate], &leaves, false, false)?.into_iter();
-        store(&self.embedding_leaves, &mut gradients, &mut sums.flat)?;
-        gathered.scatter(&mut gradients, cell, sums)
+        let mut dense = gradients.fold.begin(self.embedding_bucket);
+        let leaves: Vec<&Tensor> = gathered.leaves().collect();
+        let outputs = [(embedded, by_embedded)];
+        let mut found = backward(&outputs, &[], (&[], &self.embedding_leaves, &leaves))?;
+        dense.store(&self.embedding_leaves, &mut found)?;
+        gathered.scatter(&mut found, cell, &mut dense, &mut gradients.rows_suw)?;
+        gradients.fold.push(dense, 0);
+        gradients.finished(self.embedding_bucket);
+        Ok(())
     }
-}
 
-/// `x` cut off from what made it, to be differentiated by.
-fn leaf_of(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_detach()?.f_set_requires_grad(true)?)
-}
-
-/// Gradients of `⟨output, by_output⟩ + Σ coefficient·term` by the segment's input, its weights and its other leaves, in
-/// this order. A gradient of 1 times `by_output` is exact, so this is backward from `by_output`.
-fn backward(
-    output: &Tensor,
-    by_output: &Tensor,
-    terms: &[(&Tensor, f64)],
-    (input, weights, others): (&Tensor, &[Leaf], &[&Tensor]),
-) -> Result<std::vec::IntoIter<Tensor>> {
-    let flat = |x: &Tensor| x.f_to_kind(Kind::Float)?.f_flatten(0, -1);
-    let mut objective = flat(output)?.f_dot(&flat(by_output)?)?;
-    for (term, coefficient) in terms {
-        if *coefficient != 0.0 {
-            objective = objective.f_add(&term.f_mul_scalar(*coefficient)?)?;
+    fn assist(&self, experts: &mut ExpertGroup, gradients: &mut CellGradients<'_, '_>) -> Result<()> {
+        let forward = |layer: &Layer| layer.assist(experts);
+        let received = self.layers.iter().map(forward).collect::<Result<Vec<_>>>()?;
+        let zero = |gradients: &mut CellGradients<'_, '_>, bucket: usize| {
+            let dense = gradients.fold.begin(bucket).zero();
+            gradients.fold.push(dense, 0);
+            gradients.finished(bucket);
+        };
+        zero(gradients, self.head_bucket);
+        for (layer, received) in self.layers.iter().zip(received).rev() {
+            layer.assist_backward(received, experts, gradients)?;
         }
+        zero(gradients, self.embedding_bucket);
+        Ok(())
     }
-    let mut leaves = vec![input];
-    leaves.extend(weights.iter().map(|leaf| &leaf.tensor));
-    leaves.extend(others);
-    Ok(Tensor::f_run_backward(&[objective], &leaves, false, false)?.into_iter())
-}
-
-/// The gradient by a segment's input, which every segment uses.
-fn required(gradient: Option<Tensor>) -> Result<Tensor> {
-    gradient
-        .filter(Tensor::defined)
-        .ok_or_else(|| ModelError::Torch("backward gave no gradient for a segment's input".into()))
 }

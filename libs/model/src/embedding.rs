@@ -15,7 +15,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::context::CellContext;
 use crate::error::Result;
-use crate::gradient::scatter_rows;
+use crate::gradient::{BucketGradient, scatter_rows};
 use crate::parameters::{Leaves, Precision};
 
 /// Epsilon of the amplifying LayerNorm.
@@ -83,7 +83,7 @@ impl Site {
 
     fn new(leaves: &mut Leaves<'_>, model: &ModelSpec, plan: SitePlan<'_>) -> Result<Site> {
         let width = i64::from(plan.width);
-        let range = leaves.weights.layout.get(plan.words)?.range.clone();
+        let range = leaves.weights.entry(plan.words)?.range.clone();
         let values = leaves.weights.view(&range, &[i64::from(model.vocab_size), width], Precision::Single)?;
         let count = model.ngram.tables_per_site();
         let tables = match plan.tables {
@@ -166,15 +166,15 @@ impl Gathered {
         std::iter::once(&self.words).chain(&self.rows)
     }
 
-    /// Sums the leaves' gradients, in the order of [`Gathered::leaves`], into the flat gradient's words and the row
-    /// gradients.
+    /// Sums the leaves' gradients, in the order of [`Gathered::leaves`], into the bucket's words and the row gradients.
     pub(crate) fn scatter(
         &self,
         gradients: &mut impl Iterator<Item = Tensor>,
         cell: &CellContext<'_>,
-        sums: &mut crate::gradient::CellGradient,
+        dense: &mut BucketGradient,
+        rows_suw: &mut [f32],
     ) -> Result<()> {
-        let words = &mut sums.flat[self.words_range.clone()];
+        let words = dense.part(&self.words_range);
         words.fill(0.0);
         if let Some(gradient) = gradients.next() {
             scatter_rows(&gradient, cell.token_rows, words)?;
@@ -183,7 +183,7 @@ impl Gathered {
             && let Some(gradient) = gradients.next()
         {
             let block = rows.unique * rows.width;
-            let sums = &mut sums.rows_suw[self.site * block..(self.site + 1) * block];
+            let sums = &mut rows_suw[self.site * block..(self.site + 1) * block];
             scatter_rows(&gradient, rows.inverse_rows, sums)?;
         }
         Ok(())

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use polygram_collective::CollectiveError;
+use polygram_domain::Rank;
 use tch::TchError;
 
 /// An error of this crate. Bad input ends in one of these, never in a panic.
@@ -39,6 +41,17 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// Tokens could not be exchanged with the ranks that hold the other experts.
+    #[error(transparent)]
+    Exchange(#[from] CollectiveError),
+    /// What came from another rank cannot be right.
+    #[error("expert exchange: rank {rank} sent {problem}; do all ranks run the same configuration?")]
+    Message {
+        /// The sender.
+        rank: Rank,
+        /// What does not fit.
         problem: String,
     },
     /// libtorch refused: out of memory, or a device that is not there.

@@ -1,59 +1,102 @@
-//! One cell's gradients as plain buffers, and the fold of cells along the fixed tree.
+//! Gradients as plain buffers, one for each bucket, and the fold of cells along the fixed tree.
 
+use std::ops::Range;
+
+use polygram_domain::RankLayout;
+use polygram_domain::rank_layout::Bucket;
 use polygram_domain::sum_tree::SumTree;
 use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, Result};
 use crate::parameters::Leaf;
 
-/// What backward of one cell fills: the flat dense gradient, and the gradient by unique rows.
-#[derive(Debug)]
-pub(crate) struct CellGradient {
-    pub(crate) flat: Vec<f32>,
-    pub(crate) rows_suw: Vec<f32>,
-}
+/// Takes the finished sum of a bucket: its index and its values.
+pub type TakeBucket<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
 
-/// Folds the cells' flat gradients, and keeps the buffers of those that were added for the next ones.
+/// Folds the cells' gradients of every bucket, and keeps the buffers of those that were added for the next ones.
+///
+/// A bucket of experts has one tree for each rank whose tokens they compute; their roots are joined in the order of
+/// ranks, as the tree over all cells does.
 #[derive(Debug)]
 pub(crate) struct GradientFold {
-    len: usize,
-    tree: SumTree<Vec<f32>>,
+    buckets: Vec<BucketFold>,
+}
+
+#[derive(Debug)]
+struct BucketFold {
+    range: Range<usize>,
+    /// Elements of it that no gradient reaches: the selection biases.
+    untrained: Vec<Range<usize>>,
+    trees: Vec<SumTree<Vec<f32>>>,
     free: Vec<Vec<f32>>,
 }
 
+/// One cell's gradient of one bucket, in the making.
+#[derive(Debug)]
+pub(crate) struct BucketGradient {
+    index: usize,
+    /// Where the bucket begins in the flat buffer.
+    start: usize,
+    values: Vec<f32>,
+}
+
 impl GradientFold {
-    pub(crate) fn new(len: usize) -> GradientFold {
-        GradientFold { len, tree: SumTree::default(), free: Vec::new() }
+    /// For `sources` ranks whose tokens meet this rank's experts.
+    pub(crate) fn new(layout: &RankLayout, sources: usize) -> GradientFold {
+        let fold = |bucket: &Bucket| {
+            let range = bucket.range.clone();
+            let entries = layout.within(range.clone()).filter(|(entry, _)| !entry.spec.is_trained());
+            let untrained =
+                entries.map(|(entry, _)| entry.range.start - range.start..entry.range.end - range.start);
+            BucketFold { untrained: untrained.collect(), trees: trees(sources), free: Vec::new(), range }
+        };
+        GradientFold { buckets: layout.buckets().iter().map(fold).collect() }
     }
 
-    /// A buffer of any values: whoever takes it writes every element.
-    pub(crate) fn buffer(&mut self) -> Vec<f32> {
-        self.free.pop().unwrap_or_else(|| vec![0.0; self.len])
+    /// A buffer for a cell's gradient of bucket `index`: whoever takes it writes every element that is trained.
+    pub(crate) fn begin(&mut self, index: usize) -> BucketGradient {
+        let bucket = &mut self.buckets[index];
+        let mut values = bucket.free.pop().unwrap_or_else(|| vec![0.0; bucket.range.len()]);
+        for range in &bucket.untrained {
+            values[range.clone()].fill(0.0);
+        }
+        BucketGradient { index, start: bucket.range.start, values }
     }
 
-    /// Adds the next cell's gradient.
-    pub(crate) fn push(&mut self, gradient: Vec<f32>) {
-        let free = &mut self.free;
-        self.tree.push(gradient, |left, right| add(left, right, free));
+    /// Adds the next cell of `source`, 0 for a bucket that all ranks have.
+    pub(crate) fn push(&mut self, gradient: BucketGradient, source: usize) {
+        let BucketFold { trees, free, .. } = &mut self.buckets[gradient.index];
+        trees[source].push(gradient.values, |left, right| add(left, right, free));
     }
 
-    /// The sum over the cells pushed since the last call; zeros where there were none.
-    pub(crate) fn take(&mut self) -> Vec<f32> {
-        let free = &mut self.free;
-        let sum = std::mem::take(&mut self.tree).finish(|left, right| add(left, right, free));
-        sum.unwrap_or_else(|| {
-            let mut zeros = self.buffer();
+    /// The sum of bucket `index` over the cells pushed since the last call; zeros where there were none.
+    pub(crate) fn take(&mut self, index: usize) -> Vec<f32> {
+        let BucketFold { trees, free, range, .. } = &mut self.buckets[index];
+        let mut all = SumTree::default();
+        for tree in trees.iter_mut() {
+            if let Some(root) = std::mem::take(tree).finish(|left, right| add(left, right, free)) {
+                all.push(root, |left, right| add(left, right, free));
+            }
+        }
+        all.finish(|left, right| add(left, right, free)).unwrap_or_else(|| {
+            let mut zeros = free.pop().unwrap_or_else(|| vec![0.0; range.len()]);
             zeros.fill(0.0);
             zeros
         })
     }
 
     /// Takes a buffer back that [`GradientFold::take`] gave.
-    pub(crate) fn recycle(&mut self, buffer: Vec<f32>) {
-        if buffer.len() == self.len {
-            self.free.push(buffer);
+    pub(crate) fn recycle(&mut self, index: usize, values: Vec<f32>) {
+        if let Some(bucket) = self.buckets.get_mut(index)
+            && bucket.range.len() == values.len()
+        {
+            bucket.free.push(values);
         }
     }
+}
+
+fn trees(count: usize) -> Vec<SumTree<Vec<f32>>> {
+    (0..count).map(|_| SumTree::default()).collect()
 }
 
 fn add(mut left: Vec<f32>, right: Vec<f32>, free: &mut Vec<Vec<f32>>) -> Vec<f32> {
@@ -64,21 +107,52 @@ fn add(mut left: Vec<f32>, right: Vec<f32>, free: &mut Vec<Vec<f32>>) -> Vec<f32
     left
 }
 
-/// Writes the gradients of `leaves` to their places in the flat gradient. A leaf that took no part has zeros.
-pub(crate) fn store(
-    leaves: &[Leaf],
-    gradients: &mut impl Iterator<Item = Tensor>,
-    flat: &mut [f32],
-) -> Result<()> {
-    for (leaf, gradient) in leaves.iter().zip(gradients) {
-        let target = &mut flat[leaf.range.clone()];
-        if gradient.defined() {
-            gradient.f_to_kind(Kind::Float)?.f_copy_data(target, leaf.range.len())?;
-        } else {
-            target.fill(0.0);
+impl BucketGradient {
+    /// The elements `range` of the flat buffer.
+    pub(crate) fn part(&mut self, range: &Range<usize>) -> &mut [f32] {
+        &mut self.values[range.start - self.start..range.end - self.start]
+    }
+
+    /// Writes the gradients of `leaves` to their places. A leaf that took no part has zeros.
+    pub(crate) fn store(
+        &mut self,
+        leaves: &[Leaf],
+        gradients: &mut impl Iterator<Item = Tensor>,
+    ) -> Result<()> {
+        for (leaf, gradient) in leaves.iter().zip(gradients) {
+            let target = self.part(&leaf.range);
+            if gradient.defined() {
+                gradient.f_to_kind(Kind::Float)?.f_copy_data(target, leaf.range.len())?;
+            } else {
+                target.fill(0.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// All elements that are trained are zero.
+    pub(crate) fn zero(mut self) -> BucketGradient {
+        self.values.fill(0.0);
+        self
+    }
+}
+
+/// One cell's gradients on their way into the fold.
+pub(crate) struct CellGradients<'a, 'b> {
+    pub(crate) fold: &'a mut GradientFold,
+    /// `[S, U, w]`: by the unique rows.
+    pub(crate) rows_suw: Vec<f32>,
+    /// Takes the sums of buckets, where this is the last cell.
+    pub(crate) take: Option<&'a mut TakeBucket<'b>>,
+}
+
+impl CellGradients<'_, '_> {
+    /// Bucket `index` has this cell's gradients: if it is the last cell, the sum goes out.
+    pub(crate) fn finished(&mut self, index: usize) {
+        if let Some(take) = &mut self.take {
+            take(index, self.fold.take(index));
         }
     }
-    Ok(())
 }
 
 /// Adds the rows of `gradient` (any shape of `targets.len()` rows) to `sums`: row i to row `targets[i]`, in order of i,

@@ -1,19 +1,19 @@
 //! Initial values of dense parameters: normal numbers by Box and Muller's transform of Philox words, a function of (seed,
 //! tensor, element) alone. Transcendental functions are `libm`'s, so that every machine has the same bits.
 
+use polygram_domain::RankLayout;
 use polygram_domain::layout::Init;
 use polygram_domain::philox::{Purpose, Stream};
-
-use crate::parameters::Layout;
 
 /// Elements that one thread makes at a time; a multiple of 4.
 const PIECE: usize = 1 << 16;
 
 /// Fills `weights` (flat, in the layout's order).
-pub(crate) fn fill(layout: &Layout, seed: u64, weights: &mut [f32]) {
+pub(crate) fn fill(layout: &RankLayout, seed: u64, weights: &mut [f32]) {
     let stream = Stream::new(seed, Purpose::DenseInit);
     let threads = tch::get_num_threads().max(1) as usize;
-    for (tensor, entry) in layout.entries().iter().enumerate() {
+    for entry in layout.entries() {
+        let tensor = entry.number;
         let values = &mut weights[entry.range.clone()];
         match entry.spec.init {
             Init::Ones => values.fill(1.0),

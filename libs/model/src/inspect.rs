@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor, no_grad};
 
 use crate::cell::CellInput;
-use crate::decoder::Model;
+use crate::decoder::{Model, Network};
 use crate::error::Result;
 use crate::loss::Targets;
 
@@ -36,16 +36,17 @@ impl Model {
     pub fn inspect(&mut self, input: &CellInput<'_>) -> Result<Inspection> {
         input.check(&self.spec)?;
         let cell = self.context(input)?;
+        let Model { network: Network { embedding, layers, head, .. }, experts: group, spec, .. } = self;
         no_grad(|| {
-            let mut x = self.embedding.combine(&self.embedding.gather(&cell)?, &cell)?;
+            let mut x = embedding.combine(&embedding.gather(&cell)?, &cell)?;
             let embedding_btd = to_host(&x)?;
-            let mut routing = Vec::with_capacity(self.layers.len());
-            for layer in &self.layers {
-                let pass = layer.forward(&x, &cell)?;
+            let mut routing = Vec::with_capacity(layers.len());
+            for layer in layers {
+                let pass = layer.forward(&x, &cell, group)?;
                 let probabilities = to_host(&pass.routing.probabilities)?;
-                let experts = self.spec.routed_experts() as usize;
-                let k = self.spec.moe.top_k as usize;
-                let scale = self.spec.moe.routed_scaling_factor as f32;
+                let experts = spec.routed_experts() as usize;
+                let k = spec.moe.top_k as usize;
+                let scale = spec.moe.routed_scaling_factor as f32;
                 let gate = |(slot, &expert): (usize, &u32)| {
                     probabilities[slot / k * experts + expert as usize] * scale
                 };
@@ -56,10 +57,10 @@ impl Model {
                 });
                 x = pass.output;
             }
-            let normed = self.head.normed(&x, &cell)?;
+            let normed = head.normed(&x, &cell)?;
             let targets = Targets::new(input.batch.targets_bt(), input.global_targets, &cell)?;
-            let loss = self.head.loss_sum(&normed, &targets)? / input.batch.target_count() as f64;
-            let logits_btv = to_host(&self.head.logits(&normed)?)?;
+            let loss = head.loss_sum(&normed, &targets)? / input.batch.target_count() as f64;
+            let logits_btv = to_host(&head.logits(&normed)?)?;
             Ok(Inspection { embedding_btd, routing, logits_btv, loss })
         })
     }

@@ -55,7 +55,7 @@ impl Head {
     pub(crate) fn new(weights: &Weights, model: &ModelSpec) -> Result<Head> {
         let mut leaves = Leaves::new(weights);
         let norm = leaves.weight("model.norm.weight", Precision::Single)?;
-        let weight_range = weights.layout.get("lm_head.weight")?.range.clone();
+        let weight_range = weights.entry("lm_head.weight")?.range.clone();
         let shape = [i64::from(model.vocab_size), i64::from(model.hidden_size)];
         Ok(Head {
             norm,

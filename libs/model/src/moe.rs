@@ -5,26 +5,38 @@
 //! sel = top_k(p + b)                      b chooses only; ties go to the lower index
 //! y = Σ_{FFN i} s·p_i·SwiGLU_i(x) + (Σ_{zero i} s·p_i)·x        s = routed_scaling_factor
 //! ```
-//! Choices are counting-sorted by expert, tokens in order within each; every expert multiplies its contiguous segment
-//! once. An expert without tokens takes no part, and its weights get no gradient.
+//! Choices are counting-sorted by expert, tokens in order within each, so that the choices of one rank's experts lie side
+//! by side; every expert multiplies its contiguous segment of one rank's tokens at once. An expert without tokens takes
+//! no part, and its weights get no gradient. Zero experts never travel.
+
+use std::ops::Range;
 
 use polygram_domain::ModelSpec;
+use polygram_domain::model::MoeSpec;
 use tch::{Kind, Tensor};
 
 use crate::balance::{BalanceAim, loss_coefficients};
 use crate::context::CellContext;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
+use crate::experts::Message;
 use crate::ffn::swiglu;
-use crate::parameters::{Leaves, Precision};
+use crate::parameters::{Leaf, Leaves, Precision, Weights};
 
-/// The weights of one mixture.
+/// Chooses experts.
 #[derive(Debug)]
-pub(crate) struct Moe {
+pub(crate) struct Router {
     classifier: Tensor,
     bias: Tensor,
-    experts: Vec<Expert>,
-    spec: polygram_domain::model::MoeSpec,
+    spec: MoeSpec,
     aim: BalanceAim,
+}
+
+/// This rank's FFN experts of one layer.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    list: Vec<Expert>,
+    /// Their weights.
+    pub(crate) leaves: Vec<Leaf>,
 }
 
 #[derive(Debug)]
@@ -35,15 +47,19 @@ struct Expert {
     down: Tensor,
 }
 
-/// What one mixture did with one cell.
-pub(crate) struct MoePass {
-    /// `[P, D]` f32.
-    pub(crate) output: Tensor,
-    /// Scalar, in the graph.
+/// What the router made of one cell; tensors are in the graph.
+pub(crate) struct Routed {
+    /// `[choices, D]`: the tokens of the FFN choices, in the dispatch's order.
+    pub(crate) rows: Tensor,
+    /// `[choices]` f32.
+    pub(crate) gates: Tensor,
+    /// `[P, D]` f32: what the zero experts give; `None` where the model has none.
+    pub(crate) zero: Option<Tensor>,
+    /// Scalar.
     pub(crate) balance: Tensor,
-    /// Scalar, in the graph.
+    /// Scalar.
     pub(crate) router_z: Tensor,
-    pub(crate) routing: Routing,
+    pub(crate) dispatch: Dispatch,
 }
 
 /// Which experts a cell's tokens chose.
@@ -57,55 +73,46 @@ pub(crate) struct Routing {
     pub(crate) probabilities: Tensor,
 }
 
-impl Moe {
-    /// The mixture of `layer`.
+impl Router {
+    /// The router of `layer`.
     pub(crate) fn new(
         leaves: &mut Leaves<'_>,
         model: &ModelSpec,
         layer: u32,
         aim: BalanceAim,
-    ) -> Result<Moe> {
-        let prefix = format!("model.layers.{layer}.mlp");
-        let (d, inner) = (i64::from(model.hidden_size), i64::from(model.moe.expert_hidden_size));
-        let expert = |leaves: &mut Leaves<'_>, index: u32| {
-            let name = |part: &str| format!("{prefix}.experts.{index}.{part}.weight");
-            let gate_up = leaves.joined(&name("gate_proj"), &name("up_proj"), &[2 * inner, d])?;
-            Ok(Expert { gate_up, down: leaves.weight(&name("down_proj"), Precision::Compute)? })
-        };
-        let experts = (0..model.moe.experts).map(|index| expert(leaves, index)).collect::<Result<_>>()?;
-        let bias = leaves.weights.layout.get(&format!("{prefix}.router.e_score_correction_bias"))?;
+    ) -> Result<Router> {
+        let prefix = format!("model.layers.{layer}.mlp.router");
+        let bias = leaves.weights.entry(&format!("{prefix}.e_score_correction_bias"))?;
         let width = [bias.range.len() as i64];
-        Ok(Moe {
+        Ok(Router {
             bias: leaves.weights.view(&bias.range, &width, Precision::Single)?,
-            classifier: leaves.weight(&format!("{prefix}.router.classifier.weight"), Precision::Single)?,
-            experts,
+            classifier: leaves.weight(&format!("{prefix}.classifier.weight"), Precision::Single)?,
             spec: model.moe.clone(),
             aim,
         })
     }
 
-    /// `[P, D]` (normed, compute type) → `[P, D]`.
-    pub(crate) fn forward(&self, x_pd: &Tensor, cell: &CellContext<'_>) -> Result<MoePass> {
+    /// `[P, D]` (normed, compute type) → choices.
+    pub(crate) fn forward(&self, x_pd: &Tensor, cell: &CellContext<'_>) -> Result<(Routed, Routing)> {
         let logits = x_pd.f_to_kind(Kind::Float)?.f_linear(&self.classifier, None::<&Tensor>)?;
         let probabilities = logits.f_softmax(-1, None::<Kind>)?;
         let routing = self.route(&probabilities)?;
-        let dispatch = Dispatch::new(&routing, &self.spec, cell.positions() as usize);
+        let dispatch = Dispatch::new(&routing, &self.spec, cell)?;
 
         let coefficients =
             loss_coefficients(&routing.counts, &self.spec, self.aim, cell.positions() as usize);
         let coefficients = Tensor::f_from_slice(&coefficients)?.f_to_device(cell.device)?;
         let mean = probabilities.f_mean_dim(&[0i64][..], false, None::<Kind>)?;
-        let balance = mean.f_dot(&coefficients)?;
-        let router_z = logits.f_logsumexp(&[-1i64][..], false)?.f_square()?.f_mean(None::<Kind>)?;
-
         let gates = probabilities.f_mul_scalar(self.spec.routed_scaling_factor)?;
-        let mut output = self.zero_experts(x_pd, &gates, &dispatch, cell)?;
-        if !dispatch.tokens.is_empty() {
-            let tokens = Tensor::f_from_slice(&dispatch.tokens)?.f_to_device(cell.device)?;
-            let mixed = self.ffn_experts(x_pd, &tokens, (&gates, &dispatch), cell)?;
-            output = output.f_index_add(0, &tokens, &mixed)?;
-        }
-        Ok(MoePass { output, balance, router_z, routing })
+        let routed = Routed {
+            rows: x_pd.f_index_select(0, &dispatch.tokens)?,
+            gates: gates.f_reshape([-1])?.f_index_select(0, &dispatch.gates)?,
+            zero: self.zero_experts(x_pd, &gates, &dispatch)?,
+            balance: mean.f_dot(&coefficients)?,
+            router_z: logits.f_logsumexp(&[-1i64][..], false)?.f_square()?.f_mean(None::<Kind>)?,
+            dispatch,
+        };
+        Ok((routed, routing))
     }
 
     /// Chooses on the host: integers decide everything behind it.
@@ -122,105 +129,177 @@ impl Moe {
         Ok(Routing { chosen_pk, counts, probabilities: probabilities.f_detach()? })
     }
 
-    /// `(Σ of the chosen zero experts' gates) · x`, or zeros.
-    fn zero_experts(
-        &self,
-        x_pd: &Tensor,
-        gates: &Tensor,
-        dispatch: &Dispatch,
-        cell: &CellContext<'_>,
-    ) -> Result<Tensor> {
+    /// `(Σ of the chosen zero experts' gates) · x`.
+    fn zero_experts(&self, x_pd: &Tensor, gates: &Tensor, dispatch: &Dispatch) -> Result<Option<Tensor>> {
+        let Some(mask) = &dispatch.zero_mask else { return Ok(None) };
         let zero = i64::from(self.spec.zero_experts);
-        if zero == 0 {
-            return Ok(Tensor::f_zeros(x_pd.size(), (Kind::Float, cell.device))?);
+        let gates = gates.f_narrow(1, i64::from(self.spec.experts), zero)?.f_mul(mask)?;
+        Ok(Some(gates.f_sum_dim_intlist(&[-1i64][..], true, None::<Kind>)?.f_mul(x_pd)?))
+    }
+}
+
+impl Experts {
+    /// The experts `held` of `layer`.
+    pub(crate) fn new(weights: &Weights, model: &ModelSpec, layer: u32, held: Range<u32>) -> Result<Experts> {
+        let mut leaves = Leaves::new(weights);
+        let (d, inner) = (i64::from(model.hidden_size), i64::from(model.moe.expert_hidden_size));
+        let mut list = Vec::with_capacity(held.len());
+        for index in held {
+            let name = |part: &str| format!("model.layers.{layer}.mlp.experts.{index}.{part}.weight");
+            let gate_up = leaves.joined(&name("gate_proj"), &name("up_proj"), &[2 * inner, d])?;
+            list.push(Expert { gate_up, down: leaves.weight(&name("down_proj"), Precision::Compute)? });
         }
-        let mask = Tensor::f_from_slice(&dispatch.zero_mask)?
-            .f_to_device(cell.device)?
-            .f_view([cell.positions(), zero])?;
-        let gates = gates.f_narrow(1, i64::from(self.spec.experts), zero)?.f_mul(&mask)?;
-        Ok(gates.f_sum_dim_intlist(&[-1i64][..], true, None::<Kind>)?.f_mul(x_pd)?)
+        Ok(Experts { list, leaves: leaves.finish() })
     }
 
-    /// The gated outputs of the FFN experts, `[choices, D]` f32, in the dispatch's order.
-    fn ffn_experts(
-        &self,
-        x_pd: &Tensor,
-        tokens: &Tensor,
-        (gates, dispatch): (&Tensor, &Dispatch),
-        cell: &CellContext<'_>,
-    ) -> Result<Tensor> {
-        let gate_index = Tensor::f_from_slice(&dispatch.gates)?.f_to_device(cell.device)?;
-        let gates = gates.f_reshape([-1])?.f_index_select(0, &gate_index)?.f_unsqueeze(-1)?;
-        let sorted = x_pd.f_index_select(0, tokens)?;
-        let inner = self.products(&sorted, dispatch, |expert| &expert.gate_up)?;
-        let gated = swiglu(&inner)?.f_mul(&gates)?.f_to_kind(cell.kind)?;
-        let mixed = self.products(&gated, dispatch, |expert| &expert.down)?;
-        Ok(mixed.f_to_kind(Kind::Float)?)
+    /// How many they are.
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
     }
 
-    /// One product per expert that has tokens, over contiguous segments of `x`.
+    /// The gated outputs `[c, D]` (compute type) of `rows` `[c, D]` with `gates` `[c]`, of which `counts` are each
+    /// expert's, in order.
+    pub(crate) fn forward(&self, rows: &Tensor, gates: &Tensor, counts: &[u32]) -> Result<Tensor> {
+        if counts.len() != self.list.len() {
+            return Err(ModelError::input(
+                "counts of expert rows",
+                format!("{} numbers", counts.len()),
+                format!("one for each of {} experts", self.list.len()),
+            ));
+        }
+        if counts.iter().all(|&count| count == 0) {
+            return Ok(rows.f_zeros_like()?);
+        }
+        let kind = rows.f_kind()?;
+        let inner = self.products(rows, counts, |expert| &expert.gate_up)?;
+        let gated = swiglu(&inner)?.f_mul(&gates.f_unsqueeze(-1)?)?.f_to_kind(kind)?;
+        self.products(&gated, counts, |expert| &expert.down)
+    }
+
+    /// One product per expert that has rows, over contiguous segments of `x`.
     fn products<'a>(
         &'a self,
         x: &Tensor,
-        dispatch: &Dispatch,
+        counts: &[u32],
         weight: impl Fn(&'a Expert) -> &'a Tensor,
     ) -> Result<Tensor> {
-        let sizes: Vec<i64> = dispatch.segments.iter().map(|&(_, size)| size).collect();
+        let chosen = || counts.iter().zip(&self.list).filter(|(count, _)| **count > 0);
+        let sizes: Vec<i64> = chosen().map(|(&count, _)| i64::from(count)).collect();
         let parts = x.f_split_with_sizes(&sizes, 0)?;
-        let products = dispatch
-            .segments
-            .iter()
+        let products = chosen()
             .zip(&parts)
-            .map(|(&(expert, _), part)| Ok(part.f_linear(weight(&self.experts[expert]), None::<&Tensor>)?))
+            .map(|((_, expert), part)| Ok(part.f_linear(weight(expert), None::<&Tensor>)?))
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&products, 0)?)
     }
 }
 
-/// Choices sorted by expert.
-struct Dispatch {
-    /// (expert, choices) of the FFN experts that have any, in order.
-    segments: Vec<(usize, i64)>,
-    /// Token of each FFN choice, sorted by expert, then token.
-    tokens: Vec<i64>,
-    /// Place of each FFN choice's gate in the flattened `[P, n + z]` gates.
-    gates: Vec<i64>,
-    /// `[P, z]`: 1 where a zero expert was chosen.
-    zero_mask: Vec<f32>,
+/// A cell's FFN choices sorted by expert, then by token.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    /// Choices of each FFN expert.
+    counts: Vec<u32>,
+    /// `[choices]` i64: token of each.
+    pub(crate) tokens: Tensor,
+    /// `[choices]` i64: place of each one's gate in the flattened `[P, n + z]` gates.
+    gates: Tensor,
+    /// `[P, z]` f32: 1 where a zero expert was chosen; `None` where the model has none.
+    zero_mask: Option<Tensor>,
 }
 
 impl Dispatch {
-    fn new(routing: &Routing, spec: &polygram_domain::model::MoeSpec, positions: usize) -> Dispatch {
+    fn new(routing: &Routing, spec: &MoeSpec, cell: &CellContext<'_>) -> Result<Dispatch> {
         let (ffn, zero) = (spec.experts as usize, spec.zero_experts as usize);
+        let positions = cell.positions() as usize;
+        let counts: Vec<u32> = routing.counts[..ffn].iter().map(|&count| count as u32).collect();
         let mut starts = Vec::with_capacity(ffn);
         let mut choices = 0usize;
-        for &count in &routing.counts[..ffn] {
+        for &count in &counts {
             starts.push(choices);
             choices += count as usize;
         }
-        let mut dispatch = Dispatch {
-            segments: (0..ffn)
-                .filter(|&expert| routing.counts[expert] > 0)
-                .map(|expert| (expert, routing.counts[expert] as i64))
-                .collect(),
-            tokens: vec![0; choices],
-            gates: vec![0; choices],
-            zero_mask: vec![0.0; positions * zero],
-        };
+        let mut tokens = vec![0i64; choices];
+        let mut gates = vec![0i64; choices];
+        let mut zero_mask = vec![0.0f32; positions * zero];
         for (token, chosen) in routing.chosen_pk.chunks_exact(spec.top_k as usize).enumerate() {
             for &expert in chosen {
                 let expert = expert as usize;
                 if expert < ffn {
                     let place = starts[expert];
                     starts[expert] += 1;
-                    dispatch.tokens[place] = token as i64;
-                    dispatch.gates[place] = (token * (ffn + zero) + expert) as i64;
+                    tokens[place] = token as i64;
+                    gates[place] = (token * (ffn + zero) + expert) as i64;
                 } else {
-                    dispatch.zero_mask[token * zero + expert - ffn] = 1.0;
+                    zero_mask[token * zero + expert - ffn] = 1.0;
                 }
             }
         }
-        dispatch
+        let zero_mask = match zero {
+            0 => None,
+            zero => Some(
+                Tensor::f_from_slice(&zero_mask)?
+                    .f_to_device(cell.device)?
+                    .f_view([positions as i64, zero as i64])?,
+            ),
+        };
+        Ok(Dispatch {
+            counts,
+            tokens: Tensor::f_from_slice(&tokens)?.f_to_device(cell.device)?,
+            gates: Tensor::f_from_slice(&gates)?.f_to_device(cell.device)?,
+            zero_mask,
+        })
+    }
+
+    /// Choices of the experts of each of `ranks` ranks.
+    fn sizes(&self, ranks: usize) -> Vec<i64> {
+        let sum = |counts: &[u32]| counts.iter().map(|&count| i64::from(count)).sum();
+        self.counts.chunks_exact(self.counts.len() / ranks).map(sum).collect()
+    }
+
+    /// A message to each of `ranks` ranks: their part of `rows` and `gates`, with counts where the receiver needs them.
+    pub(crate) fn messages(
+        &self,
+        ranks: usize,
+        rows: &Tensor,
+        gates: Option<&Tensor>,
+    ) -> Result<Vec<Message>> {
+        let sizes = self.sizes(ranks);
+        let rows = rows.f_split_with_sizes(&sizes, 0)?;
+        let gates = gates.map(|gates| gates.f_split_with_sizes(&sizes, 0)).transpose()?;
+        let each = self.counts.len() / ranks;
+        Ok(rows
+            .into_iter()
+            .enumerate()
+            .map(|(rank, rows)| Message {
+                counts: self.counts[rank * each..(rank + 1) * each].to_vec(),
+                rows,
+                gates: gates.as_ref().map(|gates| gates[rank].shallow_clone()),
+            })
+            .collect())
+    }
+
+    /// The other way: the ranks' answers in the dispatch's order.
+    ///
+    /// # Errors
+    /// Where a rank answers with another number of rows than it was sent.
+    pub(crate) fn joined(&self, answers: &[Message]) -> Result<(Tensor, Option<Tensor>)> {
+        for (rank, (answer, size)) in answers.iter().zip(self.sizes(answers.len())).enumerate() {
+            let found = answer.rows.size()[0];
+            if found != size {
+                return Err(ModelError::input(
+                    "expert exchange",
+                    format!("{found} rows from expert rank {rank}"),
+                    format!("the {size} rows that it was sent"),
+                ));
+            }
+        }
+        if let [only] = answers {
+            return Ok((only.rows.shallow_clone(), only.gates.as_ref().map(Tensor::shallow_clone)));
+        }
+        let rows: Vec<&Tensor> = answers.iter().map(|answer| &answer.rows).collect();
+        let gates: Vec<&Tensor> = answers.iter().filter_map(|answer| answer.gates.as_ref()).collect();
+        let gates = (!gates.is_empty()).then(|| Tensor::f_cat(&gates, 0)).transpose()?;
+        Ok((Tensor::f_cat(&rows, 0)?, gates))
     }
 }
 

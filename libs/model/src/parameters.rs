@@ -1,84 +1,15 @@
-//! The flat f32 buffer of dense parameters and the views into it.
+//! The flat f32 buffer of a rank's dense parameters and the views into it.
 //!
-//! The order is that of [`dense_parameters`]; master weights live in host memory. Matrix products read either the
+//! The order is that of [`RankLayout`]; master weights live in host memory. Matrix products read either the
 //! masters themselves (f32 on the CPU), or a copy of them on the device or in bf16, made anew after each change.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
-use polygram_domain::ModelSpec;
-use polygram_domain::layout::{ParameterSpec, dense_parameters};
+use polygram_domain::RankLayout;
+use polygram_domain::rank_layout::Entry;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::error::{ModelError, Result};
-
-/// One named tensor of the flat buffer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// Name, shape and kind.
-    pub spec: ParameterSpec,
-    /// Its elements in the flat buffer.
-    pub range: Range<usize>,
-}
-
-/// Where each dense parameter lies in the flat buffer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    entries: Vec<Entry>,
-    by_name: HashMap<String, usize>,
-    len: usize,
-}
-
-impl Layout {
-    /// The layout of `model`. Fails where the parameters would not fit an address space.
-    pub fn of(model: &ModelSpec) -> Result<Layout> {
-        let mut entries = Vec::new();
-        let mut by_name = HashMap::new();
-        let mut len = 0usize;
-        for spec in dense_parameters(model) {
-            let end = spec
-                .shape
-                .iter()
-                .try_fold(1usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?))
-                .and_then(|elements| len.checked_add(elements))
-                .filter(|&end| end <= isize::MAX as usize / 4)
-                .ok_or_else(|| {
-                    ModelError::input(
-                        "model",
-                        format!("{} of shape {:?}", spec.name, spec.shape),
-                        "fewer values",
-                    )
-                })?;
-            by_name.insert(spec.name.clone(), entries.len());
-            entries.push(Entry { spec, range: len..end });
-            len = end;
-        }
-        Ok(Layout { entries, by_name, len })
-    }
-
-    /// Values in the flat buffer.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none; no legal model is so.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The tensors, in order.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    /// The tensor called `name`.
-    pub fn get(&self, name: &str) -> Result<&Entry> {
-        self.by_name.get(name).map(|&index| &self.entries[index]).ok_or_else(|| ModelError::State {
-            name: name.to_owned(),
-            problem: "the model has no tensor of this name".into(),
-        })
-    }
-}
 
 /// A contiguous f32 tensor in host memory that plain code may read and write.
 #[derive(Debug)]
@@ -118,7 +49,7 @@ pub(crate) enum Precision {
 /// The masters and the copies that products read.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    pub(crate) layout: Layout,
+    pub(crate) layout: RankLayout,
     pub(crate) master: FlatBuffer,
     /// On the device; the master's own storage on the CPU.
     single: Tensor,
@@ -127,7 +58,7 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub(crate) fn new(layout: Layout, compute: Kind, device: Device) -> Result<Weights> {
+    pub(crate) fn new(layout: RankLayout, compute: Kind, device: Device) -> Result<Weights> {
         let len = layout.len() as i64;
         let master = FlatBuffer::zeros(layout.len())?;
         let single = match device {
@@ -139,6 +70,14 @@ impl Weights {
             kind => Some(Tensor::f_zeros([len], (kind, device))?),
         };
         Ok(Weights { layout, master, single, half })
+    }
+
+    /// The tensor called `name`.
+    pub(crate) fn entry(&self, name: &str) -> Result<&Entry> {
+        self.layout.get(name).ok_or_else(|| ModelError::State {
+            name: name.to_owned(),
+            problem: "the model has no tensor of this name, or it is an expert of another rank".into(),
+        })
     }
 
     /// Makes the copies follow the masters. Call it after every change of them.
@@ -184,15 +123,14 @@ impl<'a> Leaves<'a> {
 
     /// The weight called `name`, in its own shape.
     pub(crate) fn weight(&mut self, name: &str, precision: Precision) -> Result<Tensor> {
-        let entry = self.weights.layout.get(name)?;
+        let entry = self.weights.entry(name)?;
         let shape: Vec<i64> = entry.spec.shape.iter().map(|&size| size as i64).collect();
         self.leaf(entry.range.clone(), &shape, precision)
     }
 
     /// Neighbouring weights, from `first` to `last`, as one tensor: `shape` must have their elements.
     pub(crate) fn joined(&mut self, first: &str, last: &str, shape: &[i64]) -> Result<Tensor> {
-        let layout = &self.weights.layout;
-        let range = layout.get(first)?.range.start..layout.get(last)?.range.end;
+        let range = self.weights.entry(first)?.range.start..self.weights.entry(last)?.range.end;
         self.leaf(range, shape, Precision::Compute)
     }
 

@@ -2,81 +2,70 @@
 //! `optimizer.exp_avg_sq.<name>`. Selection biases have no moments.
 
 use std::collections::HashMap;
+use std::ops::Range;
+
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
 
 use crate::decoder::Model;
 use crate::error::{ModelError, Result};
 
-const FIRST_MOMENT: &str = "optimizer.exp_avg.";
-const SECOND_MOMENT: &str = "optimizer.exp_avg_sq.";
-
-/// One tensor of the state, borrowed.
+/// One tensor of the state, or a run of its elements, borrowed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateView<'a> {
     /// Global name.
     pub name: String,
-    /// Name of the parameter that it belongs to: its own for a weight.
-    pub parameter: &'a str,
-    /// Shape.
+    /// Shape of the whole tensor.
     pub shape: &'a [u64],
-    /// Values, row-major.
+    /// Which of its elements these are, row-major.
+    pub elements: Range<usize>,
+    /// Their values.
     pub values: &'a [f32],
 }
 
 impl Model {
-    /// Every tensor of the state: all weights in the layout's order, then, if there is an optimizer, all first moments,
-    /// then all second moments.
+    /// The state that this rank is the one to keep: the part of the weights that it updates, in the layout's order, then,
+    /// if there is an optimizer, its first moments, then its second ones. All of it where there is one rank.
     pub fn state(&self) -> Vec<StateView<'_>> {
-        let mut parts: Vec<(&str, &[f32], bool)> = vec![("", self.weights(), false)];
+        let layout = &self.weights.layout;
+        let view = |prefix: &str, name: &str, shape, elements: Range<usize>, values| StateView {
+            name: format!("{prefix}{name}"),
+            shape,
+            elements,
+            values,
+        };
+        let own = layout.buckets().iter().flat_map(|bucket| layout.within(bucket.own.clone()));
+        let mut state: Vec<StateView<'_>> = own
+            .map(|(entry, elements)| {
+                let start = entry.range.start;
+                let values = &self.weights()[start + elements.start..start + elements.end];
+                view("", &entry.spec.name, &entry.spec.shape, elements, values)
+            })
+            .collect();
         if let Some(adamw) = &self.adamw {
-            parts.push((FIRST_MOMENT, adamw.exp_avg(), true));
-            parts.push((SECOND_MOMENT, adamw.exp_avg_sq(), true));
-        }
-        let mut state = Vec::new();
-        for (prefix, flat, trained_only) in parts {
-            let entries = self.weights.layout.entries().iter();
-            for entry in entries.filter(|entry| !trained_only || entry.spec.is_trained()) {
-                state.push(StateView {
-                    name: format!("{prefix}{}", entry.spec.name),
-                    parameter: &entry.spec.name,
-                    shape: &entry.spec.shape,
-                    values: &flat[entry.range.clone()],
-                });
+            for (prefix, moments) in [(EXP_AVG, adamw.exp_avg()), (EXP_AVG_SQ, adamw.exp_avg_sq())] {
+                for (range, at) in adamw.places() {
+                    for (entry, elements) in layout.within(range.clone()) {
+                        let values = &moments[at..at + range.len()];
+                        state.push(view(prefix, &entry.spec.name, &entry.spec.shape, elements, values));
+                    }
+                }
             }
         }
         state
     }
 
-    /// Fills the whole state: `fill(name, shape, values)` is called once for every tensor that [`Model::state`] lists, in
-    /// that order, and writes its values. After an error the state is partly filled and must not be trained on.
-    pub fn load_state<E: From<ModelError>>(
-        &mut self,
-        mut fill: impl FnMut(&str, &[u64], &mut [f32]) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        self.load_weights(&mut fill)?;
-        let layout = &self.weights.layout;
-        let Some(adamw) = &mut self.adamw else { return Ok(()) };
-        let (first, second) = adamw.moments_mut();
-        for (prefix, flat) in [(FIRST_MOMENT, first), (SECOND_MOMENT, second)] {
-            for entry in layout.entries().iter().filter(|entry| entry.spec.is_trained()) {
-                let name = format!("{prefix}{}", entry.spec.name);
-                fill(&name, &entry.spec.shape, &mut flat[entry.range.clone()])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes `values` over the elements from `start` on of one tensor of the state. Call [`Model::state_written`] after
-    /// the last one and before computing.
+    /// Writes `values` over the elements from `start` on of one tensor of the state; of moments, what this rank keeps of
+    /// them. Call [`Model::state_written`] after the last one and before computing.
     pub fn write_state(&mut self, name: &str, shape: &[u64], start: usize, values: &[f32]) -> Result<()> {
         let problem = |problem: String| ModelError::State { name: name.to_owned(), problem };
-        let (parameter, moment) = if let Some(parameter) = name.strip_prefix(SECOND_MOMENT) {
+        let (parameter, moment) = if let Some(parameter) = name.strip_prefix(EXP_AVG_SQ) {
             (parameter, Some(1))
-        } else if let Some(parameter) = name.strip_prefix(FIRST_MOMENT) {
+        } else if let Some(parameter) = name.strip_prefix(EXP_AVG) {
             (parameter, Some(0))
         } else {
             (name, None)
         };
-        let entry = self.weights.layout.get(parameter)?;
+        let entry = self.weights.entry(parameter)?;
         if moment.is_some() && !entry.spec.is_trained() {
             return Err(problem("selection biases have no moments".into()));
         }
@@ -88,15 +77,23 @@ impl Model {
             return Err(problem(format!("elements from {start} on: {} values do not fit", values.len())));
         };
         let range = entry.range.start + start..entry.range.start + end;
-        let flat = match (moment, &mut self.adamw) {
-            (None, _) => self.weights.master.as_mut_slice(),
+        match (moment, &mut self.adamw) {
+            (None, _) => self.weights.master.as_mut_slice()[range].copy_from_slice(values),
             (Some(_), None) => return Err(problem("the model has no optimizer".into())),
             (Some(which), Some(adamw)) => {
+                let places: Vec<(Range<usize>, usize)> =
+                    adamw.places().map(|(place, at)| (place.clone(), at)).collect();
                 let (first, second) = adamw.moments_mut();
-                if which == 0 { first } else { second }
+                let moments = if which == 0 { first } else { second };
+                for (place, at) in places {
+                    let (from, to) = (place.start.max(range.start), place.end.min(range.end));
+                    if from < to {
+                        moments[at + from - place.start..at + to - place.start]
+                            .copy_from_slice(&values[from - range.start..to - range.start]);
+                    }
+                }
             }
-        };
-        flat[range].copy_from_slice(values);
+        }
         Ok(())
     }
 
@@ -105,7 +102,8 @@ impl Model {
         self.weights.refresh()
     }
 
-    /// Fills the weights alone, as [`Model::load_state`] does.
+    /// Fills the weights: `fill(name, shape, values)` is called once for every tensor that this rank holds, in the
+    /// layout's order, and writes its values. After an error they are partly filled and must not be used.
     pub fn load_weights<E: From<ModelError>>(
         &mut self,
         mut fill: impl FnMut(&str, &[u64], &mut [f32]) -> std::result::Result<(), E>,
@@ -119,19 +117,21 @@ impl Model {
 
     /// Fills the whole state from named values; a name too many, a missing one, or a wrong length is an error.
     pub fn import_state(&mut self, mut tensors: HashMap<String, Vec<f32>>) -> Result<()> {
-        self.load_state(|name, shape, values| {
+        let wanted = |view: StateView<'_>| (view.name, view.shape.to_vec(), view.elements);
+        let wanted: Vec<_> = self.state().into_iter().map(wanted).collect();
+        for (name, shape, elements) in wanted {
             let found = tensors
-                .remove(name)
-                .ok_or_else(|| ModelError::State { name: name.to_owned(), problem: "missing".into() })?;
-            if found.len() != values.len() {
+                .remove(&name)
+                .ok_or_else(|| ModelError::State { name: name.clone(), problem: "missing".into() })?;
+            if found.len() != elements.len() {
                 return Err(ModelError::State {
-                    name: name.to_owned(),
+                    name,
                     problem: format!("has {} values, but its shape is {shape:?}", found.len()),
                 });
             }
-            values.copy_from_slice(&found);
-            Ok(())
-        })?;
+            self.write_state(&name, &shape, elements.start, &found)?;
+        }
+        self.state_written()?;
         match tensors.into_keys().min() {
             Some(name) => {
                 Err(ModelError::State { name, problem: "the model has no tensor of this name".into() })

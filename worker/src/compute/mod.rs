@@ -12,9 +12,13 @@ pub mod torch;
 use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
-use polygram_domain::CellBatch;
+use polygram_collective::Collective;
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
 use polygram_domain::run_spec::{Engine, RunSpec};
+use polygram_domain::{CellBatch, Rank, RankLayout};
 use polygram_ngram::UniqueRows;
+
+use crate::gradients::SummedGradient;
 
 /// Why a cell could not be computed. It ends the run: the state on this device is no longer known.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,9 @@ pub enum ComputeError {
          device.engine to \"drill\""
     )]
     NoTorch,
+    /// The parameters do not fit this machine.
+    #[error("{0}")]
+    Size(String),
     /// A tensor of a checkpoint does not fit the model.
     #[error("tensor {name}: {reason}")]
     State {
@@ -75,43 +82,76 @@ pub struct DenseUpdate<'a> {
     pub bias_rate: f64,
 }
 
-/// An engine: parameters, optimizer state and the arithmetic of a cell, all on one device and one thread.
+/// Takes the finished sum of a bucket: its index and its values.
+pub type TakeBucket<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
+
+/// An engine: what one rank holds of parameters and optimizer state ([`RankLayout`]), and the arithmetic of a cell, all on
+/// one device and one thread.
 pub trait Compute: Send {
+    /// Where everything lies.
+    fn layout(&self) -> &RankLayout;
+
+    /// Takes a seat among the ranks that hold all experts together; called once, before anything is computed, where
+    /// there is more than one.
+    fn join(&mut self, ranks: Box<dyn Collective>) -> Result<(), ComputeError>;
+
     /// Forward and backward of one cell. Its dense gradient joins those of the cells before it, along the fixed
-    /// tree over cells.
-    fn forward_backward(&mut self, cell: &CellWork) -> Result<CellResult, ComputeError>;
+    /// tree over cells. With the last cell of a step comes `take`, which is given the sum of each bucket over this
+    /// rank's cells as soon as it is complete.
+    fn forward_backward(
+        &mut self,
+        cell: &CellWork,
+        take: Option<&mut TakeBucket<'_>>,
+    ) -> Result<CellResult, ComputeError>;
 
-    /// The dense gradient of the cells since the last `apply` or `discard`: flat f32, in the order of
-    /// `domain::layout::dense_parameters`. The caller sums it over ranks in place.
-    fn gradient(&mut self) -> Result<&mut [f32], ComputeError>;
+    /// One optimizer update of this rank's own part of the parameters. Answers the flat weights: the other parts are to
+    /// be filled from the other ranks, then [`Compute::applied`] be called.
+    fn apply(
+        &mut self,
+        update: &DenseUpdate<'_>,
+        gradient: &SummedGradient,
+    ) -> Result<&mut [f32], ComputeError>;
 
-    /// Σ g² of that gradient in f64: fixed blocks of each tensor, in canonical order.
-    fn gradient_square_sum(&mut self) -> Result<f64, ComputeError>;
+    /// Takes the updated weights into use, and moves the router biases.
+    fn applied(&mut self, update: &DenseUpdate<'_>) -> Result<(), ComputeError>;
 
-    /// One optimizer update from that gradient, and the router bias update.
-    fn apply(&mut self, update: &DenseUpdate<'_>) -> Result<(), ComputeError>;
-
-    /// Forgets that gradient: the step is skipped.
-    fn discard(&mut self);
+    /// Takes the buffers of a gradient back.
+    fn recycle(&mut self, gradient: SummedGradient);
 
     /// Σ negative log-likelihood over the cell's targets, in nats, without gradients.
     fn evaluate(&mut self, cell: &CellWork) -> Result<f64, ComputeError>;
 
-    /// The tensors of the training state whose canonical position among the dense parameters `keep` accepts: weight
-    /// and, for trained parameters, both moments (`optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>`).
-    fn export(&self, keep: &dyn Fn(usize) -> bool) -> Result<Vec<NamedTensor>, ComputeError>;
+    /// What [`Compute::evaluate`] is on a rank that has no cell while others have: its experts are needed.
+    fn assist_evaluation(&mut self) -> Result<(), ComputeError>;
 
-    /// Replaces tensors of the training state, or runs of their elements, as they come.
+    /// The training state that this rank is the one to keep: its own part of every tensor, weights and, for trained
+    /// parameters, both moments (`optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>`).
+    fn export(&self) -> Result<Vec<NamedTensor>, ComputeError>;
+
+    /// Replaces tensors of the training state, or runs of their elements, as they come; what this rank does not hold is
+    /// passed over.
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError>;
+
+    /// Bytes of optimizer state that are here.
+    fn optimizer_bytes(&self) -> u64;
 }
 
-/// The engine of `spec`, with its initial parameters.
-pub fn engine_of(spec: &RunSpec) -> Result<Box<dyn Compute>, ComputeError> {
+/// The engine of `rank`, with its initial parameters.
+pub fn engine_of(spec: &RunSpec, rank: Rank) -> Result<Box<dyn Compute>, ComputeError> {
+    let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(ComputeError::Size)?;
     match spec.device.engine {
-        Engine::Drill => Ok(Box::new(drill::Drill::new(spec))),
+        Engine::Drill => Ok(Box::new(drill::Drill::new(spec, layout))),
         #[cfg(feature = "torch")]
-        Engine::Torch => Ok(Box::new(torch::Torch::new(spec)?)),
+        Engine::Torch => Ok(Box::new(torch::Torch::new(spec, layout)?)),
         #[cfg(not(feature = "torch"))]
         Engine::Torch => Err(ComputeError::NoTorch),
     }
+}
+
+/// Whether `tensor`, of the model that `layout` is of, belongs to an expert that this rank does not hold.
+fn is_elsewhere(layout: &RankLayout, tensor: &NamedTensor) -> bool {
+    let plain = |name: &str, prefix| name.strip_prefix(prefix).map(str::to_owned);
+    let name = plain(&tensor.name, EXP_AVG).or_else(|| plain(&tensor.name, EXP_AVG_SQ));
+    let name = name.unwrap_or_else(|| tensor.name.clone());
+    layout.get(&name).is_none() && layout.is_partial() && name.contains(".mlp.experts.")
 }

@@ -1,31 +1,31 @@
 //! The real model, on libtorch. The only file of this crate that knows there are tensors is the crate it calls.
 
 use polygram_checkpoint::NamedTensor;
-use polygram_domain::layout::ParameterSpec;
+use polygram_collective::Collective;
+use polygram_domain::RankLayout;
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
-use polygram_model::{CellInput, Device, Model, Options, Update, square_sum};
+use polygram_model::{CellInput, Device, Model, Options, Update};
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, TakeBucket, is_elsewhere};
+use crate::gradients::SummedGradient;
 
-/// The model of a run and the gradient of the step in progress.
+/// A rank's part of the model of a run.
 pub struct Torch {
     model: Model,
-    layout: Vec<ParameterSpec>,
-    gradient: Option<Vec<f32>>,
 }
 
 impl Torch {
     /// The run's model with its initial weights. Must be called, like everything after it, on the compute thread:
     /// threads of tensor arithmetic are counted per calling thread.
-    pub fn new(spec: &RunSpec) -> Result<Torch, ComputeError> {
+    pub fn new(spec: &RunSpec, layout: RankLayout) -> Result<Torch, ComputeError> {
         let device = match spec.device.kind {
             DeviceKind::Cpu => Device::Cpu,
             DeviceKind::Cuda => polygram_model::cuda_device(0)?,
         };
         polygram_model::set_threads(spec.device.threads);
-        let mut model = Model::new(&spec.model, Options::of(&spec.training, device))?;
+        let mut model = Model::of_rank(&spec.model, Options::of(&spec.training, device), layout)?;
         model.init(spec.seed)?;
-        Ok(Torch { model, layout: spec.dense_parameters(), gradient: None })
+        Ok(Torch { model })
     }
 }
 
@@ -40,8 +40,20 @@ fn input(cell: &CellWork) -> CellInput<'_> {
 }
 
 impl Compute for Torch {
-    fn forward_backward(&mut self, cell: &CellWork) -> Result<CellResult, ComputeError> {
-        let output = self.model.forward_backward(&input(cell))?;
+    fn layout(&self) -> &RankLayout {
+        self.model.layout()
+    }
+
+    fn join(&mut self, ranks: Box<dyn Collective>) -> Result<(), ComputeError> {
+        Ok(self.model.join(ranks)?)
+    }
+
+    fn forward_backward(
+        &mut self,
+        cell: &CellWork,
+        take: Option<&mut TakeBucket<'_>>,
+    ) -> Result<CellResult, ComputeError> {
+        let output = self.model.forward_backward(&input(cell), take)?;
         Ok(CellResult {
             loss_sum: output.loss_sum,
             row_gradients_suw: output.row_grads_suw,
@@ -49,55 +61,55 @@ impl Compute for Torch {
         })
     }
 
-    fn gradient(&mut self) -> Result<&mut [f32], ComputeError> {
-        let model = &mut self.model;
-        Ok(self.gradient.get_or_insert_with(|| model.take_gradient()))
+    fn apply(
+        &mut self,
+        update: &DenseUpdate<'_>,
+        gradient: &SummedGradient,
+    ) -> Result<&mut [f32], ComputeError> {
+        let update = Update { lr: update.lr, scale: update.scale, number: update.update };
+        self.model.apply_own(|range| gradient.values(range), update)?;
+        Ok(self.model.weights_mut())
     }
 
-    fn gradient_square_sum(&mut self) -> Result<f64, ComputeError> {
-        self.gradient()?;
-        Ok(square_sum(self.model.layout(), self.gradient.as_deref().unwrap_or_default()))
-    }
-
-    fn apply(&mut self, update: &DenseUpdate<'_>) -> Result<(), ComputeError> {
-        self.gradient()?;
-        let gradient = self.gradient.take().unwrap_or_default();
-        self.model.apply(&gradient, Update { lr: update.lr, scale: update.scale, number: update.update })?;
-        self.model.recycle(gradient);
+    fn applied(&mut self, update: &DenseUpdate<'_>) -> Result<(), ComputeError> {
         Ok(self.model.update_router_bias(update.routing_counts, update.bias_rate)?)
     }
 
-    fn discard(&mut self) {
-        let gradient = self.gradient.take().unwrap_or_else(|| self.model.take_gradient());
-        self.model.recycle(gradient);
+    fn recycle(&mut self, gradient: SummedGradient) {
+        gradient.into_buckets().for_each(|(index, values)| self.model.recycle(index, values));
     }
 
     fn evaluate(&mut self, cell: &CellWork) -> Result<f64, ComputeError> {
         Ok(self.model.evaluate(&input(cell))?)
     }
 
-    fn export(&self, keep: &dyn Fn(usize) -> bool) -> Result<Vec<NamedTensor>, ComputeError> {
-        let kept: std::collections::HashSet<&str> = self
-            .layout
-            .iter()
-            .enumerate()
-            .filter(|(number, _)| keep(*number))
-            .map(|(_, parameter)| parameter.name.as_str())
-            .collect();
-        Ok(self
-            .model
-            .state()
-            .into_iter()
-            .filter(|view| kept.contains(view.parameter))
-            .map(|view| NamedTensor::whole(view.name, view.shape, view.values.to_vec()))
-            .collect())
+    fn assist_evaluation(&mut self) -> Result<(), ComputeError> {
+        Ok(self.model.assist_evaluation()?)
+    }
+
+    fn export(&self) -> Result<Vec<NamedTensor>, ComputeError> {
+        let state = self.model.state().into_iter();
+        let tensor = |view: polygram_model::StateView<'_>| NamedTensor {
+            name: view.name,
+            shape: view.shape.to_vec(),
+            elements: view.elements.start as u64..view.elements.end as u64,
+            data: view.values.to_vec(),
+        };
+        Ok(state.map(tensor).collect())
     }
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {
         for tensor in tensors {
+            if is_elsewhere(self.model.layout(), &tensor) {
+                continue;
+            }
             let start = tensor.elements.start as usize;
             self.model.write_state(&tensor.name, &tensor.shape, start, &tensor.data)?;
         }
         Ok(self.model.state_written()?)
+    }
+
+    fn optimizer_bytes(&self) -> u64 {
+        self.model.optimizer_bytes()
     }
 }

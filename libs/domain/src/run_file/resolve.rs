@@ -21,14 +21,8 @@ impl RunFile {
             expert_parallel: self.topology.expert_parallel,
             shards: self.topology.shards,
         }
-        .validated(self.training.cells)
+        .validated(self.training.cells, model.moe.experts)
         .map_err(ConfigError::Invalid)?;
-        if topology.expert_parallel > 1 {
-            return invalid(format!(
-                "topology.expert_parallel is {}; this version computes every expert on every worker, so it must be 1",
-                topology.expert_parallel
-            ));
-        }
         Ok(RunSpec {
             name: RunName::new(&*self.run.name).map_err(ConfigError::Invalid)?,
             seed: self.run.seed,

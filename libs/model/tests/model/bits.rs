@@ -38,11 +38,10 @@ fn two_runs_and_recomputation_give_the_same_bits() {
                 model.init(1).unwrap();
                 let mut seen = Vec::new();
                 for number in 1..=3 {
-                    let output = model.forward_backward(&cell.input(18)).unwrap();
+                    let output = model.forward_backward(&cell.input(18), None).unwrap();
                     let gradient = model.take_gradient();
                     seen.push((output_bits(&output), bits(&gradient)));
-                    model.apply(&gradient, Update { lr: 1e-2, scale: 1.0, number }).unwrap();
-                    model.recycle(gradient);
+                    model.apply(|range| &gradient[range], Update { lr: 1e-2, scale: 1.0, number }).unwrap();
                     model.update_router_bias(&output.routing_counts, 0.1).unwrap();
                 }
                 (seen, bits(model.weights()))
@@ -63,8 +62,10 @@ fn cells_are_summed_along_one_tree_whoever_computes_them() {
     let run = |cells: &[RandomCell]| {
         let mut model = Model::new(&spec, balanced()).unwrap();
         model.init(1).unwrap();
-        let outputs: Vec<_> =
-            cells.iter().map(|cell| output_bits(&model.forward_backward(&cell.input(72)).unwrap())).collect();
+        let outputs: Vec<_> = cells
+            .iter()
+            .map(|cell| output_bits(&model.forward_backward(&cell.input(72), None).unwrap()))
+            .collect();
         (outputs, model.take_gradient())
     };
     let (outputs, whole) = run(&cells);
@@ -85,7 +86,7 @@ fn bf16_is_close_to_f32() {
         let golden = Golden::open(name);
         let run = |compute| {
             let mut model = golden.directory.load(Options { compute, ..options(1) }).unwrap();
-            let output = model.forward_backward(&golden.input()).unwrap();
+            let output = model.forward_backward(&golden.input(), None).unwrap();
             (output, model.take_gradient())
         };
         let (single, single_gradient) = run(ComputeType::F32);
@@ -106,9 +107,9 @@ fn masters_stay_f32_under_bf16() {
     model.init(1).unwrap();
     let cell = RandomCell::new(&spec, 1, 7, (2, 9));
     let before = model.weights().to_vec();
-    model.forward_backward(&cell.input(18)).unwrap();
+    model.forward_backward(&cell.input(18), None).unwrap();
     let gradient = model.take_gradient();
-    model.apply(&gradient, Update { lr: 1e-6, scale: 1.0, number: 1 }).unwrap();
+    model.apply(|range| &gradient[range], Update { lr: 1e-6, scale: 1.0, number: 1 }).unwrap();
     let moved = before.iter().zip(model.weights()).filter(|(a, b)| a != b).count();
     assert!(moved > before.len() / 2, "an update far below bf16's resolution must be kept: {moved} moved");
 }
@@ -122,7 +123,7 @@ fn illegal_cells_are_refused() {
     let cell = RandomCell::new(&spec, 1, 7, (2, 9));
     let input = cell.input(18);
     let refused = |model: &mut Model, input: polygram_model::CellInput<'_>, word: &str| {
-        let error = model.forward_backward(&input).unwrap_err().to_string();
+        let error = model.forward_backward(&input, None).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     };
     let short = &cell.rows_suw[1..];
@@ -137,7 +138,7 @@ fn illegal_cells_are_refused() {
     refused(&mut model, polygram_model::CellInput { batch: &target, ..input }, "target");
     assert!(model.take_gradient().iter().all(|&g| g == 0.0));
     assert!(model.update_router_bias(&[1, 2], 0.1).is_err());
-    assert!(model.apply(&[0.0], Update { lr: 0.1, scale: 1.0, number: 1 }).is_err());
+    assert!(model.apply(|_| &[0.0], Update { lr: 0.1, scale: 1.0, number: 1 }).is_err());
 }
 
 /// A number that is none goes through to the loss and the norm, where the step is judged; nothing panics.
@@ -149,13 +150,13 @@ fn a_nan_reaches_the_loss_and_the_norm() {
     let cell = RandomCell::new(&spec, 1, 7, (2, 9));
     let mut poisoned = cell.clone();
     poisoned.rows_suw[3] = f32::NAN;
-    let output = model.forward_backward(&poisoned.input(18)).unwrap();
+    let output = model.forward_backward(&poisoned.input(18), None).unwrap();
     assert!(output.loss_sum.is_nan());
     assert_eq!(output.routing_counts.iter().sum::<u64>(), 2 * 18 * 3, "every token still has its choices");
     let gradient = model.take_gradient();
-    assert!(!polygram_model::square_sum(model.layout(), &gradient).is_finite());
+    assert!(!crate::fixture::square_sum(&model, &gradient).is_finite());
     // The next cell is untouched by it.
-    assert!(model.forward_backward(&cell.input(18)).unwrap().loss_sum.is_finite());
+    assert!(model.forward_backward(&cell.input(18), None).unwrap().loss_sum.is_finite());
     let gradient = model.take_gradient();
-    assert!(polygram_model::square_sum(model.layout(), &gradient).is_finite());
+    assert!(crate::fixture::square_sum(&model, &gradient).is_finite());
 }

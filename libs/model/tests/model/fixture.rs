@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::run_spec::{AdamWSpec, BalanceSpec};
+use polygram_domain::square_sum::tensor_square_sum;
 use polygram_domain::{CellBatch, ModelSpec};
 use polygram_model::hf::HfDirectory;
 use polygram_model::{CellInput, Options};
@@ -213,4 +214,11 @@ impl RandomCell {
 /// A model's dense state by name.
 pub(crate) fn state_of(model: &polygram_model::Model) -> HashMap<String, Vec<f32>> {
     model.state().into_iter().map(|view| (view.name, view.values.to_vec())).collect()
+}
+
+/// Sum of squares of a flat gradient: tensors in canonical order.
+pub(crate) fn square_sum(model: &polygram_model::Model, gradient: &[f32]) -> f64 {
+    let mut entries: Vec<_> = model.layout().entries().iter().collect();
+    entries.sort_by_key(|entry| entry.number);
+    entries.iter().map(|entry| tensor_square_sum(&gradient[entry.range.clone()])).sum()
 }

@@ -50,7 +50,7 @@ fn every_gradient_agrees() {
     for name in ["A", "B"] {
         let golden = Golden::open(name);
         let mut model = golden.directory.load(options(1)).unwrap();
-        let output = model.forward_backward(&golden.input()).unwrap();
+        let output = model.forward_backward(&golden.input(), None).unwrap();
         let gradient = model.take_gradient();
         let wanted = golden.file("grads.safetensors");
         let mut worst = (0.0, String::new());
@@ -91,7 +91,7 @@ fn auxiliary_losses_and_bias_updates_agree() {
         for (groups, key) in [(spec.moe.experts, "lb_loss_expert"), (2, "lb_loss_device_2groups")] {
             let balance = BalanceSpec { loss_groups: groups, ..options(target_top_k).balance };
             let mut model = golden.directory.load(Options { balance, ..options(target_top_k) }).unwrap();
-            let output = model.forward_backward(&golden.input()).unwrap();
+            let output = model.forward_backward(&golden.input(), None).unwrap();
             let routed = spec.routed_experts() as usize;
             for layer in 0..layers {
                 let wanted = &aux[format!("layer{layer}")];

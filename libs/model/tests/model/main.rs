@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test's helpers may fail where they stand
 
 mod bits;
+mod expert_parallel;
 mod fixture;
 mod golden;
 mod hugging_face;

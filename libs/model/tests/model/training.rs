@@ -1,10 +1,10 @@
 //! Eight training steps on golden B, as the published model's own training gave them (train_steps_B.json).
 
 use polygram_domain::run_spec::AdamWSpec;
-use polygram_model::norm::tensor_square_sum;
-use polygram_model::{AdamW, Group, Options, Update, square_sum};
+use polygram_domain::square_sum::tensor_square_sum;
+use polygram_model::{AdamW, Group, Options, Update};
 
-use crate::fixture::{Golden, adamw, floats, golden_path, options};
+use crate::fixture::{Golden, adamw, floats, golden_path, options, square_sum};
 
 const STEPS: u64 = 8;
 
@@ -46,7 +46,7 @@ fn plain_adamw() {
         })
         .collect();
     let all = Group { range: 0..flat.len(), lr_multiplier: 1.0, weight_decay: 0.1 };
-    let mut table_adamw = AdamW::new(&adamw(), vec![all], flat.len()).unwrap();
+    let mut table_adamw = AdamW::of_groups(&adamw(), vec![all]).unwrap();
     let mut losses = Vec::new();
     for number in 1..=STEPS {
         for (table, first) in starts.iter().enumerate() {
@@ -56,15 +56,14 @@ fn plain_adamw() {
                     .copy_from_slice(&flat[start..start + width]);
             }
         }
-        let output = model.forward_backward(&golden.input()).unwrap();
+        let output = model.forward_backward(&golden.input(), None).unwrap();
         losses.push(output.loss_sum / output.targets as f64);
         let update = Update { lr: 1e-3, scale: 1.0, number };
         let gradient = model.take_gradient();
-        model.apply(&gradient, update).unwrap();
-        model.recycle(gradient);
+        model.apply(|range| &gradient[range], update).unwrap();
         let rows: Vec<f32> =
             (0..tables).flat_map(|table| golden.dense_row_gradient(table, &output.row_grads_suw)).collect();
-        table_adamw.step(&mut flat, &rows, update).unwrap();
+        table_adamw.step(&mut flat, |range| &rows[range], update).unwrap();
     }
     println!("plain_adamw: {losses:?}");
     for (found, wanted) in losses.iter().zip(numbers(&wanted["losses"])) {
@@ -121,13 +120,13 @@ fn recipe_adamw() {
     let layers = model.spec().num_layers as usize;
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for number in 1..=STEPS {
-        let output = model.forward_backward(&golden.input()).unwrap();
+        let output = model.forward_backward(&golden.input(), None).unwrap();
         losses.push(output.loss_sum / output.targets as f64);
         let gradient = model.take_gradient();
-        let norm = (square_sum(model.layout(), &gradient) + tensor_square_sum(&output.row_grads_suw)).sqrt();
+        let norm = (square_sum(&model, &gradient) + tensor_square_sum(&output.row_grads_suw)).sqrt();
         norms.push(norm);
         let scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
-        model.apply(&gradient, Update { lr: 1e-3, scale, number }).unwrap();
+        model.apply(|range| &gradient[range], Update { lr: 1e-3, scale, number }).unwrap();
         row_adam.step(&mut golden.rows_suw, &output.row_grads_suw, (1e-3 * multiplier) as f32, scale);
         let counts = &output.routing_counts;
         let per_layer = counts.len() / layers;
@@ -166,9 +165,9 @@ fn restored_state_trains_on_with_the_same_bits() {
     let golden = Golden::open("A");
     let steps = |model: &mut polygram_model::Model, numbers: std::ops::RangeInclusive<u64>| {
         for number in numbers {
-            model.forward_backward(&golden.input()).unwrap();
+            model.forward_backward(&golden.input(), None).unwrap();
             let gradient = model.take_gradient();
-            model.apply(&gradient, Update { lr: 1e-3, scale: 0.5, number }).unwrap();
+            model.apply(|range| &gradient[range], Update { lr: 1e-3, scale: 0.5, number }).unwrap();
         }
     };
     let mut whole = golden.directory.load(options(1)).unwrap();
@@ -203,9 +202,9 @@ fn model_width(model: &polygram_model::Model) -> usize {
 fn state_may_be_written_in_pieces() {
     let golden = Golden::open("A");
     let mut source = golden.directory.load(options(1)).unwrap();
-    source.forward_backward(&golden.input()).unwrap();
+    source.forward_backward(&golden.input(), None).unwrap();
     let gradient = source.take_gradient();
-    source.apply(&gradient, Update { lr: 1e-3, scale: 1.0, number: 1 }).unwrap();
+    source.apply(|range| &gradient[range], Update { lr: 1e-3, scale: 1.0, number: 1 }).unwrap();
     let mut target = polygram_model::Model::new(source.spec(), options(1)).unwrap();
     for view in source.state().into_iter().rev() {
         let middle = view.values.len() / 3;

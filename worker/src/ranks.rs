@@ -1,0 +1,119 @@
+//! The groups of ranks that a worker is in. Each has connections of its own, for they are used at the same time.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use polygram_collective::{AbortHandle, Bound, Collective, JoinError, Membership, Options, Solo, Split, Tcp};
+use polygram_domain::rank_layout::SumGroup;
+use polygram_domain::run_spec::RunSpec;
+
+use crate::gradients::SumRanks;
+
+/// A rank's seats.
+pub struct Ranks {
+    /// All workers: losses, agreement, evaluation.
+    pub workers: Box<dyn Collective>,
+    /// Those over which gradients are summed.
+    pub sums: SumRanks,
+    /// Those that hold all experts together; `None` where this rank holds all.
+    pub experts: Option<Box<dyn Collective>>,
+}
+
+/// Where the other ranks are, and how long to wait for them.
+pub struct Meeting<'a> {
+    /// This rank, of which run and generation.
+    pub membership: &'a Membership,
+    /// All ranks' addresses.
+    pub addresses: &'a [SocketAddr],
+    /// For all to be connected.
+    pub deadline: Duration,
+    /// A call in which nothing has moved for so long has failed.
+    pub patience: Duration,
+}
+
+impl Ranks {
+    /// Meets the other ranks of `spec`; alone, there is nobody to meet. Blocks.
+    pub fn meet(spec: &RunSpec, listener: Bound, meeting: &Meeting<'_>) -> Result<Ranks, JoinError> {
+        let options = |group: &str| Options::new(group, meeting.patience);
+        let (topology, rank) = (&spec.topology, meeting.membership.rank);
+        let mut workers: Box<dyn Split> = match topology.workers {
+            1 => Box::new(Solo::new("workers")),
+            _ => Box::new(Tcp::connect(
+                listener,
+                meeting.membership,
+                meeting.addresses,
+                options("workers"),
+                meeting.deadline,
+            )?),
+        };
+        let of_workers = topology.sum_group(SumGroup::Workers, rank);
+        let sums = SumRanks {
+            workers: workers.split(&of_workers, options("gradients"))?,
+            same_experts: match topology.expert_parallel {
+                1 => None,
+                _ => {
+                    let same = topology.sum_group(SumGroup::SameExperts, rank);
+                    Some(workers.split(&same, options("expert gradients"))?)
+                }
+            },
+        };
+        let experts = match topology.expert_parallel {
+            1 => None,
+            _ => Some(workers.split(&topology.expert_group(rank), options("experts"))?),
+        };
+        Ok(Ranks { workers, sums, experts })
+    }
+
+    /// Handles that end the calls of every group.
+    pub fn abort_handles(&self) -> Vec<AbortHandle> {
+        let groups = [
+            Some(&self.workers),
+            Some(&self.sums.workers),
+            self.sums.same_experts.as_ref(),
+            self.experts.as_ref(),
+        ];
+        groups.into_iter().flatten().map(|group| group.abort_handle()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use polygram_domain::{Generation, Rank, RunFile};
+
+    use super::*;
+
+    #[test]
+    fn four_ranks_meet_in_all_their_groups() {
+        let text = include_str!("../../configs/tiny.toml");
+        let sets = ["topology.workers=4", "topology.expert_parallel=2"].map(str::to_owned);
+        let spec = RunFile::parse(text, "tiny", &sets).and_then(|file| file.resolve()).unwrap();
+        let bound: Vec<Bound> = (0..4).map(|_| Tcp::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap()).collect();
+        let addresses: Vec<SocketAddr> = bound.iter().map(Bound::address).collect();
+        let (spec, addresses) = (&spec, &addresses);
+        std::thread::scope(|scope| {
+            for (rank, listener) in (0..).map(Rank).zip(bound) {
+                scope.spawn(move || {
+                    let time = Duration::from_secs(20);
+                    let membership = Membership::new("tiny", Generation(1), rank);
+                    let membership = &membership;
+                    let meeting = Meeting { membership, addresses, deadline: time, patience: time };
+                    let mut ranks = Ranks::meet(spec, listener, &meeting).unwrap();
+                    assert_eq!(ranks.abort_handles().len(), 4);
+                    let ask = |group: &mut dyn Collective| {
+                        let mut sum = [f64::from(1 << rank.0)];
+                        group.all_reduce_f64(&mut sum).unwrap();
+                        sum[0] as u32
+                    };
+                    assert_eq!(ask(ranks.workers.as_mut()), 0b1111);
+                    assert_eq!(ask(ranks.sums.workers.as_mut()), 0b1111);
+                    let experts = ranks.experts.as_mut().unwrap();
+                    assert_eq!(ask(experts.as_mut()), if rank.0 < 2 { 0b0011 } else { 0b1100 });
+                    let same = ranks.sums.same_experts.as_mut().unwrap();
+                    assert_eq!(ask(same.as_mut()), if rank.0.is_multiple_of(2) { 0b0101 } else { 0b1010 });
+                });
+            }
+        });
+    }
+}
