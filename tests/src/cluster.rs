@@ -124,9 +124,15 @@ impl Cluster {
 
     /// Starts a session of the run, with keys overridden for it alone.
     pub fn start(&self, sets: &[&str]) -> Result<Running> {
+        self.start_with(sets, &[])
+    }
+
+    /// As [`Cluster::start`], with variables in the environment of every process.
+    pub fn start_with(&self, sets: &[&str], variables: &[(&str, &str)]) -> Result<Running> {
         let mut command = Command::new(program("polygram")?);
         command
             .current_dir(self.folder.path())
+            .envs(variables.iter().copied())
             .arg("train")
             .arg(&self.run_file)
             .args(["--root", &self.root_url()]);

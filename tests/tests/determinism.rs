@@ -103,6 +103,30 @@ fn four_workers_with_any_experts_and_shards_have_the_same_bits() {
     every_topology(Engine::Drill, 4).unwrap();
 }
 
+/// The fastest order of sums: other bits than one worker's, the same curve, and the same bits again.
+#[test]
+fn topology_mode_follows_the_same_curve_and_repeats_its_bits() {
+    const MODE: [&str; 3] =
+        ["training.determinism=\"topology\"", "training.steps=50", "evaluation.every_steps=1000"];
+    let run = |sets: &[&str]| {
+        let cluster = Cluster::tiny(Engine::Torch).unwrap().with(&MODE);
+        cluster.train(sets).unwrap().success().unwrap();
+        (cluster.digest().unwrap(), cluster.metrics().unwrap())
+    };
+    let divided = ["topology.workers=4", "topology.expert_parallel=2", "topology.shards=2"];
+    let (digest, metrics) = run(&divided);
+    let (_, alone) = run(&["topology.workers=1", "topology.shards=1"]);
+    assert_eq!(metrics.len(), 50);
+    let mut worst: f64 = 0.0;
+    for (step, values) in &metrics {
+        let (loss, wanted) = (f64::from_bits(values[0]), f64::from_bits(alone[step][0]));
+        worst = worst.max((loss / wanted - 1.0).abs());
+        assert!(worst <= 1e-4, "step {step}: loss {loss}, and {wanted} on one worker");
+    }
+    println!("losses differ by {worst:e} at most");
+    assert_eq!(run(&divided), (digest, metrics));
+}
+
 #[test]
 fn lookahead_and_lanes_do_not_change_a_bit() {
     same_bits(Engine::Drill, &["embedding.prefetch_steps=0"]).unwrap();

@@ -12,8 +12,9 @@ use polygram_proto::control::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::compute::Compute;
+use crate::compute::{Compute, ExchangeWatch};
 use crate::error::WorkerError;
+use crate::fault::Fault;
 use crate::memory::Resident;
 
 /// This rank's share of a checkpoint, on its way to the store.
@@ -59,6 +60,8 @@ pub struct Boundary {
     pub progress: Progress,
     /// Time by phase.
     pub clock: PhaseClock,
+    /// A fault ordered for a test.
+    pub fault: Option<Fault>,
     /// Reports to the coordinator.
     pub reporter: Reporter,
     /// Set by a Stop directive or a signal.
@@ -74,6 +77,26 @@ impl Boundary {
     pub fn enter(&mut self, step: Step, phase: Phase) {
         self.progress.set(step, phase);
         self.clock.enter(phase);
+        if let Some(fault) = self.fault {
+            fault.strike(step, phase);
+        }
+    }
+
+    /// What the expert exchange tells whether it waits: others then see this rank exchange instead of compute.
+    pub fn exchange_watch(&self) -> ExchangeWatch {
+        let (progress, fault) = (self.progress.clone(), self.fault);
+        let mut before = Phase::Computing;
+        Box::new(move |waits| {
+            let (step, phase) = progress.get();
+            if !waits {
+                return progress.set(step, before);
+            }
+            before = phase;
+            progress.set(step, Phase::Exchanging);
+            if let Some(fault) = fault {
+                fault.strike(step, Phase::Exchanging);
+            }
+        })
     }
 
     /// Counts the time of a new step.

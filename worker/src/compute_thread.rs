@@ -77,7 +77,7 @@ fn engine_life(
         order.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
     let Ranks { workers, sums, experts } = ranks;
     if let Some(experts) = experts {
-        compute.join(experts)?;
+        compute.join(experts, boundary.exchange_watch())?;
     }
     let gradients = GradientSums::start(Arc::new(compute.layout().clone()), sums)?;
     let square_sums = SquareSums::of(&spec).map_err(ComputeError::Size)?;

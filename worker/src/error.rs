@@ -120,6 +120,9 @@ impl WorkerError {
             WorkerError::Rows(error) => error.shard.map(|(shard, _)| MemberRef::shard(shard)),
             WorkerError::Collective(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
             WorkerError::Disagreement { rank, .. } => Some(MemberRef::worker(*rank)),
+            WorkerError::Engine(source) | WorkerError::Compute { source, .. } => {
+                source.suspect().map(MemberRef::worker)
+            }
             _ => None,
         }
     }

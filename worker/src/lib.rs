@@ -11,6 +11,7 @@ pub mod compute;
 pub mod compute_thread;
 pub mod error;
 pub mod evaluate;
+pub mod fault;
 #[cfg(test)]
 #[cfg(feature = "torch")]
 mod golden_recipe;

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::boundary::{Boundary, PhaseClock};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
+use crate::fault::Fault;
 use crate::input::{Cells, input_queue};
 use crate::ranks::{Meeting, Ranks};
 use crate::restore;
@@ -92,6 +93,7 @@ struct Life {
 
 impl Life {
     async fn live(&self, listener: Bound, directives: &mut Directives) -> Result<(), WorkerError> {
+        let fault = Fault::ordered(self.rank)?;
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = Arc::new(file.resolve()?);
         let progress = self.reporter.progress();
@@ -136,6 +138,7 @@ impl Life {
         tasks.spawn(snapshot::upload(store, self.rank, self.reporter.clone(), to_upload));
         let boundary = Boundary {
             clock: PhaseClock::default(),
+            fault,
             spec: Arc::clone(&spec),
             rank: self.rank,
             progress,

@@ -15,12 +15,12 @@ use polygram_domain::{ModelSpec, RankLayout};
 use tch::{Tensor, no_grad, with_grad};
 
 use crate::adamw::{AdamW, Update};
-use crate::balance::{BalanceAim, bias_delta};
+use crate::balance::bias_delta;
 use crate::cell::{Auxiliary, CellInput, CellOutput};
 use crate::context::CellContext;
 use crate::embedding::{Gathered, Site};
 use crate::error::{ModelError, Result};
-use crate::experts::{ExpertGroup, MessageShape};
+use crate::experts::{ExchangeWatch, ExpertGroup, MessageShape};
 use crate::gradient::{CellGradients, GradientFold, TakeBucket};
 use crate::layer::{AuxiliaryScale, Graph, Layer, Received};
 use crate::loss::{Head, Targets, hidden_z};
@@ -84,17 +84,15 @@ impl Model {
             .validated()
             .map_err(|problem| ModelError::input("model", problem, "a legal model"))?;
         let adamw = options.adamw.as_ref().map(|adamw| AdamW::new(adamw, &layout)).transpose()?;
-        let fold = GradientFold::new(&layout, 1);
+        let fold = GradientFold::new(&layout, 1, options.determinism);
         let weights = Weights::new(layout, options.kind(), options.device)?;
-        let aim =
-            BalanceAim { target_top_k: options.balance.target_top_k, groups: options.balance.loss_groups };
         let mut leaves = Leaves::new(&weights);
         let embedding = Site::input(&mut leaves, &spec)?;
         let network = Network {
             embedding,
             embedding_leaves: leaves.finish(),
             layers: (0..spec.num_layers)
-                .map(|index| Layer::new(&weights, &spec, index, aim))
+                .map(|index| Layer::new(&weights, &spec, index, &options))
                 .collect::<Result<_>>()?,
             head: Head::new(&weights, &spec)?,
             options: options.clone(),
@@ -118,8 +116,9 @@ impl Model {
     }
 
     /// Takes a seat among the ranks that hold all experts together, in the order of their seats. From then on all of them
-    /// compute their cells at the same time, or [`Model::assist`].
-    pub fn join(&mut self, ranks: Box<dyn Collective>) -> Result<()> {
+    /// compute their cells at the same time, or [`Model::assist`]. `watch` is told whenever this rank begins and ends to
+    /// wait for the others.
+    pub fn join(&mut self, ranks: Box<dyn Collective>, watch: ExchangeWatch) -> Result<()> {
         let (size, seat) = (ranks.world_size(), ranks.rank().0);
         let (held, all) = (self.weights.layout.experts(), self.spec.moe.experts);
         if u64::from(held.start) * u64::from(size) != u64::from(seat) * u64::from(all)
@@ -131,13 +130,13 @@ impl Model {
                 "the seat's share of all experts",
             ));
         }
-        self.fold = GradientFold::new(&self.weights.layout, size as usize);
+        self.fold = GradientFold::new(&self.weights.layout, size as usize, self.options.determinism);
         let shape = MessageShape {
             width: i64::from(self.spec.hidden_size),
             kind: self.options.kind(),
             device: self.options.device,
         };
-        self.experts = ExpertGroup::over(shape, ranks)?;
+        self.experts = ExpertGroup::over(shape, ranks, watch)?;
         Ok(())
     }
 

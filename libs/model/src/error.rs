@@ -71,6 +71,15 @@ impl From<TchError> for ModelError {
 }
 
 impl ModelError {
+    /// The rank of the run that this failure points at, if it is a consequence of another rank's.
+    pub fn suspect(&self) -> Option<Rank> {
+        match self {
+            ModelError::Exchange(error) => error.suspects().first().copied(),
+            ModelError::Message { rank, .. } => Some(*rank),
+            _ => None,
+        }
+    }
+
     /// An argument that does not fit.
     pub(crate) fn input(what: &'static str, found: impl ToString, wanted: impl ToString) -> ModelError {
         ModelError::Input { what, found: found.to_string(), wanted: wanted.to_string() }

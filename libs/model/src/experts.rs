@@ -4,6 +4,7 @@
 //! ended in two calls; a thread of its own carries it meanwhile, so that other layers are computed while tokens
 //! travel. A rank that holds all experts sends its messages to itself, without copies and without a thread.
 
+use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -38,6 +39,9 @@ pub(crate) struct MessageShape {
     pub(crate) device: Device,
 }
 
+/// Is told whether the compute thread waits for other ranks.
+pub type ExchangeWatch = Box<dyn FnMut(bool) + Send>;
+
 /// This rank's seat among the ranks that hold all experts together.
 #[derive(Debug)]
 pub(crate) struct ExpertGroup {
@@ -54,13 +58,22 @@ enum Path {
 }
 
 /// The thread that carries messages.
-#[derive(Debug)]
 struct Carrier {
     rank: usize,
     members: Vec<Rank>,
     orders: Option<Sender<Vec<Vec<u8>>>>,
     answers: Receiver<std::result::Result<Vec<Vec<u8>>, CollectiveError>>,
     thread: Option<JoinHandle<()>>,
+    watch: ExchangeWatch,
+}
+
+impl fmt::Debug for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Carrier")
+            .field("rank", &self.rank)
+            .field("members", &self.members)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ExpertGroup {
@@ -70,11 +83,18 @@ impl ExpertGroup {
     }
 
     /// A seat of `collective`, whose ranks hold the experts in the order of their seats.
-    pub(crate) fn over(shape: MessageShape, collective: Box<dyn Collective>) -> Result<ExpertGroup> {
+    pub(crate) fn over(
+        shape: MessageShape,
+        collective: Box<dyn Collective>,
+        watch: ExchangeWatch,
+    ) -> Result<ExpertGroup> {
         if collective.world_size() == 1 {
             return Ok(ExpertGroup::alone(shape));
         }
-        Ok(ExpertGroup { shape, path: Path::Shared { own: None, carrier: Carrier::start(collective)? } })
+        Ok(ExpertGroup {
+            shape,
+            path: Path::Shared { own: None, carrier: Carrier::start(collective, watch)? },
+        })
     }
 
     /// Ranks in the group.
@@ -140,7 +160,7 @@ impl ExpertGroup {
 }
 
 impl Carrier {
-    fn start(mut collective: Box<dyn Collective>) -> Result<Carrier> {
+    fn start(mut collective: Box<dyn Collective>, watch: ExchangeWatch) -> Result<Carrier> {
         let rank = collective.rank().index();
         let members = collective.members().to_vec();
         let (orders, queue) = channel::<Vec<Vec<u8>>>();
@@ -156,7 +176,7 @@ impl Carrier {
         let thread = std::thread::Builder::new().name("experts".into()).spawn(carry).map_err(|error| {
             ModelError::Torch(format!("cannot start the thread of expert exchanges: {error}"))
         })?;
-        Ok(Carrier { rank, members, orders: Some(orders), answers, thread: Some(thread) })
+        Ok(Carrier { rank, members, orders: Some(orders), answers, thread: Some(thread), watch })
     }
 
     fn send(&self, bytes: Vec<Vec<u8>>) -> Result<()> {
@@ -166,8 +186,11 @@ impl Carrier {
         }
     }
 
-    fn receive(&self) -> Result<Vec<Vec<u8>>> {
-        Ok(self.answers.recv().map_err(|_| Carrier::gone())??)
+    fn receive(&mut self) -> Result<Vec<Vec<u8>>> {
+        (self.watch)(true);
+        let answer = self.answers.recv();
+        (self.watch)(false);
+        Ok(answer.map_err(|_| Carrier::gone())??)
     }
 
     fn gone() -> ModelError {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use polygram_domain::RankLayout;
 use polygram_domain::rank_layout::Bucket;
+use polygram_domain::run_spec::Determinism;
 use polygram_domain::sum_tree::SumTree;
 use tch::{Kind, Tensor};
 
@@ -15,8 +16,8 @@ pub type TakeBucket<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
 
 /// Folds the cells' gradients of every bucket, and keeps the buffers of those that were added for the next ones.
 ///
-/// A bucket of experts has one tree for each rank whose tokens they compute; their roots are joined in the order of
-/// ranks, as the tree over all cells does.
+/// A bucket of experts has one sum for each rank whose tokens they compute; these are joined in the order of ranks, as
+/// the tree over all cells does.
 #[derive(Debug)]
 pub(crate) struct GradientFold {
     buckets: Vec<BucketFold>,
@@ -27,8 +28,45 @@ struct BucketFold {
     range: Range<usize>,
     /// Elements of it that no gradient reaches: the selection biases.
     untrained: Vec<Range<usize>>,
-    trees: Vec<SumTree<Vec<f32>>>,
+    sums: Vec<CellSum>,
     free: Vec<Vec<f32>>,
+}
+
+/// The sum over cells so far.
+#[derive(Debug)]
+enum CellSum {
+    /// Along the fixed tree.
+    Tree(SumTree<Vec<f32>>),
+    /// One cell after another: one buffer, whatever the number of cells.
+    Running(Option<Vec<f32>>),
+}
+
+impl CellSum {
+    fn new(determinism: Determinism) -> CellSum {
+        match determinism {
+            Determinism::Elastic => CellSum::Tree(SumTree::default()),
+            Determinism::Topology => CellSum::Running(None),
+        }
+    }
+
+    fn push(&mut self, values: Vec<f32>, free: &mut Vec<Vec<f32>>) {
+        match self {
+            CellSum::Tree(tree) => tree.push(values, |left, right| add(left, right, free)),
+            CellSum::Running(sum) => {
+                *sum = Some(match sum.take() {
+                    Some(sum) => add(sum, values, free),
+                    None => values,
+                });
+            }
+        }
+    }
+
+    fn take(&mut self, free: &mut Vec<Vec<f32>>) -> Option<Vec<f32>> {
+        match self {
+            CellSum::Tree(tree) => std::mem::take(tree).finish(|left, right| add(left, right, free)),
+            CellSum::Running(sum) => sum.take(),
+        }
+    }
 }
 
 /// One cell's gradient of one bucket, in the making.
@@ -42,13 +80,14 @@ pub(crate) struct BucketGradient {
 
 impl GradientFold {
     /// For `sources` ranks whose tokens meet this rank's experts.
-    pub(crate) fn new(layout: &RankLayout, sources: usize) -> GradientFold {
+    pub(crate) fn new(layout: &RankLayout, sources: usize, determinism: Determinism) -> GradientFold {
         let fold = |bucket: &Bucket| {
             let range = bucket.range.clone();
             let entries = layout.within(range.clone()).filter(|(entry, _)| !entry.spec.is_trained());
             let untrained =
                 entries.map(|(entry, _)| entry.range.start - range.start..entry.range.end - range.start);
-            BucketFold { untrained: untrained.collect(), trees: trees(sources), free: Vec::new(), range }
+            let sums = (0..sources).map(|_| CellSum::new(determinism)).collect();
+            BucketFold { untrained: untrained.collect(), sums, free: Vec::new(), range }
         };
         GradientFold { buckets: layout.buckets().iter().map(fold).collect() }
     }
@@ -65,16 +104,16 @@ impl GradientFold {
 
     /// Adds the next cell of `source`, 0 for a bucket that all ranks have.
     pub(crate) fn push(&mut self, gradient: BucketGradient, source: usize) {
-        let BucketFold { trees, free, .. } = &mut self.buckets[gradient.index];
-        trees[source].push(gradient.values, |left, right| add(left, right, free));
+        let BucketFold { sums, free, .. } = &mut self.buckets[gradient.index];
+        sums[source].push(gradient.values, free);
     }
 
     /// The sum of bucket `index` over the cells pushed since the last call; zeros where there were none.
     pub(crate) fn take(&mut self, index: usize) -> Vec<f32> {
-        let BucketFold { trees, free, range, .. } = &mut self.buckets[index];
+        let BucketFold { sums, free, range, .. } = &mut self.buckets[index];
         let mut all = SumTree::default();
-        for tree in trees.iter_mut() {
-            if let Some(root) = std::mem::take(tree).finish(|left, right| add(left, right, free)) {
+        for sum in sums {
+            if let Some(root) = sum.take(free) {
                 all.push(root, |left, right| add(left, right, free));
             }
         }
@@ -93,10 +132,6 @@ impl GradientFold {
             bucket.free.push(values);
         }
     }
-}
-
-fn trees(count: usize) -> Vec<SumTree<Vec<f32>>> {
-    (0..count).map(|_| SumTree::default()).collect()
 }
 
 fn add(mut left: Vec<f32>, right: Vec<f32>, free: &mut Vec<Vec<f32>>) -> Vec<f32> {

@@ -24,8 +24,9 @@ use crate::error::{ModelError, Result};
 use crate::experts::{ExpertGroup, Message};
 use crate::ffn::Ffn;
 use crate::gradient::{BucketGradient, CellGradients};
-use crate::moe::{Experts, Routed, Router, Routing};
+use crate::moe::{Experts, Routed, Router, Routing, Work};
 use crate::norm::rms_norm;
+use crate::options::Options;
 use crate::parameters::{Leaf, Leaves, Precision, Weights};
 use crate::segment::{backward, leaf_of, required};
 
@@ -65,12 +66,10 @@ struct Front {
     routed: Routed,
 }
 
-/// The experts' work for one rank's tokens.
+/// The experts' outputs for some tokens.
 struct Block {
-    /// Leaves.
-    rows: Tensor,
-    gates: Tensor,
-    counts: Vec<u32>,
+    /// Its rows and gates are leaves.
+    work: Work,
     /// `[c, D]` in the compute type.
     mixed: Tensor,
 }
@@ -98,7 +97,7 @@ pub(crate) struct Graph {
 }
 
 /// What a forward pass is made anew from: what came from other ranks. They are not asked twice.
-pub(crate) struct Received(Vec<Message>);
+pub(crate) struct Received(Vec<Work>);
 
 /// What the auxiliary losses of a layer are multiplied with.
 #[derive(Clone, Copy)]
@@ -109,8 +108,10 @@ pub(crate) struct AuxiliaryScale {
 
 impl Layer {
     /// Layer `index` of `model`, with this rank's experts.
-    pub(crate) fn new(weights: &Weights, model: &ModelSpec, index: u32, aim: BalanceAim) -> Result<Layer> {
+    pub(crate) fn new(weights: &Weights, model: &ModelSpec, index: u32, options: &Options) -> Result<Layer> {
         let prefix = format!("model.layers.{index}");
+        let balance = &options.balance;
+        let aim = BalanceAim { target_top_k: balance.target_top_k, groups: balance.loss_groups };
         let mut front = Leaves::new(weights);
         let mut middle = Leaves::new(weights);
         let mut back = Leaves::new(weights);
@@ -134,7 +135,7 @@ impl Layer {
         Ok(Layer {
             halves,
             router: Router::new(&mut front, model, index, aim)?,
-            experts: Experts::new(weights, model, index, weights.layout.experts())?,
+            experts: Experts::new(weights, model, index, options.determinism)?,
             eps: model.rms_norm_eps,
             front_leaves: front.finish(),
             middle_leaves: middle.finish(),
@@ -155,7 +156,7 @@ impl Layer {
         group.start(dispatch.messages(group.size(), &rows.f_detach()?, Some(&gates.f_detach()?))?)?;
         let h = leaf_of(&front.h)?;
         let middle = self.middle(&front.x1, &h, cell)?;
-        let blocks = self.compute(group.finish()?)?;
+        let blocks = self.compute(self.experts.work(group.finish()?)?)?;
         group.start(outputs(&blocks)?)?;
         let back = self.back(&middle.output, cell)?;
         let (mixed, _) = dispatch.joined(&group.finish()?)?;
@@ -238,11 +239,11 @@ impl Layer {
             (0..group.size()).map(|_| group.empty(self.experts.len(), true)).collect::<Result<Vec<_>>>()
         };
         group.start(nothing(group)?)?;
-        let received = group.finish()?;
-        let blocks = no_grad(|| self.compute(received))?;
+        let work = self.experts.work(group.finish()?)?;
+        let blocks = no_grad(|| self.compute(work))?;
         group.start(outputs(&blocks)?)?;
         group.finish()?;
-        Ok(blocks.into_iter().map(Block::into_message).collect())
+        Ok(received(blocks))
     }
 
     /// Takes part in the backward pass that belongs to [`Layer::assist`].
@@ -291,16 +292,12 @@ impl Layer {
     }
 
     /// This rank's experts, for the tokens of every rank.
-    fn compute(&self, received: Vec<Message>) -> Result<Vec<Block>> {
-        let block = |Message { counts, rows, gates }: Message| {
-            let gates = gates.ok_or_else(|| {
-                ModelError::input("expert exchange", "rows without gates", "a gate for each row")
-            })?;
-            let (rows, gates) = (leaf_of(&rows)?, leaf_of(&gates)?);
-            let mixed = self.experts.forward(&rows, &gates, &counts)?;
-            Ok(Block { rows, gates, counts, mixed })
+    fn compute(&self, work: Vec<Work>) -> Result<Vec<Block>> {
+        let block = |work: Work| {
+            let work = work.on_leaves()?;
+            Ok(Block { mixed: self.experts.forward(&work)?, work })
         };
-        received.into_iter().map(block).collect()
+        work.into_iter().map(block).collect()
     }
 
     /// Backward of [`Layer::compute`]: the answers to every rank, and the experts' gradients.
@@ -310,33 +307,31 @@ impl Layer {
         by_mixed: Vec<Message>,
         gradients: &mut CellGradients<'_, '_>,
     ) -> Result<Vec<Message>> {
-        let mut answers = Vec::with_capacity(blocks.len());
-        for (source, (block, by_mixed)) in blocks.into_iter().zip(by_mixed).enumerate() {
-            let Block { rows, gates, counts, mixed } = block;
-            if by_mixed.rows.size() != mixed.size() {
+        let mut answers = Vec::with_capacity(by_mixed.len());
+        let mut by_mixed = by_mixed.into_iter();
+        for (source, Block { work, mixed }) in blocks.into_iter().enumerate() {
+            let by_mixed = work.arranged(&mut by_mixed)?;
+            if by_mixed.size() != mixed.size() {
                 return Err(ModelError::input(
                     "expert exchange",
-                    format!("gradients of {:?} from expert rank {source}", by_mixed.rows.size()),
+                    format!("gradients of {:?} for block {source}", by_mixed.size()),
                     format!("those of its outputs {:?}", mixed.size()),
                 ));
             }
+            let Work { rows, gates, .. } = &work;
             let mut own = gradients.fold.begin(self.bucket + 1);
-            let (by_rows, by_gates) = if counts.iter().all(|&count| count == 0) {
+            let (by_rows, by_gates) = if work.is_empty() {
                 own = own.zero();
                 (rows.f_zeros_like()?, gates.f_zeros_like()?)
             } else {
-                let outputs = [(&mixed, by_mixed.rows)];
-                let mut found = backward(&outputs, &[], (&[&rows], &self.experts.leaves, &[&gates]))?;
+                let outputs = [(&mixed, by_mixed)];
+                let mut found = backward(&outputs, &[], (&[rows], &self.experts.leaves, &[gates]))?;
                 let by_rows = required(found.next())?;
                 own.store(&self.experts.leaves, &mut found)?;
                 (by_rows, required(found.next())?)
             };
             gradients.fold.push(own, source);
-            answers.push(Message {
-                counts: Vec::new(),
-                rows: by_rows.f_detach()?,
-                gates: Some(by_gates.f_detach()?),
-            });
+            answers.extend(work.answers(&by_rows.f_detach()?, Some(&by_gates.f_detach()?))?);
         }
         gradients.finished(self.bucket + 1);
         Ok(answers)
@@ -369,24 +364,19 @@ impl Layer {
 impl Graph {
     /// What [`Layer::again`] needs to make it anew.
     pub(crate) fn received(self) -> Received {
-        self.blocks.into_iter().map(Block::into_message).collect()
+        received(self.blocks)
     }
 }
 
-impl FromIterator<Message> for Received {
-    fn from_iter<I: IntoIterator<Item = Message>>(messages: I) -> Received {
-        Received(messages.into_iter().collect())
-    }
+fn received(blocks: Vec<Block>) -> Received {
+    Received(blocks.into_iter().map(|block| block.work).collect())
 }
 
-impl Block {
-    fn into_message(self) -> Message {
-        Message { counts: self.counts, rows: self.rows, gates: Some(self.gates) }
-    }
-}
-
+/// The answers to every rank.
 fn outputs(blocks: &[Block]) -> Result<Vec<Message>> {
-    let message =
-        |block: &Block| Ok(Message { counts: Vec::new(), rows: block.mixed.f_detach()?, gates: None });
-    blocks.iter().map(message).collect()
+    let mut messages = Vec::new();
+    for block in blocks {
+        messages.extend(block.work.answers(&block.mixed.f_detach()?, None)?);
+    }
+    Ok(messages)
 }

@@ -43,6 +43,7 @@ pub use adamw::{AdamW, Group, Update};
 pub use cell::{Auxiliary, CellInput, CellOutput};
 pub use decoder::Model;
 pub use error::ModelError;
+pub use experts::ExchangeWatch;
 pub use gradient::TakeBucket;
 pub use inspect::{Inspection, RoutingTrace};
 pub use options::Options;

@@ -9,10 +9,9 @@
 //! by side; every expert multiplies its contiguous segment of one rank's tokens at once. An expert without tokens takes
 //! no part, and its weights get no gradient. Zero experts never travel.
 
-use std::ops::Range;
-
 use polygram_domain::ModelSpec;
 use polygram_domain::model::MoeSpec;
+use polygram_domain::run_spec::Determinism;
 use tch::{Kind, Tensor};
 
 use crate::balance::{BalanceAim, loss_coefficients};
@@ -21,6 +20,7 @@ use crate::error::{ModelError, Result};
 use crate::experts::Message;
 use crate::ffn::swiglu;
 use crate::parameters::{Leaf, Leaves, Precision, Weights};
+use crate::segment::leaf_of;
 
 /// Chooses experts.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Router {
 #[derive(Debug)]
 pub(crate) struct Experts {
     list: Vec<Expert>,
+    /// One product for the tokens of all ranks, or one for each rank's.
+    merges: bool,
     /// Their weights.
     pub(crate) leaves: Vec<Leaf>,
 }
@@ -45,6 +47,30 @@ struct Expert {
     gate_up: Tensor,
     /// `[D, inner]`.
     down: Tensor,
+}
+
+/// Rows for this rank's experts.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// `[c, D]` in the compute type, sorted by expert.
+    pub(crate) rows: Tensor,
+    /// `[c]` f32.
+    pub(crate) gates: Tensor,
+    /// Rows of each expert.
+    counts: Vec<u32>,
+    /// Where they are those of several ranks.
+    merge: Option<Merge>,
+}
+
+/// How the rows of several ranks, one rank after another, lie sorted by expert.
+#[derive(Debug)]
+struct Merge {
+    /// Rows of each rank.
+    sizes: Vec<i64>,
+    /// `[c]` i64: which row comes at each place.
+    order: Tensor,
+    /// `[c]` i64: at which place each row is.
+    places: Tensor,
 }
 
 /// What the router made of one cell; tensors are in the graph.
@@ -139,8 +165,14 @@ impl Router {
 }
 
 impl Experts {
-    /// The experts `held` of `layer`.
-    pub(crate) fn new(weights: &Weights, model: &ModelSpec, layer: u32, held: Range<u32>) -> Result<Experts> {
+    /// The experts of `layer` that this rank holds.
+    pub(crate) fn new(
+        weights: &Weights,
+        model: &ModelSpec,
+        layer: u32,
+        determinism: Determinism,
+    ) -> Result<Experts> {
+        let held = weights.layout.experts();
         let mut leaves = Leaves::new(weights);
         let (d, inner) = (i64::from(model.hidden_size), i64::from(model.moe.expert_hidden_size));
         let mut list = Vec::with_capacity(held.len());
@@ -149,7 +181,7 @@ impl Experts {
             let gate_up = leaves.joined(&name("gate_proj"), &name("up_proj"), &[2 * inner, d])?;
             list.push(Expert { gate_up, down: leaves.weight(&name("down_proj"), Precision::Compute)? });
         }
-        Ok(Experts { list, leaves: leaves.finish() })
+        Ok(Experts { list, merges: determinism == Determinism::Topology, leaves: leaves.finish() })
     }
 
     /// How many they are.
@@ -157,17 +189,29 @@ impl Experts {
         self.list.len()
     }
 
-    /// The gated outputs `[c, D]` (compute type) of `rows` `[c, D]` with `gates` `[c]`, of which `counts` are each
-    /// expert's, in order.
-    pub(crate) fn forward(&self, rows: &Tensor, gates: &Tensor, counts: &[u32]) -> Result<Tensor> {
-        if counts.len() != self.list.len() {
-            return Err(ModelError::input(
-                "counts of expert rows",
-                format!("{} numbers", counts.len()),
-                format!("one for each of {} experts", self.list.len()),
-            ));
-        }
-        if counts.iter().all(|&count| count == 0) {
+    /// What to compute for the messages of all ranks, in the order of ranks.
+    pub(crate) fn work(&self, received: Vec<Message>) -> Result<Vec<Work>> {
+        let of_one = |Message { counts, rows, gates }: Message| {
+            if counts.len() != self.list.len() {
+                return Err(ModelError::input(
+                    "counts of expert rows",
+                    format!("{} numbers", counts.len()),
+                    format!("one for each of {} experts", self.list.len()),
+                ));
+            }
+            let gates = gates.ok_or_else(|| {
+                ModelError::input("expert exchange", "rows without gates", "a gate for each row")
+            })?;
+            Ok(Work { rows, gates, counts, merge: None })
+        };
+        let each = received.into_iter().map(of_one).collect::<Result<Vec<_>>>()?;
+        if self.merges && each.len() > 1 { Ok(vec![Work::merged(&each)?]) } else { Ok(each) }
+    }
+
+    /// The gated outputs `[c, D]` (compute type).
+    pub(crate) fn forward(&self, work: &Work) -> Result<Tensor> {
+        let Work { rows, gates, counts, .. } = work;
+        if work.is_empty() {
             return Ok(rows.f_zeros_like()?);
         }
         let kind = rows.f_kind()?;
@@ -191,6 +235,78 @@ impl Experts {
             .map(|((_, expert), part)| Ok(part.f_linear(weight(expert), None::<&Tensor>)?))
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&products, 0)?)
+    }
+}
+
+impl Work {
+    /// That of several ranks at once: sorted by expert, then by rank.
+    fn merged(each: &[Work]) -> Result<Work> {
+        let experts = each.first().map_or(0, |work| work.counts.len());
+        let sizes: Vec<i64> = each.iter().map(|work| work.rows.size()[0]).collect();
+        let mut next: Vec<i64> =
+            sizes.iter().scan(0, |sum, size| Some(std::mem::replace(sum, *sum + size))).collect();
+        let mut order: Vec<i64> = Vec::new();
+        let mut counts = vec![0u32; experts];
+        for (expert, total) in counts.iter_mut().enumerate() {
+            for (work, next) in each.iter().zip(&mut next) {
+                let count = work.counts[expert];
+                order.extend(*next..*next + i64::from(count));
+                *next += i64::from(count);
+                *total += count;
+            }
+        }
+        let mut places = vec![0i64; order.len()];
+        for (place, &row) in (0..).zip(&order) {
+            places[row as usize] = place;
+        }
+        let device = each[0].rows.device();
+        let order = Tensor::f_from_slice(&order)?.f_to_device(device)?;
+        let places = Tensor::f_from_slice(&places)?.f_to_device(device)?;
+        let all = |part: fn(&Work) -> &Tensor| -> Result<Tensor> {
+            let parts: Vec<&Tensor> = each.iter().map(part).collect();
+            Ok(Tensor::f_cat(&parts, 0)?.f_index_select(0, &order)?)
+        };
+        let (rows, gates) = (all(|work| &work.rows)?, all(|work| &work.gates)?);
+        Ok(Work { rows, gates, counts, merge: Some(Merge { sizes, order, places }) })
+    }
+
+    /// The same, cut off from what made it.
+    pub(crate) fn on_leaves(self) -> Result<Work> {
+        Ok(Work { rows: leaf_of(&self.rows)?, gates: leaf_of(&self.gates)?, ..self })
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.counts.iter().all(|&count| count == 0)
+    }
+
+    /// The rows of the ranks' messages as these rows lie; takes as many messages as ranks are in them.
+    pub(crate) fn arranged(&self, messages: &mut dyn Iterator<Item = Message>) -> Result<Tensor> {
+        let ranks = self.merge.as_ref().map_or(1, |merge| merge.sizes.len());
+        let parts: Vec<Tensor> = messages.take(ranks).map(|message| message.rows).collect();
+        let joined = match parts.as_slice() {
+            [only] => only.shallow_clone(),
+            parts => Tensor::f_cat(parts, 0)?,
+        };
+        match &self.merge {
+            Some(merge) if joined.size()[0] == merge.order.size()[0] => {
+                Ok(joined.f_index_select(0, &merge.order)?)
+            }
+            _ => Ok(joined),
+        }
+    }
+
+    /// Messages that answer each rank whose rows these are: values `[c, D]` and gates `[c]` as the rows lie.
+    pub(crate) fn answers(&self, rows: &Tensor, gates: Option<&Tensor>) -> Result<Vec<Message>> {
+        let Some(Merge { sizes, places, .. }) = &self.merge else {
+            let (rows, gates) = (rows.shallow_clone(), gates.map(Tensor::shallow_clone));
+            return Ok(vec![Message { counts: Vec::new(), rows, gates }]);
+        };
+        let split =
+            |values: &Tensor| values.f_index_select(0, places)?.f_split_with_sizes(sizes.as_slice(), 0);
+        let mut gates = gates.map(split).transpose()?.into_iter().flatten();
+        let rows = split(rows)?.into_iter();
+        Ok(rows.map(|rows| Message { counts: Vec::new(), rows, gates: gates.next() }).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a model computes: everything beside its dimensions.
 
-use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, ComputeType, TrainingSpec};
+use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, ComputeType, Determinism, TrainingSpec};
 use tch::{Device, Kind};
 
 /// How a model computes.
@@ -10,6 +10,8 @@ pub struct Options {
     pub compute: ComputeType,
     /// Recompute each layer's activations in backward instead of keeping them. The bits are the same.
     pub recompute: bool,
+    /// Whether sums follow the fixed tree over cells, or the order that costs least.
+    pub determinism: Determinism,
     /// Auxiliary losses and the aim of the bias update.
     pub balance: BalanceSpec,
     /// Dense optimizer; `None` for a model that is only evaluated, which then has no optimizer state.
@@ -24,6 +26,7 @@ impl Options {
         Options {
             compute: training.compute,
             recompute: training.recompute,
+            determinism: training.determinism,
             balance: training.balance.clone(),
             adamw: Some(training.adamw.clone()),
             device,
@@ -35,6 +38,7 @@ impl Options {
         Options {
             compute: ComputeType::F32,
             recompute: false,
+            determinism: Determinism::Elastic,
             balance: BalanceSpec {
                 bias_rate: 0.0,
                 bias_rate_halving_steps: 1,

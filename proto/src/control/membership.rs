@@ -93,6 +93,8 @@ phases! {
     Lookup = "lookup",
     /// Forward and backward.
     Computing = "computing",
+    /// Waiting for tokens of other ranks, or for what their experts made of this one's.
+    Exchanging = "exchanging",
     /// In a collective.
     Reducing = "reducing",
     /// Sending row gradients.

@@ -16,7 +16,9 @@ use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::run_spec::{AdamWSpec, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, TakeBucket, is_elsewhere};
+use super::{
+    CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket, is_elsewhere,
+};
 use crate::gradients::SummedGradient;
 
 /// Parameters, moments and the pending gradient.
@@ -159,7 +161,7 @@ impl Compute for Drill {
     }
 
     /// Its experts compute nothing, so there is nothing to exchange.
-    fn join(&mut self, _ranks: Box<dyn Collective>) -> Result<(), ComputeError> {
+    fn join(&mut self, _ranks: Box<dyn Collective>, _watch: ExchangeWatch) -> Result<(), ComputeError> {
         Ok(())
     }
 

@@ -46,6 +46,17 @@ pub enum ComputeError {
     Model(#[from] polygram_model::ModelError),
 }
 
+impl ComputeError {
+    /// The rank that this failure points at, if it is a consequence of another rank's.
+    pub fn suspect(&self) -> Option<Rank> {
+        match self {
+            #[cfg(feature = "torch")]
+            ComputeError::Model(error) => error.suspect(),
+            _ => None,
+        }
+    }
+}
+
 /// One cell, ready to compute.
 pub struct CellWork {
     /// Its tokens and targets.
@@ -85,6 +96,9 @@ pub struct DenseUpdate<'a> {
 /// Takes the finished sum of a bucket: its index and its values.
 pub type TakeBucket<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
 
+/// Is told whether compute waits for other ranks' experts.
+pub type ExchangeWatch = Box<dyn FnMut(bool) + Send>;
+
 /// An engine: what one rank holds of parameters and optimizer state ([`RankLayout`]), and the arithmetic of a cell, all on
 /// one device and one thread.
 pub trait Compute: Send {
@@ -92,8 +106,8 @@ pub trait Compute: Send {
     fn layout(&self) -> &RankLayout;
 
     /// Takes a seat among the ranks that hold all experts together; called once, before anything is computed, where
-    /// there is more than one.
-    fn join(&mut self, ranks: Box<dyn Collective>) -> Result<(), ComputeError>;
+    /// there is more than one. `watch` is told whenever compute begins and ends to wait for them.
+    fn join(&mut self, ranks: Box<dyn Collective>, watch: ExchangeWatch) -> Result<(), ComputeError>;
 
     /// Forward and backward of one cell. Its dense gradient joins those of the cells before it, along the fixed
     /// tree over cells. With the last cell of a step comes `take`, which is given the sum of each bucket over this

@@ -6,7 +6,9 @@ use polygram_domain::RankLayout;
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
 use polygram_model::{CellInput, Device, Model, Options, Update};
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, TakeBucket, is_elsewhere};
+use super::{
+    CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket, is_elsewhere,
+};
 use crate::gradients::SummedGradient;
 
 /// A rank's part of the model of a run.
@@ -44,8 +46,8 @@ impl Compute for Torch {
         self.model.layout()
     }
 
-    fn join(&mut self, ranks: Box<dyn Collective>) -> Result<(), ComputeError> {
-        Ok(self.model.join(ranks)?)
+    fn join(&mut self, ranks: Box<dyn Collective>, watch: ExchangeWatch) -> Result<(), ComputeError> {
+        Ok(self.model.join(ranks, watch)?)
     }
 
     fn forward_backward(

@@ -4,7 +4,7 @@ use polygram_domain::model::Placement;
 use polygram_domain::run_spec::{BalanceSpec, ComputeType};
 use polygram_model::{CellOutput, Model, Options, Update};
 
-use crate::fixture::{Golden, RandomCell, bits, options, relative_error};
+use crate::fixture::{Golden, TestCell, bits, options, relative_error};
 use crate::placements::{sites, small};
 
 fn balanced() -> Options {
@@ -32,7 +32,7 @@ fn two_runs_and_recomputation_give_the_same_bits() {
     for compute in [ComputeType::F32, ComputeType::Bf16] {
         for placement in [Placement::Input, Placement::PerLayer, Placement::PerLayerNgram] {
             let spec = small(placement);
-            let cell = RandomCell::new(&spec, sites(&spec), 7, (2, 9));
+            let cell = TestCell::new(&spec, sites(&spec), 7, (2, 9));
             let run = |recompute: bool| {
                 let mut model = Model::new(&spec, Options { compute, recompute, ..balanced() }).unwrap();
                 model.init(1).unwrap();
@@ -57,9 +57,9 @@ fn two_runs_and_recomputation_give_the_same_bits() {
 #[test]
 fn cells_are_summed_along_one_tree_whoever_computes_them() {
     let spec = small(Placement::Input);
-    let cells: Vec<RandomCell> =
-        (0..4).map(|seed| RandomCell::new(&spec, sites(&spec), 100 + seed, (2, 9))).collect();
-    let run = |cells: &[RandomCell]| {
+    let cells: Vec<TestCell> =
+        (0..4).map(|seed| TestCell::new(&spec, sites(&spec), 100 + seed, (2, 9))).collect();
+    let run = |cells: &[TestCell]| {
         let mut model = Model::new(&spec, balanced()).unwrap();
         model.init(1).unwrap();
         let outputs: Vec<_> = cells
@@ -105,7 +105,7 @@ fn masters_stay_f32_under_bf16() {
     let spec = small(Placement::Input);
     let mut model = Model::new(&spec, Options { compute: ComputeType::Bf16, ..balanced() }).unwrap();
     model.init(1).unwrap();
-    let cell = RandomCell::new(&spec, 1, 7, (2, 9));
+    let cell = TestCell::new(&spec, 1, 7, (2, 9));
     let before = model.weights().to_vec();
     model.forward_backward(&cell.input(18), None).unwrap();
     let gradient = model.take_gradient();
@@ -120,7 +120,7 @@ fn illegal_cells_are_refused() {
     let spec = small(Placement::Input);
     let mut model = Model::new(&spec, balanced()).unwrap();
     model.init(1).unwrap();
-    let cell = RandomCell::new(&spec, 1, 7, (2, 9));
+    let cell = TestCell::new(&spec, 1, 7, (2, 9));
     let input = cell.input(18);
     let refused = |model: &mut Model, input: polygram_model::CellInput<'_>, word: &str| {
         let error = model.forward_backward(&input, None).unwrap_err().to_string();
@@ -147,7 +147,7 @@ fn a_nan_reaches_the_loss_and_the_norm() {
     let spec = small(Placement::Input);
     let mut model = Model::new(&spec, balanced()).unwrap();
     model.init(1).unwrap();
-    let cell = RandomCell::new(&spec, 1, 7, (2, 9));
+    let cell = TestCell::new(&spec, 1, 7, (2, 9));
     let mut poisoned = cell.clone();
     poisoned.rows_suw[3] = f32::NAN;
     let output = model.forward_backward(&poisoned.input(18), None).unwrap();

@@ -9,7 +9,7 @@ use polygram_domain::run_spec::ComputeType;
 use polygram_domain::{ModelSpec, Rank, RankLayout, Topology};
 use polygram_model::{CellOutput, Model, ModelError, Options};
 
-use crate::fixture::{RandomCell, bits, options};
+use crate::fixture::{Golden, TestCell, bits, floats, options, relative_error};
 use crate::placements::{sites, small};
 
 /// Targets of the step.
@@ -25,19 +25,26 @@ struct RankResult {
     evaluated: Vec<f64>,
 }
 
+/// Fills a model's weights.
+type Fill<'a> = dyn Fn(&mut Model) + Sync + 'a;
+
+fn initial(model: &mut Model) {
+    model.init(3).unwrap();
+}
+
 fn run_rank(
-    spec: &ModelSpec,
+    (spec, fill): (&ModelSpec, &Fill<'_>),
     options: Options,
     (ranks, seat): (u32, Local),
-    cells: &[Option<RandomCell>],
+    (cells, global): (&[Option<TestCell>], u64),
 ) -> Result<RankResult, ModelError> {
     let topology = Topology { workers: ranks, expert_parallel: ranks, shards: 1 };
     let rank = Rank(polygram_collective::Collective::rank(&seat).0);
     let layout = RankLayout::of(spec, &topology, rank).unwrap();
     let mut model = Model::of_rank(spec, options, layout.clone())?;
-    model.init(3)?;
+    fill(&mut model);
     if ranks > 1 {
-        model.join(Box::new(seat))?;
+        model.join(Box::new(seat), Box::new(|_| ()))?;
     }
     let (mut sums, mut outputs, mut evaluated) = (Sums::new(), Vec::new(), Vec::new());
     for (index, cell) in cells.iter().enumerate() {
@@ -45,7 +52,7 @@ fn run_rank(
         let last = index + 1 == cells.len();
         let take = last.then_some(&mut take as &mut polygram_model::TakeBucket<'_>);
         outputs.push(match cell {
-            Some(cell) => Some(model.forward_backward(&cell.input(GLOBAL), take)?),
+            Some(cell) => Some(model.forward_backward(&cell.input(global), take)?),
             None => {
                 model.assist(take)?;
                 None
@@ -54,7 +61,7 @@ fn run_rank(
     }
     for cell in cells {
         match cell {
-            Some(cell) => evaluated.push(model.evaluate(&cell.input(GLOBAL))?),
+            Some(cell) => evaluated.push(model.evaluate(&cell.input(global))?),
             None => model.assist_evaluation()?,
         }
     }
@@ -62,7 +69,16 @@ fn run_rank(
 }
 
 /// `cells` over `ranks`, in runs.
-fn run(spec: &ModelSpec, options: &Options, ranks: u32, cells: &[Option<RandomCell>]) -> Vec<RankResult> {
+fn run(spec: &ModelSpec, options: &Options, ranks: u32, cells: &[Option<TestCell>]) -> Vec<RankResult> {
+    run_with((spec, &initial), options, ranks, (cells, GLOBAL))
+}
+
+fn run_with(
+    model: (&ModelSpec, &Fill<'_>),
+    options: &Options,
+    ranks: u32,
+    (cells, global): (&[Option<TestCell>], u64),
+) -> Vec<RankResult> {
     let group = GroupOptions::new("experts", Duration::from_secs(20));
     let seats = Local::ranks(ranks, &group);
     let each = cells.len() / ranks as usize;
@@ -72,15 +88,20 @@ fn run(spec: &ModelSpec, options: &Options, ranks: u32, cells: &[Option<RandomCe
             .zip(cells.chunks(each))
             .map(|(seat, cells)| {
                 let options = options.clone();
-                scope.spawn(move || run_rank(spec, options, (ranks, seat), cells).unwrap())
+                scope.spawn(move || run_rank(model, options, (ranks, seat), (cells, global)).unwrap())
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
-/// The gradient of every tensor, by name: dense parts summed over ranks along the tree.
+/// The bits of [`values`].
 fn gradient(ranks: &[RankResult]) -> Vec<(String, Vec<u32>)> {
+    values(ranks).into_iter().map(|(name, values)| (name, bits(&values))).collect()
+}
+
+/// The gradient of every tensor, by name: dense parts summed over ranks along the tree.
+fn values(ranks: &[RankResult]) -> Vec<(String, Vec<f32>)> {
     let mut found: Vec<(String, Vec<f32>)> = Vec::new();
     let of_rank = |rank: &RankResult| {
         let mut flat = vec![f32::NAN; rank.layout.len()];
@@ -109,7 +130,7 @@ fn gradient(ranks: &[RankResult]) -> Vec<(String, Vec<u32>)> {
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
-    found.into_iter().map(|(name, values)| (name, bits(&values))).collect()
+    found
 }
 
 fn tree(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
@@ -130,7 +151,7 @@ fn any_division_of_the_experts_gives_the_same_bits() {
             let options = Options { compute, recompute, ..options(2) };
             // Uneven cells.
             let cell =
-                |seed: u64| Some(RandomCell::new(&spec, sites(&spec), 40 + seed, (1 + seed as usize % 3, 9)));
+                |seed: u64| Some(TestCell::new(&spec, sites(&spec), 40 + seed, (1 + seed as usize % 3, 9)));
             let cells: Vec<_> = (0..4).map(cell).collect();
             let alone = run(&spec, &options, 1, &cells);
             let wanted = gradient(&alone);
@@ -155,7 +176,7 @@ fn any_division_of_the_experts_gives_the_same_bits() {
 #[test]
 fn buckets_leave_in_the_order_of_backward() {
     let spec = small(Placement::Input);
-    let cells = [Some(RandomCell::new(&spec, 1, 7, (2, 9)))];
+    let cells = [Some(TestCell::new(&spec, 1, 7, (2, 9)))];
     let ranks = run(&spec, &options(2), 1, &cells);
     let order: Vec<usize> = ranks[0].sums.iter().map(|(bucket, _)| *bucket).collect();
     assert_eq!(order, [5, 4, 3, 2, 1, 0]);
@@ -165,7 +186,7 @@ fn buckets_leave_in_the_order_of_backward() {
 #[test]
 fn a_rank_without_a_cell_assists() {
     let spec = small(Placement::Input);
-    let cells: Vec<_> = (0..3).map(|seed| Some(RandomCell::new(&spec, 1, 60 + seed, (2, 9)))).collect();
+    let cells: Vec<_> = (0..3).map(|seed| Some(TestCell::new(&spec, 1, 60 + seed, (2, 9)))).collect();
     let alone = run(&spec, &options(2), 1, &cells);
     let mut with_nothing = cells;
     with_nothing.push(None);
@@ -185,12 +206,15 @@ fn a_seat_that_does_not_fit_the_experts_is_refused() {
     let group = GroupOptions::new("experts", Duration::from_secs(20));
     let mut seats = Local::ranks(2, &group);
     let mut whole = Model::new(&spec, options(2)).unwrap();
-    let error = whole.join(Box::new(seats.remove(0))).unwrap_err().to_string();
+    let error = whole.join(Box::new(seats.remove(0)), Box::new(|_| ())).unwrap_err().to_string();
     assert!(error.contains("0..4 of 4") && error.contains("seat 0 of 2"), "{error}");
     let topology = Topology { workers: 2, expert_parallel: 2, shards: 1 };
     let layout = RankLayout::of(&spec, &topology, Rank(0)).unwrap();
     let mut first = Model::of_rank(&spec, options(2), layout).unwrap();
-    assert!(first.join(Box::new(seats.remove(0))).is_err(), "the experts of seat 0 on seat 1");
+    assert!(
+        first.join(Box::new(seats.remove(0)), Box::new(|_| ())).is_err(),
+        "the experts of seat 0 on seat 1"
+    );
 }
 
 /// A rank of another precision is found out by what it sends, on both sides.
@@ -198,14 +222,17 @@ fn a_seat_that_does_not_fit_the_experts_is_refused() {
 fn ranks_of_another_configuration_are_found_out() {
     let spec = small(Placement::Input);
     let group = GroupOptions::new("experts", Duration::from_secs(20));
-    let cell = [Some(RandomCell::new(&spec, 1, 7, (2, 9)))];
+    let cell = [Some(TestCell::new(&spec, 1, 7, (2, 9)))];
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = Local::ranks(2, &group)
             .into_iter()
             .zip([ComputeType::F32, ComputeType::Bf16])
             .map(|(seat, compute)| {
                 let (spec, cell) = (&spec, &cell);
-                scope.spawn(move || run_rank(spec, Options { compute, ..options(2) }, (2, seat), cell).err())
+                scope.spawn(move || {
+                    let options = Options { compute, ..options(2) };
+                    run_rank((spec, &initial), options, (2, seat), (cell, GLOBAL)).err()
+                })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -214,4 +241,57 @@ fn ranks_of_another_configuration_are_found_out() {
         let error = result.unwrap().to_string();
         assert!(error.contains(&format!("rank {}", 1 - rank)), "{error}");
     }
+}
+
+/// The published model's gradients, with the sequences divided over two ranks and the experts too. B has three: one rank
+/// has a cell less.
+#[test]
+fn golden_gradients_agree_with_experts_on_two_ranks() {
+    for name in ["A", "B"] {
+        let golden = Golden::open(name);
+        let spec = golden.directory.spec();
+        let whole = golden.directory.load(options(1)).unwrap();
+        let (layout, weights) = (whole.layout().clone(), whole.weights().to_vec());
+        let fill = |model: &mut Model| {
+            let copy = |name: &str, _: &[u64], values: &mut [f32]| {
+                values.copy_from_slice(&weights[layout.get(name).unwrap().range.clone()]);
+                Ok::<_, ModelError>(())
+            };
+            model.load_weights(copy).unwrap();
+        };
+        let mut cells: Vec<Option<TestCell>> = golden.sequences().into_iter().map(Some).collect();
+        let sequences = cells.len();
+        cells.resize_with(sequences.next_multiple_of(2), || None);
+        let global = golden.batch.target_count();
+        let ranks = run_with((spec, &fill), &options(1), 2, (&cells, global));
+        let loss: f64 =
+            ranks.iter().flat_map(|rank| rank.outputs.iter().flatten()).map(|out| out.loss_sum).sum();
+        let wanted = whole_loss(&golden);
+        assert!((loss / wanted - 1.0).abs() < 1e-6, "{name}: {loss} against {wanted}");
+        let file = golden.file("grads.safetensors");
+        let mut worst = (0.0, String::new());
+        for (tensor, found) in values(&ranks) {
+            if tensor.ends_with("e_score_correction_bias") {
+                continue;
+            }
+            let error = relative_error(&found, &floats(&file, &tensor));
+            assert!(error <= 1e-4, "{name}: {tensor} is off by {error:e}");
+            worst = if error > worst.0 { (error, tensor) } else { worst };
+        }
+        println!("{name}: {sequences} sequences on two ranks, worst {:e} at {}", worst.0, worst.1);
+        let mut rows = vec![0.0f32; golden.rows_suw.len()];
+        for output in ranks.iter().flat_map(|rank| rank.outputs.iter().flatten()) {
+            rows.iter_mut().zip(&output.row_grads_suw).for_each(|(sum, value)| *sum += value);
+        }
+        for table in 0..spec.ngram.tables_per_site() as usize {
+            let tensor = format!("model.ngram_embeddings.embedders.{table}.weight");
+            let error = relative_error(&golden.dense_row_gradient(table, &rows), &floats(&file, &tensor));
+            assert!(error <= 1e-4, "{name}: {tensor} is off by {error:e}");
+        }
+    }
+}
+
+/// Σ nll of golden's cell in one piece.
+fn whole_loss(golden: &Golden) -> f64 {
+    golden.directory.load(options(1)).unwrap().evaluate(&golden.input()).unwrap()
 }

@@ -72,6 +72,23 @@ impl Golden {
         }
     }
 
+    /// Each sequence as a cell of its own, with the rows of all.
+    pub(crate) fn sequences(&self) -> Vec<TestCell> {
+        let (batch, seq_len) = (self.batch.batch(), self.batch.seq_len());
+        let ids = self.unique.inverse_pc.len() / batch;
+        (0..batch)
+            .map(|row| {
+                let tokens = self.batch.tokens_bt()[row * seq_len..(row + 1) * seq_len].to_vec();
+                let inverse_pc = self.unique.inverse_pc[row * ids..(row + 1) * ids].to_vec();
+                TestCell {
+                    batch: CellBatch::from_sequences(tokens, 1, seq_len).unwrap(),
+                    unique: UniqueRows { inverse_pc, ..self.unique.clone() },
+                    rows_suw: self.rows_suw.clone(),
+                }
+            })
+            .collect()
+    }
+
     pub(crate) fn file(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path.join(name)).unwrap()
     }
@@ -168,21 +185,21 @@ pub(crate) fn random(seed: u64, stream: u64, len: usize) -> Vec<f32> {
     (0..len).map(|i| unit_variance_uniform(words.words(stream, i as u64)[0])).collect()
 }
 
-/// A random cell of a model: tokens, ids and rows.
+/// A cell of a model, random unless it is golden: tokens, ids and rows.
 #[derive(Clone, Debug)]
-pub(crate) struct RandomCell {
+pub(crate) struct TestCell {
     pub(crate) batch: CellBatch,
     pub(crate) unique: UniqueRows,
     pub(crate) rows_suw: Vec<f32>,
 }
 
-impl RandomCell {
+impl TestCell {
     pub(crate) fn new(
         spec: &ModelSpec,
         sites: usize,
         seed: u64,
         (batch, seq_len): (usize, usize),
-    ) -> RandomCell {
+    ) -> TestCell {
         let stream = Stream::new(seed, Purpose::SyntheticData);
         let draw = |high: u64, index: usize, bound: u64| stream.below(high, index as u64, bound) as u32;
         let vocab = u64::from(spec.vocab_size);
@@ -197,7 +214,7 @@ impl RandomCell {
             _ => spec.ffn_hidden_size as usize / tables,
         };
         let rows_suw = random(seed, 3, sites * unique.rows.len() * width);
-        RandomCell { batch: CellBatch::from_samples(&samples, batch, seq_len).unwrap(), unique, rows_suw }
+        TestCell { batch: CellBatch::from_samples(&samples, batch, seq_len).unwrap(), unique, rows_suw }
     }
 
     pub(crate) fn input(&self, global_targets: u64) -> CellInput<'_> {

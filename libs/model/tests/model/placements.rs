@@ -7,7 +7,7 @@ use polygram_domain::model::{
 use polygram_domain::run_spec::BalanceSpec;
 use polygram_model::{Model, Options};
 
-use crate::fixture::{RandomCell, options, random};
+use crate::fixture::{TestCell, options, random};
 use crate::reference::{Parameters, Reference};
 
 /// A model whose every dimension differs from every other.
@@ -99,7 +99,7 @@ fn check(spec: &ModelSpec) {
 /// Compares losses of a cell of `shape` (B, T), and the gradients of the rows and of the tensors that `wanted` names.
 fn check_tensors(spec: &ModelSpec, shape: (usize, usize), wanted: impl Fn(&str) -> bool) {
     let mut model = model_of(spec);
-    let cell = RandomCell::new(spec, sites(spec), 3, shape);
+    let cell = TestCell::new(spec, sites(spec), 3, shape);
     let global = 3 * (shape.0 * shape.1) as u64;
     let output = model.forward_backward(&cell.input(global), None).unwrap();
     let gradient = model.take_gradient();

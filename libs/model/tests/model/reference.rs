@@ -14,7 +14,7 @@ type Matrix = Vec<Vec<f64>>;
 pub(crate) struct Reference<'a> {
     pub(crate) spec: &'a ModelSpec,
     pub(crate) balance: &'a BalanceSpec,
-    pub(crate) cell: &'a crate::fixture::RandomCell,
+    pub(crate) cell: &'a crate::fixture::TestCell,
     pub(crate) global_targets: f64,
 }
 
