@@ -56,6 +56,11 @@ fn values_that_do_not_fit_are_refused() {
     refused_at_once(&["training.cells=3"], &["training.cells", "power of two"]).unwrap();
     refused_at_once(&["topology.workers=8"], &["topology.workers", "8"]).unwrap();
     refused_at_once(&["topology.shards=0"], &["topology.shards"]).unwrap();
+    // Sizes that do not divide each other are named, both of them.
+    let experts = "topology.expert_parallel";
+    refused_at_once(&["topology.workers=2", "topology.expert_parallel=4"], &[experts, "4", "2"]).unwrap();
+    let uneven = ["topology.workers=4", "topology.expert_parallel=4", "model.n_routed_experts=6"];
+    refused_at_once(&uneven, &[experts, "4", "n_routed_experts", "6"]).unwrap();
 }
 
 /// C, the number of tables, must divide the hidden size D.

@@ -211,6 +211,7 @@ impl Trainer {
                 seconds: begun.elapsed().as_secs_f64(),
                 data_wait_seconds: sums.data_wait.as_secs_f64(),
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
+                optimizer_bytes: self.compute.optimizer_bytes(),
                 phases,
                 ..StepMetrics::default()
             },

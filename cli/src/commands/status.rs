@@ -136,7 +136,11 @@ fn human(found: &Found, document: &StatusDocument) -> String {
         if let Some(evaluation) = &status.last_evaluation {
             text.push_str(&format!(", held-out loss {:.4} at step {}", evaluation.loss, evaluation.step));
         }
-        text.push('\n');
+        text.push_str(&format!(
+            "\nworker 0 holds {}, its part of the optimizer state {}\n",
+            units::bytes(metrics.resident_bytes),
+            units::bytes(metrics.optimizer_bytes)
+        ));
     }
     match status.last_commit {
         Some(step) => text.push_str(&format!("committed step {step}\n")),

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use polygram_collective::{Collective, CollectiveError};
 use polygram_domain::Rank;
@@ -61,9 +60,8 @@ enum Path {
 struct Carrier {
     rank: usize,
     members: Vec<Rank>,
-    orders: Option<Sender<Vec<Vec<u8>>>>,
+    orders: Sender<Vec<Vec<u8>>>,
     answers: Receiver<std::result::Result<Vec<Vec<u8>>, CollectiveError>>,
-    thread: Option<JoinHandle<()>>,
     watch: ExchangeWatch,
 }
 
@@ -173,17 +171,15 @@ impl Carrier {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("experts".into()).spawn(carry).map_err(|error| {
+        // It ends when its orders do; one that waits for a rank that hangs does not hold up whoever drops this.
+        std::thread::Builder::new().name("experts".into()).spawn(carry).map_err(|error| {
             ModelError::Torch(format!("cannot start the thread of expert exchanges: {error}"))
         })?;
-        Ok(Carrier { rank, members, orders: Some(orders), answers, thread: Some(thread), watch })
+        Ok(Carrier { rank, members, orders, answers, watch })
     }
 
     fn send(&self, bytes: Vec<Vec<u8>>) -> Result<()> {
-        match &self.orders {
-            Some(orders) if orders.send(bytes).is_ok() => Ok(()),
-            _ => Err(Carrier::gone()),
-        }
+        self.orders.send(bytes).map_err(|_| Carrier::gone())
     }
 
     fn receive(&mut self) -> Result<Vec<Vec<u8>>> {
@@ -195,17 +191,6 @@ impl Carrier {
 
     fn gone() -> ModelError {
         ModelError::Torch("the thread of expert exchanges has ended".into())
-    }
-}
-
-impl Drop for Carrier {
-    /// Ends the thread, so that the group is left before this returns.
-    fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic there was reported where it happened.
-            thread.join().ok();
-        }
     }
 }
 

@@ -75,6 +75,8 @@ pub struct StepMetrics {
     pub resident_bytes: u64,
     /// The most that it ever was.
     pub peak_resident_bytes: u64,
+    /// Its optimizer state: its part of that of all workers.
+    pub optimizer_bytes: u64,
     /// Its time by phase.
     pub phases: PhaseSeconds,
 }

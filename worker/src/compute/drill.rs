@@ -306,6 +306,7 @@ mod tests {
     use std::sync::Arc;
 
     use polygram_collective::Solo;
+    use polygram_domain::square_sum::BLOCK;
     use polygram_domain::{CellBatch, Rank, RunFile};
     use polygram_ngram::{Hasher, UniqueRows, batch_ids};
 
@@ -370,6 +371,29 @@ mod tests {
             work.rows_suw[i] = was;
             let given = f64::from(result.row_gradients_suw[i]);
             assert!((found - given).abs() < 1e-5, "row value {i}: {found} against {given}");
+        }
+    }
+
+    /// A W-th of the optimizer state on each of W workers, whole blocks aside, as `plan` says.
+    #[test]
+    fn optimizer_state_is_divided_over_workers() {
+        for (workers, experts) in [(1, 1), (2, 1), (4, 1), (4, 4), (8, 2)] {
+            let sets = [("workers", workers), ("expert_parallel", experts)];
+            let mut sets = sets.map(|(key, value)| format!("topology.{key}={value}")).to_vec();
+            sets.extend(["device.engine=drill".into(), "training.cells=8".into()]);
+            let text = include_str!("../../../configs/tiny.toml");
+            let spec = RunFile::parse(text, "tiny", &sets).and_then(|file| file.resolve()).unwrap();
+            let planned = polygram_domain::plan::plan(&spec).memory.worker_optimizer_bytes;
+            let layout = |rank| RankLayout::of(&spec.model, &spec.topology, rank).unwrap();
+            let bytes = |rank| Drill::new(&spec, layout(rank)).optimizer_bytes();
+            let all: Vec<u64> = (0..workers).map(Rank).map(bytes).collect();
+            println!("{workers} workers, {experts} expert ranks: {all:?} bytes, planned {planned}");
+            // The drill has moments of the selection biases too, and never moves them.
+            let biases = 8 * u64::from(spec.model.num_layers * spec.model.routed_experts());
+            let sum = all.iter().sum::<u64>() - biases;
+            assert_eq!(sum.div_ceil(u64::from(workers)), planned);
+            let most = planned + (8 * BLOCK * layout(Rank(0)).buckets().len()) as u64;
+            assert!(all.iter().all(|&bytes| bytes <= most), "{all:?}");
         }
     }
 

@@ -24,6 +24,7 @@ impl From<StepMetrics> for wire::StepMetrics {
             embedding_wait_seconds: m.embedding_wait_seconds,
             resident_bytes: m.resident_bytes,
             peak_resident_bytes: m.peak_resident_bytes,
+            optimizer_bytes: m.optimizer_bytes,
             phases: Some(m.phases.into()),
         }
     }
@@ -42,6 +43,7 @@ impl From<wire::StepMetrics> for StepMetrics {
             embedding_wait_seconds: m.embedding_wait_seconds,
             resident_bytes: m.resident_bytes,
             peak_resident_bytes: m.peak_resident_bytes,
+            optimizer_bytes: m.optimizer_bytes,
             phases: m.phases.map(PhaseSeconds::from).unwrap_or_default(),
         }
     }

@@ -24,6 +24,7 @@ fn metrics(loss: f64) -> StepMetrics {
         embedding_wait_seconds: 0.01,
         resident_bytes: 1 << 30,
         peak_resident_bytes: 1 << 31,
+        optimizer_bytes: 1 << 29,
         phases: PhaseSeconds {
             lookup: 0.01,
             computing: 0.2,
