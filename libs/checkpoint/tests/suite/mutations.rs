@@ -8,7 +8,7 @@ use polygram_checkpoint::{
     RowObject, TensorObject,
 };
 use polygram_domain::tables::BUCKETS;
-use polygram_domain::{RunSpec, Step, TableIndex};
+use polygram_domain::{RunSpec, SCHEMA_VERSION, Step, TableIndex};
 use proptest::prelude::*;
 
 use crate::support::{Backend, ONE, Split, State, block_on, spec};
@@ -215,13 +215,13 @@ fn another_schema_is_refused_by_name() {
     let mut bytes = bytes.to_vec();
     bytes[8] = 9;
     let error = RowObject::decode(entry, bytes.into()).unwrap_err();
-    assert!(matches!(error, CheckpointError::Schema { found: 9, expected: 1, .. }), "{error}");
+    assert!(matches!(error, CheckpointError::Schema { found: 9, expected: SCHEMA_VERSION, .. }), "{error}");
     let store = sample.backend.run(&sample.spec);
-    let newer = Manifest { schema: 2, step: Step(77), ..sample.manifest.clone() };
+    let newer = Manifest { schema: SCHEMA_VERSION + 1, step: Step(77), ..sample.manifest.clone() };
     let (error, latest) = block_on(async {
         store.commit(&newer).await.unwrap();
         (store.read_manifest(Step(77)).await.unwrap_err(), store.latest_manifest().await.unwrap())
     });
-    assert!(matches!(error, CheckpointError::Schema { found: 2, .. }), "{error}");
+    assert!(matches!(error, CheckpointError::Schema { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
     assert_eq!((latest.manifest, latest.damaged.len()), (None, 1));
 }
