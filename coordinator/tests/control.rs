@@ -7,7 +7,7 @@ mod common;
 use common::{Lead, PATIENCE, WORKER, leave, shard, started, tiny, token, train_to};
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::Step;
+use polygram_domain::{SCHEMA_VERSION, Step};
 use polygram_proto::control::{
     ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient, Phase, Reason,
     RunState, RunStatus, StopMode, Token, WatchEvent,
@@ -232,7 +232,7 @@ async fn the_door_opens_for_the_right_ones_only() {
     let error = join(&|o| o.token = wrong.clone()).await;
     assert!(matches!(error, ControlError::Unauthenticated { .. }), "{error}");
     let error = join(&|o| o.schema_version = 77).await.to_string();
-    assert!(error.contains("77") && error.contains("version 1"), "{error}");
+    assert!(error.contains("77") && error.contains(&format!("version {SCHEMA_VERSION}")), "{error}");
     let error = join(&|o| o.member = shard(2)).await.to_string();
     assert!(error.contains("topology.shards is 2"), "{error}");
 
