@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, StatePart, state_part};
 use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RunSpec, Step};
 
@@ -262,7 +262,10 @@ fn check_tensors(expected: &[ExpectedTensor], parts: &[Part]) -> Result<(), Cove
 }
 
 fn moment_of(name: &str) -> Option<&str> {
-    name.strip_prefix(EXP_AVG).or_else(|| name.strip_prefix(EXP_AVG_SQ))
+    match state_part(name) {
+        (StatePart::Weight, _) => None,
+        (_, parameter) => Some(parameter),
+    }
 }
 
 fn unknown_tensor(member: &str, name: &str) -> CoverError {

@@ -8,6 +8,28 @@ pub const EXP_AVG: &str = "optimizer.exp_avg.";
 /// What the name of its second moment begins with.
 pub const EXP_AVG_SQ: &str = "optimizer.exp_avg_sq.";
 
+/// What a tensor of the training state holds of its parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatePart {
+    /// Its values.
+    Weight,
+    /// Its first moment.
+    ExpAvg,
+    /// Its second moment.
+    ExpAvgSq,
+}
+
+/// What the state tensor called `name` holds, and the parameter's name.
+pub fn state_part(name: &str) -> (StatePart, &str) {
+    if let Some(parameter) = name.strip_prefix(EXP_AVG_SQ) {
+        (StatePart::ExpAvgSq, parameter)
+    } else if let Some(parameter) = name.strip_prefix(EXP_AVG) {
+        (StatePart::ExpAvg, parameter)
+    } else {
+        (StatePart::Weight, name)
+    }
+}
+
 /// The part of the model that a parameter belongs to, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {

@@ -9,7 +9,7 @@
 //! updates one run of whole blocks ([`crate::square_sum::BLOCK`]) and has moments for no other (ZeRO stage 1,
 //! Rajbhandari et al., 1910.02054, §5.1), so that the bits do not depend on the division.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::ids::Rank;
@@ -58,6 +58,8 @@ pub struct RankLayout {
     by_name: HashMap<String, usize>,
     buckets: Vec<Bucket>,
     experts: Range<u32>,
+    /// Names of the parameters that only other ranks hold.
+    elsewhere: HashSet<String>,
     /// Blocks of every dense parameter of the model, in canonical order.
     blocks: Vec<usize>,
     len: usize,
@@ -82,7 +84,7 @@ impl RankLayout {
         let blocks = all.iter().map(|spec| (spec.elements() as usize).div_ceil(BLOCK)).collect();
         // Embedding, layers, head; within a layer its experts last, while the canonical order has the router behind them.
         let mut below_layers = true;
-        let mut places = Vec::new();
+        let (mut places, mut elsewhere) = (Vec::new(), HashSet::new());
         for (number, spec) in all.into_iter().enumerate() {
             let place = match spec.layer {
                 Some(layer) => (u64::from(layer) + 1, spec.expert.is_some()),
@@ -92,6 +94,8 @@ impl RankLayout {
             below_layers &= spec.layer.is_none();
             if spec.expert.is_none_or(|expert| experts.contains(&expert)) {
                 places.push((place, number, spec));
+            } else {
+                elsewhere.insert(spec.name);
             }
         }
         places.sort_by_key(|(place, number, _)| (*place, *number));
@@ -101,6 +105,7 @@ impl RankLayout {
             by_name: HashMap::new(),
             buckets: Vec::new(),
             experts,
+            elsewhere,
             blocks,
             len: 0,
         };
@@ -156,9 +161,9 @@ impl RankLayout {
         self.by_name.get(name).map(|&index| &self.entries[index])
     }
 
-    /// Whether other ranks hold experts that this one does not.
-    pub fn is_partial(&self) -> bool {
-        self.entries.len() < self.blocks.len()
+    /// Whether the model has a parameter called `name` that only other ranks hold.
+    pub fn is_elsewhere(&self, name: &str) -> bool {
+        self.elsewhere.contains(name)
     }
 
     /// The experts that this rank holds, of every layer.
@@ -229,6 +234,20 @@ impl RankLayout {
     }
 }
 
+/// Copies what `values`, elements `range` of a flat buffer, have of its part `own` to `kept`, where that part begins at
+/// `at`.
+pub fn copy_own(
+    (range, values): (&Range<usize>, &[f32]),
+    (own, at): (&Range<usize>, usize),
+    kept: &mut [f32],
+) {
+    let (from, to) = (own.start.max(range.start), own.end.min(range.end));
+    if from < to {
+        kept[at + from - own.start..at + to - own.start]
+            .copy_from_slice(&values[from - range.start..to - range.start]);
+    }
+}
+
 /// The bucket of neighbouring `entries`, divided among `ranks`, of which this is number `seat`.
 fn bucket(entries: &[Entry], group: SumGroup, (ranks, seat): (u32, u32)) -> Bucket {
     let range = entries[0].range.start..entries[entries.len() - 1].range.end;
@@ -270,6 +289,8 @@ mod tests {
                     blocks.for_each(|block| seen[number][block] += 1);
                 }
                 assert_eq!(layout.buckets().last().unwrap().range.end, layout.len());
+                assert!(names.iter().all(|name| layout.get(name).is_some() != layout.is_elsewhere(name)));
+                assert!(!layout.is_elsewhere("model.layers.0.mlp.experts.99.up_proj.weight"));
                 assert!(
                     layout.own_len() * workers as usize
                         <= layout.len() * expert_parallel as usize + 40 * BLOCK

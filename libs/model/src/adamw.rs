@@ -10,7 +10,8 @@
 use std::ops::Range;
 
 use polygram_domain::RankLayout;
-use polygram_domain::layout::{ParameterSpec, Part};
+use polygram_domain::layout::{ParameterSpec, Part, StatePart};
+use polygram_domain::rank_layout::copy_own;
 use polygram_domain::run_spec::AdamWSpec;
 
 use crate::error::{ModelError, Result};
@@ -92,11 +93,7 @@ impl AdamW {
 
     /// The elements that have state: each group's, and where its moments begin.
     pub(crate) fn places(&self) -> impl Iterator<Item = (&Range<usize>, usize)> {
-        self.groups.iter().scan(0, |next, group| {
-            let at = *next;
-            *next += group.range.len();
-            Some((&group.range, at))
-        })
+        places(&self.groups)
     }
 
     /// First moments, group after group.
@@ -109,9 +106,17 @@ impl AdamW {
         self.exp_avg_sq.as_slice()
     }
 
-    /// Both moments, to be restored.
-    pub(crate) fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        (self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice())
+    /// Writes what `values`, elements `range` of the flat buffer, have of the moments that are kept here. Weights are
+    /// not.
+    pub(crate) fn restore(&mut self, part: StatePart, range: &Range<usize>, values: &[f32]) {
+        let moments = match part {
+            StatePart::Weight => return,
+            StatePart::ExpAvg => &mut self.exp_avg,
+            StatePart::ExpAvgSq => &mut self.exp_avg_sq,
+        };
+        for (own, at) in places(&self.groups) {
+            copy_own((range, values), (own, at), moments.as_mut_slice());
+        }
     }
 
     /// Moves `weights`, flat, by the gradient: `gradient(range)` gives the values of a group's elements. Uses as many
@@ -138,7 +143,7 @@ impl AdamW {
         }
         let rules: Vec<Rule> = self.groups.iter().map(|group| self.rule(group, update)).collect();
         let ranges: Vec<Range<usize>> = self.groups.iter().map(|group| group.range.clone()).collect();
-        let (mut m, mut v) = self.moments_mut();
+        let (mut m, mut v) = (self.exp_avg.as_mut_slice(), self.exp_avg_sq.as_mut_slice());
         let total = m.len();
         let threads = (tch::get_num_threads().max(1) as usize).min(total / ELEMENTS_PER_THREAD + 1);
         let quota = total.div_ceil(threads).max(1);
@@ -198,6 +203,15 @@ impl AdamW {
             eps: self.eps as f32,
         }
     }
+}
+
+/// Each group's elements, and where its moments begin.
+fn places(groups: &[Group]) -> impl Iterator<Item = (&Range<usize>, usize)> {
+    groups.iter().scan(0, |next, group| {
+        let at = *next;
+        *next += group.range.len();
+        Some((&group.range, at))
+    })
 }
 
 /// The scalars of one group's update, in f32.

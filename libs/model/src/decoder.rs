@@ -131,13 +131,7 @@ impl Model {
             ));
         }
         self.fold = GradientFold::new(&self.weights.layout, size as usize, self.options.determinism);
-        let shape = MessageShape {
-            width: i64::from(self.spec.hidden_size),
-            kind: self.options.kind(),
-            device: self.options.device,
-        };
-        self.experts = ExpertGroup::over(shape, ranks, watch)?;
-        Ok(())
+        self.experts.join(ranks, watch)
     }
 
     /// Initial weights of `seed`: the same on every machine.
@@ -362,8 +356,7 @@ impl Network {
         let mut found = backward(&[(&normed, by_normed)], &terms, (&[x], &self.head.leaves, &[]))?;
         let by_x = required(found.next())?;
         dense.store(&self.head.leaves, &mut found)?;
-        gradients.fold.push(dense, 0);
-        gradients.finished(self.head_bucket);
+        gradients.finish(dense);
         Ok((loss_sum, by_x))
     }
 
@@ -380,24 +373,18 @@ impl Network {
         let mut found = backward(&outputs, &[], (&[], &self.embedding_leaves, &leaves))?;
         dense.store(&self.embedding_leaves, &mut found)?;
         gathered.scatter(&mut found, cell, &mut dense, &mut gradients.rows_suw)?;
-        gradients.fold.push(dense, 0);
-        gradients.finished(self.embedding_bucket);
+        gradients.finish(dense);
         Ok(())
     }
 
     fn assist(&self, experts: &mut ExpertGroup, gradients: &mut CellGradients<'_, '_>) -> Result<()> {
         let forward = |layer: &Layer| layer.assist(experts);
         let received = self.layers.iter().map(forward).collect::<Result<Vec<_>>>()?;
-        let zero = |gradients: &mut CellGradients<'_, '_>, bucket: usize| {
-            let dense = gradients.fold.begin(bucket).zero();
-            gradients.fold.push(dense, 0);
-            gradients.finished(bucket);
-        };
-        zero(gradients, self.head_bucket);
+        gradients.finish_empty(self.head_bucket);
         for (layer, received) in self.layers.iter().zip(received).rev() {
             layer.assist_backward(received, experts, gradients)?;
         }
-        zero(gradients, self.embedding_bucket);
+        gradients.finish_empty(self.embedding_bucket);
         Ok(())
     }
 }

@@ -80,19 +80,12 @@ impl ExpertGroup {
         ExpertGroup { shape, path: Path::Alone(None) }
     }
 
-    /// A seat of `collective`, whose ranks hold the experts in the order of their seats.
-    pub(crate) fn over(
-        shape: MessageShape,
-        collective: Box<dyn Collective>,
-        watch: ExchangeWatch,
-    ) -> Result<ExpertGroup> {
-        if collective.world_size() == 1 {
-            return Ok(ExpertGroup::alone(shape));
+    /// Takes a seat of `collective`, whose ranks hold the experts in the order of their seats.
+    pub(crate) fn join(&mut self, collective: Box<dyn Collective>, watch: ExchangeWatch) -> Result<()> {
+        if collective.world_size() > 1 {
+            self.path = Path::Shared { own: None, carrier: Carrier::start(collective, watch)? };
         }
-        Ok(ExpertGroup {
-            shape,
-            path: Path::Shared { own: None, carrier: Carrier::start(collective, watch)? },
-        })
+        Ok(())
     }
 
     /// Ranks in the group.

@@ -182,7 +182,20 @@ pub(crate) struct CellGradients<'a, 'b> {
 }
 
 impl CellGradients<'_, '_> {
-    /// Bucket `index` has this cell's gradients: if it is the last cell, the sum goes out.
+    /// A bucket that all ranks have has this cell's gradients: they join the sum, and with the last cell it goes out.
+    pub(crate) fn finish(&mut self, gradient: BucketGradient) {
+        let index = gradient.index;
+        self.fold.push(gradient, 0);
+        self.finished(index);
+    }
+
+    /// As [`CellGradients::finish`], of a rank that has no cell.
+    pub(crate) fn finish_empty(&mut self, index: usize) {
+        let gradient = self.fold.begin(index).zero();
+        self.finish(gradient);
+    }
+
+    /// Bucket `index` has this cell's gradients of every source: with the last cell the sum goes out.
     pub(crate) fn finished(&mut self, index: usize) {
         if let Some(take) = &mut self.take {
             take(index, self.fold.take(index));

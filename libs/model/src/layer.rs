@@ -228,8 +228,7 @@ impl Layer {
         let mut found = backward(&outputs, &terms, (&[x], &self.front_leaves, &[]))?;
         let by_x = required(found.next())?;
         dense.store(&self.front_leaves, &mut found)?;
-        gradients.fold.push(dense, 0);
-        gradients.finished(self.bucket);
+        gradients.finish(dense);
         Ok(by_x)
     }
 
@@ -260,9 +259,7 @@ impl Layer {
         let answers = self.differentiate(blocks, group.finish()?, gradients)?;
         group.start(answers)?;
         group.finish()?;
-        let dense = gradients.fold.begin(self.bucket).zero();
-        gradients.fold.push(dense, 0);
-        gradients.finished(self.bucket);
+        gradients.finish_empty(self.bucket);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, StatePart, state_part};
 
 use crate::decoder::Model;
 use crate::error::{ModelError, Result};
@@ -58,15 +58,9 @@ impl Model {
     /// them. Call [`Model::state_written`] after the last one and before computing.
     pub fn write_state(&mut self, name: &str, shape: &[u64], start: usize, values: &[f32]) -> Result<()> {
         let problem = |problem: String| ModelError::State { name: name.to_owned(), problem };
-        let (parameter, moment) = if let Some(parameter) = name.strip_prefix(EXP_AVG_SQ) {
-            (parameter, Some(1))
-        } else if let Some(parameter) = name.strip_prefix(EXP_AVG) {
-            (parameter, Some(0))
-        } else {
-            (name, None)
-        };
+        let (part, parameter) = state_part(name);
         let entry = self.weights.entry(parameter)?;
-        if moment.is_some() && !entry.spec.is_trained() {
+        if part != StatePart::Weight && !entry.spec.is_trained() {
             return Err(problem("selection biases have no moments".into()));
         }
         if entry.spec.shape != shape {
@@ -77,22 +71,10 @@ impl Model {
             return Err(problem(format!("elements from {start} on: {} values do not fit", values.len())));
         };
         let range = entry.range.start + start..entry.range.start + end;
-        match (moment, &mut self.adamw) {
-            (None, _) => self.weights.master.as_mut_slice()[range].copy_from_slice(values),
-            (Some(_), None) => return Err(problem("the model has no optimizer".into())),
-            (Some(which), Some(adamw)) => {
-                let places: Vec<(Range<usize>, usize)> =
-                    adamw.places().map(|(place, at)| (place.clone(), at)).collect();
-                let (first, second) = adamw.moments_mut();
-                let moments = if which == 0 { first } else { second };
-                for (place, at) in places {
-                    let (from, to) = (place.start.max(range.start), place.end.min(range.end));
-                    if from < to {
-                        moments[at + from - place.start..at + to - place.start]
-                            .copy_from_slice(&values[from - range.start..to - range.start]);
-                    }
-                }
-            }
+        match (part, &mut self.adamw) {
+            (StatePart::Weight, _) => self.weights.master.as_mut_slice()[range].copy_from_slice(values),
+            (_, None) => return Err(problem("the model has no optimizer".into())),
+            (part, Some(adamw)) => adamw.restore(part, &range, values),
         }
         Ok(())
     }

@@ -11,14 +11,13 @@ use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
 use polygram_domain::RankLayout;
 use polygram_domain::batch::IGNORED_TARGET;
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, Part};
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, Part, StatePart, state_part};
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
+use polygram_domain::rank_layout::copy_own;
 use polygram_domain::run_spec::{AdamWSpec, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 
-use super::{
-    CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket, is_elsewhere,
-};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// Parameters, moments and the pending gradient.
@@ -109,13 +108,7 @@ impl Drill {
 impl Drill {
     fn import(&mut self, tensor: &NamedTensor) -> Result<(), ComputeError> {
         let refuse = |reason: String| ComputeError::State { name: tensor.name.clone(), reason };
-        let (moments, plain) = if let Some(plain) = tensor.name.strip_prefix(EXP_AVG_SQ) {
-            (Some(&mut self.exp_avg_sq), plain)
-        } else if let Some(plain) = tensor.name.strip_prefix(EXP_AVG) {
-            (Some(&mut self.exp_avg), plain)
-        } else {
-            (None, tensor.name.as_str())
-        };
+        let (part, plain) = state_part(&tensor.name);
         let entry = self.layout.get(plain).ok_or_else(|| refuse("the model has no such tensor".into()))?;
         if entry.spec.shape != tensor.shape {
             return Err(refuse(format!(
@@ -131,16 +124,16 @@ impl Drill {
             )));
         }
         let range = entry.range.start + start..entry.range.start + end;
-        let Some(moments) = moments else {
-            self.weights[range].copy_from_slice(&tensor.data);
-            return Ok(());
+        let moments = match part {
+            StatePart::Weight => {
+                self.weights[range].copy_from_slice(&tensor.data);
+                return Ok(());
+            }
+            StatePart::ExpAvg => &mut self.exp_avg,
+            StatePart::ExpAvgSq => &mut self.exp_avg_sq,
         };
         for (own, at) in own_parts(&self.layout) {
-            let (from, to) = (own.start.max(range.start), own.end.min(range.end));
-            if from < to {
-                moments[at + from - own.start..at + to - own.start]
-                    .copy_from_slice(&tensor.data[from - range.start..to - range.start]);
-            }
+            copy_own((&range, &tensor.data), (&own, at), moments);
         }
         Ok(())
     }
@@ -284,7 +277,7 @@ impl Compute for Drill {
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {
         for tensor in tensors {
-            if !is_elsewhere(&self.layout, &tensor) {
+            if !self.layout.is_elsewhere(state_part(&tensor.name).1) {
                 self.import(&tensor)?;
             }
         }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ};
 use polygram_domain::run_spec::{Engine, RunSpec};
 use polygram_domain::{CellBatch, Rank, RankLayout};
 use polygram_ngram::UniqueRows;
@@ -160,12 +159,4 @@ pub fn engine_of(spec: &RunSpec, rank: Rank) -> Result<Box<dyn Compute>, Compute
         #[cfg(not(feature = "torch"))]
         Engine::Torch => Err(ComputeError::NoTorch),
     }
-}
-
-/// Whether `tensor`, of the model that `layout` is of, belongs to an expert that this rank does not hold.
-fn is_elsewhere(layout: &RankLayout, tensor: &NamedTensor) -> bool {
-    let plain = |name: &str, prefix| name.strip_prefix(prefix).map(str::to_owned);
-    let name = plain(&tensor.name, EXP_AVG).or_else(|| plain(&tensor.name, EXP_AVG_SQ));
-    let name = name.unwrap_or_else(|| tensor.name.clone());
-    layout.get(&name).is_none() && layout.is_partial() && name.contains(".mlp.experts.")
 }

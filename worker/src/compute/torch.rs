@@ -3,12 +3,11 @@
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
 use polygram_domain::RankLayout;
+use polygram_domain::layout::state_part;
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
 use polygram_model::{CellInput, Device, Model, Options, Update};
 
-use super::{
-    CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket, is_elsewhere,
-};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// A rank's part of the model of a run.
@@ -102,7 +101,7 @@ impl Compute for Torch {
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {
         for tensor in tensors {
-            if is_elsewhere(self.model.layout(), &tensor) {
+            if self.model.layout().is_elsewhere(state_part(&tensor.name).1) {
                 continue;
             }
             let start = tensor.elements.start as usize;
