@@ -1,6 +1,6 @@
 //! Times one cell of a run file's model: forward and backward, evaluation, and the optimizer.
 //!
-//! `cargo run --release -p polygram-model --example cell_speed -- RUNFILE [THREADS] [default|tuned]`
+//! `cargo run --release -p polygram-model --example cell_speed -- RUNFILE [THREADS] [default|tuned] [REPETITIONS] [f32|bf16]`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::time::Instant;
@@ -16,8 +16,11 @@ fn main() {
         tune_allocator();
     }
     set_threads(threads);
+    let repetitions = arguments.get(3).map_or(24, |text| text.parse().unwrap());
     let text = std::fs::read_to_string(path).unwrap();
-    let spec = RunFile::parse(&text, path, &[]).and_then(|file| file.resolve()).unwrap();
+    let sets: Vec<String> =
+        arguments.get(4).map(|compute| format!("training.compute={compute}")).into_iter().collect();
+    let spec = RunFile::parse(&text, path, &sets).and_then(|file| file.resolve()).unwrap();
     let mut model = Model::new(&spec.model, Options::of(&spec.training, Device::Cpu)).unwrap();
     let start = Instant::now();
     model.init(spec.seed).unwrap();
@@ -39,7 +42,7 @@ fn main() {
 
     let (mut forward_backward, mut update) = (Vec::new(), Vec::new());
     let mut processor = Vec::new();
-    for number in 1..=24 {
+    for number in 1..=repetitions {
         let start = Instant::now();
         let used = processor_seconds();
         model.forward_backward(&input, None).unwrap();

@@ -1,17 +1,17 @@
 //! One cell as the segments want it: tensors on the device, made from checked plain buffers.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::cell::{CellInput, RowShape};
 use crate::decoder::Model;
 use crate::error::Result;
+use crate::kernels::Products;
 
 /// One cell as the segments want it.
 pub(crate) struct CellContext<'a> {
     pub(crate) batch: i64,
     pub(crate) seq_len: i64,
-    /// Type of matrix products.
-    pub(crate) kind: Kind,
+    pub(crate) products: Products,
     pub(crate) device: Device,
     /// `[P]` i64.
     pub(crate) tokens: Tensor,
@@ -77,7 +77,7 @@ impl Model {
         Ok(CellContext {
             batch: batch.batch() as i64,
             seq_len: batch.seq_len() as i64,
-            kind: self.options.kind(),
+            products: self.options.products,
             device,
             tokens: to_device(batch.tokens_bt())?,
             token_rows: batch.tokens_bt(),

@@ -1,9 +1,7 @@
-//! The model: forward and backward of one cell, segment by segment.
+//! The model: forward and backward of one cell.
 //!
-//! A segment is the embedding, a part of a layer, or the head. Each runs on leaves cut off from the segment before it, so
-//! backward goes through them one at a time: segment i's output, multiplied into the gradient that came from segment
-//! i + 1, is differentiated by the segment's own leaves. With `recompute` a layer's graph is made only then, from its
-//! kept input; it is the same code on the same numbers, so it gives the same bits.
+//! Embedding, layers and head are differentiated one after another from the end. With `recompute` what backward needs of a
+//! layer is made only then, from its kept input; it is the same code on the same numbers, so it gives the same bits.
 //!
 //! What backward has passed is done with: the gradient of each bucket of the layout joins the sum over cells at once,
 //! and leaves with the last cell.
@@ -22,12 +20,12 @@ use crate::embedding::{Gathered, Site};
 use crate::error::{ModelError, Result};
 use crate::experts::{ExchangeWatch, ExpertGroup, MessageShape};
 use crate::gradient::{CellGradients, GradientFold, TakeBucket};
-use crate::layer::{AuxiliaryScale, Graph, Layer, Received};
-use crate::loss::{Head, Targets, hidden_z};
+use crate::layer::{AuxiliaryScale, Kept, Layer, Received};
+use crate::loss::{Head, HeadOutput, Targets};
 use crate::options::Options;
 use crate::parameters::{Leaf, Leaves, Weights};
 use crate::rope::Rotary;
-use crate::segment::{backward, leaf_of, required};
+use crate::segment::backward;
 
 /// The decoder, its weights, its optimizer and the sum of the gradients of the cells so far.
 #[derive(Debug)]
@@ -57,14 +55,14 @@ pub(crate) struct Network {
     head_bucket: usize,
 }
 
-/// A layer's input, and its graph or what it is made anew from.
-struct Kept {
+/// A layer's input, and what backward needs or makes it anew from.
+struct Passed {
     input: Tensor,
     pass: Pass,
 }
 
 enum Pass {
-    Graph(Box<Graph>),
+    Kept(Box<Kept>),
     Received(Received),
 }
 
@@ -85,7 +83,7 @@ impl Model {
             .map_err(|problem| ModelError::input("model", problem, "a legal model"))?;
         let adamw = options.adamw.as_ref().map(|adamw| AdamW::new(adamw, &layout)).transpose()?;
         let fold = GradientFold::new(&layout, 1, options.determinism);
-        let weights = Weights::new(layout, options.kind(), options.device)?;
+        let weights = Weights::new(layout, options.products, options.device)?;
         let mut leaves = Leaves::new(&weights);
         let embedding = Site::input(&mut leaves, &spec)?;
         let network = Network {
@@ -94,14 +92,14 @@ impl Model {
             layers: (0..spec.num_layers)
                 .map(|index| Layer::new(&weights, &spec, index, &options))
                 .collect::<Result<_>>()?,
-            head: Head::new(&weights, &spec)?,
+            head: Head::new(&weights, &spec, options.products)?,
             options: options.clone(),
             embedding_bucket: weights.layout.embedding_bucket(),
             head_bucket: weights.layout.head_bucket(),
         };
         let a = &spec.attention;
-        let shape =
-            MessageShape { width: i64::from(spec.hidden_size), kind: options.kind(), device: options.device };
+        let (kind, device) = (options.products.kind(), options.device);
+        let shape = MessageShape { width: i64::from(spec.hidden_size), kind, device };
         Ok(Model {
             network,
             experts: ExpertGroup::alone(shape),
@@ -268,7 +266,7 @@ impl Model {
                 x = layer.forward(&x, &cell, experts)?.output;
             }
             let targets = Targets::new(input.batch.targets_bt(), input.global_targets, &cell)?;
-            head.loss_sum(&head.normed(&x, &cell)?, &targets)
+            head.loss_sum(&head.normed(&x, &cell)?.output, &targets)
         })
     }
 }
@@ -289,8 +287,8 @@ impl Network {
 
         let gathered = self.embedding.gather(cell)?;
         let embedded = self.embedding.combine(&gathered, cell)?;
-        let mut x = leaf_of(&embedded)?;
-        let mut kept = Vec::with_capacity(self.layers.len());
+        let mut x = embedded.f_detach()?;
+        let mut passed = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let recompute = self.options.recompute;
             let pass = match recompute {
@@ -300,12 +298,11 @@ impl Network {
             auxiliary.balance.push(pass.balance);
             auxiliary.router_z.push(pass.router_z);
             routing_counts.extend_from_slice(&pass.routing.counts);
-            let output = leaf_of(&pass.output)?;
-            let pass = match recompute {
-                true => Pass::Received(pass.graph.received()),
-                false => Pass::Graph(Box::new(pass.graph)),
+            let kept = match recompute {
+                true => Pass::Received(pass.kept.received()),
+                false => Pass::Kept(Box::new(pass.kept)),
             };
-            kept.push(Kept { input: std::mem::replace(&mut x, output), pass });
+            passed.push(Passed { input: std::mem::replace(&mut x, pass.output), pass: kept });
         }
 
         let (loss_sum, mut by_x) =
@@ -314,12 +311,12 @@ impl Network {
             balance: balance.loss_coefficient * share,
             router_z: balance.router_z_coefficient * share,
         };
-        for (layer, Kept { input, pass }) in self.layers.iter().zip(kept).rev() {
-            let graph = match pass {
-                Pass::Graph(graph) => *graph,
+        for (layer, Passed { input, pass }) in self.layers.iter().zip(passed).rev() {
+            let kept = match pass {
+                Pass::Kept(kept) => *kept,
                 Pass::Received(received) => layer.again(&input, cell, received)?,
             };
-            by_x = layer.backward((&input, graph), &by_x, scale, (cell, experts), gradients)?;
+            by_x = layer.backward((&input, kept), &by_x, scale, (cell, experts), gradients)?;
         }
 
         self.differentiate_embedding(&embedded, by_x, (&gathered, cell), gradients)?;
@@ -343,21 +340,13 @@ impl Network {
         gradients: &mut CellGradients<'_, '_>,
     ) -> Result<(f64, Tensor)> {
         let mut dense = gradients.fold.begin(self.head_bucket);
-        let hidden_z = hidden_z(x)?;
-        auxiliary.hidden_z = hidden_z.f_double_value(&[])?;
-        let normed = self.head.normed(x, cell)?;
         let wanted = Targets::new(input.batch.targets_bt(), input.global_targets, cell)?;
-        let (loss_sum, by_normed, by_head) =
-            no_grad(|| self.head.loss_and_gradients(&normed.f_detach()?, &wanted))?;
-        let range = &self.head.weight_range;
-        by_head.f_copy_data(dense.part(range), range.len())?;
-        drop(by_head);
-        let terms = [(&hidden_z, self.options.balance.hidden_z_coefficient * share)];
-        let mut found = backward(&[(&normed, by_normed)], &terms, (&[x], &self.head.leaves, &[]))?;
-        let by_x = required(found.next())?;
-        dense.store(&self.head.leaves, &mut found)?;
+        let z = self.options.balance.hidden_z_coefficient * share;
+        let HeadOutput { loss_sum, hidden_z, by_hidden } =
+            self.head.differentiate(x, &wanted, z, (cell, &mut dense))?;
+        auxiliary.hidden_z = hidden_z;
         gradients.finish(dense);
-        Ok((loss_sum, by_x))
+        Ok((loss_sum, by_hidden))
     }
 
     fn differentiate_embedding(

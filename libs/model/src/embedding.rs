@@ -130,7 +130,8 @@ impl Site {
         let combined = match (&self.tables, &gathered.rows) {
             (Some(tables), Some(rows)) => {
                 let stacked = tables.projections.f_permute([0, 2, 1])?.f_reshape([-1, self.width])?;
-                let projected = rows.f_to_kind(cell.kind)?.f_mm(&stacked)?.f_to_kind(Kind::Float)?;
+                let operand = cell.products.operand_in_graph(rows)?;
+                let projected = operand.f_mm(&stacked)?.f_to_kind(Kind::Float)?;
                 let mean = words.f_add(&projected)?.f_div_scalar(tables.divisor)?;
                 match &cell.plain_words {
                     Some(mask) => words.f_where_self(mask, &mean)?,

@@ -57,7 +57,7 @@ impl Model {
                 });
                 x = pass.output;
             }
-            let normed = head.normed(&x, &cell)?;
+            let normed = head.normed(&x, &cell)?.output;
             let targets = Targets::new(input.batch.targets_bt(), input.global_targets, &cell)?;
             let loss = head.loss_sum(&normed, &targets)? / input.batch.target_count() as f64;
             let logits_btv = to_host(&head.logits(&normed)?)?;

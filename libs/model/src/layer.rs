@@ -11,24 +11,26 @@
 //! output   back + zero experts + Σ expert outputs
 //! ```
 //! Backward goes the same way from the end: the outputs' gradients travel beside the back, those of the rows beside
-//! the middle. The residual stream is f32; norms hand the compute type to the products.
+//! the middle. The residual stream is f32; norms hand operands to the products.
+//!
+//! Forward keeps what backward needs by name, and every product's backward is written out: only the router's few numbers
+//! and per-layer embeddings go through libtorch's graphs.
 
 use polygram_domain::ModelSpec;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, AttentionPass};
 use crate::balance::BalanceAim;
 use crate::context::CellContext;
-use crate::embedding::Gathered;
 use crate::error::{ModelError, Result};
 use crate::experts::{ExpertGroup, Message};
-use crate::ffn::Ffn;
+use crate::ffn::{Ffn, FfnPass};
 use crate::gradient::{BucketGradient, CellGradients};
-use crate::moe::{Experts, Routed, Router, Routing, Work};
-use crate::norm::rms_norm;
+use crate::kernels::{Adds, Normed};
+use crate::moe::{Experts, ExpertsPass, Routed, Router, Routing, Work};
+use crate::norm::Norm;
 use crate::options::Options;
-use crate::parameters::{Leaf, Leaves, Precision, Weights};
-use crate::segment::{backward, leaf_of, required};
+use crate::parameters::Weights;
 
 /// The weights of one layer.
 #[derive(Debug)]
@@ -36,63 +38,56 @@ pub(crate) struct Layer {
     halves: [Half; 2],
     router: Router,
     experts: Experts,
-    eps: f64,
-    front_leaves: Vec<Leaf>,
-    middle_leaves: Vec<Leaf>,
-    back_leaves: Vec<Leaf>,
     /// Its bucket of gradients; that of its experts is the next one.
     bucket: usize,
 }
 
 #[derive(Debug)]
 struct Half {
-    norm_in: Tensor,
+    norm_in: Norm,
     attention: Attention,
-    norm_post: Tensor,
+    norm_post: Norm,
     ffn: Ffn,
 }
 
-/// One segment's input leaf, its output, and the leaves of per-layer embeddings.
-struct Segment {
-    input: Tensor,
-    output: Tensor,
-    gathered: Option<Gathered>,
+/// What a half's attention and norms did.
+struct HalfPass {
+    normed_in: Normed,
+    attention: AttentionPass,
+    /// `[P, D]` f32: after attention.
+    between: Tensor,
+    normed_post: Normed,
 }
 
-/// The front's outputs, in the graph.
-struct Front {
-    x1: Tensor,
-    h: Tensor,
-    routed: Routed,
-}
-
-/// The experts' outputs for some tokens.
+/// What this rank's experts did for the tokens of one rank, or of all.
 struct Block {
-    /// Its rows and gates are leaves.
     work: Work,
-    /// `[c, D]` in the compute type.
+    pass: ExpertsPass,
+    /// `[c, D]`, until it has been sent.
     mixed: Tensor,
 }
 
 /// What one layer did with one cell.
 pub(crate) struct LayerPass {
-    /// `[P, D]` f32, without a graph.
+    /// `[P, D]` f32.
     pub(crate) output: Tensor,
     /// Balance loss.
     pub(crate) balance: f64,
     /// Router z-loss.
     pub(crate) router_z: f64,
     pub(crate) routing: Routing,
-    pub(crate) graph: Graph,
+    pub(crate) kept: Kept,
 }
 
 /// What backward needs of a forward pass.
-pub(crate) struct Graph {
-    front: Front,
-    /// h, the middle's other input; its first is x1.
-    h: Tensor,
-    middle: Segment,
-    back: Segment,
+pub(crate) struct Kept {
+    front: HalfPass,
+    routed: Routed,
+    middle: FfnPass,
+    /// `[P, D]` f32: between the halves.
+    x2: Tensor,
+    back: HalfPass,
+    last: FfnPass,
     blocks: Vec<Block>,
 }
 
@@ -112,122 +107,100 @@ impl Layer {
         let prefix = format!("model.layers.{index}");
         let balance = &options.balance;
         let aim = BalanceAim { target_top_k: balance.target_top_k, groups: balance.loss_groups };
-        let mut front = Leaves::new(weights);
-        let mut middle = Leaves::new(weights);
-        let mut back = Leaves::new(weights);
-        let norm = |leaves: &mut Leaves<'_>, which: &str, half: u32| {
-            leaves.weight(&format!("{prefix}.{which}_layernorm.{half}.weight"), Precision::Single)
+        let half = |half: u32| -> Result<Half> {
+            let norm = |which: &str| {
+                let name = format!("{prefix}.{which}_layernorm.{half}.weight");
+                Norm::new(weights, &name, model.rms_norm_eps)
+            };
+            Ok(Half {
+                norm_in: norm("input")?,
+                attention: Attention::new(weights, model, &format!("{prefix}.self_attn.{half}"))?,
+                norm_post: norm("post_attention")?,
+                ffn: Ffn::new(weights, model, index, half)?,
+            })
         };
-        let halves = [
-            Half {
-                norm_in: norm(&mut front, "input", 0)?,
-                attention: Attention::new(&mut front, model, &format!("{prefix}.self_attn.0"))?,
-                norm_post: norm(&mut front, "post_attention", 0)?,
-                ffn: Ffn::new(&mut middle, model, index, 0)?,
-            },
-            Half {
-                norm_in: norm(&mut back, "input", 1)?,
-                attention: Attention::new(&mut back, model, &format!("{prefix}.self_attn.1"))?,
-                norm_post: norm(&mut back, "post_attention", 1)?,
-                ffn: Ffn::new(&mut back, model, index, 1)?,
-            },
-        ];
         Ok(Layer {
-            halves,
-            router: Router::new(&mut front, model, index, aim)?,
-            experts: Experts::new(weights, model, index, options.determinism)?,
-            eps: model.rms_norm_eps,
-            front_leaves: front.finish(),
-            middle_leaves: middle.finish(),
-            back_leaves: back.finish(),
+            halves: [half(0)?, half(1)?],
+            router: Router::new(weights, model, index, aim)?,
+            experts: Experts::new(weights, index, options)?,
             bucket: weights.layout.layer_bucket(index as usize),
         })
     }
 
-    /// `[P, D]` f32 leaf → `[P, D]` f32. Every rank of the expert group does this, or [`Layer::assist`], at the same time.
+    /// `[P, D]` f32 → `[P, D]` f32. Every rank of the expert group does this, or [`Layer::assist`], at the same time.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         cell: &CellContext<'_>,
         group: &mut ExpertGroup,
     ) -> Result<LayerPass> {
-        let (front, routing) = self.front(x, cell)?;
-        let Routed { rows, gates, dispatch, .. } = &front.routed;
-        group.start(dispatch.messages(group.size(), &rows.f_detach()?, Some(&gates.f_detach()?))?)?;
-        let h = leaf_of(&front.h)?;
-        let middle = self.middle(&front.x1, &h, cell)?;
+        let [first, second] = &self.halves;
+        let front = first.attend(x, cell)?;
+        let h = &front.normed_post.output;
+        let (routed, routing) = self.router.forward(h, cell)?;
+        let (rows, gates) = (routed.dispatch.rows_of(h)?, routed.gates.f_detach()?);
+        group.start(routed.dispatch.messages(group.size(), &rows, Some(&gates))?)?;
+        let (x2, middle) = first.ffn.forward(&front.between, h, cell)?;
         let blocks = self.compute(self.experts.work(group.finish()?)?)?;
         group.start(outputs(&blocks)?)?;
-        let back = self.back(&middle.output, cell)?;
-        let (mixed, _) = dispatch.joined(&group.finish()?)?;
-        let output = no_grad(|| {
-            let mixed = mixed.f_to_kind(Kind::Float)?;
-            let zero = match &front.routed.zero {
-                Some(zero) => zero.shallow_clone(),
-                None => back.output.f_zeros_like()?,
-            };
-            Ok::<_, ModelError>(back.output.f_add(&zero.f_index_add(0, &dispatch.tokens, &mixed)?)?)
-        })?;
+        let back = second.attend(&x2, cell)?;
+        let (mut output, last) = second.ffn.forward(&back.between, &back.normed_post.output, cell)?;
+        let (mixed, _) = routed.dispatch.joined(&group.finish()?)?;
+        no_grad(|| routed.add_experts(&mut output, &mixed, h))?;
         Ok(LayerPass {
-            output: output.f_detach()?,
-            balance: front.routed.balance.f_double_value(&[])?,
-            router_z: front.routed.router_z.f_double_value(&[])?,
+            output,
+            balance: routed.balance.f_double_value(&[])?,
+            router_z: routed.router_z.f_double_value(&[])?,
             routing,
-            graph: Graph { front, h, middle, back, blocks },
+            kept: Kept { front, routed, middle, x2, back, last, blocks },
         })
     }
 
-    /// Makes the graph of a pass anew, from its input and what had come from other ranks.
-    pub(crate) fn again(&self, x: &Tensor, cell: &CellContext<'_>, received: Received) -> Result<Graph> {
-        let (front, _) = self.front(x, cell)?;
-        let h = leaf_of(&front.h)?;
-        let middle = self.middle(&front.x1, &h, cell)?;
-        let back = self.back(&middle.output, cell)?;
-        Ok(Graph { blocks: self.compute(received.0)?, front, h, middle, back })
+    /// Makes what a pass kept anew, from its input and what had come from other ranks.
+    pub(crate) fn again(&self, x: &Tensor, cell: &CellContext<'_>, received: Received) -> Result<Kept> {
+        let [first, second] = &self.halves;
+        let front = first.attend(x, cell)?;
+        let (routed, _) = self.router.forward(&front.normed_post.output, cell)?;
+        let (x2, middle) = first.ffn.forward(&front.between, &front.normed_post.output, cell)?;
+        let back = second.attend(&x2, cell)?;
+        let (_, last) = second.ffn.forward(&back.between, &back.normed_post.output, cell)?;
+        Ok(Kept { blocks: self.compute(received.0)?, front, routed, middle, x2, back, last })
     }
 
     /// Gradients of `⟨output, by_output⟩` and the auxiliary losses: by the pass's input `x`, which is returned, and by the
     /// weights, which go into `gradients`.
     pub(crate) fn backward(
         &self,
-        (x, graph): (&Tensor, Graph),
+        (x, kept): (&Tensor, Kept),
         by_output: &Tensor,
         scale: AuxiliaryScale,
         (cell, group): (&CellContext<'_>, &mut ExpertGroup),
         gradients: &mut CellGradients<'_, '_>,
     ) -> Result<Tensor> {
-        let Graph { front, h, middle, back, blocks } = graph;
-        let Front { x1, h: h_out, routed } = front;
-        let by_mixed = by_output.f_index_select(0, &routed.dispatch.tokens)?.f_to_kind(cell.kind)?;
+        let Kept { front, routed, middle, x2, back, last, blocks } = kept;
+        let [first, second] = &self.halves;
+        let by_mixed = cell.products.operand(&routed.dispatch.rows_of(by_output)?)?;
         group.start(routed.dispatch.messages(group.size(), &by_mixed, None)?)?;
         let mut dense = gradients.fold.begin(self.bucket);
 
-        let [by_x2, _] =
-            self.through(&back, None, by_output, &self.back_leaves, (cell, &mut dense), gradients)?;
+        let h = &back.normed_post.output;
+        let by = cell.products.operand(by_output)?;
+        let by_h = second.ffn.backward(h, last, &by, (cell, &mut dense), gradients)?;
+        // The residual's gradient, which the caller keeps: this rank's own copy is added to from here on.
+        let mut by_x = by_output.f_empty_like()?;
+        by_x.f_copy_(by_output)?;
+        let by_x2 = second.attend_backward((&x2, back), &by_h, by_x, cell, &mut dense)?;
         let answers = self.differentiate(blocks, group.finish()?, gradients)?;
         group.start(answers)?;
-        let [by_x1, by_h] = self.through(
-            &middle,
-            Some(&h),
-            &required(by_x2)?,
-            &self.middle_leaves,
-            (cell, &mut dense),
-            gradients,
-        )?;
-        let (by_rows, by_gates) = routed.dispatch.joined(&group.finish()?)?;
 
-        let mut outputs = vec![(&x1, required(by_x1)?), (&h_out, required(by_h)?)];
-        outputs.push((&routed.rows, by_rows));
-        if let Some(by_gates) = by_gates {
-            outputs.push((&routed.gates, by_gates));
-        }
-        if let Some(zero) = &routed.zero {
-            outputs.push((zero, by_output.shallow_clone()));
-        }
-        let terms = [(&routed.balance, scale.balance), (&routed.router_z, scale.router_z)];
-        let mut found = backward(&outputs, &terms, (&[x], &self.front_leaves, &[]))?;
-        let by_x = required(found.next())?;
-        dense.store(&self.front_leaves, &mut found)?;
+        let h = &front.normed_post.output;
+        let by = cell.products.operand(&by_x2)?;
+        let by_h = first.ffn.backward(h, middle, &by, (cell, &mut dense), gradients)?;
+        let mut by_h = by_h.f_to_kind(Kind::Float)?;
+        let (by_rows, by_gates) = routed.dispatch.joined(&group.finish()?)?;
+        let by_choices = (&by_rows, by_gates);
+        self.router.backward((h, &routed), by_output, by_choices, scale, (&mut by_h, &mut dense))?;
+        let by_x = first.attend_backward((x, front), &by_h, by_x2, cell, &mut dense)?;
         gradients.finish(dense);
         Ok(by_x)
     }
@@ -238,8 +211,7 @@ impl Layer {
             (0..group.size()).map(|_| group.empty(self.experts.len(), true)).collect::<Result<Vec<_>>>()
         };
         group.start(nothing(group)?)?;
-        let work = self.experts.work(group.finish()?)?;
-        let blocks = no_grad(|| self.compute(work))?;
+        let blocks = self.compute(self.experts.work(group.finish()?)?)?;
         group.start(outputs(&blocks)?)?;
         group.finish()?;
         Ok(received(blocks))
@@ -263,36 +235,11 @@ impl Layer {
         Ok(())
     }
 
-    fn front(&self, x: &Tensor, cell: &CellContext<'_>) -> Result<(Front, Routing)> {
-        let half = &self.halves[0];
-        let normed = rms_norm(x, &half.norm_in, self.eps, cell.kind)?;
-        let x1 = x.f_add(&half.attention.forward(&normed, cell)?)?;
-        let h = rms_norm(&x1, &half.norm_post, self.eps, cell.kind)?;
-        let (routed, routing) = self.router.forward(&h, cell)?;
-        Ok((Front { x1, h, routed }, routing))
-    }
-
-    fn middle(&self, x1: &Tensor, h: &Tensor, cell: &CellContext<'_>) -> Result<Segment> {
-        let input = leaf_of(x1)?;
-        let (ffn, gathered) = self.halves[0].ffn.forward(h, cell)?;
-        Ok(Segment { output: input.f_add(&ffn)?, input, gathered })
-    }
-
-    fn back(&self, x2: &Tensor, cell: &CellContext<'_>) -> Result<Segment> {
-        let half = &self.halves[1];
-        let input = leaf_of(x2)?;
-        let normed = rms_norm(&input, &half.norm_in, self.eps, cell.kind)?;
-        let x3 = input.f_add(&half.attention.forward(&normed, cell)?)?;
-        let (ffn, gathered) =
-            half.ffn.forward(&rms_norm(&x3, &half.norm_post, self.eps, cell.kind)?, cell)?;
-        Ok(Segment { output: x3.f_add(&ffn)?, input, gathered })
-    }
-
     /// This rank's experts, for the tokens of every rank.
     fn compute(&self, work: Vec<Work>) -> Result<Vec<Block>> {
         let block = |work: Work| {
-            let work = work.on_leaves()?;
-            Ok(Block { mixed: self.experts.forward(&work)?, work })
+            let (mixed, pass) = self.experts.forward(&work)?;
+            Ok(Block { work, pass, mixed })
         };
         work.into_iter().map(block).collect()
     }
@@ -306,7 +253,7 @@ impl Layer {
     ) -> Result<Vec<Message>> {
         let mut answers = Vec::with_capacity(by_mixed.len());
         let mut by_mixed = by_mixed.into_iter();
-        for (source, Block { work, mixed }) in blocks.into_iter().enumerate() {
+        for (source, Block { work, pass, mixed }) in blocks.into_iter().enumerate() {
             let by_mixed = work.arranged(&mut by_mixed)?;
             if by_mixed.size() != mixed.size() {
                 return Err(ModelError::input(
@@ -315,50 +262,45 @@ impl Layer {
                     format!("those of its outputs {:?}", mixed.size()),
                 ));
             }
-            let Work { rows, gates, .. } = &work;
             let mut own = gradients.fold.begin(self.bucket + 1);
-            let (by_rows, by_gates) = if work.is_empty() {
-                own = own.zero();
-                (rows.f_zeros_like()?, gates.f_zeros_like()?)
-            } else {
-                let outputs = [(&mixed, by_mixed)];
-                let mut found = backward(&outputs, &[], (&[rows], &self.experts.leaves, &[gates]))?;
-                let by_rows = required(found.next())?;
-                own.store(&self.experts.leaves, &mut found)?;
-                (by_rows, required(found.next())?)
-            };
+            let (by_rows, by_gates) = self.experts.backward(&work, pass, &by_mixed, &mut own)?;
             gradients.fold.push(own, source);
-            answers.extend(work.answers(&by_rows.f_detach()?, Some(&by_gates.f_detach()?))?);
+            answers.extend(work.answers(&by_rows, Some(&by_gates))?);
         }
         gradients.finished(self.bucket + 1);
         Ok(answers)
     }
+}
 
-    /// Backward of one segment: gradients by its input and by `other`, its second one.
-    fn through(
+impl Half {
+    /// `x + MLA(norm_in(x))`, and its norm.
+    fn attend(&self, x: &Tensor, cell: &CellContext<'_>) -> Result<HalfPass> {
+        let normed_in = self.norm_in.forward(x, cell)?;
+        let (between, attention) = self.attention.forward(x, &normed_in.output, cell)?;
+        let normed_post = self.norm_post.forward(&between, cell)?;
+        Ok(HalfPass { normed_in, attention, between, normed_post })
+    }
+
+    /// Backward of [`Half::attend`] of `x`, from the gradient by the last norm's output and that by the residual stream, which
+    /// becomes the one by `x`.
+    fn attend_backward(
         &self,
-        segment: &Segment,
-        other: Option<&Tensor>,
-        by_output: &Tensor,
-        leaves: &[Leaf],
-        (cell, dense): (&CellContext<'_>, &mut BucketGradient),
-        gradients: &mut CellGradients<'_, '_>,
-    ) -> Result<[Option<Tensor>; 2]> {
-        let inputs: Vec<&Tensor> = std::iter::once(&segment.input).chain(other).collect();
-        let extra: Vec<&Tensor> = segment.gathered.iter().flat_map(Gathered::leaves).collect();
-        let outputs = [(&segment.output, by_output.shallow_clone())];
-        let mut found = backward(&outputs, &[], (&inputs, leaves, &extra))?;
-        let by_input = found.next();
-        let by_other = other.and_then(|_| found.next());
-        dense.store(leaves, &mut found)?;
-        if let Some(gathered) = &segment.gathered {
-            gathered.scatter(&mut found, cell, dense, &mut gradients.rows_suw)?;
-        }
-        Ok([by_input, by_other])
+        (x, pass): (&Tensor, HalfPass),
+        by_normed: &Tensor,
+        by_residual: Tensor,
+        cell: &CellContext<'_>,
+        dense: &mut BucketGradient,
+    ) -> Result<Tensor> {
+        let HalfPass { normed_in, attention, between, normed_post } = pass;
+        self.norm_post.backward((&between, &normed_post), by_normed, (&by_residual, Adds::Yes), dense)?;
+        let by = cell.products.operand(&by_residual)?;
+        let by_normed_in = self.attention.backward(&normed_in.output, attention, &by, cell, dense)?;
+        self.norm_in.backward((x, &normed_in), &by_normed_in, (&by_residual, Adds::Yes), dense)?;
+        Ok(by_residual)
     }
 }
 
-impl Graph {
+impl Kept {
     /// What [`Layer::again`] needs to make it anew.
     pub(crate) fn received(self) -> Received {
         received(self.blocks)
@@ -373,7 +315,7 @@ fn received(blocks: Vec<Block>) -> Received {
 fn outputs(blocks: &[Block]) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
     for block in blocks {
-        messages.extend(block.work.answers(&block.mixed.f_detach()?, None)?);
+        messages.extend(block.work.answers(&block.mixed, None)?);
     }
     Ok(messages)
 }

@@ -1,31 +1,43 @@
 //! The end of the model: final norm, output head, cross-entropy and the hidden z-loss.
 //!
-//! Logits are made for [`CHUNK`] positions at a time and never exist whole. Their gradient is `softmax − onehot` over the
-//! global number of targets, made in place; the head's gradient is summed over chunks in order.
+//! Logits are made for some positions at a time and never exist whole. They become their own gradient in place; the head's
+//! gradient is summed over chunks in order.
 
 use polygram_domain::ModelSpec;
 use polygram_domain::batch::IGNORED_TARGET;
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::context::CellContext;
 use crate::error::Result;
-use crate::norm::rms_norm;
-use crate::parameters::{Leaf, Leaves, Precision, Weights};
+use crate::gradient::BucketGradient;
+use crate::kernels::{Adds, Normed, Products, nll_and_gradient};
+use crate::linear::{Linear, Sum};
+use crate::norm::Norm;
+use crate::parameters::Weights;
+use crate::segment::{backward, leaf_of, required};
 
+/// Logits that exist at one time, about: 16 MiB in f32, between the caches and a product's efficiency.
+const LOGITS: i64 = 4 << 20;
 /// Positions whose logits exist at one time.
-const CHUNK: i64 = 1024;
+const POSITIONS: std::ops::RangeInclusive<i64> = 64..=1024;
 
 /// Final norm and output head.
 #[derive(Debug)]
 pub(crate) struct Head {
-    norm: Tensor,
-    /// `[V, D]`, without gradient: its gradient is computed by hand.
-    weight: Tensor,
-    eps: f64,
-    /// The norm's weight.
-    pub(crate) leaves: Vec<Leaf>,
-    /// Where the head's gradient belongs in the flat buffer.
-    pub(crate) weight_range: std::ops::Range<usize>,
+    norm: Norm,
+    /// `[V, D]`.
+    head: Linear,
+    products: Products,
+}
+
+/// What the end of a cell gives.
+pub(crate) struct HeadOutput {
+    /// Σ nll.
+    pub(crate) loss_sum: f64,
+    /// Hidden z-loss, before its coefficient.
+    pub(crate) hidden_z: f64,
+    /// `[P, D]` f32: the gradient by the last layer's output.
+    pub(crate) by_hidden: Tensor,
 }
 
 /// Targets of one cell, as the head wants them.
@@ -52,84 +64,102 @@ impl Targets {
 }
 
 impl Head {
-    pub(crate) fn new(weights: &Weights, model: &ModelSpec) -> Result<Head> {
-        let mut leaves = Leaves::new(weights);
-        let norm = leaves.weight("model.norm.weight", Precision::Single)?;
-        let weight_range = weights.entry("lm_head.weight")?.range.clone();
-        let shape = [i64::from(model.vocab_size), i64::from(model.hidden_size)];
+    pub(crate) fn new(weights: &Weights, model: &ModelSpec, products: Products) -> Result<Head> {
         Ok(Head {
-            norm,
-            weight: weights.view(&weight_range, &shape, Precision::Compute)?,
-            eps: model.rms_norm_eps,
-            leaves: leaves.finish(),
-            weight_range,
+            norm: Norm::new(weights, "model.norm.weight", model.rms_norm_eps)?,
+            head: Linear::new(weights, "lm_head.weight")?,
+            products,
         })
     }
 
-    /// The normed hidden states, `[P, D]` in the compute type.
-    pub(crate) fn normed(&self, x: &Tensor, cell: &CellContext<'_>) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.eps, cell.kind)
+    /// The normed hidden states, an operand of products.
+    pub(crate) fn normed(&self, hidden: &Tensor, cell: &CellContext<'_>) -> Result<Normed> {
+        self.norm.forward(hidden, cell)
     }
 
     /// `[p, D]` normed → f32 logits `[p, V]`.
     pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        Ok(normed.f_linear(&self.weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+        Ok(self.head.forward(normed)?.f_to_kind(Kind::Float)?)
     }
 
-    /// `[p, D]` normed → f32 logarithms of probabilities `[p, V]`.
-    fn log_probabilities(&self, normed: &Tensor) -> Result<Tensor> {
-        Ok(self.logits(normed)?.f_log_softmax(-1, None::<Kind>)?)
-    }
-
-    /// Σ nll in f64, over positions in order. Call it without gradient.
+    /// Σ nll in f64, over positions in order, of normed states. Call it without gradient.
     pub(crate) fn loss_sum(&self, normed: &Tensor, targets: &Targets) -> Result<f64> {
         let mut sum = 0.0;
-        for chunk in chunks(normed)? {
-            let logs = self.log_probabilities(&chunk.of(normed)?)?;
-            sum += host_sum(&negative_log_likelihood(&logs, &chunk, targets)?)?;
+        for chunk in self.chunks(normed) {
+            let logits = self.head.forward(&chunk.of(normed)?)?;
+            let (index, mask) = (chunk.of(&targets.index)?, chunk.of(&targets.mask)?);
+            // The gradient that comes with it is not used; training's own losses have the same bits.
+            let (nll, _) = nll_and_gradient(logits, &index, &mask, self.products)?;
+            sum += host_sum(&nll)?;
         }
         Ok(sum)
     }
 
-    /// Σ nll in f64, and the gradients of Σ nll / global by the normed states `[P, D]` and by the head
-    /// `[V, D]` (f32). Call it without gradient.
-    pub(crate) fn loss_and_gradients(
+    /// Loss of the last layer's output `hidden` `[P, D]`, and the gradients of Σ nll / global + `z`·(hidden z-loss); those by
+    /// the weights go to their places.
+    pub(crate) fn differentiate(
+        &self,
+        hidden: &Tensor,
+        targets: &Targets,
+        z: f64,
+        (cell, dense): (&CellContext<'_>, &mut BucketGradient),
+    ) -> Result<HeadOutput> {
+        let (hidden_z, by_hidden) = self.hidden_z(hidden, z)?;
+        let normed = self.normed(hidden, cell)?;
+        let (loss_sum, by_normed) = no_grad(|| self.cross_entropy(&normed.output, targets, dense))?;
+        self.norm.backward((hidden, &normed), &by_normed, (&by_hidden, Adds::Yes), dense)?;
+        Ok(HeadOutput { loss_sum, hidden_z, by_hidden })
+    }
+
+    /// The z-loss and its gradient times `coefficient`.
+    fn hidden_z(&self, hidden: &Tensor, coefficient: f64) -> Result<(f64, Tensor)> {
+        if coefficient == 0.0 {
+            return Ok((no_grad(|| hidden_z(hidden))?.f_double_value(&[])?, hidden.f_zeros_like()?));
+        }
+        let leaf = leaf_of(hidden)?;
+        let value = hidden_z(&leaf)?;
+        let by_hidden = required(backward(&[], &[(&value, coefficient)], (&[&leaf], &[], &[]))?.next())?;
+        Ok((value.f_double_value(&[])?, by_hidden))
+    }
+
+    /// Σ nll in f64, and the gradient of Σ nll / global by the normed states.
+    fn cross_entropy(
         &self,
         normed: &Tensor,
         targets: &Targets,
-    ) -> Result<(f64, Tensor, Tensor)> {
-        let mut sum = 0.0;
-        let mut by_normed = Vec::new();
-        let mut by_weight: Option<Tensor> = None;
-        for chunk in chunks(normed)? {
+        dense: &mut BucketGradient,
+    ) -> Result<(f64, Tensor)> {
+        let mut loss = 0.0;
+        let by_normed = normed.f_empty_like()?;
+        let scales = targets.mask.f_div_scalar(targets.global)?;
+        let mut sum = Sum::Begins;
+        for chunk in self.chunks(normed) {
             let states = chunk.of(normed)?;
-            let scale = chunk.of(&targets.mask)?.f_div_scalar(targets.global)?.f_unsqueeze(-1)?;
-            let mut logs = self.log_probabilities(&states)?;
-            sum += host_sum(&negative_log_likelihood(&logs, &chunk, targets)?)?;
-            // In place: logarithms → probabilities → gradient of each position's nll by its logits.
-            let mut by_logits = logs.f_exp_()?;
-            let minus_one = Tensor::f_full([chunk.len, 1], -1.0, (Kind::Float, by_logits.device()))?;
-            let index = chunk.of(&targets.index)?.f_unsqueeze(-1)?;
-            let by_logits = by_logits.f_scatter_add_(1, &index, &minus_one)?.f_to_kind(states.f_kind()?)?;
-            // The scale is applied to the narrow side of both products.
-            by_normed.push(by_logits.f_mm(&self.weight)?.f_mul(&scale)?);
-            let scaled = states.f_mul(&scale)?.f_to_kind(states.f_kind()?)?;
-            let part = by_logits.f_transpose(0, 1)?.f_mm(&scaled)?.f_to_kind(Kind::Float)?;
-            by_weight = Some(match by_weight {
-                Some(mut sum) => sum.f_add_(&part)?,
-                None => part,
-            });
+            let logits = self.head.forward(&states)?;
+            let (index, scales) = (chunk.of(&targets.index)?, chunk.of(&scales)?);
+            let (nll, by_logits) = nll_and_gradient(logits, &index, &scales, self.products)?;
+            loss += host_sum(&nll)?;
+            self.head.by_input_into(&by_logits, &chunk.of(&by_normed)?)?;
+            self.head.by_weight_onto(&by_logits, &states, dense, sum)?;
+            sum = Sum::GoesOn;
         }
-        let by_weight = match by_weight {
-            Some(sum) => sum,
-            None => self.weight.f_zeros_like()?.f_to_kind(Kind::Float)?,
-        };
-        Ok((sum, Tensor::f_cat(&by_normed, 0)?, by_weight))
+        if sum == Sum::Begins {
+            self.head.no_gradient(dense);
+        }
+        Ok((loss, by_normed))
+    }
+
+    fn chunks(&self, normed: &Tensor) -> impl Iterator<Item = Chunk> + use<> {
+        let positions = normed.size().first().copied().unwrap_or(0);
+        let each = (LOGITS / self.head.outputs().max(1)).clamp(*POSITIONS.start(), *POSITIONS.end());
+        (0..positions)
+            .step_by(each as usize)
+            .map(move |start| Chunk { start, len: each.min(positions - start) })
     }
 }
 
 /// mean(logsumexp(|h|)²) over positions, of hidden states `[P, D]` before the final norm.
-pub(crate) fn hidden_z(hidden: &Tensor) -> Result<Tensor> {
+fn hidden_z(hidden: &Tensor) -> Result<Tensor> {
     Ok(hidden.f_abs()?.f_logsumexp(&[-1i64][..], false)?.f_square()?.f_mean(None::<Kind>)?)
 }
 
@@ -142,22 +172,6 @@ impl Chunk {
     fn of(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.f_narrow(0, self.start, self.len)?)
     }
-}
-
-fn chunks(normed: &Tensor) -> Result<impl Iterator<Item = Chunk>> {
-    let positions = normed.size().first().copied().unwrap_or(0);
-    Ok((0..positions)
-        .step_by(CHUNK as usize)
-        .map(move |start| Chunk { start, len: CHUNK.min(positions - start) }))
-}
-
-/// `[p]`, 0 where ignored.
-fn negative_log_likelihood(logs: &Tensor, chunk: &Chunk, targets: &Targets) -> Result<Tensor> {
-    let index = chunk.of(&targets.index)?.f_unsqueeze(-1)?;
-    let nll = logs.f_gather(1, &index, false)?.f_squeeze_dim(-1)?.f_neg()?;
-    // Selected, not multiplied: a position without target adds nothing, whatever its logits are.
-    let counted = chunk.of(&targets.mask)?.f_gt(0.0)?;
-    Ok(nll.f_where_self(&counted, &nll.f_zeros_like()?)?)
 }
 
 fn host_sum(values: &Tensor) -> Result<f64> {

@@ -18,14 +18,19 @@ use crate::balance::{BalanceAim, loss_coefficients};
 use crate::context::CellContext;
 use crate::error::{ModelError, Result};
 use crate::experts::Message;
-use crate::ffn::swiglu;
-use crate::parameters::{Leaf, Leaves, Precision, Weights};
-use crate::segment::leaf_of;
+use crate::ffn::split;
+use crate::gradient::BucketGradient;
+use crate::kernels::{Gated, Owners, Products, combine, row_products, silu_gated, silu_gated_backward};
+use crate::layer::AuxiliaryScale;
+use crate::linear::Linear;
+use crate::options::Options;
+use crate::parameters::{Precision, Weights};
+use crate::segment::{backward, leaf_of, required};
 
 /// Chooses experts.
 #[derive(Debug)]
 pub(crate) struct Router {
-    classifier: Tensor,
+    classifier: Linear,
     bias: Tensor,
     spec: MoeSpec,
     aim: BalanceAim,
@@ -37,16 +42,24 @@ pub(crate) struct Experts {
     list: Vec<Expert>,
     /// One product for the tokens of all ranks, or one for each rank's.
     merges: bool,
-    /// Their weights.
-    pub(crate) leaves: Vec<Leaf>,
+    products: Products,
 }
 
 #[derive(Debug)]
 struct Expert {
     /// `[gate; up]`, `[2·inner, D]`.
-    gate_up: Tensor,
+    gate_up: Linear,
     /// `[D, inner]`.
-    down: Tensor,
+    down: Linear,
+}
+
+/// What backward needs of the experts' forward pass.
+#[derive(Debug)]
+pub(crate) struct ExpertsPass {
+    /// `[c, 2·inner]`.
+    gate_up: Tensor,
+    /// `[c, inner]`, an operand of products.
+    gated: Tensor,
 }
 
 /// Rows for this rank's experts.
@@ -73,14 +86,14 @@ struct Merge {
     places: Tensor,
 }
 
-/// What the router made of one cell; tensors are in the graph.
+/// What the router made of one cell: a small graph that begins at its logits.
 pub(crate) struct Routed {
-    /// `[choices, D]`: the tokens of the FFN choices, in the dispatch's order.
-    pub(crate) rows: Tensor,
-    /// `[choices]` f32.
+    /// `[P, n + z]`: the leaf.
+    logits: Tensor,
+    /// `[choices]` f32: gates of the FFN choices, in the dispatch's order.
     pub(crate) gates: Tensor,
-    /// `[P, D]` f32: what the zero experts give; `None` where the model has none.
-    pub(crate) zero: Option<Tensor>,
+    /// `[P, 1]` f32: what multiplies a token for its zero experts; `None` where the model has none.
+    zero: Option<Tensor>,
     /// Scalar.
     pub(crate) balance: Tensor,
     /// Scalar.
@@ -101,26 +114,21 @@ pub(crate) struct Routing {
 
 impl Router {
     /// The router of `layer`.
-    pub(crate) fn new(
-        leaves: &mut Leaves<'_>,
-        model: &ModelSpec,
-        layer: u32,
-        aim: BalanceAim,
-    ) -> Result<Router> {
+    pub(crate) fn new(weights: &Weights, model: &ModelSpec, layer: u32, aim: BalanceAim) -> Result<Router> {
         let prefix = format!("model.layers.{layer}.mlp.router");
-        let bias = leaves.weights.entry(&format!("{prefix}.e_score_correction_bias"))?;
+        let bias = weights.entry(&format!("{prefix}.e_score_correction_bias"))?;
         let width = [bias.range.len() as i64];
         Ok(Router {
-            bias: leaves.weights.view(&bias.range, &width, Precision::Single)?,
-            classifier: leaves.weight(&format!("{prefix}.classifier.weight"), Precision::Single)?,
+            bias: weights.view(&bias.range, &width, Precision::Single)?,
+            classifier: Linear::single(weights, &format!("{prefix}.classifier.weight"))?,
             spec: model.moe.clone(),
             aim,
         })
     }
 
-    /// `[P, D]` (normed, compute type) → choices.
+    /// `[P, D]`, an operand of products → choices.
     pub(crate) fn forward(&self, x_pd: &Tensor, cell: &CellContext<'_>) -> Result<(Routed, Routing)> {
-        let logits = x_pd.f_to_kind(Kind::Float)?.f_linear(&self.classifier, None::<&Tensor>)?;
+        let logits = leaf_of(&self.classifier.forward(&x_pd.f_to_kind(Kind::Float)?)?)?;
         let probabilities = logits.f_softmax(-1, None::<Kind>)?;
         let routing = self.route(&probabilities)?;
         let dispatch = Dispatch::new(&routing, &self.spec, cell)?;
@@ -131,14 +139,44 @@ impl Router {
         let mean = probabilities.f_mean_dim(&[0i64][..], false, None::<Kind>)?;
         let gates = probabilities.f_mul_scalar(self.spec.routed_scaling_factor)?;
         let routed = Routed {
-            rows: x_pd.f_index_select(0, &dispatch.tokens)?,
             gates: gates.f_reshape([-1])?.f_index_select(0, &dispatch.gates)?,
-            zero: self.zero_experts(x_pd, &gates, &dispatch)?,
+            zero: self.zero_gates(&gates, &dispatch)?,
             balance: mean.f_dot(&coefficients)?,
             router_z: logits.f_logsumexp(&[-1i64][..], false)?.f_square()?.f_mean(None::<Kind>)?,
+            logits,
             dispatch,
         };
         Ok((routed, routing))
+    }
+
+    /// From the gradients by the layer's output `[P, D]` f32, and by the dispatched rows and their gates: adds what the
+    /// router's input `x_pd` gets to `by_x`, `[P, D]` f32.
+    pub(crate) fn backward(
+        &self,
+        (x_pd, routed): (&Tensor, &Routed),
+        by_output: &Tensor,
+        (by_rows, by_gates): (&Tensor, Option<Tensor>),
+        scale: AuxiliaryScale,
+        (by_x, dense): (&mut Tensor, &mut BucketGradient),
+    ) -> Result<()> {
+        let mut outputs = Vec::with_capacity(2);
+        if let Some(by_gates) = by_gates {
+            outputs.push((&routed.gates, by_gates));
+        }
+        let detached = routed.zero.as_ref().map(Tensor::f_detach).transpose()?;
+        if let Some(zero) = &routed.zero {
+            outputs.push((zero, row_products(by_output, x_pd)?));
+        }
+        let terms = [(&routed.balance, scale.balance), (&routed.router_z, scale.router_z)];
+        let scaled = detached.as_ref().map(|zero| (zero, by_output));
+        combine(by_x, scaled, by_rows, &routed.dispatch.owners)?;
+        if outputs.is_empty() && terms.iter().all(|(_, coefficient)| *coefficient == 0.0) {
+            self.classifier.no_gradient(dense);
+            return Ok(());
+        }
+        let by_logits = required(backward(&outputs, &terms, (&[&routed.logits], &[], &[]))?.next())?;
+        self.classifier.by_input_onto(by_x, &by_logits)?;
+        self.classifier.by_weight(&by_logits, &x_pd.f_to_kind(Kind::Float)?, dense)
     }
 
     /// Chooses on the host: integers decide everything behind it.
@@ -155,33 +193,36 @@ impl Router {
         Ok(Routing { chosen_pk, counts, probabilities: probabilities.f_detach()? })
     }
 
-    /// `(Σ of the chosen zero experts' gates) · x`.
-    fn zero_experts(&self, x_pd: &Tensor, gates: &Tensor, dispatch: &Dispatch) -> Result<Option<Tensor>> {
+    /// Sums of the chosen zero experts' gates, `[P, 1]`.
+    fn zero_gates(&self, gates: &Tensor, dispatch: &Dispatch) -> Result<Option<Tensor>> {
         let Some(mask) = &dispatch.zero_mask else { return Ok(None) };
         let zero = i64::from(self.spec.zero_experts);
         let gates = gates.f_narrow(1, i64::from(self.spec.experts), zero)?.f_mul(mask)?;
-        Ok(Some(gates.f_sum_dim_intlist(&[-1i64][..], true, None::<Kind>)?.f_mul(x_pd)?))
+        Ok(Some(gates.f_sum_dim_intlist(&[-1i64][..], true, None::<Kind>)?))
+    }
+}
+
+impl Routed {
+    /// Adds to `output` `[P, D]` f32 what all experts give: `mixed` `[choices, D]` are the FFN experts' outputs, `x_pd` is
+    /// the router's input, which zero experts give back.
+    pub(crate) fn add_experts(&self, output: &mut Tensor, mixed: &Tensor, x_pd: &Tensor) -> Result<()> {
+        let zero = self.zero.as_ref().map(Tensor::f_detach).transpose()?;
+        combine(output, zero.as_ref().map(|zero| (zero, x_pd)), mixed, &self.dispatch.owners)
     }
 }
 
 impl Experts {
     /// The experts of `layer` that this rank holds.
-    pub(crate) fn new(
-        weights: &Weights,
-        model: &ModelSpec,
-        layer: u32,
-        determinism: Determinism,
-    ) -> Result<Experts> {
+    pub(crate) fn new(weights: &Weights, layer: u32, options: &Options) -> Result<Experts> {
         let held = weights.layout.experts();
-        let mut leaves = Leaves::new(weights);
-        let (d, inner) = (i64::from(model.hidden_size), i64::from(model.moe.expert_hidden_size));
         let mut list = Vec::with_capacity(held.len());
         for index in held {
             let name = |part: &str| format!("model.layers.{layer}.mlp.experts.{index}.{part}.weight");
-            let gate_up = leaves.joined(&name("gate_proj"), &name("up_proj"), &[2 * inner, d])?;
-            list.push(Expert { gate_up, down: leaves.weight(&name("down_proj"), Precision::Compute)? });
+            let gate_up = Linear::pair(weights, &name("gate_proj"), &name("up_proj"))?;
+            list.push(Expert { gate_up, down: Linear::new(weights, &name("down_proj"))? });
         }
-        Ok(Experts { list, merges: determinism == Determinism::Topology, leaves: leaves.finish() })
+        let merges = options.determinism == Determinism::Topology;
+        Ok(Experts { list, merges, products: options.products })
     }
 
     /// How many they are.
@@ -208,33 +249,71 @@ impl Experts {
         if self.merges && each.len() > 1 { Ok(vec![Work::merged(&each)?]) } else { Ok(each) }
     }
 
-    /// The gated outputs `[c, D]` (compute type).
-    pub(crate) fn forward(&self, work: &Work) -> Result<Tensor> {
-        let Work { rows, gates, counts, .. } = work;
-        if work.is_empty() {
-            return Ok(rows.f_zeros_like()?);
-        }
-        let kind = rows.f_kind()?;
-        let inner = self.products(rows, counts, |expert| &expert.gate_up)?;
-        let gated = swiglu(&inner)?.f_mul(&gates.f_unsqueeze(-1)?)?.f_to_kind(kind)?;
-        self.products(&gated, counts, |expert| &expert.down)
+    /// The gated outputs `[c, D]`, of the operands' type.
+    pub(crate) fn forward(&self, work: &Work) -> Result<(Tensor, ExpertsPass)> {
+        let (width, inner) = (work.rows.size()[1], self.inner());
+        let gate_up = work.empty(2 * inner)?;
+        self.segments(work, |expert, own| expert.gate_up.forward_into(&own(&work.rows)?, &own(&gate_up)?))?;
+        let (gate, up) = split(&gate_up)?;
+        let gated = silu_gated(&Gated { gate: &gate, up: &up, scale: Some(&work.gates) }, self.products)?;
+        let mixed = work.empty(width)?;
+        self.segments(work, |expert, own| expert.down.forward_into(&own(&gated)?, &own(&mixed)?))?;
+        Ok((mixed, ExpertsPass { gate_up, gated }))
     }
 
-    /// One product per expert that has rows, over contiguous segments of `x`.
-    fn products<'a>(
-        &'a self,
-        x: &Tensor,
-        counts: &[u32],
-        weight: impl Fn(&'a Expert) -> &'a Tensor,
-    ) -> Result<Tensor> {
-        let chosen = || counts.iter().zip(&self.list).filter(|(count, _)| **count > 0);
-        let sizes: Vec<i64> = chosen().map(|(&count, _)| i64::from(count)).collect();
-        let parts = x.f_split_with_sizes(&sizes, 0)?;
-        let products = chosen()
-            .zip(&parts)
-            .map(|((_, expert), part)| Ok(part.f_linear(weight(expert), None::<&Tensor>)?))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&products, 0)?)
+    /// From the gradient by the outputs, an operand of products: those by the rows `[c, D]` and by the gates `[c]`; those by
+    /// the weights go to their places.
+    pub(crate) fn backward(
+        &self,
+        work: &Work,
+        pass: ExpertsPass,
+        by: &Tensor,
+        dense: &mut BucketGradient,
+    ) -> Result<(Tensor, Tensor)> {
+        let ExpertsPass { gate_up, gated } = pass;
+        for (expert, _) in self.list.iter().zip(&work.counts).filter(|(_, count)| **count == 0) {
+            expert.gate_up.no_gradient(dense);
+            expert.down.no_gradient(dense);
+        }
+        let by_gated = gated.f_empty_like()?;
+        self.segments(work, |expert, own| {
+            let by = own(by)?;
+            expert.down.by_weight(&by, &own(&gated)?, dense)?;
+            expert.down.by_input_into(&by, &own(&by_gated)?)
+        })?;
+        drop(gated);
+        let by_gate_up = gate_up.f_empty_like()?;
+        let ((gate, up), (by_gate, by_up)) = (split(&gate_up)?, split(&by_gate_up)?);
+        let gated = Gated { gate: &gate, up: &up, scale: Some(&work.gates) };
+        let by_gates = silu_gated_backward(&gated, &by_gated, (&by_gate, &by_up), self.products)?;
+        let by_rows = work.rows.f_empty_like()?;
+        self.segments(work, |expert, own| {
+            let by = own(&by_gate_up)?;
+            expert.gate_up.by_weight(&by, &own(&work.rows)?, dense)?;
+            expert.gate_up.by_input_into(&by, &own(&by_rows)?)
+        })?;
+        Ok((by_rows, required(by_gates)?))
+    }
+
+    fn inner(&self) -> i64 {
+        self.list.first().map_or(0, |expert| expert.down.inputs())
+    }
+
+    /// Calls `product` for every expert that has rows, with what takes its own rows of a tensor.
+    fn segments(
+        &self,
+        work: &Work,
+        mut product: impl FnMut(&Expert, &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        let mut start = 0;
+        for (expert, &count) in self.list.iter().zip(&work.counts) {
+            let len = i64::from(count);
+            if len > 0 {
+                product(expert, &|x: &Tensor| Ok(x.f_narrow(0, start, len)?))?;
+            }
+            start += len;
+        }
+        Ok(())
     }
 }
 
@@ -270,14 +349,9 @@ impl Work {
         Ok(Work { rows, gates, counts, merge: Some(Merge { sizes, order, places }) })
     }
 
-    /// The same, cut off from what made it.
-    pub(crate) fn on_leaves(self) -> Result<Work> {
-        Ok(Work { rows: leaf_of(&self.rows)?, gates: leaf_of(&self.gates)?, ..self })
-    }
-
-    /// Whether there is nothing to do.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.counts.iter().all(|&count| count == 0)
+    /// Room for a row of `width` values for each row, of the operands' type.
+    fn empty(&self, width: i64) -> Result<Tensor> {
+        Ok(Tensor::f_empty([self.rows.size()[0], width], (self.rows.f_kind()?, self.rows.device()))?)
     }
 
     /// The rows of the ranks' messages as these rows lie; takes as many messages as ranks are in them.
@@ -315,8 +389,8 @@ impl Work {
 pub(crate) struct Dispatch {
     /// Choices of each FFN expert.
     counts: Vec<u32>,
-    /// `[choices]` i64: token of each.
-    pub(crate) tokens: Tensor,
+    /// Which choice is whose.
+    pub(crate) owners: Owners,
     /// `[choices]` i64: place of each one's gate in the flattened `[P, n + z]` gates.
     gates: Tensor,
     /// `[P, z]` f32: 1 where a zero expert was chosen; `None` where the model has none.
@@ -358,12 +432,30 @@ impl Dispatch {
                     .f_view([positions as i64, zero as i64])?,
             ),
         };
+        let (mut first, mut rows) = (vec![0u32; positions + 1], vec![0u32; choices]);
+        for &token in &tokens {
+            first[token as usize + 1] += 1;
+        }
+        for token in 0..positions {
+            first[token + 1] += first[token];
+        }
+        let mut next = first.clone();
+        for (row, &token) in (0..).zip(&tokens) {
+            rows[next[token as usize] as usize] = row;
+            next[token as usize] += 1;
+        }
+        let tokens = Tensor::f_from_slice(&tokens)?.f_to_device(cell.device)?;
         Ok(Dispatch {
             counts,
-            tokens: Tensor::f_from_slice(&tokens)?.f_to_device(cell.device)?,
+            owners: Owners { tokens, starts: first, rows },
             gates: Tensor::f_from_slice(&gates)?.f_to_device(cell.device)?,
             zero_mask,
         })
+    }
+
+    /// The rows of `x` `[P, D]` that travel: `[choices, D]`.
+    pub(crate) fn rows_of(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_index_select(0, &self.owners.tokens)?)
     }
 
     /// Choices of the experts of each of `ranks` ranks.

@@ -1,13 +1,15 @@
 //! How a model computes: everything beside its dimensions.
 
-use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, ComputeType, Determinism, TrainingSpec};
-use tch::{Device, Kind};
+use polygram_domain::run_spec::{AdamWSpec, BalanceSpec, Determinism, TrainingSpec};
+use tch::Device;
+
+use crate::kernels::Products;
 
 /// How a model computes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Type of matrix products; masters are f32 always.
-    pub compute: ComputeType,
+    /// How matrix products are computed; masters are f32 always.
+    pub products: Products,
     /// Recompute each layer's activations in backward instead of keeping them. The bits are the same.
     pub recompute: bool,
     /// Whether sums follow the fixed tree over cells, or the order that costs least.
@@ -24,7 +26,7 @@ impl Options {
     /// As a run's training section says.
     pub fn of(training: &TrainingSpec, device: Device) -> Options {
         Options {
-            compute: training.compute,
+            products: Products::of(training.compute, device),
             recompute: training.recompute,
             determinism: training.determinism,
             balance: training.balance.clone(),
@@ -36,7 +38,7 @@ impl Options {
     /// For evaluation in f32 on the CPU.
     pub fn evaluation() -> Options {
         Options {
-            compute: ComputeType::F32,
+            products: Products::F32,
             recompute: false,
             determinism: Determinism::Elastic,
             balance: BalanceSpec {
@@ -51,14 +53,6 @@ impl Options {
             },
             adamw: None,
             device: Device::Cpu,
-        }
-    }
-
-    /// Type of matrix products.
-    pub(crate) fn kind(&self) -> Kind {
-        match self.compute {
-            ComputeType::F32 => Kind::Float,
-            ComputeType::Bf16 => Kind::BFloat16,
         }
     }
 }

@@ -10,6 +10,7 @@ use polygram_domain::rank_layout::Entry;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::error::{ModelError, Result};
+use crate::kernels::{Products, round_into};
 
 /// A contiguous f32 tensor in host memory that plain code may read and write.
 #[derive(Debug)]
@@ -53,23 +54,24 @@ pub(crate) struct Weights {
     pub(crate) master: FlatBuffer,
     /// On the device; the master's own storage on the CPU.
     single: Tensor,
-    /// bf16 copy, where products are bf16.
+    /// Operands of products, where those are rounded to bf16.
     half: Option<Tensor>,
+    products: Products,
 }
 
 impl Weights {
-    pub(crate) fn new(layout: RankLayout, compute: Kind, device: Device) -> Result<Weights> {
+    pub(crate) fn new(layout: RankLayout, products: Products, device: Device) -> Result<Weights> {
         let len = layout.len() as i64;
         let master = FlatBuffer::zeros(layout.len())?;
         let single = match device {
             Device::Cpu => master.tensor.shallow_clone(),
             _ => Tensor::f_zeros([len], (Kind::Float, device))?,
         };
-        let half = match compute {
-            Kind::Float => None,
-            kind => Some(Tensor::f_zeros([len], (kind, device))?),
+        let half = match products {
+            Products::F32 => None,
+            _ => Some(Tensor::f_zeros([len], (products.kind(), device))?),
         };
-        Ok(Weights { layout, master, single, half })
+        Ok(Weights { layout, master, single, half, products })
     }
 
     /// The tensor called `name`.
@@ -86,8 +88,10 @@ impl Weights {
             if self.single.device() != Device::Cpu {
                 self.single.f_copy_(&self.master.tensor)?;
             }
-            if let Some(half) = &mut self.half {
-                half.f_copy_(&self.single)?;
+            match &mut self.half {
+                Some(half) if self.products == Products::RoundedBf16 => round_into(&self.single, half)?,
+                Some(half) => half.f_copy_(&self.single)?,
+                None => {}
             }
             Ok(())
         })
@@ -121,21 +125,10 @@ impl<'a> Leaves<'a> {
         Leaves { weights, list: Vec::new() }
     }
 
-    /// The weight called `name`, in its own shape.
-    pub(crate) fn weight(&mut self, name: &str, precision: Precision) -> Result<Tensor> {
-        let entry = self.weights.entry(name)?;
-        let shape: Vec<i64> = entry.spec.shape.iter().map(|&size| size as i64).collect();
-        self.leaf(entry.range.clone(), &shape, precision)
-    }
-
     /// Neighbouring weights, from `first` to `last`, as one tensor: `shape` must have their elements.
     pub(crate) fn joined(&mut self, first: &str, last: &str, shape: &[i64]) -> Result<Tensor> {
         let range = self.weights.entry(first)?.range.start..self.weights.entry(last)?.range.end;
-        self.leaf(range, shape, Precision::Compute)
-    }
-
-    fn leaf(&mut self, range: Range<usize>, shape: &[i64], precision: Precision) -> Result<Tensor> {
-        let tensor = self.weights.view(&range, shape, precision)?.f_set_requires_grad(true)?;
+        let tensor = self.weights.view(&range, shape, Precision::Compute)?.f_set_requires_grad(true)?;
         self.list.push(Leaf { range, tensor: tensor.shallow_clone() });
         Ok(tensor)
     }

@@ -1,8 +1,8 @@
 //! Same bits: of two runs, with and without recomputation, and of a cell wherever it is computed. And bf16 beside f32.
 
 use polygram_domain::model::Placement;
-use polygram_domain::run_spec::{BalanceSpec, ComputeType};
-use polygram_model::{CellOutput, Model, Options, Update};
+use polygram_domain::run_spec::BalanceSpec;
+use polygram_model::{CellOutput, Model, Options, Products, Update};
 
 use crate::fixture::{Golden, TestCell, bits, options, relative_error};
 use crate::placements::{sites, small};
@@ -29,12 +29,12 @@ fn output_bits(output: &CellOutput) -> (u64, u64, Vec<u32>, Vec<u64>) {
 
 #[test]
 fn two_runs_and_recomputation_give_the_same_bits() {
-    for compute in [ComputeType::F32, ComputeType::Bf16] {
+    for products in [Products::F32, Products::Bf16, Products::RoundedBf16] {
         for placement in [Placement::Input, Placement::PerLayer, Placement::PerLayerNgram] {
             let spec = small(placement);
             let cell = TestCell::new(&spec, sites(&spec), 7, (2, 9));
             let run = |recompute: bool| {
-                let mut model = Model::new(&spec, Options { compute, recompute, ..balanced() }).unwrap();
+                let mut model = Model::new(&spec, Options { products, recompute, ..balanced() }).unwrap();
                 model.init(1).unwrap();
                 let mut seen = Vec::new();
                 for number in 1..=3 {
@@ -47,8 +47,8 @@ fn two_runs_and_recomputation_give_the_same_bits() {
                 (seen, bits(model.weights()))
             };
             let first = run(false);
-            assert!(first == run(false), "two runs differ: {compute:?}, {placement:?}");
-            assert!(first == run(true), "recomputation differs: {compute:?}, {placement:?}");
+            assert!(first == run(false), "two runs differ: {products:?}, {placement:?}");
+            assert!(first == run(true), "recomputation differs: {products:?}, {placement:?}");
         }
     }
 }
@@ -84,13 +84,13 @@ fn cells_are_summed_along_one_tree_whoever_computes_them() {
 fn bf16_is_close_to_f32() {
     for name in ["A", "B"] {
         let golden = Golden::open(name);
-        let run = |compute| {
-            let mut model = golden.directory.load(Options { compute, ..options(1) }).unwrap();
+        let run = |products| {
+            let mut model = golden.directory.load(Options { products, ..options(1) }).unwrap();
             let output = model.forward_backward(&golden.input(), None).unwrap();
             (output, model.take_gradient())
         };
-        let (single, single_gradient) = run(ComputeType::F32);
-        let (half, half_gradient) = run(ComputeType::Bf16);
+        let (single, single_gradient) = run(Products::F32);
+        let (half, half_gradient) = run(Products::Bf16);
         let loss = (half.loss_sum / single.loss_sum - 1.0).abs();
         let dense = relative_error(&half_gradient, &single_gradient);
         let rows = relative_error(&half.row_grads_suw, &single.row_grads_suw);
@@ -103,7 +103,7 @@ fn bf16_is_close_to_f32() {
 #[test]
 fn masters_stay_f32_under_bf16() {
     let spec = small(Placement::Input);
-    let mut model = Model::new(&spec, Options { compute: ComputeType::Bf16, ..balanced() }).unwrap();
+    let mut model = Model::new(&spec, Options { products: Products::Bf16, ..balanced() }).unwrap();
     model.init(1).unwrap();
     let cell = TestCell::new(&spec, 1, 7, (2, 9));
     let before = model.weights().to_vec();

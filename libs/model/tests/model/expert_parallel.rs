@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use polygram_collective::{Local, Options as GroupOptions};
 use polygram_domain::model::Placement;
-use polygram_domain::run_spec::ComputeType;
 use polygram_domain::{ModelSpec, Rank, RankLayout, Topology};
-use polygram_model::{CellOutput, Model, ModelError, Options};
+use polygram_model::{CellOutput, Model, ModelError, Options, Products};
 
 use crate::fixture::{Golden, TestCell, bits, floats, options, relative_error};
 use crate::placements::{sites, small};
@@ -144,11 +143,10 @@ fn tree(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
 #[test]
 fn any_division_of_the_experts_gives_the_same_bits() {
     for placement in [Placement::Input, Placement::PerLayerNgram] {
-        for (compute, recompute) in
-            [(ComputeType::F32, false), (ComputeType::F32, true), (ComputeType::Bf16, false)]
+        for (products, recompute) in [(Products::F32, false), (Products::F32, true), (Products::Bf16, false)]
         {
             let spec = small(placement);
-            let options = Options { compute, recompute, ..options(2) };
+            let options = Options { products, recompute, ..options(2) };
             // Uneven cells.
             let cell =
                 |seed: u64| Some(TestCell::new(&spec, sites(&spec), 40 + seed, (1 + seed as usize % 3, 9)));
@@ -156,7 +154,7 @@ fn any_division_of_the_experts_gives_the_same_bits() {
             let alone = run(&spec, &options, 1, &cells);
             let wanted = gradient(&alone);
             for ranks in [2, 4] {
-                let case = format!("{placement:?}, {compute:?}, recompute {recompute}, {ranks} ranks");
+                let case = format!("{placement:?}, {products:?}, recompute {recompute}, {ranks} ranks");
                 let divided = run(&spec, &options, ranks, &cells);
                 let outputs: Vec<_> = divided.iter().flat_map(|rank| rank.outputs.iter().flatten()).collect();
                 assert!(outputs.into_iter().eq(alone[0].outputs.iter().flatten()), "{case}: outputs");
@@ -226,11 +224,11 @@ fn ranks_of_another_configuration_are_found_out() {
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = Local::ranks(2, &group)
             .into_iter()
-            .zip([ComputeType::F32, ComputeType::Bf16])
-            .map(|(seat, compute)| {
+            .zip([Products::F32, Products::Bf16])
+            .map(|(seat, products)| {
                 let (spec, cell) = (&spec, &cell);
                 scope.spawn(move || {
-                    let options = Options { compute, ..options(2) };
+                    let options = Options { products, ..options(2) };
                     run_rank((spec, &initial), options, (2, seat), (cell, GLOBAL)).err()
                 })
             })
