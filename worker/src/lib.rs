@@ -14,7 +14,7 @@ pub mod evaluate;
 pub mod fault;
 #[cfg(test)]
 #[cfg(feature = "torch")]
-mod golden_recipe;
+mod golden;
 pub mod gradients;
 pub mod input;
 mod input_counts;
