@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
-    Abort, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation, JoinRequest,
-    MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
+    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
+    JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
 };
 
 use super::{Action, Event, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
@@ -39,6 +40,13 @@ fn settings() -> Settings {
         attempt: 3,
         timeouts: Timeouts::of(10.0),
         tables: Vec::new(),
+        recovery: RecoverySpec {
+            max_restarts: 0,
+            max_fruitless_restarts: 2,
+            backoff_seconds: 1.0,
+            quarantine_after: 2,
+            quarantine_seconds: 60.0,
+        },
     }
 }
 
@@ -102,8 +110,8 @@ impl Run {
     }
 
     fn attend(&mut self, member: MemberRef) -> Result<Vec<Action>, String> {
-        let member = self.id(member);
-        let (answer, actions) = self.call(|ticket| Event::Attend { ticket, member });
+        let (member, generation) = (self.id(member), self.state.generation());
+        let (answer, actions) = self.call(|ticket| Event::Attend { ticket, member, generation });
         answer.map(|_| actions)
     }
 
