@@ -86,8 +86,8 @@ pub(crate) struct Follower<'l, 'c, 'p> {
 #[derive(Clone, Copy, Debug)]
 struct Loss {
     noticed: Instant,
-    /// When members that live but did not come back are killed; none once that is done.
-    kill_absent: Option<Instant>,
+    /// Since when the coordinator waits for members, and for nothing else.
+    missed_since: Option<Instant>,
 }
 
 /// The line to the coordinator.
@@ -292,11 +292,10 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             return;
         }
         self.restarts = status.restarts;
-        self.printer.say(format!("{}: {}", status.state, status.message));
-        let detection = self.launch.configuration.spec.failure_detection_seconds;
-        let now = Instant::now();
-        let noticed = self.loss.map_or(now, |loss| loss.noticed);
-        self.loss = Some(Loss { noticed, kill_absent: Some(now + Duration::from_secs_f64(detection)) });
+        self.said = format!("{}: {}", status.state, status.message);
+        self.printer.say(&self.said);
+        let noticed = self.loss.map_or(Instant::now(), |loss| loss.noticed);
+        self.loss = Some(Loss { noticed, missed_since: None });
         // A process that hangs does not come back by itself.
         let silent = status.last_rollback.as_ref().filter(|last| last.reason == Reason::MemberSilent);
         if let Some(last) = silent
@@ -309,12 +308,18 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Members that live and did not come back in time hang somewhere: they are killed, and started again.
     fn kill_absent(&mut self) {
         let Some(loss) = &mut self.loss else { return };
-        let Some(status) = self.status.as_ref().filter(|status| status.state == RunState::Recovering) else {
+        let is_waiting = |status: &&RunStatus| {
+            status.state == RunState::Recovering && status.reason == Reason::WaitingForMembers
+        };
+        let Some(status) = self.status.as_ref().filter(is_waiting) else {
+            loss.missed_since = None;
             return;
         };
-        if loss.kill_absent.take_if(|due| *due <= Instant::now()).is_none() {
+        let patience = Duration::from_secs_f64(self.launch.configuration.spec.failure_detection_seconds);
+        if loss.missed_since.get_or_insert_with(Instant::now).elapsed() < patience {
             return;
         }
+        loss.missed_since = None;
         let back = |pid: u32| status.members.iter().any(|member| member.pid == pid);
         let absent = self.launch.children.living().filter(|(name, pid)| *name != COORDINATOR && !back(*pid));
         let absent: Vec<u32> = absent.map(|(_, pid)| pid).collect();
@@ -328,7 +333,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Starts the coordinator again where it listened before.
     async fn revive(&mut self, address: SocketAddr, error: Option<ControlError>) -> Outcome<Revived> {
         let noticed = self.loss.map_or(Instant::now(), |loss| loss.noticed);
-        self.loss = Some(Loss { noticed, kill_absent: None });
+        self.loss = Some(Loss { noticed, missed_since: None });
         let mut error = error;
         loop {
             let patience = if error.is_some() { COORDINATOR_PATIENCE } else { LEAVING_PATIENCE };

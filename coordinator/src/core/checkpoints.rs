@@ -1,4 +1,5 @@
-//! Parts in, commits out. A step is committed when every worker and every shard has reported its part.
+//! Parts in, commits out. A step is committed when every worker and every shard has reported its part, and rank 0 the
+//! metrics of every step before it.
 
 use polygram_domain::{Generation, Step};
 use polygram_proto::control::{Directive, MemberId, Reason, RunState};
@@ -72,13 +73,16 @@ impl Turn<'_> {
         Ok(Reply::PartNoted)
     }
 
-    fn next_commit(&mut self) {
+    /// Begins the next commit, if there is one and its steps are told: parts come by another way than metrics, and a run
+    /// that goes on from a commit does not do the steps before it again.
+    pub(super) fn next_commit(&mut self) {
+        let told = self.state.reached();
         let checkpoints = &mut self.state.checkpoints;
-        if checkpoints.committing.is_none() {
-            checkpoints.committing = checkpoints.complete.pop_first();
-            if let Some(step) = checkpoints.committing {
-                self.actions.push(Action::Commit { step });
-            }
+        let next = checkpoints.complete.first().copied().filter(|step| *step <= told);
+        if let (None, Some(step)) = (checkpoints.committing, next) {
+            checkpoints.complete.remove(&step);
+            checkpoints.committing = Some(step);
+            self.actions.push(Action::Commit { step });
         }
     }
 

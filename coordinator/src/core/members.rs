@@ -73,6 +73,10 @@ impl Turn<'_> {
                 failed: false,
             },
         );
+        if self.state.run == RunState::Recovering {
+            // Whoever starts members again sees who is back.
+            self.actions.push(Action::StatusChanged);
+        }
         Ok(Reply::Admitted { member: id, generation })
     }
 
@@ -134,6 +138,7 @@ impl Turn<'_> {
                     self.state.metrics = Some(metrics);
                     self.actions.push(Action::Record(Record::Metrics(metrics)));
                     self.note_progress(metrics.step.next());
+                    self.next_commit();
                 }
             }
             MemberReport::Evaluation(evaluation) => {

@@ -33,8 +33,8 @@ pub(super) struct Recovery {
     furthest_at_loss: Step,
     /// Losses in a row between which the run came no further.
     fruitless: u32,
-    /// The last failure that a member told itself.
-    told: Option<Told>,
+    /// Failures that members told themselves since the run last came further.
+    told: BTreeSet<Told>,
     /// The next generation is not assigned before this.
     not_before: Option<Time>,
     /// When the last loss was judged, until the run is where it was then.
@@ -46,10 +46,11 @@ pub(super) struct Recovery {
 }
 
 /// A failure by which it is known again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     role: Role,
-    message: String,
+    /// Its words without their numbers: ports and ranks differ from one time to the next.
+    words: String,
     step: Step,
 }
 
@@ -91,10 +92,10 @@ impl State {
     fn gives_up(&self, reason: Reason, culprit: &Culprit) -> Option<String> {
         let (policy, recovery) = (&self.settings.recovery, &self.recovery);
         let told = Told::of(reason, culprit);
-        if told.is_some() && told == recovery.told && recovery.fruitless > 0 {
+        if told.is_some_and(|told| recovery.told.contains(&told)) {
             return Some(format!(
-                "this failure came twice in a row at step {}, so it would come again; mend its cause, and the same \
-                 command continues",
+                "this failure came at step {} before, so it would come again; mend its cause, and the same command \
+                 continues",
                 culprit.step
             ));
         }
@@ -117,7 +118,7 @@ impl Told {
         let is_told = matches!(reason, Reason::MemberFailed | Reason::ProtocolBroken);
         is_told.then(|| Told {
             role: culprit.member.role,
-            message: culprit.message.clone(),
+            words: culprit.message.chars().filter(|c| !c.is_ascii_digit()).collect(),
             step: culprit.step,
         })
     }
@@ -131,7 +132,7 @@ impl Turn<'_> {
         let (restarts, why) = (self.state.recovery.restarts, self.state.gives_up(reason, &culprit));
         let line = self.loss_line(reason, &culprit, host, why.clone());
         self.actions.push(Action::Record(Record::Recovery(line)));
-        self.state.recovery.told = Told::of(reason, &culprit);
+        self.state.recovery.told.extend(Told::of(reason, &culprit));
         self.state.culprit = Some(culprit);
         match (why, &self.state.stop) {
             (_, _) if !self.state.recovers() => self.fail(reason, sentence),
@@ -151,6 +152,7 @@ impl Turn<'_> {
         {
             recovery.furthest_at_loss = recovery.furthest;
             recovery.fruitless = 0;
+            recovery.told.clear();
             recovery.hosts.clear();
         } else {
             recovery.fruitless += 1;
@@ -342,7 +344,7 @@ impl Turn<'_> {
 
 impl State {
     /// The state version that this generation has reached, as rank 0 said.
-    fn reached(&self) -> Step {
+    pub(super) fn reached(&self) -> Step {
         self.metrics.map_or(self.resume_step(), |metrics| metrics.step.next())
     }
 }

@@ -157,7 +157,11 @@ impl Member {
         Part { member: name, step, objects, cursor, table_decay: None }
     }
 
+    /// Its part, after the metrics of its last step; where those were told before, the first word counts.
     pub async fn upload(&self, lead: &Lead, step: u64) {
+        if self.who == WORKER && step > 0 {
+            self.metrics(step - 1, 1.0).await;
+        }
         let part = self.write_part(lead, step).await;
         self.reporter.report_upload(Step(step), serde_json::to_string(&part).unwrap()).await.unwrap();
     }

@@ -21,6 +21,7 @@ mod admission;
 mod checkpoints;
 mod counts;
 mod failures;
+mod recovery;
 mod stopping;
 
 /// A run of two workers and two shards, driven by hand.
@@ -125,7 +126,11 @@ impl Run {
         self.report(member, MemberReport::Ready { assignment })
     }
 
+    /// Its part, after the metrics that come first.
     fn upload(&mut self, member: MemberRef, step: u64) -> (Result<Reply, String>, Vec<Action>) {
+        if member == W0 && step > 0 {
+            self.report(W0, MemberReport::Metrics(metrics(step - 1, 1.0)));
+        }
         let (member, generation) = (self.id(member), self.state.generation());
         self.call(|ticket| Event::Upload { ticket, member, generation, step: Step(step) })
     }
