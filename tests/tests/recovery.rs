@@ -1,6 +1,8 @@
 //! Whoever dies, the run goes on by itself, and ends with the bits of a run that was never disturbed: every step is
 //! recorded once, and the newest commit has the undisturbed run's digest.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, times are told
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
