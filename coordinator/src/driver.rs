@@ -199,7 +199,7 @@ impl Driver {
         let part = serde_json::from_str::<Part>(&part_json);
         let part = part.map_err(|e| format!("the part of step {step} is not legal: {e}")).and_then(|part| {
             if part.step != step {
-                return Err(format!("a part of step {} was reported as one of step {step}", part.step));
+                return Err(format!("the report gives a part of step {} as one of step {step}", part.step));
             }
             // Nobody's part is for the core to refuse.
             let of_generation = generation == self.state.generation();
