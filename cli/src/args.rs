@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Runs(RootArgs),
     /// One line per step of a run
     Metrics(RunArgs),
+    /// Who was lost, what followed and where the run went on, from the store alone
+    Why(RunArgs),
     /// Digest of a committed training state, the same in any topology
     Digest(DigestArgs),
     /// Logits and loss of a Hugging Face model for given tokens

@@ -55,7 +55,7 @@ fn a_finished_run_starts_no_member() {
 #[test]
 fn a_lost_coordinator_takes_everybody_along() {
     let stage = Stage::new(&announcing(closed_port(), "pending", 0, "exec sleep 600"), "exec sleep 600");
-    let overrides = ["--set", "run.failure_detection_seconds=1"];
+    let overrides = ["--set", "run.failure_detection_seconds=1", "--set", "recovery.max_restarts=0"];
     let (code, _, stderr) = text(&stage.train(&overrides).output().unwrap());
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("error: the coordinator was lost"), "{stderr}");
@@ -66,7 +66,14 @@ fn a_lost_coordinator_takes_everybody_along() {
 fn a_dead_member_is_named_with_its_log() {
     let script = "echo 'something about a tensor' >&2; exit 7";
     let stage = Stage::new(&announcing(closed_port(), "pending", 0, "exec sleep 600"), script);
-    let overrides = ["--set", "run.failure_detection_seconds=1", "--set", "topology.shards=1"];
+    let overrides = [
+        "--set",
+        "run.failure_detection_seconds=1",
+        "--set",
+        "topology.shards=1",
+        "--set",
+        "recovery.max_restarts=0",
+    ];
     let (code, _, stderr) = text(&stage.train(&overrides).output().unwrap());
     assert_eq!(code, Some(1), "{stderr}");
     assert!(

@@ -23,7 +23,7 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn names_and_roots_are_checked() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["status", "metrics", "digest"] {
+    for command in ["status", "metrics", "why", "digest"] {
         polygram_in(folder.path(), &[command, "Bad_Name"]).refused(&["Bad_Name"]);
         polygram_in(folder.path(), &[command, "demo"]).refused(&["polygram-root"]);
         polygram_in(folder.path(), &[command, "demo", "--root", "file://x/y"])

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use polygram_checkpoint::Part;
-use polygram_domain::Step;
+use polygram_checkpoint::{MetricsLine, Part, WentBackRecord};
+use polygram_domain::{Generation, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::control::{
     Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, UploadReport,
     WatchEvent,
@@ -25,8 +26,17 @@ const DIRECTIVES: usize = 32;
 /// Events that a slow watcher may be behind; what it misses beyond is not repeated.
 const WATCH_EVENTS: usize = 1024;
 
-/// A call's answer: the error is a refusal, one sentence.
-pub(crate) type Answer<T> = oneshot::Sender<Result<T, String>>;
+/// Why a call is not granted, one sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// For good.
+    No(String),
+    /// Another try may succeed.
+    Later(String),
+}
+
+/// A call's answer.
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 /// What a member says; the error is the end, and how it came.
 pub(crate) type Reports = Pin<Box<dyn Stream<Item = Result<Envelope, String>> + Send>>;
 
@@ -40,6 +50,7 @@ pub(crate) enum Input {
     },
     Attend {
         member: MemberId,
+        generation: Generation,
         reports: Reports,
         answer: Answer<mpsc::Receiver<Directive>>,
     },
@@ -64,7 +75,7 @@ pub(crate) enum Input {
 enum Pending {
     Join(Answer<Joined>),
     Attend { member: MemberId, reports: Reports, answer: Answer<mpsc::Receiver<Directive>> },
-    Upload { key: (Step, MemberRef), new: bool, answer: Answer<()> },
+    Upload { new: Option<(Step, MemberRef)>, answer: Answer<()> },
     Stop(Answer<String>),
 }
 
@@ -163,9 +174,9 @@ impl Driver {
                 let ticket = self.ticket(Pending::Join(answer));
                 self.events.push_back(Event::Join { ticket, request });
             }
-            Input::Attend { member, reports, answer } => {
+            Input::Attend { member, generation, reports, answer } => {
                 let ticket = self.ticket(Pending::Attend { member, reports, answer });
-                self.events.push_back(Event::Attend { ticket, member });
+                self.events.push_back(Event::Attend { ticket, member, generation });
             }
             Input::Upload { report, answer } => self.take_upload(report, answer),
             Input::Stop { mode, reason, answer } => {
@@ -187,26 +198,31 @@ impl Driver {
         let UploadReport { member, generation, step, part_json } = report;
         let part = serde_json::from_str::<Part>(&part_json);
         let part = part.map_err(|e| format!("the part of step {step} is not legal: {e}")).and_then(|part| {
-            let who = self.state.who(member);
-            let who = who.ok_or_else(|| format!("admission {} is not of this attempt", member.0))?;
             if part.step != step {
-                return Err(format!("{who} reported a part of step {} as one of step {step}", part.step));
+                return Err(format!("the report gives a part of step {} as one of step {step}", part.step));
             }
+            // Nobody's part is for the core to refuse.
+            let of_generation = generation == self.state.generation();
+            let Some(who) = self.state.who(member).filter(|_| of_generation) else { return Ok(None) };
             match self.parts.get(&(step, who)) {
                 Some(known) if *known != part => {
                     Err(format!("{who} reported two different parts of step {step}"))
                 }
-                known => Ok((who, part, known.is_none())),
+                Some(_) => Ok(None),
+                None => Ok(Some((who, part))),
             }
         });
         match part {
-            Ok((who, part, new)) => {
+            Ok(part) => {
                 // The part must be at hand when the core orders the commit; a refusal takes it away again.
-                self.parts.insert((step, who), part);
-                let ticket = self.ticket(Pending::Upload { key: (step, who), new, answer });
+                let new = part.map(|(who, part)| {
+                    self.parts.insert((step, who), part);
+                    (step, who)
+                });
+                let ticket = self.ticket(Pending::Upload { new, answer });
                 self.events.push_back(Event::Upload { ticket, member, generation, step });
             }
-            Err(refusal) => send(answer, Err(refusal)),
+            Err(refusal) => send(answer, Err(Refusal::No(refusal))),
         }
     }
 
@@ -234,6 +250,7 @@ impl Driver {
             Action::Reply { ticket, answer } => self.answer(ticket, answer),
             Action::Direct { member, directive } => self.direct(member, directive),
             Action::Commit { step } => {
+                pass(Point::CoordinatorPartsComplete);
                 let of_step = self.parts.iter().filter(|((at, _), _)| *at == step);
                 let parts = of_step.map(|(_, part)| part.clone()).collect();
                 self.order(Order::Commit { step, parts });
@@ -257,6 +274,7 @@ impl Driver {
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, String>) {
         match (self.pending.remove(&ticket), answer) {
             (Some(Pending::Join(caller)), Ok(Reply::Admitted { member, generation })) => {
+                pass(Point::CoordinatorAdmitted);
                 let (settings, welcome) = (self.state.settings(), self.welcome.clone());
                 let joined = Joined {
                     member,
@@ -275,20 +293,24 @@ impl Driver {
                 self.readers.spawn(read(member, reports, self.outlets.inbox.clone()));
                 send(answer, Ok(receiver));
             }
-            (Some(Pending::Upload { answer, .. }), Ok(Reply::PartNoted)) => send(answer, Ok(())),
+            (Some(Pending::Upload { answer, .. }), Ok(Reply::PartNoted)) => {
+                pass(Point::CoordinatorPartNoted);
+                send(answer, Ok(()));
+            }
             (Some(Pending::Stop(caller)), Ok(Reply::Stopping(message))) => send(caller, Ok(message)),
-            (Some(pending), Err(refusal)) => self.refuse(pending, refusal),
+            (Some(pending), Ok(Reply::Later(why))) => self.refuse(pending, Refusal::Later(why)),
+            (Some(pending), Err(why)) => self.refuse(pending, Refusal::No(why)),
             (Some(_), Ok(reply)) => tracing::error!(?reply, "an answer does not fit its call"),
             (None, _) => tracing::error!(ticket = ticket.0, "an answer has no call"),
         }
     }
 
-    fn refuse(&mut self, pending: Pending, refusal: String) {
+    fn refuse(&mut self, pending: Pending, refusal: Refusal) {
         match pending {
             Pending::Join(caller) => send(caller, Err(refusal)),
             Pending::Attend { answer, .. } => send(answer, Err(refusal)),
-            Pending::Upload { key, new, answer } => {
-                if new {
+            Pending::Upload { new, answer } => {
+                if let Some(key) = new {
                     self.parts.remove(&key);
                 }
                 send(answer, Err(refusal));
@@ -299,6 +321,15 @@ impl Driver {
 
     fn direct(&mut self, member: MemberId, directive: Directive) {
         let Some(stream) = self.streams.get(&member) else { return };
+        let point = match &directive {
+            Directive::Assign(_) => Some(Point::CoordinatorAssigned),
+            Directive::Start => Some(Point::CoordinatorStarted),
+            Directive::Exit => Some(Point::CoordinatorOver),
+            _ => None,
+        };
+        if let Some(point) = point {
+            pass(point);
+        }
         // A closed stream reports its own end.
         if let Err(mpsc::error::TrySendError::Full(_)) = stream.try_send(directive) {
             let message = "it does not read its directives".to_owned();
@@ -316,6 +347,10 @@ impl Driver {
                 self.order(Order::Keep(evaluation_line(&evaluation)));
                 self.show(WatchEvent::Evaluation(evaluation));
             }
+            Record::WentBack(step) => {
+                self.order(Order::Keep(MetricsLine::WentBack(WentBackRecord { step: step.0 })));
+            }
+            Record::Recovery(line) => self.order(Order::Tell(line)),
             Record::Committed(step) => self.show(WatchEvent::Committed { step }),
         }
     }
@@ -358,6 +393,6 @@ async fn read(member: MemberId, mut reports: Reports, inbox: mpsc::Sender<Input>
 }
 
 /// Answers a call; a caller that has gone meanwhile does not want the answer.
-fn send<T>(caller: Answer<T>, answer: Result<T, String>) {
+fn send<T>(caller: Answer<T>, answer: Result<T, Refusal>) {
     let _gone = caller.send(answer);
 }

@@ -35,6 +35,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
         &identity,
         &Logging { level: args.log_level, format: args.log_format.parse()? },
     )?;
+    polygram_faults::expect("coordinator", 0)?;
     let token = Token::read(&args.token_file)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("cannot listen on {}; choose another address, or port 0 for a free port", args.listen)
@@ -53,6 +54,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     let (interrupts, listening) = interrupts::listen()?;
     if let Some(path) = &args.announce_file {
         opened.announcement().write(path)?;
+        polygram_faults::pass(polygram_faults::Point::CoordinatorAnnounced);
     }
     let ended = serve(opened, listener, token, interrupts).await?;
     listening.await.context("the signal task failed")?;

@@ -106,7 +106,7 @@ impl Opened {
             attempt: settings.attempt,
             state: self.state.run_state(),
             message: self.state.message().to_owned(),
-            resume_step: settings.resume_step().0,
+            resume_step: self.state.resume_step().0,
         }
     }
 
@@ -128,6 +128,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let spec = file.resolve()?;
     let store = RunStore::create(&origin.root, &spec.name)?;
     if let Some(record) = store.latest_coordinator().await?
+        // Who listened here before us is gone, or we would not have the port.
+        && record.address != address.to_string()
         && leads(&record, spec.name.as_str()).await
     {
         let CoordinatorRecord { address, pid, .. } = record;
@@ -140,6 +142,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         started_unix_ms: unix_ms(),
     };
     let term = store.claim_term(&claim).await?;
+    polygram_faults::pass(polygram_faults::Point::CoordinatorTermClaimed);
     for damaged in &found.damaged {
         tracing::error!(
             key = damaged.key,
@@ -199,7 +202,7 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
         return Ok(Found { resume: None, damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
-    let resume = Resume { step: manifest.step, manifest: keys::manifest(manifest.step) };
+    let resume = Resume::at(manifest.step);
     Ok(Found { resume: Some(resume), damaged: latest.damaged })
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RunStore, Term,
+    MetricsLine, MetricsRecord, Part, RecoveryLine, RunStore, Term,
 };
 use polygram_domain::{RunSpec, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -27,6 +28,8 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum Order {
     /// Keep a line of metrics.
     Keep(MetricsLine),
+    /// Keep a line of the story of losses.
+    Tell(RecoveryLine),
     /// Assemble and commit these parts.
     Commit { step: Step, parts: Vec<Part> },
 }
@@ -48,13 +51,24 @@ impl Recorder {
     /// Works until the orders end, then writes what is left. A failure to write is told to the driver once and ends
     /// the recording of metrics and status; commits go on to answer.
     pub(crate) async fn run(mut self) {
-        let mut journal = Journal { attempt: self.term.0, next: 0, lines: Vec::new(), broken: false };
+        let opened = RecoveryLine::Opened {
+            at_unix_ms: unix_ms(),
+            pid: std::process::id(),
+            resumed_from: Step(self.resumed_from),
+        };
+        let mut journal = Journal {
+            attempt: self.term.0,
+            metrics: Pages::default(),
+            story: Pages { next: 0, lines: vec![opened] },
+            broken: false,
+        };
         let mut beat = tokio::time::interval(FLUSH_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(Order::Keep(line)) => journal.lines.push(line),
+                    Some(Order::Keep(line)) => journal.metrics.lines.push(line),
+                    Some(Order::Tell(line)) => journal.story.lines.push(line),
                     Some(Order::Commit { step, parts }) => {
                         self.flush(&mut journal).await;
                         let result = self.commit(step, &parts).await.map_err(|e| e.to_string());
@@ -80,14 +94,20 @@ impl Recorder {
     }
 
     async fn try_flush(&mut self, journal: &mut Journal) -> Result<(), CheckpointError> {
-        if !journal.lines.is_empty() {
-            if journal.next == 0 {
-                let attempt = AttemptRecord { attempt: journal.attempt, resumed_from: self.resumed_from };
-                journal.lines.insert(0, MetricsLine::Attempt(attempt));
+        let Journal { attempt, metrics, story, .. } = journal;
+        if !story.lines.is_empty() {
+            self.store.append_recovery(*attempt, story.next, &story.lines).await?;
+            story.turn();
+        }
+        if !metrics.lines.is_empty() {
+            if metrics.next == 0 {
+                let begins = AttemptRecord { attempt: *attempt, resumed_from: self.resumed_from };
+                metrics.lines.insert(0, MetricsLine::Attempt(begins));
             }
-            self.store.append_metrics(journal.attempt, journal.next, &journal.lines).await?;
-            journal.next += 1;
-            journal.lines.clear();
+            pass(Point::CoordinatorBeforeFlush);
+            self.store.append_metrics(*attempt, metrics.next, &metrics.lines).await?;
+            pass(Point::CoordinatorAfterFlush);
+            metrics.turn();
         }
         // The driver's end drops the sender; its last value is still here to be written.
         if self.status.has_changed().unwrap_or(true) {
@@ -102,10 +122,12 @@ impl Recorder {
         self.store.check_term(self.term).await?;
         let header = ManifestHeader { step, config: self.config.clone(), created_unix_ms: unix_ms() };
         let manifest = Manifest::assemble(&self.spec, header, parts)?;
+        pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await? {
             Committed::Now => {}
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
+        pass(Point::CoordinatorAfterManifest);
         // The checkpoint exists; old ones that stay are space, not truth.
         match self.store.retain(self.spec.checkpoint.keep as usize).await {
             Ok(retained) => {
@@ -113,6 +135,7 @@ impl Recorder {
             }
             Err(error) => tracing::error!(step = step.0, %error, "cannot remove old checkpoints"),
         }
+        pass(Point::CoordinatorAfterRetention);
         Ok(())
     }
 
@@ -124,11 +147,32 @@ impl Recorder {
     }
 }
 
+/// What is not written yet.
 struct Journal {
     attempt: u64,
-    next: u64,
-    lines: Vec<MetricsLine>,
+    metrics: Pages<MetricsLine>,
+    story: Pages<RecoveryLine>,
     broken: bool,
+}
+
+/// Lines of one role, and the number of the object that they go to.
+struct Pages<T> {
+    next: u64,
+    lines: Vec<T>,
+}
+
+impl<T> Default for Pages<T> {
+    fn default() -> Pages<T> {
+        Pages { next: 0, lines: Vec::new() }
+    }
+}
+
+impl<T> Pages<T> {
+    /// The lines are written.
+    fn turn(&mut self) {
+        self.next += 1;
+        self.lines.clear();
+    }
 }
 
 /// An update as it is kept: numbered by the state version it reached.

@@ -66,7 +66,7 @@ pub async fn serve(
     interrupts: mpsc::Receiver<String>,
 ) -> Result<Ended, ServeError> {
     let timeouts = opened.state.settings().timeouts;
-    let resumed_from = opened.state.settings().resume_step().0;
+    let resumed_from = opened.state.resume_step().0;
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (orders, waiting_orders) = mpsc::channel(ORDERS);
     let first = Arc::new(opened.state.status(opened.clock.now()));

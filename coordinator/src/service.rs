@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::driver::Input;
+use crate::driver::{Input, Refusal};
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -28,6 +28,14 @@ impl Door {
         let (answer, receiver) = oneshot::channel();
         self.inbox.send(input(answer)).await.map_err(|_| ended())?;
         receiver.await.map_err(|_| ended())
+    }
+}
+
+/// A refusal as a status; see `ControlError` for what members make of it.
+fn refused(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::No(why) => Status::failed_precondition(why),
+        Refusal::Later(why) => Status::aborted(why),
     }
 }
 
@@ -50,7 +58,7 @@ impl Coordinator for Door {
         }
         let request = JoinRequest::try_from(message).map_err(malformed)?;
         let joined = self.ask(|answer| Input::Join { request, answer }).await?;
-        Ok(Response::new(joined.map_err(Status::failed_precondition)?.into()))
+        Ok(Response::new(joined.map_err(refused)?.into()))
     }
 
     type AttendStream = Outgoing<wire::Directive>;
@@ -65,14 +73,14 @@ impl Coordinator for Door {
         let first =
             first.ok_or_else(|| Status::invalid_argument("the stream ended before its first report"))?;
         let first = Envelope::try_from(first).map_err(malformed)?;
-        let member = first.member;
+        let (member, generation) = (first.member, first.generation);
         let rest = messages.map(|message| match message {
             Ok(message) => Envelope::try_from(message).map_err(|e| format!("it sent nonsense: {e}")),
             Err(status) => Err(format!("its connection broke ({})", status.message())),
         });
         let reports = Box::pin(futures::stream::once(async { Ok(first) }).chain(rest));
-        let directives = self.ask(|answer| Input::Attend { member, reports, answer }).await?;
-        let directives = ReceiverStream::new(directives.map_err(Status::failed_precondition)?);
+        let directives = self.ask(|answer| Input::Attend { member, generation, reports, answer }).await?;
+        let directives = ReceiverStream::new(directives.map_err(refused)?);
         Ok(Response::new(Box::pin(directives.map(|directive: Directive| Ok(directive.into())))))
     }
 
@@ -83,7 +91,7 @@ impl Coordinator for Door {
         self.token.authorize(&request)?;
         let report = UploadReport::from(request.into_inner());
         let noted = self.ask(|answer| Input::Upload { report, answer }).await?;
-        noted.map_err(Status::failed_precondition)?;
+        noted.map_err(refused)?;
         Ok(Response::new(wire::ReportUploadReply {}))
     }
 
@@ -120,6 +128,6 @@ impl Coordinator for Door {
         let mode = StopMode::try_from(request.get_ref().mode()).map_err(malformed)?;
         let reason = request.into_inner().reason;
         let message = self.ask(|answer| Input::Stop { mode, reason, answer }).await?;
-        Ok(Response::new(wire::StopReply { message: message.map_err(Status::failed_precondition)? }))
+        Ok(Response::new(wire::StopReply { message: message.map_err(refused)? }))
     }
 }

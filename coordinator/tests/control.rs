@@ -9,8 +9,8 @@ use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::{SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient, Phase, Reason,
-    RunState, RunStatus, StopMode, Token, WatchEvent,
+    AbortKind, ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient,
+    Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
 };
 
 #[tokio::test]
@@ -153,6 +153,59 @@ async fn a_vanished_member_fails_the_run_for_everybody() {
     assert_eq!(stored.culprit.unwrap().member, shard(1));
 }
 
+/// Over real sockets: one is lost, the others are told to join again, and what is left of the former generation is
+/// refused by name.
+#[tokio::test]
+async fn a_run_goes_on_with_another_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let lead = Lead::start(folder.path(), tiny(&["recovery.max_restarts=10"])).await.unwrap();
+    let mut members = lead.members().await;
+    let first = started(&mut members).await.generation;
+    for step in 0..2 {
+        members[0].metrics(step, 4.0).await;
+    }
+    for member in &members {
+        member.upload(&lead, 2).await;
+    }
+    for member in &mut members {
+        assert_eq!(member.directive().await, Directive::Committed { step: Step(2) });
+    }
+    members[0].metrics(2, 3.5).await;
+    drop(members.pop());
+    for member in &mut members {
+        let Directive::Abort(abort) = member.directive().await else { panic!("no abort") };
+        assert_eq!(abort.kind, AbortKind::Rejoin { generation: first.next() });
+        assert_eq!(abort.culprit.unwrap().member, shard(1));
+    }
+    let part = serde_json::to_string(&members[0].write_part(&lead, 4).await).unwrap();
+    let refused = members[0].reporter.report_upload(Step(4), part).await.unwrap_err();
+    assert!(matches!(refused, ControlError::NotYet { .. }), "{refused}");
+    assert!(refused.to_string().contains("the part of worker 0 is of generation 1.0"), "{refused}");
+    drop(members);
+
+    let mut members = lead.members().await;
+    let assignment = started(&mut members).await;
+    assert_eq!((assignment.generation, assignment.resume_step), (first.next(), Step(2)));
+    for step in 2..4 {
+        members[0].metrics(step, 3.0).await;
+    }
+    for member in &members {
+        member.upload(&lead, 4).await;
+    }
+    members[0].finish(4).await;
+    leave(members).await;
+    let store = lead.store();
+    let status = lead.ended().await.status;
+    assert_eq!((status.state, status.restarts, status.culprit), (RunState::Completed, 1, None));
+    let metrics = store.read_metrics().await.unwrap();
+    let recorded: Vec<_> = metrics.steps.iter().map(|m| (m.step, m.loss)).collect();
+    assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 3.0), (4, 3.0)]);
+    let story = store.read_recovery().await.unwrap();
+    let kinds: Vec<_> =
+        story[0].lines.iter().map(|line| serde_json::to_value(line).unwrap()["kind"].clone()).collect();
+    assert_eq!(kinds, ["opened", "lost", "went_back", "started", "caught_up", "ended"]);
+}
+
 #[tokio::test]
 async fn a_reported_failure_reaches_everybody_with_its_words() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,6 +239,9 @@ async fn a_checkpoint_with_a_hole_is_not_committed() {
             part.objects.pop();
         }
         let json = serde_json::to_string(&part).unwrap();
+        if member.who == WORKER {
+            member.metrics(3, 1.0).await;
+        }
         member.reporter.report_upload(Step(4), json).await.unwrap();
     }
     for mut member in members {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use polygram_checkpoint::{CheckpointError, Manifest, Part, RowRecord, RowWriter, RunStore, TableShape};
 use polygram_domain::{Step, TableIndex};
+use polygram_faults::{Point, pass};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -68,6 +69,7 @@ impl StoreArchive {
         let decays = self.config.embedding.all_rows_decay();
         let table_decay = decays.then(|| rows.decayed().units());
         let part = Part { member, step, objects, cursor: None, table_decay };
+        pass(Point::ShardUploaded);
         self.parts.send(part).await.map_err(|_| ArchiveError::Unreported)
     }
 }

@@ -21,6 +21,7 @@ pub mod config;
 pub mod error;
 mod lane;
 pub mod ledger;
+mod life;
 pub mod member;
 pub mod memory;
 pub mod numa;

@@ -35,6 +35,7 @@ fn act(cli: Cli) -> anyhow::Result<()> {
 fn take_part(args: Args) -> anyhow::Result<()> {
     let identity = Identity { run: args.run, role: Role::Shard, index: Some(args.index) };
     polygram_telemetry::init(&identity, &Logging::default())?;
+    polygram_faults::expect("shard", args.index)?;
     let token = Token::read(&args.token_file)?;
     let options = MemberOptions {
         coordinator: args.coordinator,

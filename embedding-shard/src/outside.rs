@@ -99,6 +99,11 @@ impl Outside {
         }
     }
 
+    /// Ends the services.
+    pub(crate) async fn end(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
     /// Tells the coordinator what has changed since it was told last.
     pub(crate) async fn report(&mut self) {
         let report = shard_report(&self.view.stats(), self.addresses);

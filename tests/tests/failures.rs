@@ -1,4 +1,4 @@
-//! When a process dies or hangs, the job stops at once everywhere and says who; when it is asked to stop, it commits
+//! When a process dies or hangs and recovery is switched off, the job stops at once everywhere and says who; when it is asked to stop, it commits
 //! first. Either way nothing is left running and the run continues from its last commit with the bits it would have
 //! had.
 
@@ -9,7 +9,8 @@ use polygram_tests::{Cluster, Engine, Running, Status};
 use rustix::process::Signal;
 
 /// A run that ends only when something ends it.
-const ENDLESS: [&str; 5] = [
+const ENDLESS: [&str; 6] = [
+    "recovery.max_restarts=0",
     "training.steps=10000000",
     "checkpoint.every_steps=20",
     "evaluation.every_steps=10000000",

@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use polygram_tests::{Cluster, Engine};
 
 /// Two workers that share the experts and two shards, in a run that only a fault ends.
-const RUN: [&str; 6] = [
+const RUN: [&str; 7] = [
+    "recovery.max_restarts=0",
     "training.steps=10000000",
     "topology.workers=2",
     "topology.expert_parallel=2",

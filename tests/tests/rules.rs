@@ -13,26 +13,31 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 14] = [
+const ARROWS: [(&str, &str, &[&str]); 15] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
     ("libs/telemetry", "telemetry", &[]),
+    ("libs/faults", "faults", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
     ("libs/collective", "collective", &["same-host", "domain"]),
     ("libs/checkpoint", "checkpoint", &["domain"]),
     ("libs/model", "model", &["collective", "domain"]),
     ("proto", "proto", &["same-host", "domain"]),
-    ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "domain"]),
-    ("embedding-shard", "embedding-shard", &["proto", "checkpoint", "ngram", "telemetry", "domain"]),
+    ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "faults", "domain"]),
+    (
+        "embedding-shard",
+        "embedding-shard",
+        &["proto", "checkpoint", "ngram", "telemetry", "faults", "domain"],
+    ),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "domain"]),
     (
         "worker",
         "worker",
-        &["proto", "checkpoint", "ngram", "data", "collective", "model", "telemetry", "domain"],
+        &["proto", "checkpoint", "ngram", "data", "collective", "model", "telemetry", "faults", "domain"],
     ),
-    ("tests", "tests", &["domain"]),
+    ("tests", "tests", &["faults", "domain"]),
 ];
 
 /// The crate that links libtorch.

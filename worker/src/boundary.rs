@@ -7,6 +7,7 @@ use std::time::Instant;
 use polygram_checkpoint::{Cursor, NamedTensor};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::control::{
     Evaluation, MemberReport, Phase, PhaseSeconds, Progress, Reporter, StepMetrics,
 };
@@ -14,7 +15,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::compute::{Compute, ExchangeWatch};
 use crate::error::WorkerError;
-use crate::fault::Fault;
 use crate::memory::Resident;
 
 /// This rank's share of a checkpoint, on its way to the store.
@@ -60,8 +60,6 @@ pub struct Boundary {
     pub progress: Progress,
     /// Time by phase.
     pub clock: PhaseClock,
-    /// A fault ordered for a test.
-    pub fault: Option<Fault>,
     /// Reports to the coordinator.
     pub reporter: Reporter,
     /// Set by a Stop directive or a signal.
@@ -77,14 +75,12 @@ impl Boundary {
     pub fn enter(&mut self, step: Step, phase: Phase) {
         self.progress.set(step, phase);
         self.clock.enter(phase);
-        if let Some(fault) = self.fault {
-            fault.strike(step, phase);
-        }
+        polygram_faults::enter(step.0, phase.as_str());
     }
 
     /// What the expert exchange tells whether it waits: others then see this rank exchange instead of compute.
     pub fn exchange_watch(&self) -> ExchangeWatch {
-        let (progress, fault) = (self.progress.clone(), self.fault);
+        let progress = self.progress.clone();
         let mut before = Phase::Computing;
         Box::new(move |waits| {
             let (step, phase) = progress.get();
@@ -93,9 +89,7 @@ impl Boundary {
             }
             before = phase;
             progress.set(step, Phase::Exchanging);
-            if let Some(fault) = fault {
-                fault.strike(step, Phase::Exchanging);
-            }
+            polygram_faults::enter(step.0, Phase::Exchanging.as_str());
         })
     }
 
@@ -138,6 +132,7 @@ impl Boundary {
     pub fn commit(&mut self, step: Step, compute: &dyn Compute) -> Result<(), WorkerError> {
         self.enter(step, Phase::Snapshotting);
         let tensors = compute.export()?;
+        pass(Point::WorkerSnapshotTaken);
         let cursor = (self.rank == Rank(0)).then(|| Cursor {
             samples: step.0 * self.spec.samples_per_step(),
             tokens: step.0 * self.spec.tokens_per_step(),
@@ -150,6 +145,7 @@ impl Boundary {
         let mut committed = self.committed.clone();
         let wait = committed.wait_for(|committed| committed.is_some_and(|committed| committed >= step));
         futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        pass(Point::WorkerCommitted);
         Ok(())
     }
 }

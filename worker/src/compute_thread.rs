@@ -1,6 +1,8 @@
 //! The one thread that owns the engine, from its first tensor to its last.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polygram_checkpoint::NamedTensor;
 use polygram_domain::run_spec::RunSpec;
@@ -43,12 +45,26 @@ pub struct ComputeThread {
     pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
 }
 
+/// The thread's life, apart from what it says.
+pub struct Thread {
+    alive: oneshot::Receiver<Infallible>,
+}
+
+impl Thread {
+    /// Whether it has ended within `patience`, and with it everything that it owned.
+    pub async fn ended(self, patience: Duration) -> bool {
+        // Nothing is ever sent: the channel closes when the thread lets go of its end.
+        tokio::time::timeout(patience, self.alive).await.is_ok()
+    }
+}
+
 /// Starts the thread. It ends by itself when its orders' senders are dropped.
-pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<ComputeThread, WorkerError> {
+pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<(ComputeThread, Thread), WorkerError> {
     let (restore, tensors) = mpsc::channel(4);
     let (ready_sender, ready) = oneshot::channel();
     let (start, order) = oneshot::channel();
     let (outcome_sender, outcome) = oneshot::channel();
+    let (life, alive) = oneshot::channel();
     std::thread::Builder::new()
         .name("compute".into())
         .spawn(move || {
@@ -56,9 +72,10 @@ pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<ComputeThread, WorkerErro
             if let Err(unread) = outcome_sender.send(result) {
                 tracing::debug!(?unread, "nobody waits for the outcome of compute");
             }
+            drop(life);
         })
         .map_err(|source| WorkerError::Io { what: "cannot start the compute thread".into(), source })?;
-    Ok(ComputeThread { restore, ready, start, outcome })
+    Ok((ComputeThread { restore, ready, start, outcome }, Thread { alive }))
 }
 
 fn engine_life(

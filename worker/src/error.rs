@@ -6,7 +6,7 @@ use polygram_data::DataError;
 use polygram_domain::{Cell, ConfigError, Rank, Step};
 use polygram_ngram::NgramError;
 use polygram_proto::bulk::RowError;
-use polygram_proto::control::{ControlError, MemberRef};
+use polygram_proto::control::{Abort, AbortKind, ControlError, MemberRef};
 
 use crate::compute::ComputeError;
 
@@ -19,6 +19,22 @@ pub enum WorkerError {
     /// The coordinator ended the run.
     #[error("{0}")]
     Aborted(String),
+    /// The run goes back to its last commit, with another generation of members.
+    #[error("the run goes back to its last commit: {0}")]
+    RolledBack(String),
+    /// A signal came when there was nothing to commit, or came again.
+    #[error("ended by a signal; what this worker had not committed is computed again when the run goes on")]
+    Signalled,
+    /// The compute thread did not end, so that this process cannot join again.
+    #[error(
+        "compute did not end within {seconds:.0} s after the end of this membership ({cause}); start this worker again"
+    )]
+    Stuck {
+        /// Why the membership ended.
+        cause: String,
+        /// Time given.
+        seconds: f64,
+    },
     /// The configuration that the coordinator sent does not resolve here.
     #[error("configuration from the coordinator: {0}")]
     Config(#[from] ConfigError),
@@ -113,7 +129,28 @@ pub enum WorkerError {
     },
 }
 
+impl From<Abort> for WorkerError {
+    fn from(abort: Abort) -> WorkerError {
+        match abort.kind {
+            AbortKind::End => WorkerError::Aborted(abort.reason),
+            AbortKind::Rejoin { .. } => WorkerError::RolledBack(abort.reason),
+        }
+    }
+}
+
 impl WorkerError {
+    /// Whether the cause lies outside this process, so that it may join again as it is. After a failure of its own a new
+    /// process is the better start.
+    pub fn is_of_others(&self) -> bool {
+        match self {
+            WorkerError::RolledBack(_) | WorkerError::Rows(_) | WorkerError::Collective(_) => true,
+            WorkerError::Join(_) => true,
+            WorkerError::Control(error) => error.may_rejoin(),
+            WorkerError::Engine(_) | WorkerError::Compute { .. } => self.suspect().is_some(),
+            _ => false,
+        }
+    }
+
     /// The peer that this failure points at, if it is a consequence of another member's.
     pub fn suspect(&self) -> Option<MemberRef> {
         match self {

@@ -1,6 +1,6 @@
 //! One process per device: tokens → rows → model → gradients.
 //!
-//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`input`], [`row_desk`] and [`snapshot`];
+//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`life`], [`training`], [`input`], [`row_desk`] and [`snapshot`];
 //! the compute side (one thread) is [`compute_thread`], [`step`], [`boundary`] and [`compute`]. Bounded channels of plain
 //! buffers join them. Beside the compute thread [`gradients`] are summed over ranks while backward goes on.
 
@@ -11,13 +11,13 @@ pub mod compute;
 pub mod compute_thread;
 pub mod error;
 pub mod evaluate;
-pub mod fault;
 #[cfg(test)]
 #[cfg(feature = "torch")]
 mod golden;
 pub mod gradients;
 pub mod input;
 mod input_counts;
+pub mod life;
 #[cfg(feature = "torch")]
 pub mod logits;
 pub mod memory;
@@ -26,8 +26,10 @@ pub mod ranks;
 pub mod restore;
 pub mod row_desk;
 pub mod session;
+pub mod signals;
 pub mod snapshot;
 pub mod step;
+pub mod training;
 
 pub use error::WorkerError;
 pub use session::{WorkerOptions, run};

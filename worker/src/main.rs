@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     let identity = Identity { run: member.run, role: Role::Worker, index: Some(member.rank) };
     polygram_telemetry::init(&identity, &Logging::default())?;
+    polygram_faults::expect("worker", member.rank)?;
     #[cfg(feature = "torch")]
     polygram_model::tune_allocator();
     let token = Token::read(&member.token_file)?;

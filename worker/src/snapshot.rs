@@ -2,6 +2,7 @@
 
 use polygram_checkpoint::{Part, RunStore};
 use polygram_domain::Rank;
+use polygram_faults::{Point, pass};
 use polygram_proto::control::Reporter;
 use tokio::sync::mpsc;
 
@@ -18,12 +19,14 @@ pub async fn upload(
     let member = format!("worker-{rank}");
     while let Some(Snapshot { step, tensors, cursor, uploaded }) = snapshots.recv().await {
         let objects = store.write_tensors(step, &member, tensors).await?;
+        pass(Point::WorkerUploaded);
         let part = Part { member: member.clone(), step, objects, cursor, table_decay: None };
         let part_json = serde_json::to_string(&part).map_err(|source| WorkerError::Io {
             what: format!("cannot describe this rank's part of checkpoint {step}"),
             source: source.into(),
         })?;
         reporter.report_upload(step, part_json).await?;
+        pass(Point::WorkerReported);
         // The compute thread may be gone by now; then nobody waits for this answer.
         uploaded.send(()).ok();
     }

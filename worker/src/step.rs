@@ -19,6 +19,7 @@ use polygram_collective::Collective;
 use polygram_domain::run_spec::{OnNonfinite, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 use polygram_domain::{Cell, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::control::{Phase, StepMetrics};
 
 use crate::agreement::{self, Opinion};
@@ -124,6 +125,7 @@ impl Trainer {
                 sums.routing_counts.iter_mut().zip(&routing_counts).for_each(|(sum, count)| *sum += count);
             }
             self.boundary.enter(step, Phase::Pushing);
+            pass(Point::WorkerBeforePush);
             self.rows.push(step, cell, row_gradients_suw)?;
         }
         sums.loss = losses.finish(|a, b| a + b).unwrap_or(0.0);
@@ -139,6 +141,7 @@ impl Trainer {
     ) -> Result<Outcome, WorkerError> {
         let spec = Arc::clone(&self.spec);
         let training = &spec.training;
+        pass(Point::WorkerBeforePrepare);
         let prepared = self.rows.prepare(step)?;
 
         self.boundary.enter(step, Phase::Reducing);
@@ -151,11 +154,13 @@ impl Trainer {
         let loss = loss[0] / tokens as f64;
 
         let prepared = prepared.wait()?;
+        pass(Point::WorkerAfterPrepare);
         let gradient = norm::clip(training, dense_square_sum, &prepared);
         let finite = loss.is_finite() && gradient.finite;
 
         let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
         let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
+        pass(Point::WorkerAgreed);
         if !finite && training.on_nonfinite == OnNonfinite::Stop {
             return Err(WorkerError::NotFinite {
                 step,
@@ -178,6 +183,7 @@ impl Trainer {
             skip: !finite,
         };
         let committed = self.rows.commit(step, order)?;
+        pass(Point::WorkerAfterCommit);
         if finite {
             let update = DenseUpdate {
                 update: step.0 + 1,
@@ -226,6 +232,7 @@ impl Trainer {
         gradient: &SummedGradient,
     ) -> Result<(), WorkerError> {
         let weights = self.compute.apply(update, gradient)?;
+        pass(Point::WorkerApplied);
         self.boundary.enter(step, Phase::Reducing);
         self.gradients.spread(weights)?;
         self.boundary.enter(step, Phase::Updating);

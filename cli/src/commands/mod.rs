@@ -12,6 +12,7 @@ pub(crate) mod runs;
 pub(crate) mod status;
 mod stored;
 pub(crate) mod train;
+pub(crate) mod why;
 
 use std::future::Future;
 
@@ -28,6 +29,7 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Status(args) => status::run(args, printer),
         Command::Runs(args) => runs::run(args, printer),
         Command::Metrics(args) => metrics::run(args, printer),
+        Command::Why(args) => why::run(args, printer),
         Command::Digest(args) => digest::run(args, printer),
         Command::Logits(args) => logits::run(args),
         Command::Ngram(NgramCommand::Ids(args)) => ngram::ids(args, printer),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polygram_checkpoint::CoordinatorRecord;
 use polygram_proto::control::{
-    CollisionStatus, MemberStatus, OperatorClient, RowsStatus, RunFingerprint, RunStatus,
+    CollisionStatus, MemberStatus, OperatorClient, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -146,8 +146,12 @@ fn human(found: &Found, document: &StatusDocument) -> String {
         Some(step) => text.push_str(&format!("committed step {step}\n")),
         None => text.push_str("nothing committed yet\n"),
     }
-    if let Some(culprit) = &status.culprit {
+    if let Some(culprit) = status.culprit.as_ref().filter(|_| status.state == RunState::Failed) {
         text.push_str(&format!("ended by {culprit}\n"));
+    }
+    if let Some(Rollback { culprit, .. }) = &status.last_rollback {
+        let (generation, restarts) = (status.generation, status.restarts);
+        text.push_str(&format!("generation {generation}, {restarts} restarts; the last was for {culprit}\n"));
     }
     for consequence in &status.consequences {
         text.push_str(&format!("  then {consequence}\n"));

@@ -110,6 +110,24 @@ impl Children {
         }
     }
 
+    /// Kills the child of this process id, if it lives; says its name.
+    pub(crate) fn kill(&mut self, pid: u32) -> Option<String> {
+        let entry = self.living.iter_mut().find(|entry| entry.pid == pid)?;
+        // It fails only for a child that has just ended.
+        let _ = entry.child.start_kill();
+        Some(entry.name.clone())
+    }
+
+    /// The process id of the living child called `name`.
+    pub(crate) fn pid_of(&self, name: &str) -> Option<u32> {
+        self.living.iter().find(|entry| entry.name == name).map(|entry| entry.pid)
+    }
+
+    /// Names and process ids of the living children.
+    pub(crate) fn living(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.living.iter().map(|entry| (entry.name.as_str(), entry.pid))
+    }
+
     /// Waits until every child has ended by itself, at most for `patience`, and kills the rest. Returns all ends,
     /// and the names of those that had to be killed.
     pub(crate) async fn wind_down(&mut self, patience: Duration) -> (Vec<Ended>, Vec<String>) {

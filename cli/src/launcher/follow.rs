@@ -1,17 +1,19 @@
 //! Following a run to its end: the watch, the children, the operator's signals, and what is said about them.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
 use polygram_proto::control::{
-    Announcement, ControlError, OperatorClient, RunState, RunStatus, StepMetrics, StopMode, Token,
+    Announcement, ControlError, OperatorClient, Reason, RunState, RunStatus, StepMetrics, StopMode, Token,
     WatchEvent, WatchStream,
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::children::Ended;
 use super::progress::ProgressLine;
+use super::supervisor::Verdict;
 use super::{COORDINATOR, Launch};
 use crate::exit::{Failure, Outcome};
 use crate::printer::Printer;
@@ -22,6 +24,13 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(5);
 const WAITING_INTERVAL: Duration = Duration::from_millis(900);
 /// How long after a process died the coordinator may take to say who and why.
 const VERDICT_GRACE: Duration = Duration::from_secs(5);
+
+/// A coordinator whose watch broke has so long to end by itself before it is taken for frozen.
+const COORDINATOR_PATIENCE: Duration = Duration::from_secs(1);
+/// The same for one that ended its watch in good order.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(10);
+/// A member that ended well before the run was over is started again after this, unless the run is over by then.
+const QUIET_PAUSE: Duration = Duration::from_secs(1);
 
 /// Within this time deaths count as one event.
 const BLAME_WINDOW: Duration = Duration::from_millis(300);
@@ -66,6 +75,34 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     ends: Vec<Ended>,
     /// Whether the coordinator was told of it.
     told: bool,
+    /// The loss that the run is recovering from, by this clock, and whether those who stay away were killed.
+    loss: Option<Loss>,
+    restarts: u32,
+    /// The furthest step of this launch.
+    furthest: Option<u64>,
+}
+
+/// A loss that the run is recovering from.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    noticed: Instant,
+    /// Since when the coordinator waits for members, and for nothing else.
+    missed_since: Option<Instant>,
+}
+
+/// The line to the coordinator.
+struct Line {
+    client: OperatorClient,
+    watch: WatchStream,
+    address: SocketAddr,
+}
+
+impl Line {
+    async fn connect(address: SocketAddr, token: &Token) -> Result<Line, ControlError> {
+        let mut client = OperatorClient::connect(&address.to_string(), Some(token)).await?;
+        let watch = client.watch().await?;
+        Ok(Line { client, watch, address })
+    }
 }
 
 /// A stop request on its way; it ends with its deadline at the latest.
@@ -76,11 +113,20 @@ fn stop(client: &OperatorClient, mode: StopMode, reason: String) -> Stopping {
     Box::pin(async move { client.stop(mode, &reason).await })
 }
 
+/// A coordinator that was started again.
+enum Revived {
+    Leads(Box<Line>),
+    /// It found nothing left to do.
+    Over(Announcement),
+}
+
 enum Event {
     Watch(Result<Option<WatchEvent>, ControlError>),
     Exit(Ended),
     Signal,
     Stopped(Result<String, ControlError>),
+    /// A process is to be started again.
+    Due(String),
     Tick,
 }
 
@@ -101,36 +147,47 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             death: None,
             ends: Vec::new(),
             told: false,
+            loss: None,
+            restarts: 0,
+            furthest: None,
         }
     }
 
     /// Follows until the run is over or lost.
-    pub(crate) async fn follow(mut self, announcement: &Announcement, token: &Token) -> Outcome<Ending> {
-        let address = announcement.address.to_string();
-        let connected = async {
-            let mut client = OperatorClient::connect(&address, Some(token)).await?;
-            let watch = client.watch().await?;
-            Ok::<_, ControlError>((client, watch))
+    pub(crate) async fn follow(mut self, announcement: &Announcement) -> Outcome<Ending> {
+        let mut line = match Line::connect(announcement.address, self.launch.token()).await {
+            Ok(line) => line,
+            Err(error) if !self.goes_on() => return Err(self.lost(Some(error)).await),
+            Err(error) => match self.revive(announcement.address, Some(error)).await? {
+                Revived::Leads(line) => *line,
+                Revived::Over(announcement) => return Ok(Ending::AlreadyOver(announcement)),
+            },
         };
-        let (client, mut watch) = match connected.await {
-            Ok(both) => both,
-            Err(error) => return Err(self.lost(Some(error)).await),
-        };
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping: Option<Stopping> = None;
         loop {
-            match self.next_event(&mut watch, &mut stopping, &mut ticks).await {
+            match self.next_event(&mut line.watch, &mut stopping, &mut ticks).await {
                 Event::Watch(Ok(Some(event))) => self.see(event),
                 // The stream ends after its last status, or with the coordinator.
-                Event::Watch(Ok(None)) => return self.end(None).await,
-                Event::Watch(Err(error)) => return self.end(Some(error)).await,
+                Event::Watch(Ok(None)) if !self.goes_on() => return self.end(None).await,
+                Event::Watch(Err(error)) if !self.goes_on() => return self.end(Some(error)).await,
+                Event::Watch(broken) => match self.revive(line.address, broken.err()).await? {
+                    Revived::Leads(again) => {
+                        line = *again;
+                        // The new one knows nothing of an older wish.
+                        let wish = "asked for by the operator of the launcher".to_owned();
+                        stopping = (self.stops > 0).then(|| stop(&line.client, StopMode::Commit, wish));
+                    }
+                    Revived::Over(announcement) => return Ok(Ending::AlreadyOver(announcement)),
+                },
                 Event::Exit(ended) => self.note_exit(ended),
+                Event::Due(name) => self.launch.respawn(&name)?,
                 Event::Signal if self.stops == 0 => {
                     self.stops = 1;
                     self.printer.say("stopping: this step, then a commit (once more to kill everything now)");
                     let reason = "asked for by the operator of the launcher".to_owned();
-                    stopping = Some(stop(&client, StopMode::Commit, reason));
+                    stopping = Some(stop(&line.client, StopMode::Commit, reason));
                 }
                 Event::Signal => return Err(self.kill().await),
                 Event::Stopped(result) => {
@@ -142,14 +199,14 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                         self.launch.children.terminate(COORDINATOR);
                     }
                 }
-                Event::Tick => {}
+                Event::Tick => self.kill_absent(),
             }
             match &self.death {
                 Some((_, due)) if Instant::now() >= *due && self.told => return self.end(None).await,
                 Some((ended, due)) if Instant::now() >= *due => {
                     // One that dies before it has joined is nobody to the coordinator: it is told, and has the last word.
                     let reason = format!("{} (pid {}) {}", ended.name, ended.pid, ended.how());
-                    stopping = Some(stop(&client, StopMode::Abort, reason));
+                    stopping = Some(stop(&line.client, StopMode::Abort, reason));
                     self.grant_time();
                 }
                 _ => {}
@@ -173,6 +230,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         tokio::select! {
             event = watch.next() => Event::Watch(event),
             ended = self.launch.children.next_exit() => Event::Exit(ended),
+            name = self.launch.supervisor.next_due() => Event::Due(name),
             () = self.launch.signals.next() => Event::Signal,
             result = stopped => Event::Stopped(result),
             _ = ticks.tick() => Event::Tick,
@@ -193,9 +251,24 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                     self.line.committed(step.0);
                 }
                 self.launch.is_over = status.state.is_over();
+                if self.launch.is_over {
+                    self.launch.supervisor.retire();
+                }
+                self.see_losses(&status);
                 self.status = Some(*status);
             }
-            WatchEvent::Metrics(metrics) => self.line.step(metrics, self.launch.elapsed_seconds()),
+            WatchEvent::Metrics(metrics) => {
+                let done = metrics.step.0 + 1;
+                self.line.step(metrics, self.launch.elapsed_seconds());
+                if let Some(loss) = self.loss.take() {
+                    let seconds = loss.noticed.elapsed().as_secs_f64();
+                    self.printer.say(format!("step {done}  going on, {seconds:.2} s after the loss"));
+                }
+                if self.furthest.is_none_or(|furthest| furthest < done) {
+                    self.furthest = Some(done);
+                    self.launch.supervisor.forgive();
+                }
+            }
             WatchEvent::Evaluation(evaluation) => {
                 let (step, loss) = (evaluation.step, evaluation.loss);
                 self.printer.say(format!("step {step}  held-out loss {loss:.4} nats per token"));
@@ -207,12 +280,105 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
     }
 
+    /// Whether the run goes on, and processes are started again for it.
+    fn goes_on(&self) -> bool {
+        self.launch.supervisor.restarts() && !self.launch.is_over && !self.told
+    }
+
+    fn see_losses(&mut self, status: &RunStatus) {
+        if status.restarts <= self.restarts {
+            // A new coordinator counts from 0.
+            self.restarts = status.restarts;
+            return;
+        }
+        self.restarts = status.restarts;
+        self.said = format!("{}: {}", status.state, status.message);
+        self.printer.say(&self.said);
+        let noticed = self.loss.map_or(Instant::now(), |loss| loss.noticed);
+        self.loss = Some(Loss { noticed, missed_since: None });
+        // A process that hangs does not come back by itself.
+        let silent = status.last_rollback.as_ref().filter(|last| last.reason == Reason::MemberSilent);
+        if let Some(last) = silent
+            && let Some(name) = self.launch.children.kill(last.culprit.pid)
+        {
+            self.printer.say(format!("killed {name} (pid {}), which hangs", last.culprit.pid));
+        }
+    }
+
+    /// Members that live and did not come back in time hang somewhere: they are killed, and started again.
+    fn kill_absent(&mut self) {
+        let Some(loss) = &mut self.loss else { return };
+        let is_waiting = |status: &&RunStatus| {
+            status.state == RunState::Recovering && status.reason == Reason::WaitingForMembers
+        };
+        let Some(status) = self.status.as_ref().filter(is_waiting) else {
+            loss.missed_since = None;
+            return;
+        };
+        let patience = Duration::from_secs_f64(self.launch.configuration.spec.failure_detection_seconds);
+        if loss.missed_since.get_or_insert_with(Instant::now).elapsed() < patience {
+            return;
+        }
+        loss.missed_since = None;
+        let back = |pid: u32| status.members.iter().any(|member| member.pid == pid);
+        let absent = self.launch.children.living().filter(|(name, pid)| *name != COORDINATOR && !back(*pid));
+        let absent: Vec<u32> = absent.map(|(_, pid)| pid).collect();
+        for pid in absent {
+            if let Some(name) = self.launch.children.kill(pid) {
+                self.printer.say(format!("killed {name} (pid {pid}), which did not come back"));
+            }
+        }
+    }
+
+    /// Starts the coordinator again where it listened before.
+    async fn revive(&mut self, address: SocketAddr, error: Option<ControlError>) -> Outcome<Revived> {
+        let noticed = self.loss.map_or(Instant::now(), |loss| loss.noticed);
+        self.loss = Some(Loss { noticed, missed_since: None });
+        let mut error = error;
+        loop {
+            let patience = if error.is_some() { COORDINATOR_PATIENCE } else { LEAVING_PATIENCE };
+            self.await_coordinators_end(patience).await;
+            match self.launch.supervisor.died(COORDINATOR) {
+                Verdict::GiveUp => return Err(self.lost(error).await),
+                Verdict::Again(pause) => tokio::time::sleep(pause).await,
+            }
+            let announcement = self.launch.start_coordinator(address).await?;
+            let Announcement { pid, resume_step, .. } = announcement;
+            self.printer
+                .say(format!("the coordinator was started again (pid {pid}); committed step {resume_step}"));
+            if announcement.state.is_over() {
+                self.launch.is_over = true;
+                self.launch.supervisor.retire();
+                return Ok(Revived::Over(announcement));
+            }
+            match Line::connect(address, self.launch.token()).await {
+                Ok(line) => return Ok(Revived::Leads(Box::new(line))),
+                Err(lost) => error = Some(lost),
+            }
+        }
+    }
+
+    /// Waits until the coordinator's process has ended; one that does not is killed.
+    async fn await_coordinators_end(&mut self, patience: Duration) {
+        let mut due = Instant::now() + patience;
+        while let Some(pid) = self.launch.children.pid_of(COORDINATOR) {
+            match tokio::time::timeout_at(due, self.launch.children.next_exit()).await {
+                Ok(ended) => self.note_exit(ended),
+                Err(_) => {
+                    self.printer.say(format!("killing the coordinator (pid {pid}), which hangs"));
+                    self.launch.children.kill(pid);
+                    due = Instant::now() + LEAVING_PATIENCE;
+                }
+            }
+        }
+    }
+
     /// Writes the progress line, or why there is none yet.
     fn show(&mut self) {
         let line = match (self.line.render(self.launch.elapsed_seconds()), &self.status) {
-            (Some(line), _) => line,
-            (None, Some(status)) => format!("{}: {}", status.state, status.message),
-            (None, None) => return,
+            (Some(line), _) if self.loss.is_none() => line,
+            (_, Some(status)) => format!("{}: {}", status.state, status.message),
+            (_, None) => return,
         };
         if self.printer.is_live() {
             return self.printer.live(&line);
@@ -242,11 +408,34 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         if !ended.status.success() {
             self.ends.push(ended.clone());
         }
-        if is_over || self.death.is_some() || (ended.status.success() && ended.name != COORDINATOR) {
+        let is_quiet = ended.status.success() && ended.name != COORDINATOR;
+        if is_over || self.death.is_some() {
+            return;
+        }
+        if self.goes_on() {
+            return self.start_again(ended, is_quiet);
+        }
+        if is_quiet {
             return;
         }
         self.printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
         self.death = Some((ended, Instant::now() + VERDICT_GRACE));
+    }
+
+    /// Sees to it that a process that died before the run was over is started again.
+    fn start_again(&mut self, ended: Ended, is_quiet: bool) {
+        self.printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
+        if ended.name == COORDINATOR {
+            // The end of its watch follows, and with it the next one.
+            return;
+        }
+        match self.launch.supervisor.died(&ended.name) {
+            Verdict::Again(pause) => {
+                let pause = if is_quiet { pause.max(QUIET_PAUSE) } else { pause };
+                self.launch.supervisor.schedule(ended.name, Instant::now() + pause);
+            }
+            Verdict::GiveUp => self.death = Some((ended, Instant::now())),
+        }
     }
 
     /// The watch is over: the coordinator's last word counts; without one, the first death.
@@ -270,11 +459,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             return self.with_way_back(self.launch.failure_of(ended));
         }
         let run = &status.run;
-        let (mut message, culprit) = match &status.culprit {
-            Some(culprit) => (format!("run {run} failed: {culprit}"), Some(culprit.member.to_string())),
-            None => (format!("run {run} failed: {}", status.message), None),
-        };
-        if let Some(ended) = self.ends.iter().find(|ended| culprit.as_ref() == Some(&ended.name)) {
+        let mut message = format!("run {run} failed: {}", status.message);
+        let culprit = status.culprit.as_ref().map(|culprit| culprit.member.to_string());
+        if let Some(ended) = self.ends.iter().rev().find(|ended| culprit.as_ref() == Some(&ended.name)) {
             message.push_str(&format!("\n  the process {}", ended.how()));
         }
         for consequence in &status.consequences {

@@ -61,10 +61,13 @@ impl LogFolder {
         self.folder.join(format!("{}.log", name.replace(' ', "-")))
     }
 
-    /// Creates the log of the process called `name`.
+    /// Opens the log of the process called `name`. One that is started again goes on where the one before it ended.
     pub(crate) fn open(&self, name: &str) -> Outcome<File> {
         let path = self.file(name);
-        File::create_new(&path)
+        File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
             .map_err(|error| Failure::failed(format!("cannot make {}", path.display())).because(error))
     }
 
@@ -130,6 +133,7 @@ mod tests {
             writeln!(file, "\x1b[31mline {line}\x1b[0m\n").unwrap();
         }
         assert_eq!(logs.tail("worker 0", 2), ["line 9998", "line 9999"]);
-        assert!(logs.open("worker 0").is_err());
+        writeln!(logs.open("worker 0").unwrap(), "once more").unwrap();
+        assert_eq!(logs.tail("worker 0", 2), ["line 9999", "once more"]);
     }
 }

@@ -1,16 +1,19 @@
 //! The local launcher: every process of a run on this machine, each a process of its own with its own log.
 //!
 //! [`launch`] reads top to bottom: find the programs, start the coordinator, learn its address, start the members,
-//! follow the run to its end, leave nothing behind. It decides nothing about training: the coordinator does.
+//! follow the run to its end, leave nothing behind. It decides nothing about training: the coordinator does. What dies
+//! before the run is over is started again ([`supervisor`]).
 
 pub(crate) mod children;
 pub(crate) mod follow;
 pub(crate) mod logs;
 pub(crate) mod progress;
 pub(crate) mod siblings;
+pub(crate) mod supervisor;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +30,7 @@ use children::{Children, Ended};
 use follow::Follower;
 use logs::LogFolder;
 use siblings::Program;
+use supervisor::{Start, Supervisor, Verdict};
 
 pub(crate) use follow::Ending;
 
@@ -71,6 +75,12 @@ impl StopSignals {
     }
 }
 
+/// What becomes of a coordinator that was started.
+enum Listening {
+    Announced(Announcement),
+    Ended(Ended),
+}
+
 /// Everything of one launch that must outlive its processes.
 pub(crate) struct Launch<'a> {
     pub(crate) configuration: &'a Configuration,
@@ -82,6 +92,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) kept_steps: usize,
     /// Whether the coordinator has said that the run is over, so that everybody is on the way out.
     pub(crate) is_over: bool,
+    pub(crate) supervisor: Supervisor,
+    programs: &'a Programs,
+    desk: Desk,
+    root: &'a Root,
 }
 
 /// The programs of a run.
@@ -121,9 +135,13 @@ pub(crate) async fn launch(
         started: Instant::now(),
         kept_steps,
         is_over: false,
+        supervisor: Supervisor::new(&configuration.spec.recovery),
+        programs,
+        desk,
+        root,
     };
     printer.say(format!("logs in {}", launch.logs.path().display()));
-    let ending = launch.start_and_follow(programs, (root, &desk), printer).await;
+    let ending = launch.start_and_follow(printer).await;
     launch.clear_away(printer).await;
     Ok((ending?, launch.logs.path().to_owned()))
 }
@@ -136,34 +154,65 @@ fn say_beginning(printer: &mut Printer, name: &RunName, announcement: &Announcem
 }
 
 impl Launch<'_> {
-    async fn start_and_follow(
-        &mut self,
-        programs: &Programs,
-        (root, desk): (&Root, &Desk),
-        printer: &mut Printer,
-    ) -> Outcome<Ending> {
-        self.spawn(COORDINATOR, &programs.coordinator, desk.coordinator_args(root))?;
-        let announcement = self.await_announcement(&desk.announcement).await?;
+    async fn start_and_follow(&mut self, printer: &mut Printer) -> Outcome<Ending> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let announcement = self.start_coordinator(anywhere).await?;
         say_beginning(printer, &self.configuration.spec.name, &announcement);
         if announcement.state.is_over() {
             self.is_over = true;
             return Ok(Ending::AlreadyOver(announcement));
         }
         let topology = self.configuration.spec.topology;
+        let programs = self.programs;
         for index in 0..topology.shards {
-            let args = desk.member_args(&announcement, "--index", index);
-            self.spawn(&format!("shard {index}"), &programs.embedding_shard, args)?;
+            let args = self.desk.member_args(&announcement, "--index", index);
+            self.spawn_member(format!("shard {index}"), &programs.embedding_shard, args)?;
         }
         for rank in 0..topology.workers {
-            let args = desk.member_args(&announcement, "--rank", rank);
-            self.spawn(&format!("worker {rank}"), &programs.worker, args)?;
+            let args = self.desk.member_args(&announcement, "--rank", rank);
+            self.spawn_member(format!("worker {rank}"), &programs.worker, args)?;
         }
-        Follower::new(self, printer).follow(&announcement, &desk.token).await
+        Follower::new(self, printer).follow(&announcement).await
     }
 
-    fn spawn(&mut self, name: &str, program: &Path, args: Vec<OsString>) -> Outcome<()> {
-        let log = self.logs.open(name)?;
-        self.children.spawn(name, program, &args, log)
+    /// Starts the coordinator and waits until it listens. One that is killed meanwhile is started again.
+    pub(crate) async fn start_coordinator(&mut self, listen: SocketAddr) -> Outcome<Announcement> {
+        loop {
+            // What an earlier one announced is not this one's word.
+            self.desk.forget_announcement()?;
+            let args = self.desk.coordinator_args(self.root, listen);
+            let log = self.logs.open(COORDINATOR)?;
+            self.children.spawn(COORDINATOR, &self.programs.coordinator, &args, log)?;
+            let path = self.desk.announcement.clone();
+            let ended = match self.await_announcement(&path).await? {
+                Listening::Announced(announcement) => return Ok(announcement),
+                Listening::Ended(ended) => ended,
+            };
+            // One that ends by itself has said why, and would say it again.
+            let was_killed = ended.status.code().is_none();
+            match self.supervisor.died(COORDINATOR) {
+                Verdict::Again(pause) if was_killed => tokio::time::sleep(pause).await,
+                _ => return Err(self.failure_of(&ended)),
+            }
+        }
+    }
+
+    fn spawn_member(&mut self, name: String, program: &Path, args: Vec<OsString>) -> Outcome<()> {
+        let start = Start { program: program.to_owned(), args };
+        self.children.spawn(&name, &start.program, &start.args, self.logs.open(&name)?)?;
+        self.supervisor.started(name, start);
+        Ok(())
+    }
+
+    /// Starts a member again.
+    pub(crate) fn respawn(&mut self, name: &str) -> Outcome<()> {
+        let Some(Start { program, args }) = self.supervisor.start_of(name) else { return Ok(()) };
+        self.children.spawn(name, program, args, self.logs.open(name)?)
+    }
+
+    /// The run's token.
+    pub(crate) fn token(&self) -> &Token {
+        &self.desk.token
     }
 
     /// Seconds since the launch.
@@ -172,8 +221,8 @@ impl Launch<'_> {
     }
 
     /// Waits until the coordinator listens, and says where.
-    async fn await_announcement(&mut self, path: &Path) -> Outcome<Announcement> {
-        let deadline = self.started + ANNOUNCE_DEADLINE;
+    async fn await_announcement(&mut self, path: &Path) -> Outcome<Listening> {
+        let deadline = Instant::now() + ANNOUNCE_DEADLINE;
         let read = || {
             Announcement::read(path).map_err(|error| {
                 Failure::failed("the coordinator announced itself unreadably").because(error)
@@ -181,15 +230,20 @@ impl Launch<'_> {
         };
         loop {
             if let Some(announcement) = read()? {
-                return Ok(announcement);
+                return Ok(Listening::Announced(announcement));
             }
             tokio::select! {
                 ended = self.children.next_exit() => {
+                    if ended.name != COORDINATOR {
+                        // A member that dies meanwhile is started again when there is a coordinator to join.
+                        self.supervisor.schedule(ended.name, Instant::now());
+                        continue;
+                    }
                     // It may have announced that nothing is left to do, and ended.
-                    return match read()? {
-                        Some(announcement) if ended.status.success() => Ok(announcement),
-                        _ => Err(self.failure_of(&ended)),
-                    };
+                    return Ok(match read()? {
+                        Some(announcement) if ended.status.success() => Listening::Announced(announcement),
+                        _ => Listening::Ended(ended),
+                    });
                 }
                 () = self.signals.next() => {
                     self.children.wind_down(Duration::ZERO).await;
@@ -277,7 +331,17 @@ impl Desk {
         Ok(Desk { configuration: config, token_file, announcement, token, folder })
     }
 
-    fn coordinator_args(&self, root: &Root) -> Vec<OsString> {
+    fn forget_announcement(&self) -> Outcome<()> {
+        match std::fs::remove_file(&self.announcement) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let what = format!("cannot remove {}", self.announcement.display());
+                Err(Failure::failed(what).because(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn coordinator_args(&self, root: &Root, listen: SocketAddr) -> Vec<OsString> {
         debug_assert!(self.configuration.starts_with(self.folder.path()));
         vec![
             "--config".into(),
@@ -285,7 +349,7 @@ impl Desk {
             "--root".into(),
             root.address().into(),
             "--listen".into(),
-            "127.0.0.1:0".into(),
+            listen.to_string().into(),
             "--token-file".into(),
             self.token_file.clone().into(),
             "--announce-file".into(),

@@ -40,6 +40,10 @@ impl ProgressLine {
 
     /// Takes one step's numbers, `elapsed_seconds` after the launch.
     pub(crate) fn step(&mut self, metrics: StepMetrics, elapsed_seconds: f64) {
+        // A run that went back does these steps again.
+        while self.recent.back().is_some_and(|newest| newest.step >= metrics.step) {
+            self.recent.pop_back();
+        }
         if self.steps == 0 {
             self.first_began_seconds = elapsed_seconds - metrics.seconds;
         }

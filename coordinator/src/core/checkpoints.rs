@@ -1,9 +1,10 @@
-//! Parts in, commits out. A step is committed when every worker and every shard has reported its part.
+//! Parts in, commits out. A step is committed when every worker and every shard has reported its part, and rank 0 the
+//! metrics of every step before it.
 
 use polygram_domain::{Generation, Step};
 use polygram_proto::control::{Directive, MemberId, Reason, RunState};
 
-use super::event::{Action, Level, Record};
+use super::event::{Action, Level, Record, Reply};
 use super::state::Turn;
 
 /// Steps whose parts may be incomplete at the same time.
@@ -16,24 +17,27 @@ impl Turn<'_> {
         member: MemberId,
         generation: Generation,
         step: Step,
-    ) -> Result<(), String> {
+    ) -> Result<Reply, String> {
         let state = &mut *self.state;
-        if generation != state.settings.generation() {
-            return Err(format!(
-                "the part is of generation {generation}, the active one is {}",
-                state.settings.generation()
-            ));
+        if generation != state.generation {
+            // Its sender has been told, or is about to be, that the run goes on without this part.
+            let from = state.recovery.former(generation, member);
+            let from = from.map_or("the part".into(), |who| format!("the part of {who}"));
+            return Ok(Reply::Later(format!(
+                "{from} is of generation {generation}, the active one is {}",
+                state.generation
+            )));
         }
         let Some(who) = state.who(member) else {
-            return Err(format!("admission {} is not of this attempt", member.0));
+            return Err(format!("admission {} is not of this generation", member.0));
         };
         if state.run != RunState::Running {
             return Err(format!("{who} reported a part of step {step} while the run is {}", state.run));
         }
-        if step.0 > state.settings.total_steps || step < state.settings.resume_step() {
+        if step.0 > state.settings.total_steps || step < state.resume_step() {
             return Err(format!(
                 "{who} reported a part of step {step}, which is not between the resumed step {} and the last, {}",
-                state.settings.resume_step(),
+                state.resume_step(),
                 state.settings.total_steps
             ));
         }
@@ -45,7 +49,7 @@ impl Turn<'_> {
             checkpoints.committed.max(checkpoints.committing).max(checkpoints.complete.last().copied());
         if settled.is_some_and(|settled| step <= settled) {
             // Said again, or overtaken by a later step.
-            return Ok(());
+            return Ok(Reply::PartNoted);
         }
         if checkpoints.parts.len() >= OPEN_STEPS && !checkpoints.parts.contains_key(&step) {
             return Err(format!(
@@ -66,16 +70,19 @@ impl Turn<'_> {
             }
             self.next_commit();
         }
-        Ok(())
+        Ok(Reply::PartNoted)
     }
 
-    fn next_commit(&mut self) {
+    /// Begins the next commit, if there is one and its steps are told: parts come by another way than metrics, and a run
+    /// that goes on from a commit does not do the steps before it again.
+    pub(super) fn next_commit(&mut self) {
+        let told = self.state.reached();
         let checkpoints = &mut self.state.checkpoints;
-        if checkpoints.committing.is_none() {
-            checkpoints.committing = checkpoints.complete.pop_first();
-            if let Some(step) = checkpoints.committing {
-                self.actions.push(Action::Commit { step });
-            }
+        let next = checkpoints.complete.first().copied().filter(|step| *step <= told);
+        if let (None, Some(step)) = (checkpoints.committing, next) {
+            checkpoints.complete.remove(&step);
+            checkpoints.committing = Some(step);
+            self.actions.push(Action::Commit { step });
         }
     }
 
@@ -91,11 +98,11 @@ impl Turn<'_> {
                 self.actions.push(Action::DropParts { before: step.next() });
                 self.actions.push(Action::Record(Record::Committed(step)));
                 self.log(Level::Info, format!("committed step {step}"));
-                if self.state.is_over() {
-                    self.actions.push(Action::StatusChanged);
-                } else {
+                if self.state.run == RunState::Running {
                     self.direct_all(&Directive::Committed { step });
                     self.next_commit();
+                } else {
+                    self.actions.push(Action::StatusChanged);
                 }
             }
             Err(message) => {

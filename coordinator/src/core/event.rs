@@ -1,5 +1,6 @@
 //! What happens to a run, and what is to be done about it.
 
+use polygram_checkpoint::RecoveryLine;
 use polygram_domain::{Generation, Step};
 use polygram_proto::control::{
     Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
@@ -41,6 +42,8 @@ pub enum Event {
         ticket: Ticket,
         /// The member.
         member: MemberId,
+        /// The generation it lives in.
+        generation: Generation,
     },
     /// A member said something on its stream.
     Report(Envelope),
@@ -102,6 +105,8 @@ pub enum Reply {
         /// The generation it lives in.
         generation: Generation,
     },
+    /// Not now: another try may succeed. One sentence.
+    Later(String),
     /// The stream is welcome.
     Attending,
     /// The part is noted.
@@ -119,6 +124,10 @@ pub enum Record {
     Evaluation(Evaluation),
     /// A commit.
     Committed(Step),
+    /// A generation begins from this state version: what was recorded of later ones is done again.
+    WentBack(Step),
+    /// What the story of the run's failures is made of.
+    Recovery(RecoveryLine),
 }
 
 /// How the run ended.

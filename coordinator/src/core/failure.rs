@@ -5,7 +5,7 @@
 
 use polygram_domain::Step;
 use polygram_proto::control::{
-    Abort, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
+    Abort, AbortKind, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
 };
 
 use super::event::{Action, Level, Outcome};
@@ -66,6 +66,7 @@ impl Turn<'_> {
 
     fn verdict(&mut self, who: MemberRef, reason: Reason, message: String) {
         let member = self.state.members.get(&who);
+        let host = member.map(|m| m.host.clone());
         let culprit = Culprit {
             member: who,
             pid: member.map_or(0, |m| m.pid),
@@ -73,9 +74,7 @@ impl Turn<'_> {
             step: member.map_or(Step(0), |m| m.step),
             message,
         };
-        let sentence = culprit.to_string();
-        self.state.culprit = Some(culprit);
-        self.fail(reason, sentence);
+        self.lose(reason, culprit, host);
     }
 
     /// Ends the run by a fault: everybody aborts.
@@ -83,13 +82,16 @@ impl Turn<'_> {
         if self.state.is_over() {
             return;
         }
-        let abort = Abort { reason: message.clone(), culprit: self.state.culprit.clone() };
+        let culprit = self.state.culprit.clone();
+        let abort = Abort { reason: message.clone(), culprit, kind: AbortKind::End };
         self.direct_all(&Directive::Abort(abort));
         self.end(RunState::Failed, reason, message);
     }
 
     /// Ends the run in good order: everybody leaves.
     pub(super) fn finish(&mut self, run: RunState, reason: Reason, message: String) {
+        self.state.culprit = None;
+        self.state.consequences.clear();
         self.direct_all(&Directive::Exit);
         self.end(run, reason, message);
     }
@@ -98,12 +100,14 @@ impl Turn<'_> {
         let until = self.now.after(self.state.settings.timeouts.leave_ms);
         self.state.ending = Some(Ending { until, done: false });
         self.state.suspicion = None;
+        self.tell_end(run, &message);
         self.enter(run, reason, message);
     }
 
-    fn consequence(&mut self, who: MemberRef, message: &str) {
+    pub(super) fn consequence(&mut self, who: MemberRef, message: &str) {
         if self.state.consequences.len() < CONSEQUENCES {
             self.state.consequences.push(format!("{who}: {message}"));
+            self.tell_consequence(who, message);
             self.log(Level::Warn, format!("in consequence, {who}: {message}"));
             self.actions.push(Action::StatusChanged);
         }
@@ -127,9 +131,20 @@ impl Turn<'_> {
                 "aborted".into()
             }
             StopMode::Commit if self.state.run != RunState::Running => {
-                let message = format!("stopped before the first step: {reason}");
-                self.finish(RunState::Stopped, Reason::StopRequested, message);
-                "stopped before the first step".into()
+                let when = if self.state.recovery.restarts == 0 {
+                    "before the first step"
+                } else {
+                    "while recovering"
+                };
+                let kept = self.state.last_commit().filter(|_| self.state.recovery.restarts > 0);
+                let kept =
+                    kept.map_or(String::new(), |step| format!("; the newest committed step is {step}"));
+                self.finish(
+                    RunState::Stopped,
+                    Reason::StopRequested,
+                    format!("stopped {when}: {reason}{kept}"),
+                );
+                format!("stopped {when}")
             }
             StopMode::Commit => {
                 if self.state.stop.is_some() {
@@ -173,13 +188,19 @@ impl Turn<'_> {
         // The one heard longest ago fell silent first.
         let mut silent: Vec<_> = silent.map(|m| (m.heard, m.who, m.attendance)).collect();
         silent.sort_unstable_by_key(|(heard, who, _)| (*heard, *who));
+        let generation = self.state.generation;
         for (heard, who, attendance) in silent {
             let seconds = self.now.since(heard) as f64 / 1000.0;
             let message = match attendance {
                 Attendance::Expected => format!("joined {seconds:.1} s ago and never attended"),
                 Attendance::Open | Attendance::Ended => format!("no sign of life for {seconds:.1} s"),
             };
-            self.member_fails(who, Reason::MemberSilent, message);
+            if self.state.generation == generation {
+                self.member_fails(who, Reason::MemberSilent, message);
+            } else {
+                // The first one has ended their generation.
+                self.consequence(who, &message);
+            }
         }
     }
 

@@ -23,6 +23,7 @@ impl Turn<'_> {
                 self.advance_running();
                 false
             }
+            RunState::Recovering => self.advance_recovery(),
             RunState::Completed | RunState::Failed | RunState::Stopped => false,
         }
     }
@@ -40,7 +41,7 @@ impl Turn<'_> {
         false
     }
 
-    fn waiting_for_attendance(&self) -> String {
+    pub(super) fn waiting_for_attendance(&self) -> String {
         let state = &*self.state;
         state.waiting_for("to attend", |slot| {
             state.members.get(slot).is_some_and(|m| m.attendance == Attendance::Open)
@@ -53,6 +54,7 @@ impl Turn<'_> {
             self.enter(RunState::Rendezvous, Reason::WaitingForAttendance, message);
             return false;
         }
+        self.resume_from_newest();
         let assignment = self.state.assign();
         self.state.assignment = Some(assignment.hash());
         self.direct_all(&Directive::Assign(assignment));
@@ -73,7 +75,8 @@ impl Turn<'_> {
             return false;
         }
         self.direct_all(&Directive::Start);
-        let (from, to) = (self.state.settings.resume_step(), self.state.settings.last_step);
+        self.recovered();
+        let (from, to) = (self.state.resume_step(), self.state.settings.last_step);
         self.enter(RunState::Running, Reason::Training, format!("training from step {from} to step {to}"));
         true
     }
@@ -92,7 +95,7 @@ impl Turn<'_> {
             }
             return;
         }
-        let (from, to) = (self.state.settings.resume_step(), self.state.settings.last_step);
+        let (from, to) = (self.state.resume_step(), self.state.settings.last_step);
         let (reason, message) = if let Some(why) = &self.state.stop {
             (Reason::Stopping, format!("stopping at the next step boundary: {why}"))
         } else if let Some(step) = self.state.checkpoints.committing {
@@ -105,7 +108,7 @@ impl Turn<'_> {
         self.enter(RunState::Running, reason, message);
     }
 
-    fn finish_at(&mut self, step: Step) {
+    pub(super) fn finish_at(&mut self, step: Step) {
         let total = self.state.settings.total_steps;
         let committed = if self.state.last_commit() == Some(step) { "committed" } else { "unchanged" };
         let (run, reason, message) = if step.0 == total {
@@ -132,8 +135,8 @@ impl State {
             generation: self.generation(),
             workers: of(Role::Worker).collect(),
             shards: of(Role::Shard).collect(),
-            resume_step: self.settings.resume_step(),
-            resume_manifest: self.settings.resume.as_ref().map(|resume| resume.manifest.clone()),
+            resume_step: self.resume_step(),
+            resume_manifest: self.resume.as_ref().map(|resume| resume.manifest.clone()),
         }
     }
 
@@ -147,7 +150,7 @@ impl State {
     fn is_settled(&self, step: Step) -> bool {
         let c = &self.checkpoints;
         let idle = c.committing.is_none() && c.complete.is_empty();
-        let unchanged = step == self.settings.resume_step() && !c.parts.contains_key(&step);
+        let unchanged = step == self.resume_step() && !c.parts.contains_key(&step);
         idle && (c.committed == Some(step) || unchanged)
     }
 

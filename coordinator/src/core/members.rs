@@ -1,6 +1,6 @@
 //! Joining, attending and reporting.
 
-use polygram_domain::{SCHEMA_VERSION, Step};
+use polygram_domain::{Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
     AssignmentHash, Envelope, Heartbeat, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role,
     RunState,
@@ -12,7 +12,7 @@ use super::state::{Attendance, Member, Turn};
 impl Turn<'_> {
     pub(super) fn join(&mut self, ticket: Ticket, request: JoinRequest) {
         let answer = self.admit(request);
-        if let Err(refusal) = &answer {
+        if let Err(refusal) | Ok(Reply::Later(refusal)) = &answer {
             self.log(Level::Warn, format!("refused a member: {refusal}"));
         }
         self.reply(ticket, answer);
@@ -44,10 +44,13 @@ impl Turn<'_> {
                 return Ok(Reply::Admitted { member: holder.id, generation });
             }
             let heard = self.now.since(holder.heard) as f64 / 1000.0;
-            return Err(format!(
-                "{who} is taken by pid {} on {}, heard {heard:.1} s ago",
-                holder.pid, holder.host
-            ));
+            let taken =
+                format!("{who} is taken by pid {} on {}, heard {heard:.1} s ago", holder.pid, holder.host);
+            // Where runs recover, another process in the slot is most often the successor of a dead one.
+            return if self.state.recovers() { Ok(Reply::Later(taken)) } else { Err(taken) };
+        }
+        if let Some(refusal) = self.state.quarantine(&host, self.now) {
+            return Ok(Reply::Later(refusal));
         }
         self.state.admissions += 1;
         let id = MemberId(self.state.admissions);
@@ -70,15 +73,24 @@ impl Turn<'_> {
                 failed: false,
             },
         );
+        if self.state.run == RunState::Recovering {
+            // Whoever starts members again sees who is back.
+            self.actions.push(Action::StatusChanged);
+        }
         Ok(Reply::Admitted { member: id, generation })
     }
 
-    pub(super) fn attend(&mut self, ticket: Ticket, member: MemberId) {
+    pub(super) fn attend(&mut self, ticket: Ticket, member: MemberId, generation: Generation) {
+        let active = self.state.generation;
         let over = self.state.is_over().then(|| format!("the run is over: {}", self.state.message));
         let now = self.now;
         let answer = match (over, self.member(member)) {
             (Some(over), _) => Err(over),
-            (None, None) => Err(format!("admission {} is not of this attempt; join first", member.0)),
+            (None, _) if generation != active => Ok(Reply::Later(format!(
+                "admission {} is of generation {generation}, the active one is {active}; join again",
+                member.0
+            ))),
+            (None, None) => Err(format!("admission {} is not of this generation; join first", member.0)),
             (None, Some(m)) => match m.attendance {
                 Attendance::Expected => {
                     m.attendance = Attendance::Open;
@@ -95,6 +107,9 @@ impl Turn<'_> {
     pub(super) fn report(&mut self, envelope: Envelope) {
         let Envelope { member, generation, report } = envelope;
         if generation != self.state.generation() {
+            if let Some(who) = self.state.recovery.former(generation, member) {
+                return self.late_word(who, report);
+            }
             let active = self.state.generation();
             self.log(Level::Warn, format!("ignored a report of generation {generation}, active is {active}"));
             return;
@@ -118,10 +133,12 @@ impl Turn<'_> {
             MemberReport::Metrics(metrics) => {
                 let newest = self.state.metrics.map(|newest| newest.step);
                 let is_next = newest.is_none_or(|newest| metrics.step > newest)
-                    && metrics.step >= self.state.settings.resume_step();
+                    && metrics.step >= self.state.resume_step();
                 if self.speaks_for_the_run(who) && is_next {
                     self.state.metrics = Some(metrics);
                     self.actions.push(Action::Record(Record::Metrics(metrics)));
+                    self.note_progress(metrics.step.next());
+                    self.next_commit();
                 }
             }
             MemberReport::Evaluation(evaluation) => {
@@ -176,7 +193,7 @@ impl Turn<'_> {
             Some("reported Finished, which only workers do".to_owned())
         } else if self.state.run != RunState::Running {
             Some(format!("reported Finished while the run was {}", self.state.run))
-        } else if step.0 > total || step < self.state.settings.resume_step() {
+        } else if step.0 > total || step < self.state.resume_step() {
             Some(format!("finished at step {step}, which is not between the resumed step and {total}"))
         } else {
             first

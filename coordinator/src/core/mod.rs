@@ -5,7 +5,8 @@
 //! * one generation is active, and messages of another change nothing;
 //! * members are assigned once all of them attend, and started once all of them acknowledged the same table;
 //! * a step is committed only with the parts of every worker and every shard, steps in ascending order;
-//! * the first failure is the culprit for good, later ones are consequences;
+//! * the first failure of a generation is its culprit for good, later ones are consequences;
+//! * a generation begins from the newest commit, and only after the commit that its forerunner had begun has ended;
 //! * a state that is over is never left, and the end comes once, in bounded time.
 
 pub mod event;
@@ -17,6 +18,7 @@ mod counts;
 mod failure;
 mod lifecycle;
 mod members;
+mod recovery;
 mod sentence;
 mod status;
 
@@ -34,11 +36,11 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
     let mut turn = state::Turn { state, now, actions: Vec::new() };
     match event {
         Event::Join { ticket, request } => turn.join(ticket, request),
-        Event::Attend { ticket, member } => turn.attend(ticket, member),
+        Event::Attend { ticket, member, generation } => turn.attend(ticket, member, generation),
         Event::Report(envelope) => turn.report(envelope),
         Event::StreamEnded { member, message } => turn.stream_ended(member, message),
         Event::Upload { ticket, member, generation, step } => {
-            let answer = turn.upload(member, generation, step).map(|()| Reply::PartNoted);
+            let answer = turn.upload(member, generation, step);
             turn.reply(ticket, answer);
         }
         Event::CommitDone { step, result } => turn.commit_done(step, result),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use polygram_domain::{Generation, RunSpec, Step, TableSpec, Topology};
+use polygram_checkpoint::keys;
+use polygram_domain::run_spec::RecoverySpec;
+use polygram_domain::{RunSpec, Step, TableSpec, Topology};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///
@@ -53,6 +55,13 @@ pub struct Resume {
     pub manifest: String,
 }
 
+impl Resume {
+    /// The checkpoint of `step`.
+    pub fn at(step: Step) -> Resume {
+        Resume { step, manifest: keys::manifest(step) }
+    }
+}
+
 /// The frame of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -64,7 +73,7 @@ pub struct Settings {
     pub total_steps: u64,
     /// The update after which this session ends: `training.stop_at_step`, or the last.
     pub last_step: u64,
-    /// What it continues from; `None` for a fresh run.
+    /// What the attempt begins from; `None` for a fresh run.
     pub resume: Option<Resume>,
     /// Which start of the run this is, from 1.
     pub attempt: u32,
@@ -72,6 +81,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// The n-gram tables, in order.
     pub tables: Vec<TableSpec>,
+    /// What is done about a lost member.
+    pub recovery: RecoverySpec,
 }
 
 impl Settings {
@@ -86,18 +97,8 @@ impl Settings {
             attempt,
             timeouts: Timeouts::of(spec.failure_detection_seconds),
             tables: spec.tables().iter().cloned().collect(),
+            recovery: spec.recovery.clone(),
         }
-    }
-
-    /// Updates applied before this session.
-    pub fn resume_step(&self) -> Step {
-        self.resume.as_ref().map_or(Step(0), |resume| resume.step)
-    }
-
-    /// The generation of this session's membership. Attempts are numbered by a term that is claimed in the store, so
-    /// it only grows.
-    pub fn generation(&self) -> Generation {
-        Generation(self.attempt.into())
     }
 
     /// All members.

@@ -11,7 +11,8 @@ use polygram_proto::control::{
 
 use super::counts::Counts;
 use super::event::{Action, Level, Reply, Ticket, Time};
-use super::settings::Settings;
+use super::recovery::Recovery;
+use super::settings::{Resume, Settings};
 
 /// A run, as far as the coordinator knows it. Changed only by [`super::apply`].
 #[derive(Clone, Debug)]
@@ -23,6 +24,9 @@ pub struct State {
     pub(super) since: Time,
     pub(super) members: BTreeMap<MemberRef, Member>,
     pub(super) admissions: u64,
+    pub(super) generation: Generation,
+    /// What this generation begins from.
+    pub(super) resume: Option<Resume>,
     pub(super) assignment: Option<AssignmentHash>,
     pub(super) checkpoints: Checkpoints,
     pub(super) stop: Option<String>,
@@ -34,6 +38,7 @@ pub struct State {
     pub(super) evaluation: Option<Evaluation>,
     pub(super) counts: Counts,
     pub(super) last_tick: Time,
+    pub(super) recovery: Recovery,
 }
 
 /// One admitted process.
@@ -105,6 +110,8 @@ impl State {
             since: now,
             members: BTreeMap::new(),
             admissions: 0,
+            generation: Generation::of_attempt(settings.attempt),
+            resume: settings.resume.clone(),
             assignment: None,
             checkpoints: Checkpoints { committed, ..Checkpoints::default() },
             stop: None,
@@ -116,9 +123,10 @@ impl State {
             evaluation: None,
             counts: Counts::default(),
             last_tick: now,
+            recovery: Recovery::default(),
             settings,
         };
-        let reached = state.settings.resume_step();
+        let reached = state.resume_step();
         if reached.0 >= state.settings.last_step {
             let total = state.settings.total_steps;
             (state.run, state.reason) = if reached.0 >= total {
@@ -156,7 +164,12 @@ impl State {
 
     /// The active generation.
     pub fn generation(&self) -> Generation {
-        self.settings.generation()
+        self.generation
+    }
+
+    /// Updates applied before this generation.
+    pub fn resume_step(&self) -> Step {
+        self.resume.as_ref().map_or(Step(0), |resume| resume.step)
     }
 
     /// The slot of an admission.
@@ -215,7 +228,11 @@ impl Turn<'_> {
         state.run = run;
         state.reason = reason;
         state.message = message;
-        let level = if run == RunState::Failed { Level::Error } else { Level::Info };
+        let level = match run {
+            RunState::Failed => Level::Error,
+            RunState::Recovering => Level::Warn,
+            _ => Level::Info,
+        };
         let line = format!("{run}: {}", state.message);
         self.log(level, line);
         self.actions.push(Action::StatusChanged);

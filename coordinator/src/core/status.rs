@@ -19,7 +19,7 @@ impl State {
             attempt: self.settings.attempt,
             step: self.step(),
             total_steps: self.settings.total_steps,
-            resume_step: self.settings.resume_step(),
+            resume_step: self.resume_step(),
             members: self
                 .members
                 .values()
@@ -42,6 +42,8 @@ impl State {
             culprit: self.culprit.clone(),
             consequences: self.consequences.clone(),
             rows: self.counts.status(&self.settings),
+            restarts: self.recovery.restarts,
+            last_rollback: self.recovery.last.clone(),
         }
     }
 
@@ -49,10 +51,6 @@ impl State {
     fn step(&self) -> Step {
         let reported = self.metrics.map_or(Step(0), |metrics| metrics.step.next());
         let workers = self.workers().map(|m| m.step).max().unwrap_or_default();
-        self.settings
-            .resume_step()
-            .max(reported)
-            .max(workers)
-            .max(self.checkpoints.committed.unwrap_or_default())
+        self.resume_step().max(reported).max(workers).max(self.checkpoints.committed.unwrap_or_default())
     }
 }

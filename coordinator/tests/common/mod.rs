@@ -29,6 +29,8 @@ pub fn shard(index: u32) -> MemberRef {
 /// `configs/tiny.toml` with `overrides`: one worker and two shards.
 pub fn tiny(overrides: &[&str]) -> String {
     let mut all = vec!["training.steps=4".to_owned(), "run.failure_detection_seconds=5.0".to_owned()];
+    // Tests that recover say so.
+    all.push("recovery.max_restarts=0".to_owned());
     all.extend(overrides.iter().map(|&o| o.to_owned()));
     let file = RunFile::parse(include_str!("../../../configs/tiny.toml"), "tiny", &all).unwrap();
     file.to_toml().unwrap()
@@ -155,7 +157,11 @@ impl Member {
         Part { member: name, step, objects, cursor, table_decay: None }
     }
 
+    /// Its part, after the metrics of its last step; where those were told before, the first word counts.
     pub async fn upload(&self, lead: &Lead, step: u64) {
+        if self.who == WORKER && step > 0 {
+            self.metrics(step - 1, 1.0).await;
+        }
         let part = self.write_part(lead, step).await;
         self.reporter.report_upload(Step(step), serde_json::to_string(&part).unwrap()).await.unwrap();
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use polygram_domain::{Cell, Rank, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::bulk::credit::Inflow;
 use polygram_proto::bulk::frame::{Header, Kind};
 use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody};
@@ -151,6 +152,7 @@ impl Engine {
             return Err(Refusal::new(Reason::Failed, "the worker's connections are gone"));
         };
         worker.admitted |= bit;
+        pass(Point::ShardConnected);
         let (outbox, inflow) = (worker.outbox.clone(), Arc::clone(&worker.inflow));
         Ok(Admission { group, welcome, outbox, inflow })
     }
@@ -186,9 +188,15 @@ impl Engine {
     fn consult(&mut self, from: Peer, header: &Header, crc: u32, message: Message) -> Result<(), Refusal> {
         let (step, cell) = (header.step, header.cell);
         match message {
-            Message::Lookup(request) => self.ledger.lookup(from, (step, cell), request),
+            Message::Lookup(request) => {
+                pass(Point::ShardBeforeDeclare);
+                self.ledger.lookup(from, (step, cell), request)
+            }
             Message::Read(request) => self.ledger.read(from, (step, cell), request),
-            Message::Push(block) => self.ledger.push(from, (step, cell), (header.chunk, crc), block),
+            Message::Push(block) => {
+                pass(Point::ShardBeforeAdd);
+                self.ledger.push(from, (step, cell), (header.chunk, crc), block)
+            }
             Message::Prepare => self.ledger.prepare(from, step),
             Message::Commit(commit) => self.ledger.vote(from, step, Vote::Commit(commit)),
             Message::Abort { snapshot } => self.ledger.vote(from, step, Vote::Abort { snapshot }),
@@ -203,8 +211,12 @@ impl Engine {
     pub(super) async fn report(&mut self, lane: usize, report: Report) -> Result<(), ShardError> {
         match report {
             Report::Counted { rows } => self.ledger.counted(lane, rows),
-            Report::Summed { step, sums } => self.ledger.summed(step, sums),
+            Report::Summed { step, sums } => {
+                pass(Point::ShardPrepared);
+                self.ledger.summed(step, sums);
+            }
             Report::Closed { step, written } => {
+                pass(Point::ShardAfterApply);
                 self.ledger.lane_closed(step);
                 self.lane_written[lane] = written;
                 let (version, written_rows) = (self.ledger.version(), self.lane_written.iter().sum());
@@ -287,6 +299,7 @@ impl Engine {
             self.decayed = self.decayed.after(rates.lr, self.config.embedding.weight_decay);
         }
         let snapshot = vote.snapshot();
+        pass(Point::ShardBeforeApply);
         self.tell_all(|| Command::Close { step, rates, snapshot }).await?;
         if snapshot {
             let version = step.next();
@@ -297,6 +310,7 @@ impl Engine {
             let rows = SnapshotRows::new((version, self.decayed), self.lanes.clone());
             self.status.send_modify(|status| status.is_snapshotting = true);
             self.snapshots.spawn(async move { archive.archive(rows).await });
+            pass(Point::ShardSnapshotBegun);
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub const METRICS_ROLE: &str = "metrics";
 pub enum MetricsLine {
     /// An attempt begins. The first line of its object 0, and of no other.
     Attempt(AttemptRecord),
+    /// The attempt went back to a state version: what was recorded of later ones is done again.
+    WentBack(WentBackRecord),
     /// An update.
     Step(MetricsRecord),
     /// An evaluation.
@@ -36,6 +38,13 @@ pub struct AttemptRecord {
     pub attempt: u64,
     /// State version it started from; 0 for a fresh run.
     pub resumed_from: u64,
+}
+
+/// The attempt went back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WentBackRecord {
+    /// State version it goes on from; 0: from the beginning.
+    pub step: u64,
 }
 
 /// One update.
@@ -128,12 +137,18 @@ impl RunStore {
                         at + 1
                     )));
                 }
+                let goes_on_from = match &line {
+                    MetricsLine::Attempt(record) => Some(record.resumed_from),
+                    MetricsLine::WentBack(record) => Some(record.step),
+                    MetricsLine::Step(_) | MetricsLine::Evaluation(_) => None,
+                };
+                if let Some(step) = goes_on_from {
+                    steps.split_off(&step.saturating_add(1));
+                    evaluations.split_off(&step.saturating_add(1));
+                }
                 match line {
-                    MetricsLine::Attempt(record) => {
-                        steps.split_off(&record.resumed_from.saturating_add(1));
-                        evaluations.split_off(&record.resumed_from.saturating_add(1));
-                        attempts.push(record);
-                    }
+                    MetricsLine::Attempt(record) => attempts.push(record),
+                    MetricsLine::WentBack(_) => {}
                     MetricsLine::Step(record) => drop(steps.insert(record.step, record)),
                     MetricsLine::Evaluation(record) => drop(evaluations.insert(record.step, record)),
                 }

@@ -43,10 +43,6 @@ newtype! {
     ShardIndex(u32)
 }
 newtype! {
-    /// Fencing number of a run's membership: it only grows, and messages of an older one are refused.
-    Generation(u64)
-}
-newtype! {
     /// A micro-batch of the step's fixed grid, from 0.
     Cell(u32)
 }
@@ -57,6 +53,41 @@ newtype! {
 newtype! {
     /// One of a table's contiguous row ranges; see [`crate::tables::BUCKETS`].
     BucketIndex(u32)
+}
+
+/// Fencing number of a run's membership: it only grows, and messages of an older one are refused.
+///
+/// The upper half is the attempt that leads the membership, which is a term claimed in the store; the lower half counts
+/// the attempt's rollbacks. So generations grow over restarts of coordinators without a word between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The first generation of an attempt.
+    pub fn of_attempt(attempt: u32) -> Generation {
+        Generation(u64::from(attempt) << 32)
+    }
+
+    /// The generation after this one, in the same attempt.
+    pub fn next(self) -> Generation {
+        Generation(self.0 + 1)
+    }
+
+    /// Rollbacks of its attempt before it.
+    pub fn rollbacks(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// Attempt and rollbacks, `3.1`; the rollbacks alone where there is no attempt.
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 >> 32 {
+            0 => self.0.fmt(f),
+            attempt => write!(f, "{attempt}.{}", self.rollbacks()),
+        }
+    }
 }
 
 impl Step {
@@ -106,6 +137,13 @@ impl fmt::Display for RunName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generations_grow_within_and_over_attempts() {
+        let first = Generation::of_attempt(3);
+        assert!(first < first.next() && first.next() < Generation::of_attempt(4));
+        assert_eq!((first.next().to_string(), first.next().rollbacks()), ("3.1".to_owned(), 1));
+    }
 
     #[test]
     fn run_names_are_checked() {

@@ -29,6 +29,8 @@ pub struct RunSpec {
     pub topology: Topology,
     /// When checkpoints are committed and which are kept.
     pub checkpoint: CheckpointSpec,
+    /// What a run does about a lost member.
+    pub recovery: RecoverySpec,
     /// Held-out evaluation; `None` switches it off.
     pub evaluation: Option<EvaluationSpec>,
     /// Device and threads of a worker.
@@ -204,6 +206,23 @@ pub struct CheckpointSpec {
     pub every_steps: Option<u64>,
     /// Newest checkpoints kept; at least 2.
     pub keep: u32,
+}
+
+/// What a run does about a lost member: how often it goes back to its last commit and starts again, and when it gives
+/// up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecoverySpec {
+    /// Restarts of one session of the run; 0: the first lost member fails the run.
+    pub max_restarts: u32,
+    /// Restarts in a row of which none came further than the run had been before; at least 1.
+    pub max_fruitless_restarts: u32,
+    /// Pause before the second fruitless restart in a row, doubled with each further one; the first restart waits for
+    /// nothing.
+    pub backoff_seconds: f64,
+    /// Fruitless failures by members of one host after which it is kept out, if the run has other hosts; at least 1.
+    pub quarantine_after: u32,
+    /// How long it is kept out.
+    pub quarantine_seconds: f64,
 }
 
 /// Held-out evaluation.

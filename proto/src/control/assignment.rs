@@ -84,6 +84,18 @@ impl fmt::Display for Culprit {
     }
 }
 
+/// What follows an abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortKind {
+    /// The run is over.
+    End,
+    /// The run goes back to its last commit: join again, as a member of this generation or a later one.
+    Rejoin {
+        /// The generation that takes over.
+        generation: Generation,
+    },
+}
+
 /// Why everybody stops at once, without a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Abort {
@@ -91,6 +103,8 @@ pub struct Abort {
     pub reason: String,
     /// Who ended the run; `None` when it was nobody in it (the operator, the store).
     pub culprit: Option<Culprit>,
+    /// Whether the run goes on.
+    pub kind: AbortKind,
 }
 
 /// What a member is told to do.

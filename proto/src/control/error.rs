@@ -37,6 +37,16 @@ pub enum ControlError {
         /// Its reason.
         message: String,
     },
+    /// The coordinator has no place for the member yet, and still had none when patience was over.
+    #[error("the coordinator had no place yet: {message} ({attempts} attempts in {seconds:.1} s)")]
+    NotYet {
+        /// Its reason.
+        message: String,
+        /// Attempts made.
+        attempts: u32,
+        /// Time they took.
+        seconds: f64,
+    },
     /// The token is missing or not the run's.
     #[error("the coordinator at {address} does not accept the token: {message}")]
     Unauthenticated {
@@ -80,6 +90,19 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    /// Whether a member that lost its session this way may well join again: the coordinator was lost or cut off, or it
+    /// leads another generation by now.
+    pub fn may_rejoin(&self) -> bool {
+        matches!(
+            self,
+            ControlError::Lost { .. }
+                | ControlError::Connect { .. }
+                | ControlError::Deadline { .. }
+                | ControlError::NotYet { .. }
+                | ControlError::Closed
+        )
+    }
+
     /// What a gRPC status of `call` to `address` means, after `attempts` within `deadline`.
     pub(crate) fn of_status(
         call: &'static str,
@@ -98,6 +121,12 @@ impl ControlError {
             Code::Unavailable | Code::Unknown => ControlError::Connect {
                 address: address.to_owned(),
                 message: deepest(status),
+                attempts: tried.attempts,
+                seconds: tried.elapsed.as_secs_f64(),
+            },
+            // What the coordinator answers where another try may succeed.
+            Code::Aborted => ControlError::NotYet {
+                message,
                 attempts: tried.attempts,
                 seconds: tried.elapsed.as_secs_f64(),
             },

@@ -29,10 +29,16 @@ mod attendance;
 use attendance::Attendance;
 
 /// Pause between two attempts of an idempotent call.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Reports that may wait for the network; more of them hold the reporter back.
 const REPORTS_IN_FLIGHT: usize = 256;
 const DIRECTIVES_IN_FLIGHT: usize = 64;
+
+/// How long a member that lost its coordinator, or was sent back by it, tries to join again: three times the failure
+/// detection, and at least ten seconds, so that a coordinator on the same machine can be started again.
+pub fn rejoin_patience(failure_detection: Duration) -> Duration {
+    (failure_detection * 3).max(Duration::from_secs(10))
+}
 
 /// What a process needs to enter a run.
 #[derive(Clone, Debug)]
@@ -80,8 +86,9 @@ impl MemberSession {
     /// Enters the run and opens the stream. Must run on a tokio runtime.
     ///
     /// # Errors
-    /// [`ControlError::Refused`] at once when the coordinator says no; [`ControlError::Connect`] or
-    /// [`ControlError::Deadline`] when it could not be reached for the whole deadline.
+    /// [`ControlError::Refused`] at once when the coordinator says no; [`ControlError::Connect`],
+    /// [`ControlError::NotYet`] or [`ControlError::Deadline`] when it could not be reached, or had no place, for the
+    /// whole deadline.
     pub async fn join(options: JoinOptions) -> Result<(MemberSession, Joined), ControlError> {
         let joined = Joining { options: &options, started: Instant::now() }.run().await?;
         // A connection of its own for the stream: its keep-alive follows the run's failure detection, and large
@@ -281,7 +288,7 @@ impl Joining<'_> {
                 Ok(joined) => return Ok(joined),
                 Err(error) => error,
             };
-            let again = matches!(error, ControlError::Connect { .. });
+            let again = matches!(error, ControlError::Connect { .. } | ControlError::NotYet { .. });
             if !again || self.left() <= RETRY_PAUSE {
                 return Err(error);
             }

@@ -23,19 +23,19 @@ mod convert;
 pub(crate) mod transport;
 
 pub use announcement::Announcement;
-pub use assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
+pub use assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
 pub use counts::{
     CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
     TableRows, TableStatus, common_marks,
 };
 pub use error::{ControlError, Malformed};
 pub use joining::{JoinRequest, Joined, UploadReport};
-pub use member::{Directives, JoinOptions, MemberSession, Reporter};
+pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
 pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics};
-pub use status::{MemberStatus, Reason, RunState, RunStatus, WatchEvent};
+pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;
 
 /// Largest control message either side accepts, in bytes: a part of a checkpoint lists every tensor it holds.

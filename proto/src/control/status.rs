@@ -24,6 +24,8 @@ pub enum RunState {
     Restoring,
     /// Steps are done.
     Running,
+    /// A member was lost; the run goes back to its last commit with a new generation of members.
+    Recovering,
     /// All steps of `training.steps` are done and committed.
     Completed,
     /// It ended by a fault.
@@ -40,6 +42,7 @@ impl RunState {
         RunState::Rendezvous,
         RunState::Restoring,
         RunState::Running,
+        RunState::Recovering,
         RunState::Completed,
         RunState::Failed,
         RunState::Stopped,
@@ -58,6 +61,7 @@ impl RunState {
             RunState::Rendezvous => "rendezvous",
             RunState::Restoring => "restoring",
             RunState::Running => "running",
+            RunState::Recovering => "recovering",
             RunState::Completed => "completed",
             RunState::Failed => "failed",
             RunState::Stopped => "stopped",
@@ -111,6 +115,10 @@ reasons! {
     StopAtStep = "stop_at_step",
     /// Somebody asked for the stop.
     StopRequested = "stop_requested",
+    /// The commit that was under way when a member was lost has not ended yet.
+    WaitingForCommit = "waiting_for_commit",
+    /// Restarts in a row came to nothing; the next one waits a while.
+    BackingOff = "backing_off",
     /// A member's stream ended.
     MemberLost = "member_lost",
     /// A member stopped giving signs of life.
@@ -159,6 +167,15 @@ pub struct MemberStatus {
     pub shard: Option<ShardReport>,
 }
 
+/// Why a run went back to a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// What kind of loss.
+    pub reason: Reason,
+    /// Who was lost.
+    pub culprit: Culprit,
+}
+
 /// The whole run at one instant. Also the content of `status.json` in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
@@ -180,7 +197,7 @@ pub struct RunStatus {
     pub step: Step,
     /// Updates of the whole run.
     pub total_steps: u64,
-    /// Updates that were already applied when this attempt began.
+    /// Updates that were already applied when this generation began.
     pub resume_step: Step,
     /// Members by role and index.
     pub members: Vec<MemberStatus>,
@@ -190,13 +207,19 @@ pub struct RunStatus {
     pub last_metrics: Option<StepMetrics>,
     /// Newest evaluation.
     pub last_evaluation: Option<Evaluation>,
-    /// Who ended the run.
+    /// Who ended the run, or made it go back.
     pub culprit: Option<Culprit>,
     /// Who failed in its wake, one sentence each.
     pub consequences: Vec<String>,
     /// The tables.
     #[serde(default)]
     pub rows: RowsStatus,
+    /// Times that this attempt went back to a commit because a member was lost.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Why it last did.
+    #[serde(default)]
+    pub last_rollback: Option<Rollback>,
 }
 
 /// What a watcher sees.

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polygram_domain::Step;
+use polygram_domain::{Generation, Step};
 use polygram_proto::control::{
-    AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
+    Abort, AbortKind, AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
 };
 
-use crate::core::{Action, Event, Outcome, Reply, State, Ticket, Time};
+use crate::core::{Action, Event, Outcome, Record, Reply, State, Ticket, Time};
 
 /// The invariants, from what was delivered and what was ordered.
 #[derive(Default)]
@@ -18,27 +18,40 @@ pub(super) struct Checker {
     pub(super) ready: BTreeSet<MemberId>,
     pub(super) started: BTreeSet<MemberId>,
     pub(super) open: BTreeSet<MemberId>,
+    /// Those of the generation before.
+    open_before: BTreeSet<MemberId>,
     pub(super) parts: BTreeMap<Step, BTreeSet<MemberId>>,
     pub(super) committing: Option<Step>,
     pub(super) committed: Option<Step>,
     pub(super) over: Option<(RunState, Time)>,
     pub(super) culprit: Option<Culprit>,
     pub(super) ended: Option<Outcome>,
+    /// The generation that the sets above speak of.
+    pub(super) generation: Generation,
+    /// Generations that were started.
+    pub(super) generations_started: u32,
+    /// What a reader of the metrics finds.
+    pub(super) recorded: BTreeMap<Step, Generation>,
 }
 
 impl Checker {
     /// Notes what is delivered.
-    pub(super) fn before(&mut self, event: &Event) {
+    pub(super) fn before(&mut self, event: &Event, state: &State) {
+        self.follow(state.generation());
         match event {
             Event::Join { ticket, .. } | Event::Attend { ticket, .. } | Event::Stop { ticket, .. } => {
                 self.asked.insert(*ticket);
             }
-            Event::Upload { ticket, member, step, .. } => {
+            Event::Upload { ticket, member, generation, step } => {
                 self.asked.insert(*ticket);
-                self.parts.entry(*step).or_default().insert(*member);
+                if *generation == self.generation {
+                    self.parts.entry(*step).or_default().insert(*member);
+                }
             }
-            Event::Report(Envelope { member, report: MemberReport::Ready { assignment }, .. })
-                if self.assigned.get(member) == Some(assignment) && self.open.contains(member) =>
+            Event::Report(Envelope { member, generation, report: MemberReport::Ready { assignment } })
+                if *generation == self.generation
+                    && self.assigned.get(member) == Some(assignment)
+                    && self.open.contains(member) =>
             {
                 self.ready.insert(*member);
             }
@@ -58,6 +71,7 @@ impl Checker {
     /// Judges one order.
     pub(super) fn after(&mut self, action: &Action, attending: Option<MemberId>, state: &State) {
         let members = state.settings().member_count();
+        self.follow(state.generation());
         assert_eq!(self.ended, None, "nothing is done after the end: {action:?}");
         match action {
             Action::Reply { ticket, answer } => {
@@ -69,10 +83,20 @@ impl Checker {
             }
             Action::Direct { member, directive } => {
                 let opening = attending == Some(*member);
-                assert!(opening || self.open.contains(member), "a directive on a stream that is not open");
+                let dismissed = matches!(directive, Directive::Abort(_)) && self.open_before.contains(member);
+                assert!(
+                    opening || dismissed || self.open.contains(member),
+                    "a directive on a stream that is not open"
+                );
                 match directive {
                     Directive::Assign(assignment) => {
                         assert_eq!(assignment.generation, state.generation(), "one active generation");
+                        assert_eq!(self.committing, None, "no generation begins beside a commit");
+                        let newest = self.committed.unwrap_or_default();
+                        assert_eq!(
+                            assignment.resume_step, newest,
+                            "a generation begins from the newest commit"
+                        );
                         assert_eq!(assignment.workers.len() + assignment.shards.len(), members);
                         let before = self.assigned.insert(*member, assignment.hash());
                         assert_eq!(before, None, "one assignment a generation");
@@ -82,9 +106,15 @@ impl Checker {
                     Directive::Start => {
                         assert_eq!(self.ready.len(), members, "no start before all are ready");
                         assert!(self.started.insert(*member), "one start");
+                        if self.started.len() == members {
+                            self.generations_started += 1;
+                        }
                     }
                     Directive::Committed { step } => assert_eq!(self.committed, Some(*step)),
                     Directive::Stop { .. } => assert!(self.started.contains(member)),
+                    Directive::Abort(Abort { kind: AbortKind::Rejoin { generation }, .. }) => {
+                        assert_eq!(*generation, state.generation(), "told to join the active generation");
+                    }
                     Directive::Abort(_) | Directive::Exit => {}
                 }
             }
@@ -95,6 +125,12 @@ impl Checker {
                 self.committing = Some(*step);
             }
             Action::End(outcome) => self.ended = Some(*outcome),
+            Action::Record(Record::Metrics(metrics)) => {
+                let newest = self.recorded.last_key_value().map(|(step, _)| *step);
+                assert!(newest.is_none_or(|newest| newest < metrics.step), "steps are recorded in order");
+                self.recorded.insert(metrics.step, state.generation());
+            }
+            Action::Record(Record::WentBack(step)) => drop(self.recorded.split_off(step)),
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }
@@ -109,10 +145,34 @@ impl Checker {
         } else if run.is_over() {
             self.over = Some((run, now));
         }
+        self.follow(state.generation());
         let culprit = &state.culprit;
-        assert!(self.culprit.is_none() || self.culprit == *culprit, "the culprit is the culprit for good");
+        let settled = self.culprit.is_none()
+            || self.culprit == *culprit
+            || state.run_state() != RunState::Failed && culprit.is_none();
+        assert!(settled, "the culprit of a generation is its culprit for good");
         self.culprit.clone_from(culprit);
         let bad = run == RunState::Failed;
         assert!(self.ended.is_none_or(|outcome| (outcome == Outcome::Bad) == bad));
+    }
+
+    /// Another generation: what is known of members is of an older one.
+    fn follow(&mut self, generation: Generation) {
+        if self.generation == generation {
+            return;
+        }
+        assert!(self.generation < generation, "generations only grow");
+        self.generation = generation;
+        self.assigned.clear();
+        self.ready.clear();
+        self.started.clear();
+        self.open_before = std::mem::take(&mut self.open);
+        self.parts.clear();
+        self.culprit = None;
+    }
+
+    /// Another coordinator leads from here. It finds the metrics of attempts before it up to its resume point.
+    pub(super) fn succeeded(&mut self) {
+        self.recorded.split_off(&self.committed.unwrap_or_default());
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{SCHEMA_VERSION, Step};
+use polygram_domain::{Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    AssignmentHash, Directive, Failure, Heartbeat, Incarnation, JoinRequest, MemberId, MemberRef,
-    MemberReport, Phase, Role, StepMetrics,
+    Abort, AbortKind, AssignmentHash, Directive, Failure, Heartbeat, Incarnation, JoinRequest, MemberId,
+    MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
 
 use super::world::{Delivery, World};
@@ -23,26 +23,43 @@ pub(super) enum Stage {
     Gone,
 }
 
+/// Whether a process stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frozen {
+    No,
+    /// For a while; what comes meanwhile is read afterwards.
+    Until,
+    ForGood,
+}
+
 pub(super) struct Agent {
     pub(super) who: MemberRef,
+    pub(super) incarnation: Incarnation,
     pub(super) id: Option<MemberId>,
+    /// Of its membership.
+    pub(super) generation: Generation,
     pub(super) stage: Stage,
     pub(super) hash: Option<AssignmentHash>,
     pub(super) step: u64,
     pub(super) unacknowledged: BTreeSet<u64>,
-    pub(super) frozen: bool,
+    pub(super) frozen: Frozen,
+    /// What has come while it stood still.
+    pub(super) unread: Vec<Delivery>,
     pub(super) told_failure: bool,
+    /// Number of its process; timers of an older one are over.
+    pub(super) clock: u32,
 }
 
 impl World {
     pub(super) fn directed(&mut self, agent: usize, directive: Directive) {
         let it = &mut self.agents[agent];
-        if it.stage == Stage::Gone || it.frozen {
+        if it.stage == Stage::Gone || it.frozen != Frozen::No {
             return;
         }
         match directive {
             Directive::Assign(assignment) => {
                 (it.hash, it.stage) = (Some(assignment.hash()), Stage::Restoring);
+                it.step = assignment.resume_step.0;
             }
             Directive::Start => it.stage = Stage::Running,
             Directive::Stop { .. } => {
@@ -50,6 +67,7 @@ impl World {
                 self.stop_at.get_or_insert((furthest + 1).min(STEPS));
             }
             Directive::Committed { .. } => {}
+            Directive::Abort(Abort { kind: AbortKind::Rejoin { .. }, .. }) => self.rejoin(agent),
             Directive::Abort(_) | Directive::Exit => self.leave(agent, "left"),
         }
     }
@@ -58,12 +76,20 @@ impl World {
         self.agents.iter().filter(|a| a.who.role == Role::Worker)
     }
 
+    /// Everything of the membership is taken down, and the same process joins again.
+    pub(super) fn rejoin(&mut self, agent: usize) {
+        self.leave(agent, "left");
+        self.reborn(agent);
+    }
+
     pub(super) fn leave(&mut self, agent: usize, message: &str) {
         let attended = !matches!(self.agents[agent].stage, Stage::Outside | Stage::Joined);
         self.agents[agent].stage = Stage::Gone;
-        if let (true, Some(member)) = (attended, self.agents[agent].id) {
+        // A stream ends where it led to: a coordinator that has gone knows nothing of it.
+        let same_coordinator = self.agents[agent].generation.0 >> 32 == self.state.generation().0 >> 32;
+        if let (true, true, Some(member)) = (attended, same_coordinator, self.agents[agent].id) {
             // The end of a connection is never lost in good weather, and at worst late.
-            self.send(Event::StreamEnded { member, message: message.into() });
+            self.send_of(agent, Event::StreamEnded { member, message: message.into() });
         }
     }
 
@@ -75,16 +101,24 @@ impl World {
         self.leave(agent, "connection reset");
         self.crashed = Some(agent);
         for peer in 0..self.agents.len() {
-            if running && peer != agent && self.agents[peer].stage == Stage::Running {
+            if running
+                && peer != agent
+                && self.agents[peer].stage == Stage::Running
+                && let Some(id) = self.agents[peer].id
+            {
                 let delay = self.random.below(200);
-                self.schedule(delay, Delivery::PeerLost(peer));
+                self.schedule(delay, Delivery::PeerLost(peer, id));
             }
+        }
+        if self.weather.restarts {
+            let delay = 50 + self.random.below(900);
+            self.schedule(delay, Delivery::Respawn(agent));
         }
     }
 
     pub(super) fn fail(&mut self, agent: usize, suspect: Option<MemberRef>) {
         let it = &mut self.agents[agent];
-        if it.stage == Stage::Gone || it.frozen || it.told_failure {
+        if it.stage == Stage::Gone || it.frozen != Frozen::No || it.told_failure {
             return;
         }
         it.told_failure = true;
@@ -96,8 +130,14 @@ impl World {
     /// A member's own clock: say that it lives, and go on.
     pub(super) fn act(&mut self, agent: usize) {
         let stage = self.agents[agent].stage;
-        if stage == Stage::Gone || self.agents[agent].frozen {
+        if stage == Stage::Gone || self.agents[agent].frozen != Frozen::No {
             return;
+        }
+        if self.cut_off(agent).is_some_and(|(from, _)| self.now.0 - from > 10_000)
+            && let Some(id) = self.agents[agent].id
+        {
+            // Its pings were not answered for so long: it gives the membership up.
+            self.schedule(1, Delivery::Deserted(agent, id));
         }
         match stage {
             Stage::Outside => {
@@ -105,18 +145,19 @@ impl World {
                 let request = JoinRequest {
                     schema_version: SCHEMA_VERSION,
                     member: self.agents[agent].who,
-                    incarnation: Incarnation(agent as u64 + 1),
+                    incarnation: self.agents[agent].incarnation,
                     pid: 100 + agent as u32,
                     host: "sim".into(),
                     data_address: ([127, 0, 0, 1], 1000 + agent as u16).into(),
                 };
-                self.send(Event::Join { ticket, request });
+                self.send_of(agent, Event::Join { ticket, request });
             }
             Stage::Joined => {
                 if let Some(member) = self.agents[agent].id {
                     let ticket = self.ticket(agent, 0);
                     self.agents[agent].stage = Stage::Attending;
-                    self.send(Event::Attend { ticket, member });
+                    let generation = self.agents[agent].generation;
+                    self.send_of(agent, Event::Attend { ticket, member, generation });
                 }
             }
             Stage::Attending => self.heartbeat(agent, Phase::Starting),
@@ -133,7 +174,8 @@ impl World {
             Stage::Gone => {}
         }
         let pause = 100 + self.random.below(700);
-        self.schedule(pause, Delivery::Timer(agent));
+        let clock = self.agents[agent].clock;
+        self.schedule(pause, Delivery::Timer(agent, clock));
     }
 
     fn heartbeat(&mut self, agent: usize, phase: Phase) {
@@ -147,7 +189,11 @@ impl World {
             self.upload(agent, step);
         }
         let limit = self.stop_at.unwrap_or(STEPS);
-        let slowest = self.workers().map(|a| a.step).min().unwrap_or(0);
+        // Who lives in another generation, or not at all, holds nobody back and is not waited for: its peers cannot go on.
+        let generation = self.agents[agent].generation;
+        let peers = || self.workers().filter(|a| a.generation == generation);
+        let all_here = peers().count() == self.workers().count();
+        let slowest = peers().map(|a| a.step).min().unwrap_or(0);
         let it = &mut self.agents[agent];
         if it.who.role == Role::Shard {
             // A shard is asked for a snapshot when all workers have come to a boundary.
@@ -159,7 +205,7 @@ impl World {
             }
             return;
         }
-        if it.step < limit && it.step == slowest {
+        if it.step < limit && it.step == slowest && all_here {
             it.step += 1;
             let step = it.step;
             if step.is_multiple_of(EVERY) || step == limit {
@@ -190,7 +236,7 @@ impl World {
     fn upload(&mut self, agent: usize, step: u64) {
         let Some(member) = self.agents[agent].id else { return };
         let ticket = self.ticket(agent, step);
-        let generation = self.state.generation();
-        self.send(Event::Upload { ticket, member, generation, step: Step(step) });
+        let generation = self.agents[agent].generation;
+        self.send_of(agent, Event::Upload { ticket, member, generation, step: Step(step) });
     }
 }

@@ -2,6 +2,7 @@
 //! schedules loses, doubles and reorders, processes that die. After every event the invariants of [`super`] are checked
 //! from outside, by what was delivered and what was ordered.
 
+use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{Step, Topology};
 use polygram_proto::control::{RunState, StopMode};
 
@@ -9,6 +10,7 @@ mod checker;
 mod member;
 mod world;
 
+use member::Frozen;
 use world::World;
 
 /// SplitMix64 (Steele, Lea and Flood 2014): one seed, one schedule.
@@ -34,7 +36,7 @@ impl Random {
 }
 
 /// What may go wrong in a schedule.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Weather {
     /// One event in so many is lost; 0: none.
     lost: u64,
@@ -44,12 +46,32 @@ struct Weather {
     late: u64,
     /// One commit in so many fails.
     bad_commit: u64,
-    /// A member dies at this time, and its stream ends.
-    crash: Option<(usize, u64)>,
-    /// A member freezes at this time: its stream stays open.
+    /// The run goes back after a loss, and what died is started again.
+    restarts: bool,
+    /// Members die at these times, and their streams end.
+    crashes: Vec<(usize, u64)>,
+    /// A member freezes at this time for good: its stream stays open.
     freeze: Option<(usize, u64)>,
+    /// A member stands still from a time on for so long, and then goes on as if nothing had happened.
+    nap: Option<(usize, u64, u64)>,
+    /// Nothing passes between a member and the coordinator from a time on for so long.
+    partition: Option<(usize, u64, u64)>,
+    /// The coordinator dies at these times, and another one takes over.
+    successors: Vec<u64>,
     /// The operator stops the run at this time.
     stop: Option<(u64, StopMode)>,
+}
+
+impl Weather {
+    fn recovery(&self) -> RecoverySpec {
+        RecoverySpec {
+            max_restarts: if self.restarts { 1000 } else { 0 },
+            max_fruitless_restarts: 50,
+            backoff_seconds: 0.1,
+            quarantine_after: 3,
+            quarantine_seconds: 5.0,
+        }
+    }
 }
 
 const STEPS: u64 = 9;
@@ -74,7 +96,7 @@ fn campaign(
         let members = (topology.workers + topology.shards) as usize;
         let weather = weather(&mut random, members);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let (state, world) = World::new(seed, topology, weather).run();
+            let (state, world) = World::new(seed, topology, weather.clone()).run();
             check(state, &world);
         }));
         if let Err(panic) = outcome {
@@ -101,7 +123,7 @@ fn calm_runs_complete() {
 #[test]
 fn a_dead_process_is_the_culprit_whoever_noticed_first() {
     let weather = |random: &mut Random, members: usize| Weather {
-        crash: Some((random.below(members as u64) as usize, random.below(12_000))),
+        crashes: vec![(random.below(members as u64) as usize, random.below(12_000))],
         ..Weather::default()
     };
     campaign("crash", 4000, weather, |state, world| {
@@ -127,7 +149,7 @@ fn a_frozen_process_is_found_silent() {
         ..Weather::default()
     };
     campaign("freeze", 2000, weather, |state, world| {
-        let frozen = world.agents.iter().find(|a| a.frozen).map(|a| a.who);
+        let frozen = world.agents.iter().find(|a| a.frozen == Frozen::ForGood).map(|a| a.who);
         let culprit = world.state.status(world.now).culprit.map(|c| c.member);
         match state {
             RunState::Completed => assert_eq!(culprit, None),
@@ -145,7 +167,7 @@ fn a_stop_ends_every_run_committed_or_untouched() {
     };
     campaign("stop", 3000, weather, |state, world| {
         let finished = world.workers().map(|a| a.step).max().unwrap_or(0);
-        let resumed = world.state.settings().resume_step().0;
+        let resumed = world.state.resume_step().0;
         match state {
             RunState::Completed => assert_eq!(world.state.last_commit(), Some(Step(STEPS))),
             RunState::Stopped if finished > resumed => {
@@ -168,9 +190,107 @@ fn hostile_schedules_keep_every_invariant() {
         };
         let (crash, freeze) = (victim(3), victim(4));
         let stop = random.once_in(3).then(|| (random.below(15_000), StopMode::Commit));
-        Weather { lost, doubled, late, bad_commit, crash, freeze, stop }
+        let crashes = crash.into_iter().collect();
+        Weather { lost, doubled, late, bad_commit, crashes, freeze, stop, ..Weather::default() }
     };
     campaign("hostile", 6000, weather, |state, world| {
+        assert!(state.is_over(), "seed {} ended while {state}", world.seed);
+    });
+}
+
+/// Every step is there once, of whatever generation.
+fn all_steps_are_recorded(world: &World) {
+    let first = world.first_step;
+    let steps: Vec<u64> = world.checker.recorded.keys().map(|step| step.0).collect();
+    assert_eq!(steps, (first..STEPS).collect::<Vec<_>>(), "seed {}", world.seed);
+}
+
+fn some_crashes(random: &mut Random, members: usize) -> Vec<(usize, u64)> {
+    let count = 1 + random.below(4);
+    (0..count).map(|_| (random.below(members as u64) as usize, random.below(15_000))).collect()
+}
+
+#[test]
+fn a_run_that_loses_members_completes_all_the_same() {
+    let weather = |random: &mut Random, members: usize| Weather {
+        restarts: true,
+        crashes: some_crashes(random, members),
+        doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+        ..Weather::default()
+    };
+    campaign("losses", 4000, weather, |state, world| {
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        all_steps_are_recorded(world);
+    });
+}
+
+/// The stopped and the cut off come back as zombies: what they still say is of another generation.
+#[test]
+fn zombies_do_no_harm() {
+    let weather = |random: &mut Random, members: usize| {
+        let mut spell = || {
+            let member = random.below(members as u64) as usize;
+            (member, random.below(12_000), 1_000 + random.below(20_000))
+        };
+        let (one, other) = (spell(), spell());
+        let both = random.below(3);
+        Weather {
+            restarts: true,
+            nap: (both != 1).then_some(one),
+            partition: (both != 0).then_some(other),
+            doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+            crashes: if random.once_in(3) { some_crashes(random, members) } else { Vec::new() },
+            ..Weather::default()
+        }
+    };
+    campaign("zombies", 3000, weather, |state, world| {
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        all_steps_are_recorded(world);
+    });
+}
+
+#[test]
+fn coordinators_follow_one_another_without_a_step_lost() {
+    let weather = |random: &mut Random, members: usize| Weather {
+        restarts: true,
+        successors: (0..1 + random.below(3)).map(|_| random.below(12_000)).collect(),
+        doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+        crashes: if random.once_in(2) { some_crashes(random, members) } else { Vec::new() },
+        ..Weather::default()
+    };
+    campaign("successors", 3000, weather, |state, world| {
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        all_steps_are_recorded(world);
+    });
+}
+
+#[test]
+fn hostile_schedules_with_restarts_keep_every_invariant() {
+    let weather = |random: &mut Random, members: usize| {
+        let mut some = |bound: u64| if random.once_in(2) { 2 + random.below(bound) } else { 0 };
+        let (lost, doubled, late, bad_commit) = (some(30), some(10), some(15), some(20));
+        let stop = random.once_in(3).then(|| (random.below(15_000), StopMode::Commit));
+        let crashes = some_crashes(random, members);
+        let successors = (0..random.below(3)).map(|_| random.below(15_000)).collect();
+        let nap =
+            random.once_in(3).then(|| (random.below(members as u64) as usize, random.below(9_000), 12_000));
+        Weather {
+            lost,
+            doubled,
+            late,
+            bad_commit,
+            restarts: true,
+            crashes,
+            nap,
+            successors,
+            stop,
+            ..Weather::default()
+        }
+    };
+    campaign("hostile restarts", 4000, weather, |state, world| {
         assert!(state.is_over(), "seed {} ended while {state}", world.seed);
     });
 }

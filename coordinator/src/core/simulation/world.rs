@@ -3,25 +3,37 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use polygram_domain::{Step, Topology};
-use polygram_proto::control::{Directive, Envelope, MemberId, MemberRef, MemberReport, Role, RunState};
+use polygram_domain::{Generation, Step, Topology};
+use polygram_proto::control::{
+    Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, Role, RunState,
+};
 
 use super::checker::Checker;
-use super::member::{Agent, Stage};
+use super::member::{Agent, Frozen, Stage};
 use super::{HORIZON, Random, STEPS, Weather};
 use crate::core::{Action, Event, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Delivery {
     ToCore(Event),
-    ToAgent(usize, Directive),
-    Admitted(usize, MemberId),
-    PartNoted(usize, u64),
-    Timer(usize),
+    ToAgent(usize, MemberId, Directive),
+    Admitted(usize, Incarnation, MemberId, Generation),
+    /// Its call was not granted for now.
+    Later(usize, Incarnation),
+    PartNoted(usize, MemberId, u64),
+    Timer(usize, u32),
     Tick,
     Crash(usize),
     Freeze(usize),
-    PeerLost(usize),
+    Thaw(usize),
+    /// The supervisor starts a dead member again.
+    Respawn(usize),
+    /// A member notices that the coordinator is gone or out of reach.
+    Deserted(usize, MemberId),
+    /// A peer of this membership is lost.
+    PeerLost(usize, MemberId),
+    /// The coordinator dies and is started again.
+    Successor,
 }
 
 pub(super) struct World {
@@ -36,9 +48,25 @@ pub(super) struct World {
     pub(super) agents: Vec<Agent>,
     pub(super) crashed: Option<usize>,
     pub(super) stop_at: Option<u64>,
-    pub(super) tickets: BTreeMap<u64, (usize, u64)>,
+    /// Which agent asked, as whom, about which step.
+    pub(super) tickets: BTreeMap<u64, Asker>,
     pub(super) next_ticket: u64,
     pub(super) checker: Checker,
+    /// State version that the first coordinator began from.
+    pub(super) first_step: u64,
+    pub(super) incarnations: u64,
+    /// When the newest report of a membership arrives.
+    streams: BTreeMap<(Generation, MemberId), u64>,
+    /// Who is cut off from when until when.
+    pub(super) partitions: Vec<(usize, u64, u64)>,
+}
+
+/// Who waits for the answer to a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Asker {
+    pub(super) agent: usize,
+    pub(super) incarnation: Incarnation,
+    pub(super) step: u64,
 }
 
 impl World {
@@ -56,8 +84,9 @@ impl World {
             attempt: 1 + random.below(5) as u32,
             tables: Vec::new(),
             timeouts: Timeouts::of(10.0),
+            recovery: weather.recovery(),
         };
-        let resume_step = settings.resume_step().0;
+        let resume_step = settings.resume.as_ref().map_or(0, |resume| resume.step.0);
         let slot = |role, index| MemberRef { role, index };
         let workers = (0..topology.workers).map(|index| slot(Role::Worker, index));
         let slots = workers.chain((0..topology.shards).map(|index| slot(Role::Shard, index)));
@@ -65,11 +94,15 @@ impl World {
             who,
             id: None,
             stage: Stage::Outside,
+            incarnation: Incarnation(0),
+            generation: Generation(0),
             hash: None,
             step: resume_step,
             unacknowledged: BTreeSet::new(),
-            frozen: false,
+            frozen: Frozen::No,
+            unread: Vec::new(),
             told_failure: false,
+            clock: 0,
         });
         let now = Time(1_000_000);
         let mut world = World {
@@ -87,20 +120,36 @@ impl World {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             checker: Checker::default(),
+            first_step: resume_step,
+            incarnations: 0,
+            partitions: Vec::new(),
+            streams: BTreeMap::new(),
         };
+        world.checker.committed = world.state.last_commit();
         for agent in 0..world.agents.len() {
+            world.reborn(agent);
             let delay = world.random.below(3000);
-            world.schedule(delay, Delivery::Timer(agent));
+            world.schedule(delay, Delivery::Timer(agent, 0));
         }
         world.schedule(250, Delivery::Tick);
-        if let Some((agent, at)) = weather.crash {
+        for (agent, at) in world.weather.crashes.clone() {
             world.schedule(at, Delivery::Crash(agent));
         }
-        if let Some((agent, at)) = weather.freeze {
+        if let Some((agent, at)) = world.weather.freeze {
             world.schedule(at, Delivery::Freeze(agent));
         }
-        if let Some((at, mode)) = weather.stop {
-            let ticket = world.ticket(usize::MAX, 0);
+        if let Some((agent, at, lasting)) = world.weather.nap {
+            world.schedule(at, Delivery::Freeze(agent));
+            world.schedule(at + lasting, Delivery::Thaw(agent));
+        }
+        if let Some((agent, at, lasting)) = world.weather.partition {
+            world.partitions.push((agent, at + world.now.0, at + lasting + world.now.0));
+        }
+        for at in world.weather.successors.clone() {
+            world.schedule(at, Delivery::Successor);
+        }
+        if let Some((at, mode)) = world.weather.stop {
+            let ticket = world.ticket_of(Asker { agent: usize::MAX, incarnation: Incarnation(0), step: 0 });
             let stop = Event::Stop { ticket, mode, reason: "operator".into() };
             world.schedule(at, Delivery::ToCore(stop));
         }
@@ -114,23 +163,62 @@ impl World {
     }
 
     pub(super) fn ticket(&mut self, agent: usize, step: u64) -> Ticket {
+        let incarnation = self.agents[agent].incarnation;
+        self.ticket_of(Asker { agent, incarnation, step })
+    }
+
+    fn ticket_of(&mut self, asker: Asker) -> Ticket {
         self.next_ticket += 1;
-        self.tickets.insert(self.next_ticket, (agent, step));
+        self.tickets.insert(self.next_ticket, asker);
         Ticket(self.next_ticket)
     }
 
-    /// Sends an event through the weather.
-    pub(super) fn send(&mut self, event: Event) {
+    /// An agent begins anew: as a process of its own, or as another membership of the same.
+    pub(super) fn reborn(&mut self, agent: usize) {
+        self.incarnations += 1;
+        let it = &mut self.agents[agent];
+        it.incarnation = Incarnation(self.incarnations);
+        (it.id, it.hash, it.stage, it.told_failure) = (None, None, Stage::Outside, false);
+        it.unacknowledged.clear();
+    }
+
+    /// From when until when nothing passes between an agent and the coordinator, if that is now.
+    pub(super) fn cut_off(&self, agent: usize) -> Option<(u64, u64)> {
+        let now = self.now.0;
+        let mut cuts = self.partitions.iter().filter(|(cut, ..)| *cut == agent);
+        cuts.find(|(_, from, until)| (*from..*until).contains(&now)).map(|(_, from, until)| (*from, *until))
+    }
+
+    /// What a message of or to an agent has to wait until it passes at all.
+    fn cut_off_delay(&self, agent: usize) -> u64 {
+        self.cut_off(agent).map_or(0, |(_, until)| until - self.now.0)
+    }
+
+    /// Sends an agent's event through the weather; one that is cut off is heard afterwards.
+    pub(super) fn send_of(&mut self, agent: usize, event: Event) {
+        let wait = self.cut_off_delay(agent);
+        self.send(event, wait);
+    }
+
+    fn send(&mut self, event: Event, wait: u64) {
         let Weather { lost, doubled, late, .. } = self.weather;
         if self.random.once_in(lost) {
             return;
         }
         let slow = if self.random.once_in(late) { 4000 } else { 0 };
-        let delay = 1 + self.random.below(40) + slow;
+        let mut delay = 1 + self.random.below(40) + slow + wait;
+        // One stream keeps its order, unless the weather is bad enough to break that too.
+        if let Event::Report(Envelope { member, generation, .. }) = &event
+            && late == 0
+        {
+            let last = self.streams.entry((*generation, *member)).or_default();
+            *last = (*last + 1).max(self.now.0 + delay);
+            delay = *last - self.now.0;
+        }
         if self.random.once_in(doubled)
             && let Some(again) = self.again(&event)
         {
-            let delay = 1 + self.random.below(3000);
+            let delay = delay + 1 + self.random.below(3000);
             self.schedule(delay, Delivery::ToCore(again));
         }
         self.schedule(delay, Delivery::ToCore(event));
@@ -141,8 +229,7 @@ impl World {
         let mut again = event.clone();
         match &mut again {
             Event::Join { ticket, .. } | Event::Upload { ticket, .. } | Event::Attend { ticket, .. } => {
-                let (agent, step) = self.tickets[&ticket.0];
-                *ticket = self.ticket(agent, step);
+                *ticket = self.ticket_of(self.tickets[&ticket.0]);
             }
             Event::Report(_) | Event::StreamEnded { .. } => {}
             _ => return None,
@@ -152,8 +239,8 @@ impl World {
 
     pub(super) fn report(&mut self, agent: usize, report: MemberReport) {
         let Some(member) = self.agents[agent].id else { return };
-        let generation = self.state.generation();
-        self.send(Event::Report(Envelope { member, generation, report }));
+        let generation = self.agents[agent].generation;
+        self.send_of(agent, Event::Report(Envelope { member, generation, report }));
     }
 
     /// Runs to the end of the coordinator; past the horizon the operator gives up, which must always end it.
@@ -179,22 +266,112 @@ impl World {
                 }
                 self.schedule(250, Delivery::Tick);
             }
-            Delivery::ToAgent(agent, directive) => self.directed(agent, directive),
-            Delivery::Admitted(agent, id) => {
-                let it = &mut self.agents[agent];
-                if it.stage == Stage::Outside {
-                    (it.id, it.stage) = (Some(id), Stage::Joined);
+            Delivery::ToAgent(agent, ..)
+            | Delivery::Admitted(agent, ..)
+            | Delivery::Later(agent, ..)
+            | Delivery::PartNoted(agent, ..)
+            | Delivery::Timer(agent, _)
+            | Delivery::Deserted(agent, _)
+            | Delivery::PeerLost(agent, _)
+                if self.agents[agent].frozen == Frozen::Until =>
+            {
+                // It waits in the sockets of a process that stands still.
+                self.agents[agent].unread.push(delivery);
+            }
+            Delivery::ToAgent(agent, id, directive) => {
+                if self.agents[agent].id == Some(id) {
+                    self.directed(agent, directive);
                 }
             }
-            Delivery::PartNoted(agent, step) => {
-                self.agents[agent].unacknowledged.remove(&step);
+            Delivery::Admitted(agent, incarnation, id, generation) => {
+                let it = &mut self.agents[agent];
+                if it.stage == Stage::Outside && it.incarnation == incarnation {
+                    (it.id, it.generation, it.stage) = (Some(id), generation, Stage::Joined);
+                }
             }
-            Delivery::Timer(agent) => self.act(agent),
+            Delivery::Later(agent, incarnation) => {
+                let it = &self.agents[agent];
+                if it.incarnation == incarnation && it.stage == Stage::Attending {
+                    self.rejoin(agent);
+                }
+            }
+            Delivery::PartNoted(agent, id, step) => {
+                if self.agents[agent].id == Some(id) {
+                    self.agents[agent].unacknowledged.remove(&step);
+                }
+            }
+            Delivery::Timer(agent, clock) => {
+                if self.agents[agent].clock == clock {
+                    self.act(agent);
+                }
+            }
             Delivery::Crash(agent) => self.crash(agent),
-            Delivery::Freeze(agent) => self.agents[agent].frozen = true,
-            Delivery::PeerLost(agent) => {
-                let suspect = self.crashed.map(|crashed| self.agents[crashed].who);
-                self.fail(agent, suspect);
+            Delivery::Freeze(agent) => {
+                let naps = self.weather.nap.is_some();
+                self.agents[agent].frozen = if naps { Frozen::Until } else { Frozen::ForGood };
+            }
+            Delivery::Thaw(agent) => {
+                self.agents[agent].frozen = Frozen::No;
+                for delivery in std::mem::take(&mut self.agents[agent].unread) {
+                    let delay = self.random.below(300);
+                    self.schedule(delay, delivery);
+                }
+            }
+            Delivery::Respawn(agent) => {
+                if self.agents[agent].stage == Stage::Gone {
+                    self.reborn(agent);
+                    self.agents[agent].clock += 1;
+                    let clock = self.agents[agent].clock;
+                    self.schedule(1, Delivery::Timer(agent, clock));
+                }
+            }
+            Delivery::Deserted(agent, id) => {
+                let it = &self.agents[agent];
+                if it.id == Some(id) && it.stage != Stage::Gone {
+                    self.rejoin(agent);
+                }
+            }
+            Delivery::PeerLost(agent, id) => {
+                if self.agents[agent].id == Some(id) {
+                    let suspect = self.crashed.map(|crashed| self.agents[crashed].who);
+                    self.fail(agent, suspect.filter(|suspect| *suspect != self.agents[agent].who));
+                }
+            }
+            Delivery::Successor => self.succeed(),
+        }
+    }
+
+    /// The coordinator dies, and another one leads from what is in the store.
+    fn succeed(&mut self) {
+        if self.checker.ended.is_some() || self.state.run_state().is_over() {
+            return;
+        }
+        // The commit under way was a single create: it happened, or it did not.
+        if let Some(step) = self.checker.committing.take()
+            && self.random.once_in(2)
+        {
+            self.checker.committed = Some(step);
+        }
+        let settings = Settings {
+            attempt: self.state.settings().attempt + 1,
+            resume: self.checker.committed.map(Resume::at),
+            ..self.state.settings().clone()
+        };
+        // Its calls die with it; reports of the past may still come, and must not matter.
+        self.deliveries.retain(|_, delivery| match delivery {
+            Delivery::ToCore(event) => matches!(event, Event::Report(_)),
+            Delivery::ToAgent(..) | Delivery::Admitted(..) | Delivery::PartNoted(..) => false,
+            _ => true,
+        });
+        self.state = State::new(settings, self.now);
+        self.checker.succeeded();
+        for agent in 0..self.agents.len() {
+            match (self.agents[agent].id, self.agents[agent].stage) {
+                (_, Stage::Gone) | (None, _) => {}
+                (Some(id), _) => {
+                    let delay = self.random.below(400);
+                    self.schedule(delay, Delivery::Deserted(agent, id));
+                }
             }
         }
     }
@@ -203,9 +380,11 @@ impl World {
         if self.checker.ended.is_some() {
             return;
         }
-        self.checker.before(&event);
+        self.checker.before(&event, &self.state);
         let attending = match &event {
-            Event::Attend { member, .. } => Some(*member),
+            Event::Attend { member, generation, .. } if *generation == self.state.generation() => {
+                Some(*member)
+            }
             _ => None,
         };
         let actions = apply(&mut self.state, event, self.now);
@@ -222,21 +401,27 @@ impl World {
     fn obey(&mut self, action: Action) {
         match action {
             Action::Reply { ticket, answer } => {
-                let (agent, step) = self.tickets[&ticket.0];
-                let delay = 1 + self.random.below(20);
-                match answer {
-                    Ok(Reply::Admitted { member, .. }) => {
-                        self.schedule(delay, Delivery::Admitted(agent, member));
+                let Asker { agent, incarnation, step } = self.tickets[&ticket.0];
+                let wait = self.agents.get(agent).map_or(0, |_| self.cut_off_delay(agent));
+                let delay = 1 + self.random.below(20) + wait;
+                let answer = match answer {
+                    Ok(Reply::Admitted { member, generation }) => {
+                        Delivery::Admitted(agent, incarnation, member, generation)
                     }
-                    Ok(Reply::PartNoted) => self.schedule(delay, Delivery::PartNoted(agent, step)),
-                    _ => {}
-                }
+                    Ok(Reply::PartNoted) => match self.agents[agent].id {
+                        Some(id) => Delivery::PartNoted(agent, id, step),
+                        None => return,
+                    },
+                    Ok(Reply::Later(_)) => Delivery::Later(agent, incarnation),
+                    _ => return,
+                };
+                self.schedule(delay, answer);
             }
             Action::Direct { member, directive } => {
-                let agent = self.agents.iter().position(|a| a.id == Some(member));
+                let agent = self.agents.iter().position(|a| a.id == Some(member) && a.stage != Stage::Gone);
                 if let Some(agent) = agent {
-                    let delay = 1 + self.random.below(30);
-                    self.schedule(delay, Delivery::ToAgent(agent, directive));
+                    let delay = 1 + self.random.below(30) + self.cut_off_delay(agent);
+                    self.schedule(delay, Delivery::ToAgent(agent, member, directive));
                 }
             }
             Action::Commit { step } => {

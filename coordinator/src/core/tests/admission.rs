@@ -48,7 +48,7 @@ fn everybody_gets_the_same_table_and_one_start() {
         actions = run.attend(who).unwrap();
     }
     let expected = Assignment {
-        generation: Generation(3),
+        generation: Generation::of_attempt(3),
         workers: vec![address(W0), address(W1)],
         shards: vec![address(S0), address(S1)],
         resume_step: Step(20),
@@ -95,7 +95,8 @@ fn joining_again_with_one_incarnation_is_one_admission() {
     assert_eq!(run.join(W0).unwrap(), first);
     assert!(run.attend(W0).unwrap_err().contains("attends already"));
     let member = MemberId(77);
-    let (answer, _) = run.call(|ticket| Event::Attend { ticket, member });
+    let (answer, _) =
+        run.call(|ticket| Event::Attend { ticket, member, generation: Generation::of_attempt(3) });
     assert!(answer.unwrap_err().contains("join first"));
 }
 
@@ -127,9 +128,11 @@ fn strangers_and_the_past_change_nothing() {
     let failure = Failure { message: "x".into(), step: Step(0), phase: Phase::Starting, suspect: None };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);
-    for (member, generation) in
-        [(member, Generation(2)), (member, Generation(4)), (MemberId(50), Generation(3))]
-    {
+    for (member, generation) in [
+        (member, Generation::of_attempt(2)),
+        (member, Generation::of_attempt(4)),
+        (MemberId(50), Generation::of_attempt(3)),
+    ] {
         run.apply(Event::Report(Envelope { member, generation, report: report.clone() }));
     }
     run.apply(Event::StreamEnded { member: MemberId(50), message: "gone".into() });

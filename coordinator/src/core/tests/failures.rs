@@ -12,7 +12,9 @@ fn a_lost_member_ends_the_run_by_name() {
     let aborts = directives(&actions);
     assert_eq!(aborts.len(), 3, "everybody who is left aborts");
     for abort in aborts {
-        let Directive::Abort(Abort { reason, culprit }) = abort else { panic!("{abort:?}") };
+        let Directive::Abort(Abort { reason, culprit, kind: AbortKind::End }) = abort else {
+            panic!("{abort:?}")
+        };
         assert_eq!(reason, run.message());
         assert_eq!(culprit.as_ref().map(|c| (c.member, c.pid, c.step)), Some((S1, 41, Step(12))));
     }

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
-    Abort, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation, JoinRequest,
-    MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
+    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
+    JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
 };
 
 use super::{Action, Event, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
@@ -20,6 +21,7 @@ mod admission;
 mod checkpoints;
 mod counts;
 mod failures;
+mod recovery;
 mod stopping;
 
 /// A run of two workers and two shards, driven by hand.
@@ -39,6 +41,13 @@ fn settings() -> Settings {
         attempt: 3,
         timeouts: Timeouts::of(10.0),
         tables: Vec::new(),
+        recovery: RecoverySpec {
+            max_restarts: 0,
+            max_fruitless_restarts: 2,
+            backoff_seconds: 1.0,
+            quarantine_after: 2,
+            quarantine_seconds: 60.0,
+        },
     }
 }
 
@@ -102,8 +111,8 @@ impl Run {
     }
 
     fn attend(&mut self, member: MemberRef) -> Result<Vec<Action>, String> {
-        let member = self.id(member);
-        let (answer, actions) = self.call(|ticket| Event::Attend { ticket, member });
+        let (member, generation) = (self.id(member), self.state.generation());
+        let (answer, actions) = self.call(|ticket| Event::Attend { ticket, member, generation });
         answer.map(|_| actions)
     }
 
@@ -117,7 +126,11 @@ impl Run {
         self.report(member, MemberReport::Ready { assignment })
     }
 
+    /// Its part, after the metrics that come first.
     fn upload(&mut self, member: MemberRef, step: u64) -> (Result<Reply, String>, Vec<Action>) {
+        if member == W0 && step > 0 {
+            self.report(W0, MemberReport::Metrics(metrics(step - 1, 1.0)));
+        }
         let (member, generation) = (self.id(member), self.state.generation());
         self.call(|ticket| Event::Upload { ticket, member, generation, step: Step(step) })
     }

@@ -5,7 +5,8 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EvaluationSpec, RunSpec, TrainingSpec,
+    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EvaluationSpec, RecoverySpec, RunSpec,
+    TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::topology::Topology;
@@ -34,6 +35,7 @@ impl RunFile {
                 every_steps: self.checkpoint.every_steps,
                 keep: self.checkpoint.keep,
             },
+            recovery: self.recovery_spec()?,
             evaluation: self
                 .evaluation
                 .every_steps
@@ -89,6 +91,31 @@ impl RunFile {
             ));
         }
         Ok(())
+    }
+
+    fn recovery_spec(&self) -> Result<RecoverySpec, ConfigError> {
+        let r = &self.recovery;
+        for (key, value) in [
+            ("recovery.max_fruitless_restarts", r.max_fruitless_restarts),
+            ("recovery.quarantine_after", r.quarantine_after),
+        ] {
+            if value == 0 {
+                return invalid(format!(
+                    "{key} is 0; it must be at least 1 (recovery.max_restarts = 0 switches recovery off)"
+                ));
+            }
+        }
+        not_negative(&[
+            ("recovery.backoff_seconds", r.backoff_seconds),
+            ("recovery.quarantine_seconds", r.quarantine_seconds),
+        ])?;
+        Ok(RecoverySpec {
+            max_restarts: r.max_restarts,
+            max_fruitless_restarts: r.max_fruitless_restarts,
+            backoff_seconds: r.backoff_seconds,
+            quarantine_after: r.quarantine_after,
+            quarantine_seconds: r.quarantine_seconds,
+        })
     }
 
     fn training_spec(&self, model: &ModelSpec) -> Result<TrainingSpec, ConfigError> {

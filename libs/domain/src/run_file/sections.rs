@@ -25,6 +25,8 @@ pub struct RunFile {
     #[serde(default)]
     pub checkpoint: CheckpointSection,
     #[serde(default)]
+    pub recovery: RecoverySection,
+    #[serde(default)]
     pub evaluation: EvaluationSection,
     #[serde(default)]
     pub device: DeviceSection,
@@ -231,6 +233,13 @@ section!(EmbeddingSection {
 });
 section!(TopologySection { workers: u32 = 1, expert_parallel: u32 = 1, shards: u32 = 1 });
 section!(CheckpointSection { every_steps: Option<u64> = None, keep: u32 = 3 });
+section!(RecoverySection {
+    max_restarts: u32 = 100,
+    max_fruitless_restarts: u32 = 8,
+    backoff_seconds: f64 = 1.0,
+    quarantine_after: u32 = 3,
+    quarantine_seconds: f64 = 300.0,
+});
 section!(EvaluationSection { every_steps: Option<u64> = None, cells: u32 = 4 });
 section!(DeviceSection {
     engine: Engine = Engine::Torch,

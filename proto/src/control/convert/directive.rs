@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use polygram_domain::{Generation, Step};
 
 use super::{address, phase, phase_number, present};
-use crate::control::assignment::{Abort, Assignment, Culprit, Directive};
+use crate::control::assignment::{Abort, AbortKind, Assignment, Culprit, Directive};
 use crate::control::error::Malformed;
 use crate::control::wire;
 
@@ -50,9 +50,14 @@ impl From<Directive> for wire::Directive {
             Directive::Start => Wire::Start(wire::Start {}),
             Directive::Stop { reason } => Wire::Stop(wire::Halt { reason }),
             Directive::Committed { step } => Wire::Committed(wire::Committed { step: step.0 }),
-            Directive::Abort(Abort { reason, culprit }) => {
-                Wire::Abort(wire::Abort { reason, culprit: culprit.map(Into::into) })
-            }
+            Directive::Abort(Abort { reason, culprit, kind }) => Wire::Abort(wire::Abort {
+                reason,
+                culprit: culprit.map(Into::into),
+                rejoin_generation: match kind {
+                    AbortKind::End => None,
+                    AbortKind::Rejoin { generation } => Some(generation.0),
+                },
+            }),
             Directive::Exit => Wire::Exit(wire::Exit {}),
         };
         wire::Directive { directive: Some(directive) }
@@ -81,6 +86,9 @@ impl TryFrom<wire::Directive> for Directive {
             Wire::Abort(a) => Directive::Abort(Abort {
                 reason: a.reason,
                 culprit: a.culprit.map(Culprit::try_from).transpose()?,
+                kind: a.rejoin_generation.map_or(AbortKind::End, |generation| AbortKind::Rejoin {
+                    generation: Generation(generation),
+                }),
             }),
             Wire::Exit(_) => Directive::Exit,
         })

@@ -7,7 +7,7 @@ use crate::control::assignment::Culprit;
 use crate::control::error::Malformed;
 use crate::control::membership::MemberRef;
 use crate::control::operator::StopMode;
-use crate::control::status::{MemberStatus, Reason, RunState, RunStatus, WatchEvent};
+use crate::control::status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 use crate::control::wire;
 
 /// The schema numbers states in our order, from 1.
@@ -17,6 +17,22 @@ pub(super) fn state(number: i32) -> Result<RunState, Malformed> {
         .and_then(|n| RunState::ALL.get(n.checked_sub(1)?))
         .copied()
         .ok_or_else(|| malformed("StatusReply", format!("state {number} is unknown")))
+}
+
+fn reason(message: &'static str, word: &str) -> Result<Reason, Malformed> {
+    let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == word);
+    reason.ok_or_else(|| malformed(message, format!("reason {word:?} is unknown")))
+}
+
+impl TryFrom<wire::Rollback> for Rollback {
+    type Error = Malformed;
+
+    fn try_from(rollback: wire::Rollback) -> Result<Rollback, Malformed> {
+        Ok(Rollback {
+            reason: reason("Rollback", &rollback.reason)?,
+            culprit: present("Rollback", "culprit", rollback.culprit)?.try_into()?,
+        })
+    }
 }
 
 impl From<MemberStatus> for wire::MemberStatus {
@@ -75,6 +91,11 @@ impl From<RunStatus> for wire::StatusReply {
             culprit: s.culprit.map(Into::into),
             consequences: s.consequences,
             rows: Some(s.rows.into()),
+            restarts: s.restarts,
+            last_rollback: s.last_rollback.map(|rollback| wire::Rollback {
+                reason: rollback.reason.as_str().to_owned(),
+                culprit: Some(rollback.culprit.into()),
+            }),
         }
     }
 }
@@ -83,11 +104,9 @@ impl TryFrom<wire::StatusReply> for RunStatus {
     type Error = Malformed;
 
     fn try_from(s: wire::StatusReply) -> Result<RunStatus, Malformed> {
-        let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == s.reason);
         Ok(RunStatus {
             state: state(s.state)?,
-            reason: reason
-                .ok_or_else(|| malformed("StatusReply", format!("reason {:?} is unknown", s.reason)))?,
+            reason: reason("StatusReply", &s.reason)?,
             message: s.message,
             since_unix_ms: s.since_unix_ms,
             run: s.run,
@@ -103,6 +122,8 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             culprit: s.culprit.map(Culprit::try_from).transpose()?,
             consequences: s.consequences,
             rows: s.rows.map(TryInto::try_into).transpose()?.unwrap_or_default(),
+            restarts: s.restarts,
+            last_rollback: s.last_rollback.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -4,7 +4,7 @@ use polygram_domain::{Generation, Step};
 
 use super::status::state;
 use super::*;
-use crate::control::assignment::{Abort, Assignment, AssignmentHash, Culprit, Directive};
+use crate::control::assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
 use crate::control::joining::{JoinRequest, Joined};
 use crate::control::membership::MemberId;
 use crate::control::report::{
@@ -77,7 +77,16 @@ fn directives_survive_the_wire() {
         Directive::Start,
         Directive::Stop { reason: "operator".into() },
         Directive::Committed { step: Step(20) },
-        Directive::Abort(Abort { reason: "worker 0 failed".into(), culprit: Some(culprit) }),
+        Directive::Abort(Abort {
+            reason: "worker 0 failed".into(),
+            culprit: Some(culprit.clone()),
+            kind: AbortKind::End,
+        }),
+        Directive::Abort(Abort {
+            reason: "worker 0 failed".into(),
+            culprit: Some(culprit),
+            kind: AbortKind::Rejoin { generation: Generation(7) },
+        }),
         Directive::Exit,
     ];
     for directive in directives {

@@ -1,0 +1,243 @@
+//! `polygram why`: the chain of causes of every loss of a run, from the store alone.
+
+use polygram_checkpoint::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
+use serde::Serialize;
+
+use crate::args::{OutputFormat, RunArgs};
+use crate::commands::{block_on, stored};
+use crate::exit::{ExitStatus, Outcome};
+use crate::printer::Printer;
+use crate::settings::RunPlace;
+use crate::units;
+
+/// A loss and what followed.
+#[derive(Debug, Serialize)]
+struct Loss {
+    attempt: u64,
+    #[serde(flatten)]
+    lost: LossRecord,
+    /// The generation that it ended, as people write it.
+    ended_generation: String,
+    consequences: Vec<String>,
+    /// The commit that the run went back to; `None` where it did not.
+    resumed_from: Option<u64>,
+    /// Steps that were done again.
+    steps_lost: Option<u64>,
+    /// From the loss to the next start of training.
+    seconds_to_start: Option<f64>,
+    /// From the loss to the moment at which the run was as far as before.
+    seconds_lost: Option<f64>,
+}
+
+/// One attempt, from a coordinator's first word to its last.
+#[derive(Debug, Serialize)]
+struct Attempt {
+    attempt: u64,
+    began_unix_ms: u64,
+    coordinator_pid: u32,
+    resumed_from: u64,
+    losses: Vec<Loss>,
+    /// State and message; `None` where the coordinator ended without a word, or leads still.
+    ended: Option<(String, String)>,
+}
+
+pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
+    let place = RunPlace::resolve(args)?;
+    let chapters = block_on(async {
+        let run = stored::open(&place).await?;
+        run.store.read_recovery().await.map_err(|error| stored::refused(&place.root, error))
+    })?;
+    let attempts: Vec<Attempt> = chapters.into_iter().filter_map(attempt).collect();
+    match printer.format() {
+        OutputFormat::Jsonl => printer.json_lines(&attempts)?,
+        OutputFormat::Json => printer.result(&attempts, String::new)?,
+        OutputFormat::Human => printer.text(&human(place.name.as_str(), &attempts))?,
+    }
+    Ok(ExitStatus::Success)
+}
+
+fn attempt(chapter: Chapter) -> Option<Attempt> {
+    let mut lines = chapter.lines.into_iter();
+    let RecoveryLine::Opened { at_unix_ms, pid, resumed_from } = lines.next()? else { return None };
+    let mut attempt = Attempt {
+        attempt: chapter.attempt,
+        began_unix_ms: at_unix_ms,
+        coordinator_pid: pid,
+        resumed_from: resumed_from.0,
+        losses: Vec::new(),
+        ended: None,
+    };
+    for line in lines {
+        let since = |loss: &Loss, at: u64| Some(at.saturating_sub(loss.lost.at_unix_ms) as f64 / 1000.0);
+        match (line, attempt.losses.last_mut()) {
+            (RecoveryLine::Lost(lost), _) => attempt.losses.push(Loss {
+                attempt: chapter.attempt,
+                ended_generation: lost.generation.to_string(),
+                lost,
+                consequences: Vec::new(),
+                resumed_from: None,
+                steps_lost: None,
+                seconds_to_start: None,
+                seconds_lost: None,
+            }),
+            (RecoveryLine::Consequence { sentence, .. }, Some(loss)) => loss.consequences.push(sentence),
+            (RecoveryLine::WentBack { step, .. }, Some(loss)) => {
+                loss.resumed_from = Some(step.0);
+                loss.steps_lost = Some(loss.lost.reached.0.saturating_sub(step.0));
+            }
+            (RecoveryLine::Started { at_unix_ms, .. }, Some(loss)) => {
+                loss.seconds_to_start = since(loss, at_unix_ms);
+            }
+            (RecoveryLine::CaughtUp { at_unix_ms, .. }, Some(loss)) => {
+                loss.seconds_lost = since(loss, at_unix_ms)
+            }
+            (RecoveryLine::Ended { state, message, .. }, _) => attempt.ended = Some((state, message)),
+            // A consequence of what no member did: the attempt's end tells it.
+            (_, None) | (RecoveryLine::Opened { .. }, _) => {}
+        }
+    }
+    Some(attempt)
+}
+
+fn human(run: &str, attempts: &[Attempt]) -> String {
+    let losses = attempts.iter().map(|attempt| attempt.losses.len()).sum::<usize>();
+    let (attempts_word, losses_word) = (plural(attempts.len(), "attempt"), plural(losses, "loss"));
+    let mut text = format!("run {run}: {losses_word} in {attempts_word}\n");
+    for (at, attempt) in attempts.iter().enumerate() {
+        let Attempt { attempt: number, began_unix_ms, coordinator_pid, resumed_from, .. } = attempt;
+        text.push_str(&format!(
+            "\nattempt {number}: coordinator pid {coordinator_pid}, {}, from step {resumed_from}\n",
+            moment(*began_unix_ms)
+        ));
+        attempt.losses.iter().for_each(|loss| text.push_str(&told(loss)));
+        match &attempt.ended {
+            Some((state, message)) => text.push_str(&format!("  {state}: {message}\n")),
+            None if at + 1 < attempts.len() => {
+                text.push_str("  its coordinator ended without a word: killed, or lost with its machine\n");
+            }
+            None => text.push_str("  no end is recorded: it goes on, or its coordinator was killed\n"),
+        }
+    }
+    text
+}
+
+fn told(loss: &Loss) -> String {
+    let LossRecord { at_unix_ms, reason, state, culprit, reached, gives_up, .. } = &loss.lost;
+    let CulpritRecord { member, pid, host, phase, step, message } = culprit;
+    let host = if host.is_empty() { String::new() } else { format!(" on {host}") };
+    let mut text = format!(
+        "  {}  {member} (pid {pid}{host}) ended generation {} at step {step} while {phase} ({reason}, run {state}): \
+         {message}\n",
+        moment(*at_unix_ms),
+        loss.ended_generation
+    );
+    for consequence in &loss.consequences {
+        text.push_str(&format!("    then {consequence}\n"));
+    }
+    match (loss.resumed_from, gives_up) {
+        (Some(from), _) => {
+            let steps = plural(loss.steps_lost.unwrap_or(0) as usize, "step");
+            text.push_str(&format!(
+                "    the run had reached step {reached} and went back to step {from}: {steps} lost"
+            ));
+            if let Some(seconds) = loss.seconds_to_start {
+                text.push_str(&format!("; training again after {seconds:.2} s"));
+            }
+            if let Some(seconds) = loss.seconds_lost {
+                text.push_str(&format!(", as far as before after {}", units::duration(seconds)));
+            }
+            text.push('\n');
+        }
+        (None, Some(why)) => text.push_str(&format!("    the run did not go back: {why}\n")),
+        (None, None) => {
+            text.push_str(&format!("    the run had reached step {reached}; nothing was done again\n"))
+        }
+    }
+    text
+}
+
+fn plural(count: usize, word: &str) -> String {
+    match (count, word) {
+        (1, word) => format!("1 {word}"),
+        (count, "loss") => format!("{count} losses"),
+        (count, word) => format!("{count} {word}s"),
+    }
+}
+
+/// `2026-11-22 10:27:30.544 UTC`. The date is Hinnant's `civil_from_days` (howardhinnant.github.io/date_algorithms).
+fn moment(unix_ms: u64) -> String {
+    let (days, in_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (seconds, millis) = (in_day / 1000, in_day % 1000);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{millis:03} UTC",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::{Generation, Step};
+
+    use super::*;
+
+    #[test]
+    fn moments_are_dates() {
+        assert_eq!(moment(0), "1970-01-01 00:00:00.000 UTC");
+        assert_eq!(moment(951_782_400_000), "2000-02-29 00:00:00.000 UTC");
+        assert_eq!(moment(1_795_343_250_544), "2026-11-22 10:27:30.544 UTC");
+    }
+
+    #[test]
+    fn the_chain_of_causes_is_told_in_order() {
+        let generation = Generation::of_attempt(1);
+        let lost = LossRecord {
+            at_unix_ms: 10_000,
+            generation,
+            reason: "member_lost".into(),
+            state: "running".into(),
+            culprit: CulpritRecord {
+                member: "worker 1".into(),
+                pid: 77,
+                host: "box".into(),
+                phase: "reducing".into(),
+                step: Step(26),
+                message: "its connection broke".into(),
+            },
+            reached: Step(27),
+            gives_up: None,
+        };
+        let next = generation.next();
+        let lines = vec![
+            RecoveryLine::Opened { at_unix_ms: 5_000, pid: 9, resumed_from: Step(0) },
+            RecoveryLine::Lost(lost),
+            RecoveryLine::Consequence { at_unix_ms: 10_001, sentence: "worker 0: rank 1 is gone".into() },
+            RecoveryLine::WentBack { at_unix_ms: 10_300, generation: next, step: Step(20) },
+            RecoveryLine::Started { at_unix_ms: 10_500, generation: next },
+            RecoveryLine::CaughtUp { at_unix_ms: 12_000, generation: next, step: Step(27) },
+            RecoveryLine::Ended { at_unix_ms: 20_000, state: "completed".into(), message: "all done".into() },
+        ];
+        let attempts: Vec<Attempt> = attempt(Chapter { attempt: 1, lines }).into_iter().collect();
+        let text = human("tiny", &attempts);
+        for words in [
+            "1 loss in 1 attempt",
+            "worker 1 (pid 77 on box) ended generation 1.0 at step 26 while reducing",
+            "then worker 0: rank 1 is gone",
+            "reached step 27 and went back to step 20: 7 steps lost; training again after 0.50 s, as far as before",
+            "completed: all done",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in:\n{text}");
+        }
+        let json = serde_json::to_value(&attempts).unwrap();
+        assert_eq!(json[0]["losses"][0]["steps_lost"], 7);
+    }
+}

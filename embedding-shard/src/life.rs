@@ -1,0 +1,216 @@
+//! One membership of a shard: assignment, restore, ready, serve, end.
+
+use std::time::Duration;
+
+use polygram_checkpoint::{Part, RunStore};
+use polygram_domain::{RunFile, RunSpec, ShardIndex, Step};
+use polygram_faults::{Point, pass};
+use polygram_proto::control::{
+    Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::archive::{StoreArchive, restore};
+use crate::config::ShardConfig;
+use crate::error::ShardError;
+use crate::member::MemberError;
+use crate::outside::{Outside, Services};
+use crate::shard::{Shard, ShardStatus};
+
+/// A failed shard waits so long for the coordinator's answer.
+const CONFESSION: Duration = Duration::from_secs(5);
+/// Parts whose report is not accepted yet, at most.
+const PARTS_IN_FLIGHT: usize = 4;
+
+/// One membership.
+pub(crate) struct Life {
+    pub(crate) index: ShardIndex,
+    pub(crate) reporter: Reporter,
+    pub(crate) joined: Joined,
+}
+
+impl Life {
+    /// Lives it to its end. Lanes, services and connections have ended when this returns.
+    pub(crate) async fn live(
+        &self,
+        listener: TcpListener,
+        services: Services,
+        directives: &mut Directives,
+    ) -> Result<(), MemberError> {
+        let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
+        let spec = file.resolve()?;
+        let store = RunStore::open(&self.joined.root, &spec.name)?;
+        let progress = self.reporter.progress();
+        let Some(assignment) = assignment(directives).await? else { return Ok(()) };
+        pass(Point::ShardAssigned);
+        progress.set(assignment.resume_step, Phase::Restoring);
+        let config = ShardConfig::of(&spec, self.index, assignment.generation);
+        if self.index.0 >= spec.topology.shards || assignment.shards.len() != spec.topology.shards as usize {
+            let (shards, listed) = (spec.topology.shards, assignment.shards.len());
+            let text = format!("shard {} in a run of {shards} shards, {listed} of them assigned", self.index);
+            return Err(MemberError::Assignment(text));
+        }
+        let mut shard = Shard::new(config.clone())?;
+        if assignment.resume_manifest.is_some() {
+            let restored = restore_from(&mut shard, &store, &spec, assignment.resume_step);
+            tokio::select! {
+                restored = restored => restored?,
+                ended = before_start(directives) => return ended,
+            }
+        }
+        pass(Point::ShardRestored);
+        let (parts, uploaded) = mpsc::channel(PARTS_IN_FLIGHT);
+        let shard = shard.with_archive(std::sync::Arc::new(StoreArchive::new(store, config, parts)));
+        let status = shard.status();
+        let outside = services.start(&shard, self.reporter.clone());
+        let (shutdown, stop) = oneshot::channel::<()>();
+        let served = tokio::spawn(shard.serve(listener, async move {
+            // Dropped or sent: the shard is to stop either way.
+            let _either_way = stop.await;
+        }));
+        let uploads = tokio::spawn(report_uploads(self.reporter.clone(), uploaded));
+        progress.set(assignment.resume_step, Phase::Ready);
+        pass(Point::ShardReady);
+        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
+        Serving { served, uploads, shutdown: Some(shutdown), status, progress, outside }
+            .watch(directives)
+            .await
+    }
+
+    /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why.
+    pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) {
+        if matches!(error, MemberError::Aborted(_) | MemberError::RolledBack(_) | MemberError::Control(_)) {
+            return;
+        }
+        let (step, phase) = self.reporter.progress().get();
+        let failure = Failure { message: error.to_string(), step, phase, suspect: None };
+        if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
+            tracing::warn!(%lost, "the failure was not reported");
+            return;
+        }
+        let answer = async {
+            while let Ok(directive) = directives.next().await {
+                if matches!(directive, Directive::Abort(_) | Directive::Exit) {
+                    break;
+                }
+            }
+        };
+        if timeout(CONFESSION, answer).await.is_err() {
+            tracing::warn!("the coordinator did not answer the failure report");
+        }
+    }
+}
+
+/// The assignment, or `None` where the run ends before it starts.
+async fn assignment(directives: &mut Directives) -> Result<Option<Assignment>, MemberError> {
+    loop {
+        match directives.next().await? {
+            Directive::Assign(assignment) => return Ok(Some(assignment)),
+            Directive::Abort(abort) => return Err(abort.into()),
+            Directive::Exit => return Ok(None),
+            Directive::Start | Directive::Stop { .. } | Directive::Committed { .. } => {}
+        }
+    }
+}
+
+/// Waits for the end of a membership that has not started.
+async fn before_start(directives: &mut Directives) -> Result<(), MemberError> {
+    loop {
+        match directives.next().await? {
+            Directive::Abort(abort) => return Err(abort.into()),
+            Directive::Exit => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+async fn restore_from(
+    shard: &mut Shard,
+    store: &RunStore,
+    spec: &RunSpec,
+    step: Step,
+) -> Result<(), MemberError> {
+    let manifest = store.read_manifest(step).await?;
+    manifest.check_cover(spec).map_err(|error| MemberError::Resume { step, reason: error.to_string() })?;
+    restore(shard, store, &manifest).await?;
+    tracing::info!(%step, rows = shard.written(), "rows restored");
+    Ok(())
+}
+
+/// Tells the coordinator of every snapshot that is in the store.
+async fn report_uploads(reporter: Reporter, mut parts: mpsc::Receiver<Part>) -> Result<(), MemberError> {
+    while let Some(part) = parts.recv().await {
+        let step = part.step;
+        reporter.report_upload(step, serde_json::to_string(&part)?).await?;
+        pass(Point::ShardReported);
+    }
+    Ok(())
+}
+
+/// A shard at work, watched from the session.
+struct Serving {
+    served: JoinHandle<Result<Shard, ShardError>>,
+    uploads: JoinHandle<Result<(), MemberError>>,
+    /// Dropping it ends the serving.
+    shutdown: Option<oneshot::Sender<()>>,
+    status: tokio::sync::watch::Receiver<ShardStatus>,
+    progress: Progress,
+    outside: Outside,
+}
+
+impl Serving {
+    /// Follows directives until Exit; the first failure of any part ends it.
+    async fn watch(mut self, directives: &mut Directives) -> Result<(), MemberError> {
+        let mut uploads_ended = false;
+        let failure = loop {
+            tokio::select! {
+                directive = directives.next() => match directive {
+                    Ok(Directive::Exit) => break None,
+                    Ok(Directive::Abort(abort)) => break Some(abort.into()),
+                    Ok(Directive::Start) => self.progress.phase(Phase::Serving),
+                    Ok(Directive::Assign(_) | Directive::Stop { .. } | Directive::Committed { .. }) => {}
+                    Err(error) => break Some(error.into()),
+                },
+                served = &mut self.served => {
+                    self.end_beside().await;
+                    return match served? {
+                        Ok(_) => Ok(()),
+                        Err(error) => Err(error.into()),
+                    };
+                }
+                ended = &mut self.uploads, if !uploads_ended => match ended? {
+                    Ok(()) => uploads_ended = true,
+                    Err(error) => break Some(error),
+                },
+                Ok(()) = self.status.changed() => {
+                    let ShardStatus { version, is_snapshotting, .. } = *self.status.borrow_and_update();
+                    let phase = if is_snapshotting { Phase::Snapshotting } else { Phase::Serving };
+                    let (_, before) = self.progress.get();
+                    self.progress.set(version, phase);
+                    if phase != before {
+                        self.outside.report().await;
+                    }
+                }
+                () = self.outside.next() => {}
+            }
+        };
+        self.shutdown.take();
+        let served = (&mut self.served).await;
+        self.end_beside().await;
+        let served = served?;
+        match (failure, served) {
+            (Some(failure), _) => Err(failure),
+            (None, Err(error)) => Err(error.into()),
+            (None, Ok(_)) => Ok(()),
+        }
+    }
+
+    /// Ends what runs beside the serving: its listeners are free afterwards.
+    async fn end_beside(&mut self) {
+        self.uploads.abort();
+        self.outside.end().await;
+    }
+}

@@ -1,0 +1,155 @@
+//! The story of a run's losses: who was lost, what followed, where the run went on. Written by coordinators as they
+//! happen, read by `polygram why`.
+
+use polygram_domain::{Generation, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::error::CheckpointError;
+use crate::keys;
+use crate::store::RunStore;
+
+/// Role under which the story lies among the events.
+pub const RECOVERY_ROLE: &str = "recovery";
+
+/// One sentence of the story. Times are milliseconds since 1970 UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RecoveryLine {
+    /// A coordinator took over.
+    Opened {
+        /// When.
+        at_unix_ms: u64,
+        /// Its process.
+        pid: u32,
+        /// State version it began from.
+        resumed_from: Step,
+    },
+    /// A member was lost.
+    Lost(LossRecord),
+    /// Another member failed in its wake.
+    Consequence {
+        /// When.
+        at_unix_ms: u64,
+        /// Who and how.
+        sentence: String,
+    },
+    /// A generation was assigned, to begin from a commit.
+    WentBack {
+        /// When.
+        at_unix_ms: u64,
+        /// The generation.
+        generation: Generation,
+        /// The commit.
+        step: Step,
+    },
+    /// That generation was restored and began to train.
+    Started {
+        /// When.
+        at_unix_ms: u64,
+        /// The generation.
+        generation: Generation,
+    },
+    /// The run is as far as it was before the loss.
+    CaughtUp {
+        /// When.
+        at_unix_ms: u64,
+        /// The generation that did it.
+        generation: Generation,
+        /// How far that is.
+        step: Step,
+    },
+    /// The attempt ended.
+    Ended {
+        /// When.
+        at_unix_ms: u64,
+        /// The run's last state.
+        state: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// A loss.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossRecord {
+    /// When it was judged.
+    pub at_unix_ms: u64,
+    /// The generation that it ended.
+    pub generation: Generation,
+    /// What kind of loss, in one word.
+    pub reason: String,
+    /// What state the run was in.
+    pub state: String,
+    /// Who was lost.
+    pub culprit: CulpritRecord,
+    /// State version reached.
+    pub reached: Step,
+    /// Why the run did not go back; `None` where it did, or was not to.
+    pub gives_up: Option<String>,
+}
+
+/// Who was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CulpritRecord {
+    /// Its slot, `worker 1`.
+    pub member: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// What it was doing.
+    pub phase: String,
+    /// Updates it had applied.
+    pub step: Step,
+    /// What happened.
+    pub message: String,
+}
+
+/// The sentences of one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chapter {
+    /// The attempt.
+    pub attempt: u64,
+    /// What it told, in order.
+    pub lines: Vec<RecoveryLine>,
+}
+
+impl RunStore {
+    /// Writes object `seq` of `attempt`'s story.
+    pub async fn append_recovery(
+        &self,
+        attempt: u64,
+        seq: u64,
+        lines: &[RecoveryLine],
+    ) -> Result<(), CheckpointError> {
+        let mut text = String::new();
+        for line in lines {
+            let line = serde_json::to_string(line);
+            let refuse = |e: serde_json::Error| {
+                CheckpointError::input(keys::events(RECOVERY_ROLE, attempt, seq), e.to_string())
+            };
+            text.push_str(&line.map_err(refuse)?);
+            text.push('\n');
+        }
+        self.append_events(RECOVERY_ROLE, attempt, seq, &text).await
+    }
+
+    /// Reads the whole story, by attempt.
+    pub async fn read_recovery(&self) -> Result<Vec<Chapter>, CheckpointError> {
+        let mut chapters: Vec<Chapter> = Vec::new();
+        for object in self.read_events(RECOVERY_ROLE).await? {
+            let key = keys::events(RECOVERY_ROLE, object.attempt, object.seq);
+            if chapters.last().is_none_or(|chapter| chapter.attempt != object.attempt) {
+                chapters.push(Chapter { attempt: object.attempt, lines: Vec::new() });
+            }
+            let Some(chapter) = chapters.last_mut() else { continue };
+            for (at, line) in object.lines.lines().enumerate() {
+                let line = serde_json::from_str(line);
+                chapter
+                    .lines
+                    .push(line.map_err(|e| CheckpointError::damaged(&key, format!("line {}: {e}", at + 1)))?);
+            }
+        }
+        Ok(chapters)
+    }
+}

@@ -1,0 +1,143 @@
+//! Faults on order, for tests: a process of a run dies or freezes at a named point of its life.
+//!
+//! `POLYGRAM_FAULT` orders them, separated by semicolons:
+//! * `worker.before_push 3 kill FOLDER`: the process that passes this crash point for the third time is killed (or
+//!   `freeze`d, until somebody lets it go on). In front of the number may stand the slot, `1:3`: only worker 1 counts.
+//! * `1 25 exchanging freeze`: worker 1 freezes in this phase of step 25, after it has stayed there for a moment.
+//!
+//! The folder, which either form may have, makes a fault strike once whatever starts again: who strikes leaves a file
+//! there first. Where the variable is not set, passing a point costs the look at one pointer.
+
+mod order;
+mod point;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use order::{Kind, Order, Place};
+pub use point::Point;
+
+/// The variable that orders faults.
+pub const VARIABLE: &str = "POLYGRAM_FAULT";
+/// Time in a phase before its fault, so that others learn of the phase.
+const STAY: Duration = Duration::from_millis(1500);
+
+/// The variable holds something else than faults.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{VARIABLE} orders {order:?}; an order is a crash point, how often it is passed, kill or freeze, and a folder, or \
+     rank, step, phase, and kill or freeze: {rule}"
+)]
+pub struct FaultError {
+    /// What was ordered.
+    pub order: String,
+    /// What does not hold.
+    pub rule: String,
+}
+
+/// Orders for this process, and how often their places were passed.
+#[derive(Debug)]
+struct Plan {
+    orders: Vec<(Order, AtomicU64)>,
+}
+
+static PLAN: OnceLock<Plan> = OnceLock::new();
+
+/// Reads the orders for the process of this slot; to be called once, when it starts. A coordinator has index 0.
+///
+/// # Errors
+/// Where the variable is set to something else than faults.
+pub fn expect(role: &str, index: u32) -> Result<(), FaultError> {
+    let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
+    let orders = order::parse(&text, role, index)?;
+    let plan = Plan { orders: orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect() };
+    // A second call finds the same variable.
+    PLAN.get_or_init(|| plan);
+    Ok(())
+}
+
+/// Passes a crash point.
+#[inline]
+pub fn pass(point: Point) {
+    if let Some(plan) = PLAN.get() {
+        plan.pass(|place| matches!(place, Place::Point { point: at, .. } if *at == point));
+    }
+}
+
+/// Passes a phase of a step.
+#[inline]
+pub fn enter(step: u64, phase: &str) {
+    if let Some(plan) = PLAN.get() {
+        plan.pass(|place| matches!(place, Place::Phase { step: at, phase: in_phase } if *at == step && in_phase == phase));
+    }
+}
+
+impl Plan {
+    fn pass(&self, is_here: impl Fn(&Place) -> bool) {
+        for (order, passed) in self.orders.iter().filter(|(order, _)| is_here(&order.place)) {
+            let number = passed.fetch_add(1, Ordering::Relaxed) + 1;
+            let (nth, stay) = match order.place {
+                Place::Point { nth, .. } => (nth, Duration::ZERO),
+                Place::Phase { .. } => (1, STAY),
+            };
+            if number == nth && order.once.as_deref().is_none_or(|folder| is_first(folder, order)) {
+                strike(order, stay);
+            }
+        }
+    }
+}
+
+/// Whether no process has carried out this order yet.
+fn is_first(folder: &Path, order: &Order) -> bool {
+    match File::create_new(folder.join(order.name())) {
+        Ok(_mark) => true,
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::AlreadyExists {
+                tracing::error!(%error, folder = %folder.display(), "an ordered fault cannot leave its mark");
+            }
+            false
+        }
+    }
+}
+
+fn strike(order: &Order, stay: Duration) {
+    tracing::warn!(order = order.name(), "a fault is ordered here");
+    std::thread::sleep(stay);
+    let signal = match order.kind {
+        Kind::Kill => libc::SIGKILL,
+        Kind::Freeze => libc::SIGSTOP,
+    };
+    // SAFETY: `kill` with this process's own id has no memory to get wrong.
+    unsafe { libc::kill(libc::getpid(), signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_carried_out_once_whoever_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!("worker.joined 1 kill {}", folder.path().display());
+        let orders = order::parse(&text, "worker", 0).unwrap();
+        assert!(is_first(folder.path(), &orders[0]));
+        assert!(!is_first(folder.path(), &orders[0]));
+        assert!(!is_first(Path::new("/no/such/folder"), &orders[0]), "better no fault than one without end");
+    }
+
+    #[test]
+    fn other_places_are_passed_unharmed() {
+        let orders = order::parse("worker.joined 2 kill; 0 7 reducing kill", "worker", 0).unwrap();
+        let plan = Plan { orders: orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect() };
+        let at = |point: Point| move |place: &Place| matches!(place, Place::Point { point: at, .. } if *at == point);
+        plan.pass(at(Point::WorkerJoined));
+        plan.pass(at(Point::WorkerReady));
+        assert_eq!(plan.orders[0].1.load(Ordering::Relaxed), 1);
+        // Nothing is ordered for this very process.
+        pass(Point::WorkerJoined);
+        enter(7, "reducing");
+    }
+}

@@ -1,0 +1,147 @@
+//! Orders as they are written.
+
+use std::path::PathBuf;
+
+use crate::FaultError;
+use crate::point::Point;
+
+/// What happens to the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Kill,
+    Freeze,
+}
+
+/// Where it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The `nth` time that a crash point is passed.
+    Point { point: Point, nth: u64 },
+    /// In a phase of a step.
+    Phase { step: u64, phase: String },
+}
+
+/// A fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) place: Place,
+    pub(crate) kind: Kind,
+    /// Where it leaves its mark, to be carried out once.
+    pub(crate) once: Option<PathBuf>,
+    number: usize,
+}
+
+impl Order {
+    /// A file name for it.
+    pub(crate) fn name(&self) -> String {
+        let place = match &self.place {
+            Place::Point { point, nth } => format!("{}-{nth}", point.as_str()),
+            Place::Phase { step, phase } => format!("{step}-{phase}"),
+        };
+        format!("{}-{place}", self.number)
+    }
+}
+
+/// The orders of `text` that are for the process `index` of `role`. All of them must be legal.
+pub(crate) fn parse(text: &str, role: &str, index: u32) -> Result<Vec<Order>, FaultError> {
+    let mut orders = Vec::new();
+    for (number, text) in text.split(';').map(str::trim).filter(|text| !text.is_empty()).enumerate() {
+        let refuse = |rule: &str| FaultError { order: text.to_owned(), rule: rule.to_owned() };
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let is_point = words.first().is_some_and(|word| word.contains('.'));
+        let parsed = if is_point { point(&words) } else { phase(&words) };
+        let Parsed { role: of, index: at, place, rest } = parsed.map_err(|rule| refuse(&rule))?;
+        let (kind, once) = match rest {
+            [kind] => (kind, None),
+            [kind, folder] => (kind, Some(PathBuf::from(folder))),
+            _ => return Err(refuse("it has too few or too many words")),
+        };
+        let kind = match *kind {
+            "kill" => Kind::Kill,
+            "freeze" => Kind::Freeze,
+            other => return Err(refuse(&format!("{other:?} is neither kill nor freeze"))),
+        };
+        if of == role && at.is_none_or(|at| at == index) {
+            orders.push(Order { place, kind, once, number });
+        }
+    }
+    Ok(orders)
+}
+
+struct Parsed<'a> {
+    role: &'a str,
+    index: Option<u32>,
+    place: Place,
+    rest: &'a [&'a str],
+}
+
+fn point<'a>(words: &'a [&'a str]) -> Result<Parsed<'a>, String> {
+    let [name, count, rest @ ..] = words else { return Err("it has too few words".into()) };
+    let point = Point::named(name).ok_or_else(|| format!("there is no crash point {name:?}"))?;
+    let (index, nth) = match count.split_once(':') {
+        Some((index, nth)) => (Some(number(index)? as u32), nth),
+        None => (None, *count),
+    };
+    let nth = number(nth)?;
+    if nth == 0 {
+        return Err("points are passed for the 1st time first".into());
+    }
+    Ok(Parsed { role: point.role(), index, place: Place::Point { point, nth }, rest })
+}
+
+fn phase<'a>(words: &'a [&'a str]) -> Result<Parsed<'a>, String> {
+    let [rank, step, phase, rest @ ..] = words else { return Err("it has too few words".into()) };
+    let place = Place::Phase { step: number(step)?, phase: (*phase).to_owned() };
+    Ok(Parsed { role: "worker", index: Some(number(rank)? as u32), place, rest })
+}
+
+fn number(word: &str) -> Result<u64, String> {
+    word.parse().map_err(|_| format!("{word:?} is no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_for_those_they_name() {
+        let text = "worker.before_push 3 kill /marks; shard.restored 1:2 freeze; 1 25 exchanging freeze";
+        let worker = parse(text, "worker", 1).unwrap();
+        let push = Place::Point { point: Point::WorkerBeforePush, nth: 3 };
+        let exchanging = Place::Phase { step: 25, phase: "exchanging".into() };
+        assert_eq!(worker.iter().map(|order| &order.place).collect::<Vec<_>>(), [&push, &exchanging]);
+        assert_eq!(worker[0].once, Some("/marks".into()));
+        assert_eq!((worker[0].name().as_str(), worker[1].once.as_ref()), ("0-worker.before_push-3", None));
+        assert_eq!(parse(text, "worker", 0).unwrap().len(), 1);
+        assert_eq!(parse(text, "shard", 1).unwrap()[0].kind, Kind::Freeze);
+        assert!(parse(text, "shard", 0).unwrap().is_empty() && parse("", "shard", 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn nonsense_is_refused_whoever_it_is_for() {
+        for wrong in [
+            "1 25 exchanging",
+            "1 x exchanging kill",
+            "1 25 computing stop",
+            "worker.joined kill",
+            "worker.joined 0 kill",
+            "worker.nowhere 1 kill",
+            "shard.restored 1:x kill",
+            "worker.joined 1 kill /a /b",
+        ] {
+            let error = parse(wrong, "coordinator", 0).unwrap_err();
+            assert!(error.to_string().contains(wrong), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_point_is_found_by_its_name() {
+        let names: std::collections::BTreeSet<&str> = Point::ALL.iter().map(|point| point.as_str()).collect();
+        assert_eq!(names.len(), Point::ALL.len());
+        for point in Point::ALL {
+            assert_eq!(Point::named(point.as_str()), Some(*point));
+            assert!(["worker", "shard", "coordinator"].contains(&point.role()), "{point:?}");
+        }
+        assert!(names.len() >= 25);
+    }
+}

@@ -1,0 +1,252 @@
+//! One membership of a worker: assignment, connections, restore, start, steps, end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use polygram_checkpoint::{NamedTensor, RunStore};
+use polygram_collective::{Bound, Membership};
+use polygram_domain::run_spec::RunSpec;
+use polygram_domain::{Rank, RunFile};
+use polygram_faults::{Point, pass};
+use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
+use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberReport, Phase, Reporter};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::boundary::{Boundary, PhaseClock};
+use crate::compute_thread::{self, ComputeThread, StartOrder};
+use crate::error::WorkerError;
+use crate::input::{Cells, input_queue};
+use crate::ranks::{Meeting, Ranks};
+use crate::restore;
+use crate::row_desk::row_desk;
+use crate::signals::Signals;
+use crate::snapshot;
+use crate::training::Training;
+
+/// One membership.
+pub struct Life {
+    /// This worker's rank.
+    pub rank: Rank,
+    /// Reports to the coordinator.
+    pub reporter: Reporter,
+    /// What the coordinator said at the door.
+    pub joined: Joined,
+}
+
+/// Everything that a membership has brought up before it starts.
+struct Prepared {
+    ranks: Ranks,
+    client: RowClient,
+}
+
+impl Life {
+    /// Lives it to its end. Whatever the end, the compute thread has ended too when this returns, unless the error says
+    /// that it has not.
+    pub async fn live(
+        &self,
+        listener: Bound,
+        directives: &mut Directives,
+        signals: &mut Signals,
+    ) -> Result<(), WorkerError> {
+        let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
+        let spec = Arc::new(file.resolve()?);
+        let store = RunStore::open(&self.joined.root, &spec.name)?;
+        let cells = {
+            let spec = Arc::clone(&spec);
+            let rank = self.rank;
+            tokio::task::spawn_blocking(move || Cells::open(spec, rank))
+                .await
+                .map_err(|_| WorkerError::OtherSide("data"))??
+        };
+        let (compute, thread) = compute_thread::spawn(Arc::clone(&spec), self.rank)?;
+        let work = Work { spec, store, cells };
+        let lived = self.train(work, listener, compute, (directives, signals)).await;
+        // All that held the thread's other ends is gone by now, so it ends as soon as it looks up.
+        match (lived, thread.ended(self.joined.failure_detection).await) {
+            (lived, true) => lived,
+            (lived, false) => {
+                let cause = lived.err().map_or("the run is over".to_owned(), |error| error.to_string());
+                Err(WorkerError::Stuck { cause, seconds: self.joined.failure_detection.as_secs_f64() })
+            }
+        }
+    }
+
+    async fn train(
+        &self,
+        work: Work,
+        listener: Bound,
+        compute: ComputeThread,
+        (directives, signals): (&mut Directives, &mut Signals),
+    ) -> Result<(), WorkerError> {
+        let Work { spec, store, cells } = work;
+        let progress = self.reporter.progress();
+        let ComputeThread { restore, ready, start, mut outcome } = compute;
+        let Some(assignment) = before_start(directives, signals, assigned).await? else { return Ok(()) };
+        pass(Point::WorkerAssigned);
+        progress.set(assignment.resume_step, Phase::Restoring);
+        let prepared = {
+            let prepare = async {
+                let restored = self.restore(&spec, &store, &assignment, restore).await;
+                if ready.await.is_err() {
+                    // The engine failed: its own error says more than the closed channel.
+                    return Err((&mut outcome).await.map_or(WorkerError::OtherSide("compute"), |result| {
+                        result.err().unwrap_or(WorkerError::OtherSide("compute"))
+                    }));
+                }
+                restored?;
+                pass(Point::WorkerRestored);
+                let ranks = self.connect_ranks(&spec, listener, &assignment).await?;
+                pass(Point::WorkerMet);
+                let client = self.connect_shards(&spec, &assignment).await?;
+                Ok(Prepared { ranks, client })
+            };
+            // Peers that are gone would be waited for long: the coordinator's word ends that.
+            tokio::select! {
+                prepared = prepare => prepared?,
+                ended = before_start(directives, signals, |_| None::<()>) => {
+                    return ended.map(|_never| ());
+                }
+            }
+        };
+        let Prepared { ranks, client } = prepared;
+        progress.set(assignment.resume_step, Phase::Ready);
+        pass(Point::WorkerReady);
+        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
+
+        let started = |directive| matches!(directive, Directive::Start).then_some(());
+        let Some(()) = before_start(directives, signals, started).await? else { return Ok(()) };
+        pass(Point::WorkerStarted);
+        let (committed_sender, committed) = watch::channel(None);
+        let (snapshots, to_upload) = mpsc::channel(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let aborts = ranks.abort_handles();
+        let (input, declaring, fetching) =
+            input_queue(cells, client.clone(), self.reporter.clone(), assignment.resume_step);
+        let (rows, desk) = row_desk(client);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(declaring);
+        tasks.spawn(fetching);
+        tasks.spawn(desk);
+        tasks.spawn(snapshot::upload(store, self.rank, self.reporter.clone(), to_upload));
+        let boundary = Boundary {
+            clock: PhaseClock::default(),
+            spec: Arc::clone(&spec),
+            rank: self.rank,
+            progress,
+            reporter: self.reporter.clone(),
+            stop: Arc::clone(&stop),
+            snapshots,
+            committed,
+        };
+        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary };
+        if start.send(order).is_err() {
+            return Err(WorkerError::OtherSide("compute"));
+        }
+        Training { tasks, aborts, stop, committed: committed_sender, outcome }
+            .watch(&self.reporter, directives, signals)
+            .await
+    }
+
+    /// Sends the checkpoint's dense tensors to the engine, if there is a checkpoint.
+    async fn restore(
+        &self,
+        spec: &RunSpec,
+        store: &RunStore,
+        assignment: &Assignment,
+        engine: mpsc::Sender<NamedTensor>,
+    ) -> Result<(), WorkerError> {
+        if assignment.resume_manifest.is_none() {
+            return Ok(());
+        }
+        let manifest = restore::manifest_at(store, spec, assignment.resume_step).await?;
+        restore::dense_state(store, &manifest, engine).await
+    }
+
+    /// Meets the other ranks.
+    async fn connect_ranks(
+        &self,
+        spec: &Arc<RunSpec>,
+        listener: Bound,
+        assignment: &Assignment,
+    ) -> Result<Ranks, WorkerError> {
+        let membership = Membership::new(spec.name.as_str(), assignment.generation, self.rank);
+        let (addresses, deadline) = (assignment.workers.clone(), self.joined.failure_detection);
+        let spec = Arc::clone(spec);
+        let met = tokio::task::spawn_blocking(move || {
+            let patience = patience(&spec);
+            let meeting = Meeting { membership: &membership, addresses: &addresses, deadline, patience };
+            Ranks::meet(&spec, listener, &meeting)
+        });
+        Ok(met.await.map_err(|_| WorkerError::OtherSide("collective"))??)
+    }
+
+    async fn connect_shards(
+        &self,
+        spec: &RunSpec,
+        assignment: &Assignment,
+    ) -> Result<RowClient, WorkerError> {
+        let hello = Hello {
+            run: spec.name.clone(),
+            generation: assignment.generation,
+            rank: self.rank,
+            workers: spec.topology.workers,
+        };
+        let limits = ClientLimits { reply: patience(spec), ..self.joined.failure_detection.into() };
+        let options = ClientOptions::of(&spec.embedding, limits);
+        let client = RowClient::connect(&assignment.shards, hello, Arc::new(spec.tables()), options).await?;
+        if client.version() != assignment.resume_step {
+            return Err(WorkerError::Resume(format!(
+                "the shards are at step {}, the run resumes at step {}",
+                client.version(),
+                assignment.resume_step
+            )));
+        }
+        Ok(client)
+    }
+}
+
+/// What a membership works with from its first moment.
+struct Work {
+    spec: Arc<RunSpec>,
+    store: RunStore,
+    cells: Cells,
+}
+
+/// How long to wait for a peer that is alive: a step, a checkpoint or an evaluation of another rank may take many times
+/// the failure detection. The dead are found by heartbeats and broken connections long before.
+fn patience(spec: &RunSpec) -> Duration {
+    Duration::from_secs_f64(spec.failure_detection_seconds * 60.0)
+}
+
+fn assigned(directive: Directive) -> Option<Assignment> {
+    match directive {
+        Directive::Assign(assignment) => Some(assignment),
+        _ => None,
+    }
+}
+
+/// Waits for one directive before the start; `None` where the run ends without this worker's help. Abort, a signal and
+/// the end of the session are errors.
+async fn before_start<T>(
+    directives: &mut Directives,
+    signals: &mut Signals,
+    mut pick: impl FnMut(Directive) -> Option<T>,
+) -> Result<Option<T>, WorkerError> {
+    loop {
+        let directive = tokio::select! {
+            directive = directives.next() => directive?,
+            () = signals.at_least(1) => return Err(WorkerError::Signalled),
+        };
+        match directive {
+            Directive::Abort(abort) => return Err(abort.into()),
+            Directive::Exit => return Ok(None),
+            directive => {
+                if let Some(picked) = pick(directive) {
+                    return Ok(Some(picked));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Training in progress, watched from the session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use polygram_collective::AbortHandle;
+use polygram_domain::Step;
+use polygram_faults::{Point, pass};
+use polygram_proto::control::{Directive, Directives, MemberReport, Phase, Reporter};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::error::WorkerError;
+use crate::signals::Signals;
+
+/// Another part of this process may take so long to say why it has ended.
+const BETTER_WORD: Duration = Duration::from_secs(2);
+
+/// A worker's parts at work.
+pub struct Training {
+    /// Input, rows, uploads.
+    pub tasks: JoinSet<Result<(), WorkerError>>,
+    /// Ends the calls of every group of ranks.
+    pub aborts: Vec<AbortHandle>,
+    /// The wish to stop, for the compute thread.
+    pub stop: Arc<AtomicBool>,
+    /// Newest commit, for the compute thread.
+    pub committed: watch::Sender<Option<Step>>,
+    /// The compute thread's result.
+    pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
+}
+
+impl Training {
+    /// Follows directives and tasks until the coordinator says Exit. The first failure ends everything; a failure that
+    /// only says "the other side has ended" gives way to that other side's own.
+    pub async fn watch(
+        mut self,
+        reporter: &Reporter,
+        directives: &mut Directives,
+        signals: &mut Signals,
+    ) -> Result<(), WorkerError> {
+        let mut finished = false;
+        let mut signalled = 0;
+        let failure = loop {
+            tokio::select! {
+                directive = directives.next() => match directive {
+                    Ok(Directive::Stop { reason }) => {
+                        tracing::info!(reason, "asked to commit and stop");
+                        self.stop.store(true, Ordering::Relaxed);
+                    }
+                    Ok(Directive::Committed { step }) => {
+                        self.committed.send_replace(Some(step));
+                    }
+                    Ok(Directive::Exit) if finished => {
+                        self.tasks.shutdown().await;
+                        return Ok(());
+                    }
+                    Ok(Directive::Exit) => break WorkerError::Aborted("told to exit before the last step".into()),
+                    Ok(Directive::Abort(abort)) => break abort.into(),
+                    Ok(Directive::Assign(_) | Directive::Start) => {}
+                    Err(error) => break error.into(),
+                },
+                () = signals.at_least(signalled + 1) => {
+                    signalled += 1;
+                    if signalled > 1 {
+                        tracing::warn!("signalled again: leaving at once, without a commit");
+                        break WorkerError::Signalled;
+                    }
+                    tracing::info!("signalled: the run commits and stops at the next boundary; once more, and this \
+                                    worker leaves at once");
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+                outcome = &mut self.outcome, if !finished => match outcome {
+                    Ok(Ok(step)) => {
+                        reporter.progress().set(step, Phase::Finished);
+                        reporter.report(MemberReport::Finished { step }).await?;
+                        pass(Point::WorkerFinished);
+                        finished = true;
+                    }
+                    Ok(Err(error)) => break error,
+                    Err(_) => break WorkerError::OtherSide("compute"),
+                },
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => break error,
+                    Err(panicked) => break WorkerError::Io {
+                        what: "a task of this worker ended abnormally".into(),
+                        source: std::io::Error::other(panicked),
+                    },
+                },
+            }
+        };
+        let reason = failure.to_string();
+        self.aborts.iter().for_each(|group| group.abort(reason.clone()));
+        let cause = self.root_cause(failure).await;
+        self.tasks.shutdown().await;
+        Err(cause)
+    }
+
+    /// What `failure` is a consequence of, if some task of this process knows better.
+    async fn root_cause(&mut self, failure: WorkerError) -> WorkerError {
+        if !matches!(failure, WorkerError::OtherSide(_)) {
+            return failure;
+        }
+        let better = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok(Err(error)) = ended
+                    && !matches!(error, WorkerError::OtherSide(_))
+                {
+                    return Some(error);
+                }
+            }
+            match (&mut self.outcome).await {
+                Ok(Err(error)) => Some(error),
+                _ => None,
+            }
+        };
+        tokio::time::timeout(BETTER_WORD, better).await.ok().flatten().unwrap_or(failure)
+    }
+}
