@@ -1,15 +1,19 @@
 //! Tensors to and from the store.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+use futures::{Stream, StreamExt, TryStreamExt};
 use polygram_domain::Step;
 
+use crate::cover::check_entry;
+use crate::data_io::{DataName, off_thread};
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
-use crate::store::{DataName, RunStore, off_thread};
-use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice};
+use crate::store::RunStore;
+use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice, decode_part, wanted_parts};
 
 /// A whole tensor as read.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,18 +88,51 @@ impl RunStore {
         off_thread(move || TensorObject::decode(&entry, bytes)).await?
     }
 
-    /// Hands the elements of every tensor that is `wanted` to `each`, in runs, object by object; an object without any
-    /// is not read. Memory holds one object. The caller knows from the cover check that every element comes exactly once.
+    /// The elements of one object's tensors that are `wanted` (elements of the whole tensor, ascending), in file order
+    /// and in pieces of at most 8 MiB. Only the MiB that hold them are read, and each is verified.
+    ///
+    /// Errors: damage, also of the entry itself; an entry that does not speak of tensors.
+    pub fn tensor_parts<'a, F, W>(
+        &'a self,
+        entry: &'a ObjectEntry,
+        wanted: F,
+    ) -> impl Stream<Item = Result<NamedTensor, CheckpointError>> + Send + use<'a, F, W>
+    where
+        F: FnMut(&TensorEntry) -> W,
+        W: IntoIterator<Item = Range<u64>>,
+    {
+        let checked = check_entry(entry).map_err(|reason| CheckpointError::damaged(&entry.key, reason));
+        let tensors = match &entry.content {
+            Content::Tensors { tensors } => tensors.as_slice(),
+            Content::Rows { .. } => &[],
+        };
+        let parts = if checked.is_ok() { wanted_parts(tensors, wanted) } else { Vec::new() };
+        let ranges: Vec<Range<u64>> = parts.iter().map(|part| part.bytes.clone()).collect();
+        let mut first = 0;
+        let decoded = self.spans(entry, &ranges).map_ok(move |span| {
+            let end = span.offset + span.bytes.len() as u64;
+            first += parts[first..].partition_point(|part| part.bytes.end <= span.offset);
+            let here = parts[first..].iter().take_while(|part| part.bytes.start < end);
+            let pieces: Vec<_> =
+                here.filter_map(|part| decode_part(&tensors[part.entry], part, &span)).map(Ok).collect();
+            futures::stream::iter(pieces)
+        });
+        let refused = futures::stream::iter(checked.err().map(Err));
+        refused.chain(decoded.try_flatten())
+    }
+
+    /// Hands the elements that are `wanted` of every tensor to `each`, in pieces, object by object; what is not near
+    /// them is not read. The caller knows from the cover check that every element comes exactly once.
     pub async fn read_tensor_slices(
         &self,
         manifest: &Manifest,
-        mut wanted: impl FnMut(&TensorEntry) -> bool + Send,
+        mut wanted: impl FnMut(&TensorEntry) -> Option<Range<u64>> + Send,
         mut each: impl FnMut(TensorSlice<'_>) + Send,
     ) -> Result<(), CheckpointError> {
-        for entry in &manifest.objects {
-            let Content::Tensors { tensors } = &entry.content else { continue };
-            if tensors.iter().any(&mut wanted) {
-                self.read_tensor_object(entry).await?.slices(&mut wanted, &mut each)?;
+        for entry in manifest.objects.iter().filter(|e| matches!(e.content, Content::Tensors { .. })) {
+            let mut parts = std::pin::pin!(self.tensor_parts(entry, &mut wanted));
+            while let Some(NamedTensor { name, shape, elements, data }) = parts.try_next().await? {
+                each(TensorSlice { name: &name, shape: &shape, elements, data: &data });
             }
         }
         Ok(())
@@ -129,7 +166,7 @@ impl RunStore {
         let wanted: Vec<String> = tensors.keys().cloned().collect();
         self.read_tensor_slices(
             manifest,
-            |entry| wanted.binary_search(&entry.name).is_ok(),
+            |entry| wanted.binary_search(&entry.name).ok().map(|_| entry.elements.clone()),
             |slice| {
                 if let Some((tensor, read)) = tensors.get_mut(slice.name) {
                     let range = slice.elements.start as usize..slice.elements.end as usize;

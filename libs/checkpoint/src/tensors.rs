@@ -11,6 +11,7 @@ use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
+use crate::blocks::Span;
 use crate::error::CheckpointError;
 use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count, extend_f32};
 
@@ -197,4 +198,45 @@ impl TensorObject {
         }
         Ok(())
     }
+}
+
+/// What is wanted of one tensor entry of an object, and where it lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WantedPart {
+    /// The entry's place among the object's.
+    pub(crate) entry: usize,
+    /// Elements, of the whole tensor's.
+    pub(crate) elements: Range<u64>,
+    /// Their bytes in the object.
+    pub(crate) bytes: Range<u64>,
+}
+
+/// The parts of an object's tensors that are `wanted` (elements of the whole tensor, ascending), in file order.
+/// `entry` was checked.
+pub(crate) fn wanted_parts<W: IntoIterator<Item = Range<u64>>>(
+    tensors: &[TensorEntry],
+    mut wanted: impl FnMut(&TensorEntry) -> W,
+) -> Vec<WantedPart> {
+    let mut parts = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        for range in wanted(tensor) {
+            let (start, end) = (range.start.max(tensor.elements.start), range.end.min(tensor.elements.end));
+            if start < end {
+                let at = |element: u64| tensor.offset + 4 * (element - tensor.elements.start);
+                parts.push(WantedPart { entry: index, elements: start..end, bytes: at(start)..at(end) });
+            }
+        }
+    }
+    parts.sort_by_key(|part| part.bytes.start);
+    parts
+}
+
+/// The values that `span` has of `part`, as a tensor of their own; `None` if it has none.
+pub(crate) fn decode_part(tensor: &TensorEntry, part: &WantedPart, span: &Span) -> Option<NamedTensor> {
+    let piece = span.part_of(&part.bytes)?;
+    let first = part.elements.start + (piece.offset - part.bytes.start) / 4;
+    let mut data = Vec::with_capacity(piece.bytes.len() / 4);
+    decode_f32(&piece.bytes, &mut data);
+    let elements = first..first + data.len() as u64;
+    Some(NamedTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), elements, data })
 }

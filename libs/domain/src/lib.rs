@@ -33,4 +33,4 @@ pub use tables::{TableSet, TableSpec};
 pub use topology::Topology;
 
 /// Version of every wire message and stored object. Members of another version are refused at the door.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
