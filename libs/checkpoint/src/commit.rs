@@ -15,6 +15,7 @@ use crate::manifest::Manifest;
 use crate::object::ObjectEntry;
 use crate::store::RunStore;
 use crate::transfer::Created;
+use crate::verify::Verified;
 
 /// What a commit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +67,7 @@ impl RunStore {
     /// [`CheckpointError::Damaged`] if an object is not there or has another length.
     pub async fn commit(&self, manifest: &Manifest) -> Result<Committed, CheckpointError> {
         let key = keys::manifest(manifest.step);
-        if manifest.run != self.run().as_str() {
-            let reason =
-                format!("it is of run {:?}, the store is of {:?}", manifest.run, self.run().as_str());
-            return Err(CheckpointError::input(key, reason));
-        }
-        check_sizes(manifest, &self.data_sizes().await?)?;
-        let bytes = Bytes::from(manifest.encode(&key)?);
+        let bytes = self.sealed_manifest(&key, manifest).await?;
         match self.put_new(&key, bytes).await? {
             Created::New => Ok(Committed::Now),
             Created::Same => Ok(Committed::Before),
@@ -81,6 +76,27 @@ impl RunStore {
                 Err(CheckpointError::AlreadyCommitted { run, step, key })
             }
         }
+    }
+
+    /// Writes another manifest over the one of its step, which must be there: for a state that was written anew.
+    pub(crate) async fn replace(&self, manifest: &Manifest) -> Result<Committed, CheckpointError> {
+        let key = keys::manifest(manifest.step);
+        let bytes = self.sealed_manifest(&key, manifest).await?;
+        if self.get(&key).await? == bytes {
+            return Ok(Committed::Before);
+        }
+        self.put(&key, bytes.into()).await.map(|()| Committed::Now)
+    }
+
+    /// A manifest's bytes, once all its objects are in the store with their lengths.
+    async fn sealed_manifest(&self, key: &str, manifest: &Manifest) -> Result<Bytes, CheckpointError> {
+        if manifest.run != self.run().as_str() {
+            let (found, expected) = (&manifest.run, self.run().as_str());
+            let reason = format!("it is of run {found:?}, the store is of {expected:?}");
+            return Err(CheckpointError::input(key, reason));
+        }
+        check_sizes(manifest, &self.data_sizes().await?)?;
+        Ok(Bytes::from(manifest.encode(key)?))
     }
 
     /// Steps that have a manifest, verified or not, ascending.
@@ -144,9 +160,23 @@ impl RunStore {
         if self.verified(damaged.step, &self.data_sizes().await?).await?.is_ok() {
             return Err(CheckpointError::input(key, "it verifies; it is not set aside"));
         }
+        self.move_aside(damaged.step, bytes).await
+    }
+
+    /// The same for a checkpoint of which [`RunStore::verify`] has found faults that no length tells.
+    pub async fn set_aside_unsound(&self, step: Step, found: &Verified) -> Result<(), CheckpointError> {
+        let key = keys::manifest(step);
+        if found.faults.is_empty() {
+            return Err(CheckpointError::input(key, "no fault was found; it is not set aside"));
+        }
+        let bytes = self.get(&key).await?;
+        self.move_aside(step, bytes).await
+    }
+
+    async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
         let hash = blake3::hash(&bytes).to_hex();
-        self.put_once(&keys::damaged(damaged.step, hash.as_str()), bytes).await?;
-        self.delete(&key).await
+        self.put_once(&keys::damaged(step, hash.as_str()), bytes).await?;
+        self.delete(&keys::manifest(step)).await
     }
 
     /// Keeps the newest `keep` (at least 1) checkpoints that verify, and all that are pinned, with their objects. Other

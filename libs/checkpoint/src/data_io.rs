@@ -43,7 +43,7 @@ impl RunStore {
         Ok(ObjectEntry { key, bytes, crc32c, blake3, blocks, content })
     }
 
-    /// Reads a data object and verifies length, CRC-32C and BLAKE3. The object is in memory as a whole: about 256 MiB as
+    /// Reads a data object and verifies length, CRC-32C and BLAKE3. The object is in memory as a whole: about 128 MiB as
     /// written here.
     pub async fn read_object(&self, entry: &ObjectEntry) -> Result<Bytes, CheckpointError> {
         self.hashed(entry, |object: &mut BytesMut, span, bytes| {

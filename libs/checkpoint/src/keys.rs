@@ -62,6 +62,13 @@ pub fn step_of_data(key: &str) -> Option<Step> {
     parse_digits(name.split_once('-')?.0, 12).map(Step)
 }
 
+/// The member that wrote a data object, or `None` for another object.
+pub fn member_of_data(key: &str) -> Option<&str> {
+    let (_, name) = key.strip_prefix(DATA)?.strip_prefix('/')?.split_once('/')?;
+    let (_, name) = name.split_once('-')?;
+    Some(name.rsplitn(3, '-').nth(2)?).filter(|member| !member.is_empty())
+}
+
 /// The frozen configuration of this hash.
 pub fn config(hash: &str) -> String {
     format!("config/{hash}.toml")
@@ -122,6 +129,7 @@ mod tests {
             assert_eq!(step_of_pin(&pin(Step(step))), Some(Step(step)));
             let key = data(Step(step), "worker-0", "t0001", &"ab".repeat(32), "safetensors");
             assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
+            assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
             assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
         }

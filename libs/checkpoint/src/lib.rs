@@ -63,7 +63,7 @@ pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord};
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
 pub use patience::Patience;
-pub use reshard::Resharded;
+pub use reshard::{Placement, Resharded};
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};

@@ -169,6 +169,22 @@ pub(crate) fn extend_f32(bytes: &mut Vec<u8>, values: &[f32]) {
     }
 }
 
+/// `values` as little-endian bytes, without a copy where that is how they lie in memory.
+pub(crate) fn f32_bytes(values: Vec<f32>) -> Bytes {
+    struct Values(Vec<f32>);
+    impl AsRef<[u8]> for Values {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    if cfg!(target_endian = "little") {
+        return Bytes::from_owner(Values(values));
+    }
+    let mut bytes = Vec::with_capacity(4 * values.len());
+    extend_f32(&mut bytes, &values);
+    bytes.into()
+}
+
 /// Little-endian bytes as values, into `values` (replaced). A remainder below 4 bytes is ignored: lengths are checked
 /// before.
 pub(crate) fn decode_f32(bytes: &[u8], values: &mut Vec<f32>) {

@@ -20,6 +20,16 @@ use crate::rows::{RowRecord, TableShape};
 use crate::store::RunStore;
 use crate::tensors::NamedTensor;
 
+/// Where a checkpoint goes that is written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Into a run that has no checkpoint of this step.
+    Beside,
+    /// Over the one it was made from: its manifest is replaced by one write, its objects become garbage. Nobody may lead
+    /// the run meanwhile, for retention would take the new objects for garbage.
+    InPlace,
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resharded {
@@ -33,15 +43,15 @@ pub struct Resharded {
 
 impl RunStore {
     /// Writes the checkpoint `manifest` of this run to `target` as the topology of `spec` divides it, and commits it
-    /// there. Nothing of this run changes. `spec` and `header` are the target's; its configuration is there already.
+    /// there. `spec` and `header` are the target's; its configuration is there already.
     ///
-    /// Memory holds the part of one object that a member needs, about 256 MiB.
+    /// Memory holds the part of one object that a member needs, about 128 MiB.
     ///
     /// Errors: as reading and committing; [`CheckpointError::Input`] if what was written has another digest.
     pub async fn reshard(
         &self,
         manifest: &Manifest,
-        target: &RunStore,
+        (target, placement): (&RunStore, Placement),
         (spec, header): (&RunSpec, ManifestHeader),
     ) -> Result<Resharded, CheckpointError> {
         let mut parts = Vec::new();
@@ -62,7 +72,10 @@ impl RunStore {
                 format!("what was written has digest {}, the original {}", digest.digest, before.digest);
             return Err(CheckpointError::input(format!("the checkpoint of step {}", manifest.step), reason));
         }
-        let committed = target.commit(&written).await?;
+        let committed = match placement {
+            Placement::Beside => target.commit(&written).await?,
+            Placement::InPlace => target.replace(&written).await?,
+        };
         Ok(Resharded { manifest: written, digest, committed })
     }
 

@@ -29,7 +29,7 @@ use crate::cloud::{Cloud, Variables};
 use crate::error::CheckpointError;
 use crate::patience::Patience;
 
-/// Bytes that uploads of one process may have under way; more wait their turn.
+/// Bytes that uploads of one root may have under way; more wait their turn.
 pub(crate) const UPLOAD_WINDOW_BYTES: usize = 64 << 20;
 
 /// An object to a cloud store goes in parts of this size.

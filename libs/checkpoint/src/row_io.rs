@@ -15,7 +15,7 @@ use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
 use crate::store::RunStore;
 
 /// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
-const OBJECTS_PER_TENSOR_OBJECT: usize = 4;
+const OBJECTS_PER_TENSOR_OBJECT: usize = 2;
 
 /// Writes the rows of a range of buckets of one table, ascending, as objects of at most about 64 MiB (more only
 /// where one bucket is larger). Memory holds one object. Dropped without [`RowWriter::finish`], it leaves objects that

@@ -11,7 +11,7 @@ use crate::root::{Root, create_root, open_root};
 use crate::transfer::{Created, Place};
 
 /// Data objects are closed once they hold so many bytes, unless told otherwise.
-const OBJECT_BYTES: usize = 256 << 20;
+const OBJECT_BYTES: usize = 128 << 20;
 
 /// The objects of one run. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ impl RunStore {
         RunStore::at(Root::of(store), run)
     }
 
-    /// Data objects are closed at about `bytes` instead of 256 MiB.
+    /// Data objects are closed at about `bytes` instead of 128 MiB.
     pub fn with_object_bytes(self, bytes: usize) -> RunStore {
         RunStore { object_bytes: bytes.max(64), ..self }
     }

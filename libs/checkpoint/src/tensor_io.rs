@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use futures::stream::FuturesOrdered;
 use futures::{Stream, StreamExt, TryStreamExt};
 use polygram_domain::Step;
 
@@ -11,9 +12,12 @@ use crate::data_io::{DataName, off_thread};
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
+use crate::object::{Content, ObjectEntry, TensorEntry, element_count, f32_bytes};
 use crate::store::RunStore;
 use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice, decode_part, wanted_parts};
+
+/// Files of one call that are hashed or on their way at a time.
+const FILES_AT_ONCE: usize = 4;
 
 /// A whole tensor as read.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,8 +29,9 @@ pub struct Tensor {
 }
 
 impl RunStore {
-    /// Writes `tensors` as safetensors files of at most about 256 MiB; larger tensors are cut into slices. The
-    /// iterator is drawn as files fill, so that memory holds one file and one tensor.
+    /// Writes `tensors` as safetensors files of at most about 128 MiB; larger tensors are cut into slices. The
+    /// iterator is drawn as files fill, so that memory holds the files under way, four at most, and one tensor; values
+    /// are not copied. One file is hashed while others are written.
     ///
     /// Errors: a tensor whose values do not fit its shape and elements; a name given twice for the same elements
     /// within one file; a failing store.
@@ -41,44 +46,43 @@ impl RunStore {
         I::IntoIter: Send,
     {
         keys::check_word("member", member)?;
+        let put = |number: usize, file: TensorEncoder| {
+            let (chunks, content) = file.finish();
+            let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };
+            self.put_data(name, chunks, content)
+        };
+        let (mut writing, mut begun) = (FuturesOrdered::new(), 0..);
         let mut written = Vec::new();
         let mut file = TensorEncoder::default();
         for tensor in tensors {
             tensor.check()?;
-            let mut start = 0;
-            while start < tensor.data.len() {
-                let room = self.object_bytes().saturating_sub(file.bytes()) / 4;
-                let rest = tensor.data.len() - start;
+            let NamedTensor { name, shape, elements, data } = tensor;
+            let (mut start, values) = (0, f32_bytes(data));
+            while start < values.len() {
+                let room = self.object_bytes().saturating_sub(file.bytes()) / 4 * 4;
+                let rest = values.len() - start;
                 // A tensor that fits into a file of its own is not cut.
                 if room < rest && !file.is_empty() {
-                    written.push(
-                        self.put_tensors(step, member, written.len(), std::mem::take(&mut file)).await?,
-                    );
+                    while writing.len() >= FILES_AT_ONCE {
+                        written.extend(writing.try_next().await?);
+                    }
+                    writing.extend(begun.next().map(|number| put(number, std::mem::take(&mut file))));
                     continue;
                 }
-                let count = rest.min(room.max(1));
-                let first = tensor.elements.start + start as u64;
-                let elements = first..first + count as u64;
-                file.push(&tensor.name, &tensor.shape, elements, &tensor.data[start..start + count])?;
+                let count = rest.min(room.max(4));
+                let first = elements.start + start as u64 / 4;
+                let elements = first..first + count as u64 / 4;
+                file.push(&name, &shape, elements, values.slice(start..start + count))?;
                 start += count;
             }
         }
         if !file.is_empty() {
-            written.push(self.put_tensors(step, member, written.len(), file).await?);
+            writing.extend(begun.next().map(|number| put(number, file)));
+        }
+        while let Some(entry) = writing.try_next().await? {
+            written.push(entry);
         }
         Ok(written)
-    }
-
-    async fn put_tensors(
-        &self,
-        step: Step,
-        member: &str,
-        number: usize,
-        file: TensorEncoder,
-    ) -> Result<ObjectEntry, CheckpointError> {
-        let (chunks, content) = file.finish();
-        let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };
-        self.put_data(name, chunks, content).await
     }
 
     /// Reads and verifies one tensor object.

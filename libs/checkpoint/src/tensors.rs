@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::blocks::Span;
 use crate::error::CheckpointError;
-use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count, extend_f32};
+use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count};
 
 /// Values are decoded and handed over in runs of at most so many (1 MiB): they stay in the cache.
 const SLICE_ELEMENTS: usize = 1 << 18;
@@ -58,7 +58,8 @@ impl NamedTensor {
 pub(crate) struct TensorEncoder {
     names: BTreeSet<String>,
     entries: Vec<TensorEntry>,
-    data: Vec<u8>,
+    data: Vec<Bytes>,
+    data_bytes: usize,
 }
 
 impl TensorEncoder {
@@ -68,29 +69,30 @@ impl TensorEncoder {
 
     /// Bytes of values so far.
     pub(crate) fn bytes(&self) -> usize {
-        self.data.len()
+        self.data_bytes
     }
 
-    /// Adds the elements `elements` of a tensor; `values` are theirs. The same elements twice are refused.
+    /// Adds the elements `elements` of a tensor; `values` are theirs ([`f32_bytes`]). The same elements twice are refused.
     pub(crate) fn push(
         &mut self,
         name: &str,
         shape: &[u64],
         elements: Range<u64>,
-        values: &[f32],
+        values: Bytes,
     ) -> Result<(), CheckpointError> {
         let entry = TensorEntry {
             name: name.to_owned(),
             dtype: DType::F32,
             shape: shape.to_vec(),
             elements,
-            offset: self.data.len() as u64,
+            offset: self.data_bytes as u64,
         };
         if !self.names.insert(entry.name_in_file()) {
             return Err(CheckpointError::input(format!("tensor {name:?}"), "given twice"));
         }
         self.entries.push(entry);
-        extend_f32(&mut self.data, values);
+        self.data_bytes += values.len();
+        self.data.push(values);
         Ok(())
     }
 
@@ -117,7 +119,8 @@ impl TensorEncoder {
         for entry in &mut entries {
             entry.offset += head.len() as u64;
         }
-        (vec![Bytes::from(head), Bytes::from(data)], Content::Tensors { tensors: entries })
+        let chunks = [Bytes::from(head)].into_iter().chain(data).collect();
+        (chunks, Content::Tensors { tensors: entries })
     }
 }
 
