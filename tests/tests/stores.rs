@@ -32,7 +32,8 @@ fn a_run_on_s3_is_killed_resumed_and_ends_with_the_bits_of_a_folders() {
         let listed = cluster.ckpt_json("ls", &[]).unwrap();
         listed.as_array().unwrap().iter().map(|line| line["step"].as_u64().unwrap()).collect()
     };
-    assert_eq!(steps(&there).last(), Some(&24));
+    let committed = steps(&there);
+    assert!(committed.last().is_some_and(|last| (16..=24).contains(last)), "{committed:?}");
 
     there.train(&[]).unwrap().success().unwrap();
     assert_eq!(there.digest().unwrap(), here.digest().unwrap());
