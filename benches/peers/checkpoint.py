@@ -141,7 +141,7 @@ def main():
                             command = [args.program, "bench", "checkpoint", work, "--root", folder]
                             took = answer([*command, "--mebibytes", args.mebibytes, "-o", "json"], TUNABLES)
                         else:
-                            took = answer([python, "-c", PEER, work, party, folder, tensors], TUNABLES)
+                            took = answer([python, "-W", "ignore", "-c", PEER, work, party, folder, tensors], TUNABLES)
                     if turn:
                         seconds.setdefault((work, party), []).append(took)
                         print(f"{work} {party}: {took:.2f} s", file=sys.stderr)
