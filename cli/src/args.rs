@@ -57,7 +57,10 @@ pub(crate) enum Command {
     /// Who was lost, what followed and where the run went on, from the store alone
     Why(RunArgs),
     /// Digest of a committed training state, the same in any topology
-    Digest(DigestArgs),
+    Digest(CheckpointArgs),
+    /// Checkpoints of a run: what there is, whether it is sound, and what may go
+    #[command(subcommand)]
+    Ckpt(CkptCommand),
     /// Logits and loss of a Hugging Face model for given tokens
     Logits(LogitsArgs),
     /// N-gram row ids and table sizes
@@ -85,7 +88,7 @@ pub(crate) struct RunFileArgs {
 /// Where runs are stored.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RootArgs {
-    /// Root of the runs: file:///path or a plain path [default: ./polygram-root]
+    /// Root of the runs: a folder, s3://bucket/prefix, gs://… or az://… [default: ./polygram-root]
     #[arg(long, value_name = "URL")]
     pub(crate) root: Option<String>,
 }
@@ -116,13 +119,103 @@ pub(crate) struct RunArgs {
     pub(crate) root: RootArgs,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum CkptCommand {
+    /// Checkpoints of a run: step, time, bytes, pins, and whether they look whole
+    Ls(RunArgs),
+    /// What a checkpoint holds: members, tensors, rows, objects (all of them with -v or as JSON)
+    Show(CheckpointArgs),
+    /// Read everything and name every object that is missing, cut or altered
+    Verify(CkptVerifyArgs),
+    /// Tensors and tables in which two checkpoints differ
+    Diff(CkptDiffArgs),
+    /// Keep a checkpoint whatever retention does
+    Pin(CkptPinArgs),
+    /// Let retention treat a checkpoint as any other
+    Unpin(CkptPinArgs),
+    /// Objects that no checkpoint needs; removes them only with --yes
+    Gc(CkptGcArgs),
+    /// Write a checkpoint as another topology would, with the same state
+    Reshard(CkptReshardArgs),
+}
+
+/// A checkpoint of a run.
 #[derive(Debug, Args)]
-pub(crate) struct DigestArgs {
+pub(crate) struct CheckpointArgs {
     #[command(flatten)]
     pub(crate) run: RunArgs,
     /// Committed step [default: the newest]
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptVerifyArgs {
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
+    /// Every checkpoint of the run
+    #[arg(long, conflicts_with = "step")]
+    pub(crate) all: bool,
+    /// Move the manifests of damaged ones to ckpt/damaged/, so that the run continues from an older one
+    #[arg(long)]
+    pub(crate) set_aside: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptDiffArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Step of the first checkpoint
+    #[arg(value_name = "A")]
+    pub(crate) first: u64,
+    /// Step of the second checkpoint
+    #[arg(value_name = "B")]
+    pub(crate) second: u64,
+    /// Run of the second checkpoint, if it is another
+    #[arg(long, value_name = "RUN")]
+    pub(crate) other_run: Option<String>,
+    /// Root of the second checkpoint, if it is another
+    #[arg(long, value_name = "URL")]
+    pub(crate) other_root: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptPinArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Committed step
+    #[arg(value_name = "STEP")]
+    pub(crate) step: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptGcArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Remove them
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptReshardArgs {
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
+    /// Workers that will load it
+    #[arg(long, value_name = "W")]
+    pub(crate) workers: u32,
+    /// Ranks that hold all experts together
+    #[arg(long, value_name = "E", default_value_t = 1)]
+    pub(crate) expert_parallel: u32,
+    /// Embedding shards that will load it
+    #[arg(long, value_name = "S")]
+    pub(crate) shards: u32,
+    /// Run to write to [default: the same; its checkpoint is replaced, which nobody may be training]
+    #[arg(long, value_name = "RUN")]
+    pub(crate) to_run: Option<String>,
+    /// Root to write to [default: the same]
+    #[arg(long, value_name = "URL")]
+    pub(crate) to_root: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -180,8 +273,31 @@ pub(crate) enum BenchCommand {
     /// Sums and exchanges between processes of this machine
     #[command(disable_help_flag = true)]
     Collective(BenchArgs),
+    /// A state written durably to a root, and read back (benches/peers/checkpoint.py compares it with other libraries)
+    Checkpoint(BenchCheckpointArgs),
     /// Steps of a run file with all its processes on this machine: tokens per second, and where the time goes
     Step(BenchStepArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchCheckpointArgs {
+    /// What is measured
+    #[arg(value_enum, value_name = "WORK")]
+    pub(crate) work: CheckpointWork,
+    /// Size of the state in MiB, in tensors of 32 MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(32..=1 << 20))]
+    pub(crate) mebibytes: u64,
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// What `bench checkpoint` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CheckpointWork {
+    /// Write the state as step 0 of run `bench-checkpoint`
+    Save,
+    /// Read it back
+    Load,
 }
 
 #[derive(Debug, Args)]

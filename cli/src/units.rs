@@ -50,6 +50,24 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// A moment, given in milliseconds since 1970: `2026-11-22 10:30:05`, in UTC.
+pub(crate) fn moment(unix_ms: u64) -> String {
+    let (days, second) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
+    // Counted in 400-year cycles of years that begin in March, so that the leap day is a year's last.
+    let days = days + 719_468;
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..10 => (cycle * 400 + year, month + 3),
+        _ => (cycle * 400 + year + 1, month - 9),
+    };
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}", second % 60)
+}
+
 /// A share as whole percents: `3%`.
 pub(crate) fn percent(ratio: f64) -> String {
     if ratio.is_finite() { format!("{:.0}%", ratio * 100.0) } else { "?".into() }
@@ -110,6 +128,21 @@ mod tests {
         assert_eq!(duration(187.0), "3m 07s");
         assert_eq!(duration(f64::NAN), "?");
         assert_eq!(percent(0.034), "3%");
+    }
+
+    #[test]
+    fn moments_are_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_700_000_000, "2023-11-14 22:13:20"),
+            (1_709_251_199, "2024-02-29 23:59:59"),
+            (1_709_251_200, "2024-03-01 00:00:00"),
+            (4_107_542_399, "2100-02-28 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(moment(seconds * 1000 + 999), text);
+        }
     }
 
     #[test]

@@ -121,12 +121,13 @@ impl Opened {
     }
 }
 
-/// Takes hold of the run of `origin` for a coordinator that listens on `address`. Nothing is written before the
-/// configuration was found to fit what is there.
+/// Takes hold of the run of `origin` for a coordinator that listens on `address`. Nothing of the
+/// run is written before the configuration was found to fit what is there.
 pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, OpeningError> {
     let file = RunFile::parse(&origin.config_toml, &origin.config_name, &[])?;
     let spec = file.resolve()?;
     let store = RunStore::create(&origin.root, &spec.name)?;
+    store.root().probe_conditional_create().await?;
     if let Some(record) = store.latest_coordinator().await?
         // Who listened here before us is gone, or we would not have the port.
         && record.address != address.to_string()

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Finished, Running, program, repository, wait_until};
+use crate::{Finished, Moto, Running, program, repository, wait_until};
 
 /// A whole session of a tiny run ends long before this, on a busy machine too.
 const SESSION_LIMIT: Duration = Duration::from_secs(180);
@@ -30,7 +32,10 @@ pub enum Engine {
 pub struct Cluster {
     folder: TempDir,
     run_file: PathBuf,
+    root: String,
     sets: Vec<String>,
+    /// Of every process that the cluster or a question starts.
+    variables: Vec<(String, String)>,
 }
 
 /// A digest of a committed state.
@@ -89,7 +94,38 @@ impl Cluster {
             Engine::Torch => "torch",
             Engine::Drill => "drill",
         };
-        Ok(Cluster { folder, run_file, sets: vec![format!("device.engine={engine}")] })
+        let root = format!("file://{}", folder.path().join("root").display());
+        let sets = vec![format!("device.engine={engine}")];
+        Ok(Cluster { folder, run_file, root, sets, variables: Vec::new() })
+    }
+
+    /// The same, its root a prefix of a bucket of `server` that no other cluster has.
+    pub fn on_s3(self, server: &Moto) -> Result<Cluster> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        static BUCKET: OnceLock<Result<(), String>> = OnceLock::new();
+        let made = BUCKET.get_or_init(|| server.make_bucket("clusters").map_err(|error| error.to_string()));
+        made.clone().map_err(|error| anyhow!(error))?;
+        let root = format!("s3://clusters/{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        Ok(Cluster { root, variables: server.variables().into_iter().map(owned).collect(), ..self })
+    }
+
+    /// The same with a copy of everything that `other` has in its root, a folder.
+    pub fn with_root_of(self, other: &Cluster) -> Result<Cluster> {
+        let mut open = vec![(other.root(), self.root())];
+        while let Some((from, to)) = open.pop() {
+            std::fs::create_dir_all(&to)?;
+            for entry in std::fs::read_dir(&from)? {
+                let entry = entry?;
+                let (from, to) = (entry.path(), to.join(entry.file_name()));
+                if from.is_dir() {
+                    open.push((from, to));
+                } else {
+                    std::fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// The same with keys overridden in every session.
@@ -113,13 +149,14 @@ impl Cluster {
         self.folder.path()
     }
 
-    /// The folder of its runs.
+    /// The folder of its runs, unless they lie elsewhere.
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }
 
-    fn root_url(&self) -> String {
-        format!("file://{}", self.root().display())
+    /// The URL of its root.
+    pub fn root_url(&self) -> &str {
+        &self.root
     }
 
     /// Starts a session of the run, with keys overridden for it alone.
@@ -132,10 +169,11 @@ impl Cluster {
         let mut command = Command::new(program("polygram")?);
         command
             .current_dir(self.folder.path())
+            .envs(self.variables.iter().map(|(key, value)| (key, value)))
             .envs(variables.iter().copied())
             .arg("train")
             .arg(&self.run_file)
-            .args(["--root", &self.root_url()]);
+            .args(["--root", self.root_url()]);
         for set in self.sets.iter().map(String::as_str).chain(sets.iter().copied()) {
             command.args(["--set", set]);
         }
@@ -151,13 +189,25 @@ impl Cluster {
     pub fn polygram(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = Command::new(program("polygram")?);
         command.current_dir(self.folder.path()).args(arguments);
+        command.envs(self.variables.iter().map(|(key, value)| (key, value)));
         Running::start(command, self.folder.path())?.wait(QUESTION_LIMIT)
     }
 
     fn ask(&self, command: &str, more: &[&str]) -> Result<Finished> {
-        let url = self.root_url();
-        let arguments = [&[command, "tiny", "--root", &url], more].concat();
+        let arguments = [&[command, "tiny", "--root", self.root_url()], more].concat();
         self.polygram(&arguments)
+    }
+
+    /// `polygram ckpt <command> tiny …`, however it ends.
+    pub fn ckpt(&self, command: &str, more: &[&str]) -> Result<Finished> {
+        let arguments = [&["ckpt", command, "tiny", "--root", self.root_url()], more].concat();
+        self.polygram(&arguments)
+    }
+
+    /// The same, its answer as JSON, whatever its exit status.
+    pub fn ckpt_json(&self, command: &str, more: &[&str]) -> Result<Value> {
+        let finished = self.ckpt(command, &[more, &["-o", "json"]].concat())?;
+        serde_json::from_str(&finished.stdout).with_context(|| finished.said())
     }
 
     /// The digest of the newest commit.

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod folder;
+mod moto;
 mod process;
 mod programs;
 pub mod segment;
@@ -15,6 +16,7 @@ mod wait;
 
 pub use cluster::{Cluster, Digest, Engine, Member, Status};
 pub use folder::Contents;
+pub use moto::Moto;
 pub use process::{Finished, Running};
 pub use programs::{program, repository};
 pub use wait::wait_until;

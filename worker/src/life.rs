@@ -161,7 +161,7 @@ impl Life {
             return Ok(());
         }
         let manifest = restore::manifest_at(store, spec, assignment.resume_step).await?;
-        restore::dense_state(store, &manifest, engine).await
+        restore::dense_state(store, &manifest, (spec, self.rank), engine).await
     }
 
     /// Meets the other ranks.

@@ -1,9 +1,10 @@
 //! Brings the dense state of a checkpoint to the engine.
 
+use futures::TryStreamExt;
 use polygram_checkpoint::object::Content;
 use polygram_checkpoint::{Manifest, NamedTensor, RunStore};
-use polygram_domain::Step;
 use polygram_domain::run_spec::RunSpec;
+use polygram_domain::{Rank, RankLayout, Step};
 use tokio::sync::mpsc;
 
 use crate::error::WorkerError;
@@ -23,27 +24,18 @@ pub async fn manifest_at(store: &RunStore, spec: &RunSpec, step: Step) -> Result
     Ok(manifest)
 }
 
-/// Sends every dense tensor of `manifest` to the engine, object by object.
+/// Sends the engine what `rank` needs of the dense tensors of `manifest`: the weights that it holds and the moments of
+/// those that it updates. Of other ranks' experts and moments nothing is read but what lies in the same MiB.
 pub async fn dense_state(
     store: &RunStore,
     manifest: &Manifest,
+    (spec, rank): (&RunSpec, Rank),
     engine: mpsc::Sender<NamedTensor>,
 ) -> Result<(), WorkerError> {
+    let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(WorkerError::Resume)?;
     for entry in manifest.objects.iter().filter(|entry| matches!(entry.content, Content::Tensors { .. })) {
-        let object = store.read_tensor_object(entry).await?;
-        let mut tensors = Vec::new();
-        object.slices(
-            |_| true,
-            |slice| {
-                tensors.push(NamedTensor {
-                    name: slice.name.to_owned(),
-                    shape: slice.shape.to_vec(),
-                    elements: slice.elements.clone(),
-                    data: slice.data.to_vec(),
-                });
-            },
-        )?;
-        for tensor in tensors {
+        let mut parts = std::pin::pin!(store.tensor_parts(entry, |tensor| layout.needed(&tensor.name)));
+        while let Some(tensor) = parts.try_next().await? {
             if engine.send(tensor).await.is_err() {
                 return Err(WorkerError::OtherSide("compute"));
             }

@@ -1,7 +1,9 @@
 //! One file per command. A command takes resolved settings, prints through the printer and returns an outcome.
 
 pub(crate) mod bench;
+pub(crate) mod bench_checkpoint;
 pub(crate) mod bench_step;
+pub(crate) mod ckpt;
 pub(crate) mod data;
 pub(crate) mod digest;
 pub(crate) mod logits;
@@ -16,7 +18,7 @@ pub(crate) mod why;
 
 use std::future::Future;
 
-use crate::args::{BenchCommand, Command, DataCommand, NgramCommand};
+use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand};
 use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;
@@ -31,6 +33,14 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Metrics(args) => metrics::run(args, printer),
         Command::Why(args) => why::run(args, printer),
         Command::Digest(args) => digest::run(args, printer),
+        Command::Ckpt(CkptCommand::Ls(args)) => ckpt::ls::run(args, printer),
+        Command::Ckpt(CkptCommand::Show(args)) => ckpt::show::run(args, printer),
+        Command::Ckpt(CkptCommand::Verify(args)) => ckpt::verify::run(args, printer),
+        Command::Ckpt(CkptCommand::Diff(args)) => ckpt::diff::run(args, printer),
+        Command::Ckpt(CkptCommand::Pin(args)) => ckpt::pin::pin(args, printer),
+        Command::Ckpt(CkptCommand::Unpin(args)) => ckpt::pin::unpin(args, printer),
+        Command::Ckpt(CkptCommand::Gc(args)) => ckpt::gc::run(args, printer),
+        Command::Ckpt(CkptCommand::Reshard(args)) => ckpt::reshard::run(args, printer),
         Command::Logits(args) => logits::run(args),
         Command::Ngram(NgramCommand::Ids(args)) => ngram::ids(args, printer),
         Command::Ngram(NgramCommand::Size(args)) => ngram::size(args, printer),
@@ -38,6 +48,7 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
         Command::Bench(BenchCommand::Shard(args)) => bench::pass(Program::EmbeddingShard, args, printer),
         Command::Bench(BenchCommand::Collective(args)) => bench::pass(Program::Collective, args, printer),
+        Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(args, printer),
         Command::Bench(BenchCommand::Step(args)) => bench_step::run(args, printer),
     }
 }

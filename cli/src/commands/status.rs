@@ -114,6 +114,11 @@ fn lost_message(status: &RunStatus, record: Option<&CoordinatorRecord>) -> Strin
 }
 
 impl Found {
+    /// Whether a coordinator leads the run right now.
+    pub(crate) fn is_led(&self) -> bool {
+        matches!(self.source, Source::Coordinator) && !self.status.state.is_over()
+    }
+
     /// State in one word, step and newest commit.
     pub(crate) fn summary(&self) -> (String, u64, u64, Option<u64>) {
         let state = match self.source {

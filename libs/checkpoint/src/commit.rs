@@ -3,16 +3,19 @@
 //! A checkpoint is whole or it does not exist: its objects are in the store before its manifest is created, and
 //! retention removes the manifest before its objects.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use polygram_domain::Step;
 
 use crate::error::CheckpointError;
+use crate::garbage::References;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::ObjectEntry;
-use crate::store::{Created, RunStore};
+use crate::store::RunStore;
+use crate::transfer::Created;
+use crate::verify::Verified;
 
 /// What a commit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,21 +67,36 @@ impl RunStore {
     /// [`CheckpointError::Damaged`] if an object is not there or has another length.
     pub async fn commit(&self, manifest: &Manifest) -> Result<Committed, CheckpointError> {
         let key = keys::manifest(manifest.step);
-        if manifest.run != self.run().as_str() {
-            let reason =
-                format!("it is of run {:?}, the store is of {:?}", manifest.run, self.run().as_str());
-            return Err(CheckpointError::input(key, reason));
-        }
-        check_sizes(manifest, &self.data_sizes().await?)?;
-        let bytes = Bytes::from(manifest.encode(&key)?);
-        match self.put_new(&key, bytes.clone()).await? {
+        let bytes = self.sealed_manifest(&key, manifest).await?;
+        match self.put_new(&key, bytes).await? {
             Created::New => Ok(Committed::Now),
-            Created::Existed if self.get(&key).await? == bytes => Ok(Committed::Before),
-            Created::Existed => {
+            Created::Same => Ok(Committed::Before),
+            Created::Other => {
                 let (run, step) = (manifest.run.clone(), manifest.step);
                 Err(CheckpointError::AlreadyCommitted { run, step, key })
             }
         }
+    }
+
+    /// Writes another manifest over the one of its step, which must be there: for a state that was written anew.
+    pub(crate) async fn replace(&self, manifest: &Manifest) -> Result<Committed, CheckpointError> {
+        let key = keys::manifest(manifest.step);
+        let bytes = self.sealed_manifest(&key, manifest).await?;
+        if self.get(&key).await? == bytes {
+            return Ok(Committed::Before);
+        }
+        self.put(&key, bytes.into()).await.map(|()| Committed::Now)
+    }
+
+    /// A manifest's bytes, once all its objects are in the store with their lengths.
+    async fn sealed_manifest(&self, key: &str, manifest: &Manifest) -> Result<Bytes, CheckpointError> {
+        if manifest.run != self.run().as_str() {
+            let (found, expected) = (&manifest.run, self.run().as_str());
+            let reason = format!("it is of run {found:?}, the store is of {expected:?}");
+            return Err(CheckpointError::input(key, reason));
+        }
+        check_sizes(manifest, &self.data_sizes().await?)?;
+        Ok(Bytes::from(manifest.encode(key)?))
     }
 
     /// Steps that have a manifest, verified or not, ascending.
@@ -92,7 +110,15 @@ impl RunStore {
     /// Reads the manifest of a step. Its objects are not looked at; they are verified when they are read.
     pub async fn read_manifest(&self, step: Step) -> Result<Manifest, CheckpointError> {
         let key = keys::manifest(step);
-        Manifest::decode(&key, &self.get(&key).await?, (self.run(), step))
+        let decode = |bytes: Bytes| Manifest::decode(&key, &bytes, (self.run(), step));
+        match decode(self.get(&key).await?) {
+            // The store may be sound and the way from it not.
+            Err(error @ CheckpointError::Damaged { .. }) => {
+                tracing::warn!(key, %error, "read again");
+                decode(self.get(&key).await?)
+            }
+            other => other,
+        }
     }
 
     /// The newest checkpoint whose manifest verifies and whose objects are all in the store with their lengths.
@@ -134,51 +160,63 @@ impl RunStore {
         if self.verified(damaged.step, &self.data_sizes().await?).await?.is_ok() {
             return Err(CheckpointError::input(key, "it verifies; it is not set aside"));
         }
-        let hash = blake3::hash(&bytes).to_hex();
-        self.put_once(&keys::damaged(damaged.step, hash.as_str()), bytes).await?;
-        self.delete(&key).await
+        self.move_aside(damaged.step, bytes).await
     }
 
-    /// Keeps the newest `keep` (at least 1) checkpoints that verify, with their objects. Older manifests are removed
-    /// first, then the objects that no manifest left names. Objects of steps after the newest verified checkpoint are
-    /// never touched: they may be on their way into the next one. Damaged manifests newer than the oldest kept stay,
-    /// and so do objects of their steps.
+    /// The same for a checkpoint of which [`RunStore::verify`] has found faults that no length tells.
+    pub async fn set_aside_unsound(&self, step: Step, found: &Verified) -> Result<(), CheckpointError> {
+        let key = keys::manifest(step);
+        if found.faults.is_empty() {
+            return Err(CheckpointError::input(key, "no fault was found; it is not set aside"));
+        }
+        let bytes = self.get(&key).await?;
+        self.move_aside(step, bytes).await
+    }
+
+    async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
+        let hash = blake3::hash(&bytes).to_hex();
+        self.put_once(&keys::damaged(step, hash.as_str()), bytes).await?;
+        self.delete(&keys::manifest(step)).await
+    }
+
+    /// Keeps the newest `keep` (at least 1) checkpoints that verify, and all that are pinned, with their objects. Other
+    /// older manifests are removed first, then the objects that no manifest left names. Objects of steps after the newest
+    /// verified checkpoint are never touched: they may be on their way into the next one. Damaged manifests that are
+    /// pinned or newer than the oldest kept stay, and so do objects of their steps.
     pub async fn retain(&self, keep: usize) -> Result<Retained, CheckpointError> {
-        let sizes = self.data_sizes().await?;
+        let objects = self.list(keys::DATA).await?;
+        let sizes = objects.iter().map(|object| (object.key.clone(), object.bytes)).collect();
+        let pinned = self.pinned_steps().await?;
         let mut retained = Retained::default();
-        let mut referenced: BTreeSet<String> = BTreeSet::new();
-        let mut spared_steps: BTreeSet<Step> = BTreeSet::new();
+        let mut references = References::default();
+        let mut counted = 0;
         for step in self.committed_steps().await?.into_iter().rev() {
-            if retained.kept.len() >= keep.max(1) {
+            if counted >= keep.max(1) && !pinned.contains(&step) {
                 self.delete(&keys::manifest(step)).await?;
                 retained.removed.push(step);
                 continue;
             }
             match self.verified(step, &sizes).await? {
                 Ok(manifest) => {
-                    referenced.extend(manifest.objects.into_iter().map(|object| object.key));
+                    references.newest = references.newest.max(Some(step));
+                    references.keys.extend(manifest.objects.into_iter().map(|object| object.key));
                     retained.kept.push(step);
+                    counted += usize::from(!pinned.contains(&step));
                 }
                 Err(_) => {
-                    spared_steps.insert(step);
+                    references.unreadable.insert(step);
                 }
             }
         }
-        let Some(&newest) = retained.kept.first() else { return Ok(retained) };
-        for (key, bytes) in sizes {
-            let Some(step) = keys::step_of_data(&key) else { continue };
-            if step > newest || spared_steps.contains(&step) || referenced.contains(&key) {
-                continue;
-            }
-            self.delete(&key).await?;
-            retained.removed_objects += 1;
-            retained.removed_bytes = retained.removed_bytes.saturating_add(bytes);
-        }
+        let unneeded = references.unneeded(objects);
+        self.remove_garbage(&unneeded).await?;
+        retained.removed_objects = unneeded.len();
+        retained.removed_bytes = unneeded.iter().fold(0, |sum, object| sum.saturating_add(object.bytes));
         Ok(retained)
     }
 
     /// The manifest of a step if it and its objects' lengths verify; the outer error is the store's.
-    async fn verified(
+    pub(crate) async fn verified(
         &self,
         step: Step,
         sizes: &BTreeMap<String, u64>,
@@ -193,7 +231,7 @@ impl RunStore {
         }
     }
 
-    async fn data_sizes(&self) -> Result<BTreeMap<String, u64>, CheckpointError> {
+    pub(crate) async fn data_sizes(&self) -> Result<BTreeMap<String, u64>, CheckpointError> {
         let listed = self.list(keys::DATA).await?;
         Ok(listed.into_iter().map(|object| (object.key, object.bytes)).collect())
     }

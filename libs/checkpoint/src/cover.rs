@@ -8,6 +8,7 @@ use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, StatePart, state_part};
 use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RunSpec, Step};
 
+use crate::blocks::BlockSums;
 use crate::object::{Content, Cursor, ObjectEntry, Part, TensorEntry, element_count};
 use crate::rows::TableShape;
 
@@ -183,6 +184,9 @@ pub(crate) fn check_entry(object: &ObjectEntry) -> Result<(), String> {
     if object.blake3.len() != 64 || !object.blake3.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(format!("{:?} is no BLAKE3 hash", object.blake3));
     }
+    if object.blocks.len() != BlockSums::count(object.bytes) {
+        return Err(format!("{} checksums of blocks for {} bytes", object.blocks.len(), object.bytes));
+    }
     match &object.content {
         Content::Tensors { tensors } if tensors.is_empty() => Err("it holds no tensor".into()),
         Content::Tensors { tensors } => tensors.iter().try_for_each(|t| check_tensor_entry(t, object.bytes)),
@@ -217,7 +221,8 @@ fn check_tensor_entry(tensor: &TensorEntry, object_bytes: u64) -> Result<(), Str
         .checked_sub(elements.start)
         .and_then(|count| count.checked_mul(4))
         .and_then(|bytes| bytes.checked_add(*offset));
-    if elements.is_empty() || !inside || end.is_none_or(|end| end > object_bytes) {
+    let aligned = offset.is_multiple_of(4);
+    if elements.is_empty() || !inside || !aligned || end.is_none_or(|end| end > object_bytes) {
         return Err(format!(
             "elements {elements:?} of {name:?} {shape:?} at byte {offset} of {object_bytes} bytes"
         ));

@@ -169,11 +169,71 @@ impl StateDigest {
     }
 }
 
+/// A tensor or table that two states do not have alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Name of the tensor, or `table <number>`.
+    pub name: String,
+    /// What differs, in words.
+    pub what: String,
+}
+
+impl StateDigest {
+    /// Every tensor and table in which two states differ, tensors first, by name.
+    pub fn differences(&self, other: &StateDigest) -> Vec<Difference> {
+        let mut found = Vec::new();
+        let mut note = |name: String, what: String| found.push(Difference { name, what });
+        let names: BTreeSet<&String> = self.tensors.keys().chain(other.tensors.keys()).collect();
+        for name in names {
+            match (self.tensors.get(name), other.tensors.get(name)) {
+                (Some((a, _)), Some((b, _))) if a != b => {
+                    note(name.clone(), format!("shape {a:?} and {b:?}"))
+                }
+                (Some((_, a)), Some((_, b))) if a != b => note(name.clone(), "other values".into()),
+                (Some(_), Some(_)) => {}
+                (Some(_), None) => note(name.clone(), "only in the first".into()),
+                (None, _) => note(name.clone(), "only in the second".into()),
+            }
+        }
+        let numbers: BTreeSet<&u32> = self.tables.keys().chain(other.tables.keys()).collect();
+        for number in numbers {
+            let name = format!("table {number}");
+            match (self.tables.get(number), other.tables.get(number)) {
+                (Some((a, ..)), Some((b, ..))) if a != b => note(name, format!("{a:?} and {b:?}")),
+                (Some((_, a, _)), Some((_, b, _))) if a != b => {
+                    note(name, format!("{a} and {b} written rows"));
+                }
+                (Some((.., a)), Some((.., b))) if a != b => note(name, "other values".into()),
+                (Some(_), Some(_)) => {}
+                (Some(_), None) => note(name, "only in the first".into()),
+                (None, _) => note(name, "only in the second".into()),
+            }
+        }
+        found
+    }
+
+    /// How many tensors and tables the state has.
+    pub fn len(&self) -> usize {
+        self.tensors.len() + self.tables.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl RunStore {
     /// The digest of a checkpoint. Every object is read and verified; memory holds one at a time.
     ///
     /// Errors: damage; [`CheckpointError::NoTensor`] or [`CheckpointError::NoBuckets`] if the manifest has holes.
     pub async fn digest(&self, manifest: &Manifest) -> Result<Digest, CheckpointError> {
+        let state = self.state_digest(manifest).await?;
+        Ok(state.finish(manifest.step, manifest.seed, manifest.cursor))
+    }
+
+    /// The same by tensor and table.
+    pub async fn state_digest(&self, manifest: &Manifest) -> Result<StateDigest, CheckpointError> {
         let mut state = StateDigest::default();
         self.digest_tensors(manifest, &mut state).await?;
         let mut tables: BTreeMap<u32, TableShape> = BTreeMap::new();
@@ -192,7 +252,7 @@ impl RunStore {
             .await?;
             state.table(table);
         }
-        Ok(state.finish(manifest.step, manifest.seed, manifest.cursor))
+        Ok(state)
     }
 
     /// Slices of a tensor may lie in several objects and out of order: an object with a slice that cannot be added

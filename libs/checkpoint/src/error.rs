@@ -1,5 +1,7 @@
 //! What can go wrong between a run and its store. One variant for each thing a caller can do differently.
 
+use std::time::Duration;
+
 use polygram_domain::Step;
 
 use crate::cover::CoverError;
@@ -9,7 +11,8 @@ use crate::cover::CoverError;
 pub enum CheckpointError {
     /// The root names a store that this build has no backend for.
     #[error(
-        "root {root:?}: no backend for {scheme}:// in this build; use file:///path, a plain path, or memory:// in tests"
+        "root {root:?}: no backend for {scheme}://; use a folder, file:///path, s3://bucket/prefix, \
+         gs://bucket/prefix or az://container/prefix"
     )]
     UnknownScheme {
         /// The root as given.
@@ -25,15 +28,29 @@ pub enum CheckpointError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// The backend failed; the request may be tried again.
-    #[error("cannot {action} {key}: {source}")]
-    Store {
-        /// What was attempted: "read", "write", "list", "delete".
-        action: &'static str,
-        /// Object or prefix.
-        key: String,
-        /// The backend's reason.
-        source: object_store::Error,
+    /// The store failed until patience ended; the request may be made again later.
+    #[error("cannot {}: {}{}", .0.request(), .0.source, .0.persistence())]
+    Store(Box<FailedRequest>),
+    /// The store as a whole cannot be used: its address, its credentials or its bucket are wrong.
+    #[error("cannot {} in {root}: {advice}{}", failed.request(), failed.persistence())]
+    Refused {
+        /// The root.
+        root: String,
+        /// What is wrong and what to do.
+        advice: String,
+        /// What was asked, and the store's words.
+        failed: Box<FailedRequest>,
+    },
+    /// The store writes over an object that it was told to create only.
+    #[error(
+        "{root} cannot hold checkpoints: {reason}. Commits need writes that fail if the name exists (S3: If-None-Match); \
+         use a store that has them, and leave AWS_CONDITIONAL_PUT unset"
+    )]
+    NoConditionalCreate {
+        /// The root.
+        root: String,
+        /// What happened.
+        reason: String,
     },
     /// An object that something refers to is not there.
     #[error("{key} does not exist")]
@@ -137,5 +154,34 @@ impl CheckpointError {
                 | CheckpointError::Damaged { .. }
                 | CheckpointError::Schema { .. }
         )
+    }
+}
+
+/// A request that a store did not grant.
+#[derive(Debug)]
+pub struct FailedRequest {
+    /// What was attempted: "read", "write", "list", "delete".
+    pub action: &'static str,
+    /// Object or prefix.
+    pub key: String,
+    /// How often.
+    pub tries: u32,
+    /// For how long.
+    pub waited: Duration,
+    /// The last reason.
+    pub source: object_store::Error,
+}
+
+impl FailedRequest {
+    fn request(&self) -> String {
+        format!("{} {}", self.action, self.key)
+    }
+
+    /// How often and how long it was attempted, for the end of a message; nothing if it was once.
+    fn persistence(&self) -> String {
+        if self.tries < 2 {
+            return String::new();
+        }
+        format!(" (gave up after {} tries in {:.1} s)", self.tries, self.waited.as_secs_f64())
     }
 }

@@ -11,6 +11,8 @@ use crate::error::CheckpointError;
 pub const COMMIT: &str = "ckpt/commit";
 /// Folder of data objects.
 pub const DATA: &str = "ckpt/data";
+/// Folder of pins.
+pub const PIN: &str = "ckpt/pin";
 /// Folder of coordinator terms.
 pub const COORD: &str = "coord";
 /// The status object.
@@ -25,6 +27,16 @@ pub fn manifest(step: Step) -> String {
 pub fn step_of_manifest(key: &str) -> Option<Step> {
     let name = key.strip_prefix(COMMIT)?.strip_prefix('/')?.strip_suffix(".json")?;
     parse_digits(name, 12).map(Step)
+}
+
+/// The pin of the checkpoint of `step`.
+pub fn pin(step: Step) -> String {
+    format!("{PIN}/{:012}", step.0)
+}
+
+/// The step of a pin's key, or `None` for another object.
+pub fn step_of_pin(key: &str) -> Option<Step> {
+    parse_digits(key.strip_prefix(PIN)?.strip_prefix('/')?, 12).map(Step)
 }
 
 /// Where a damaged manifest of `step` with content hash `blake3` (hex) is set aside.
@@ -48,6 +60,13 @@ pub fn step_of_data(key: &str) -> Option<Step> {
     let name = key.strip_prefix(DATA)?.strip_prefix('/')?;
     let (_, name) = name.split_once('/')?;
     parse_digits(name.split_once('-')?.0, 12).map(Step)
+}
+
+/// The member that wrote a data object, or `None` for another object.
+pub fn member_of_data(key: &str) -> Option<&str> {
+    let (_, name) = key.strip_prefix(DATA)?.strip_prefix('/')?.split_once('/')?;
+    let (_, name) = name.split_once('-')?;
+    Some(name.rsplitn(3, '-').nth(2)?).filter(|member| !member.is_empty())
 }
 
 /// The frozen configuration of this hash.
@@ -107,8 +126,10 @@ mod tests {
     fn names_lead_back_to_what_they_name() {
         for step in [0, 7, 999_999_999_999, 1_000_000_000_000, u64::MAX] {
             assert_eq!(step_of_manifest(&manifest(Step(step))), Some(Step(step)));
+            assert_eq!(step_of_pin(&pin(Step(step))), Some(Step(step)));
             let key = data(Step(step), "worker-0", "t0001", &"ab".repeat(32), "safetensors");
             assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
+            assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
             assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
         }

@@ -6,6 +6,7 @@
 //! config/<blake3>.toml                              frozen configuration, named by its content
 //! ckpt/data/<xx>/<step>-<member>-<n>-<hash>.<kind>  data objects: `safetensors` (tensors.rs) or `rows` (rows.rs)
 //! ckpt/commit/<step>.json                           manifest, written last with Create: THE commit point
+//! ckpt/pin/<step>                                   the checkpoint of this step is never removed
 //! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
 //! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
@@ -14,22 +15,34 @@
 //!
 //! What always holds: a checkpoint exists exactly when its manifest does; a manifest is committed only after every
 //! object it names is in the store and the cover check ([`Manifest::assemble`]) has found every tensor element, every
-//! bucket and every optimizer state exactly once; nothing is used before its length, CRC32C and BLAKE3 were verified;
-//! bytes that do not verify give an error that names the object, never a panic.
+//! bucket and every optimizer state exactly once; nothing is used before it was verified: an object that is read whole
+//! by length, CRC-32C and BLAKE3, a part of one by length and the CRC-32C of every MiB that was read; bytes that do not
+//! verify give an error that names the object, never a panic.
+//!
+//! Every request has a deadline and is made again while that can help ([`Patience`]); the error that counts says how
+//! often and how long. Uploads have no more than 64 MiB under way at once, and long objects go to cloud stores in parts.
 //!
 //! Names of tensors are global and free of ranks, so that any topology can load what another wrote.
 
+pub mod blocks;
+mod cloud;
 pub mod commit;
 pub mod config;
 pub mod cover;
+mod data_io;
 pub mod digest;
 pub mod error;
 pub mod events;
+mod garbage;
 pub mod keys;
 pub mod manifest;
 pub mod metrics;
 pub mod object;
+pub mod patience;
+mod pin;
+mod probe;
 pub mod recovery;
+pub mod reshard;
 pub mod root;
 pub mod row_io;
 pub mod rows;
@@ -38,20 +51,26 @@ pub mod store;
 mod tensor_io;
 pub mod tensors;
 pub mod term;
+mod transfer;
+pub mod verify;
 
+pub use cloud::Variables;
 pub use commit::{Committed, Damaged, Latest, Retained};
 pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
-pub use digest::Digest;
-pub use error::CheckpointError;
+pub use digest::{Difference, Digest};
+pub use error::{CheckpointError, FailedRequest};
 pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord, WentBackRecord};
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
+pub use patience::Patience;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
-pub use root::{create_root, list_runs, open_root};
+pub use reshard::{Placement, Resharded};
+pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};
-pub use store::RunStore;
+pub use store::{Listed, RunStore};
 pub use tensor_io::Tensor;
 pub use tensors::{NamedTensor, TensorObject, TensorSlice};
 pub use term::{CoordinatorAddress, CoordinatorRecord, Term};
+pub use verify::{Fault, Verified};

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use polygram_domain::Step;
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::{BlockSummer, BlockSums};
 use crate::error::CheckpointError;
 
 /// Everything that one member has written for one checkpoint.
@@ -49,6 +50,8 @@ pub struct ObjectEntry {
     pub crc32c: u32,
     /// BLAKE3 of all bytes, 64 hex digits.
     pub blake3: String,
+    /// CRC-32C of each MiB.
+    pub blocks: BlockSums,
     /// What the bytes are.
     pub content: Content,
 }
@@ -124,33 +127,34 @@ pub(crate) struct Checksums {
     pub(crate) bytes: u64,
     pub(crate) crc32c: u32,
     pub(crate) blake3: String,
+    pub(crate) blocks: BlockSums,
 }
 
 impl Checksums {
     pub(crate) fn of(chunks: &[Bytes]) -> Checksums {
-        let (mut bytes, mut crc32c, mut hasher) = (0, 0, blake3::Hasher::new());
+        let (mut summer, mut hasher) = (BlockSummer::default(), blake3::Hasher::new());
         for chunk in chunks {
-            bytes += chunk.len() as u64;
-            crc32c = crc32c::crc32c_append(crc32c, chunk);
+            summer.update(chunk);
             hasher.update(chunk);
         }
-        Checksums { bytes, crc32c, blake3: hasher.finalize().to_hex().to_string() }
+        let blocks = summer.finish();
+        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let crc32c = blocks.whole(bytes);
+        Checksums { bytes, crc32c, blake3: hasher.finalize().to_hex().to_string(), blocks }
     }
 }
 
 impl ObjectEntry {
-    /// Whether `object` is what was written.
-    pub(crate) fn verify(&self, object: &Bytes) -> Result<(), CheckpointError> {
+    /// Whether an object whose blocks are what was written, and that has this BLAKE3, is what was written.
+    pub(crate) fn believe(&self, blake3: &blake3::Hash) -> Result<(), CheckpointError> {
         let damaged = |reason| Err(CheckpointError::damaged(&self.key, reason));
-        if object.len() as u64 != self.bytes {
-            return damaged(format!("{} bytes long, {} were written", object.len(), self.bytes));
+        let crc32c = self.blocks.whole(self.bytes);
+        if crc32c != self.crc32c {
+            return damaged(format!("CRC-32C is {crc32c:08x}, {:08x} was written", self.crc32c));
         }
-        let found = Checksums::of(std::slice::from_ref(object));
-        if found.crc32c != self.crc32c {
-            return damaged(format!("CRC-32C is {:08x}, {:08x} was written", found.crc32c, self.crc32c));
-        }
-        if found.blake3 != self.blake3 {
-            return damaged(format!("BLAKE3 is {}, {} was written", found.blake3, self.blake3));
+        let blake3 = blake3.to_hex();
+        if blake3.as_str() != self.blake3 {
+            return damaged(format!("BLAKE3 is {blake3}, {} was written", self.blake3));
         }
         Ok(())
     }
@@ -163,6 +167,22 @@ pub(crate) fn extend_f32(bytes: &mut Vec<u8>, values: &[f32]) {
     } else {
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
+}
+
+/// `values` as little-endian bytes, without a copy where that is how they lie in memory.
+pub(crate) fn f32_bytes(values: Vec<f32>) -> Bytes {
+    struct Values(Vec<f32>);
+    impl AsRef<[u8]> for Values {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    if cfg!(target_endian = "little") {
+        return Bytes::from_owner(Values(values));
+    }
+    let mut bytes = Vec::with_capacity(4 * values.len());
+    extend_f32(&mut bytes, &values);
+    bytes.into()
 }
 
 /// Little-endian bytes as values, into `values` (replaced). A remainder below 4 bytes is ignored: lengths are checked

@@ -1,69 +1,166 @@
-//! From a root as an operator writes it to an object store.
+//! A root as an operator writes it, and the open store behind it.
 //!
-//! A root is `file:///absolute/path`, a plain absolute or relative path, or `memory://` (a store of its own at every
-//! call; for tests that share one, see [`crate::RunStore::with_store`]). Other schemes are refused by name; a backend
-//! is added with a feature of `object_store` and an arm in [`open_root`].
+//! | root | store |
+//! |---|---|
+//! | `file:///absolute/path`, a plain path | a folder of this machine |
+//! | `s3://bucket/prefix` | Amazon S3, or what speaks its protocol |
+//! | `gs://bucket/prefix` | Google Cloud Storage |
+//! | `az://container/prefix` | Azure Blob Storage |
+//! | `memory://` | a store of its own at every call, for tests |
 //!
 //! Durability: on local disk every write is complete only after the file and the folders that name it were synced
 //! (`fsync`), and appears under its name at once or not at all. Deletions are not synced: after a power cut a deleted
 //! object may be back, which retention repairs. A process killed while writing may leave a staging file `name#1`,
-//! which no listing shows.
+//! which no listing shows. Cloud stores answer when they hold the object.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use polygram_domain::RunName;
+use tokio::sync::Semaphore;
 use url::Url;
 
+use crate::cloud::{Cloud, Variables};
 use crate::error::CheckpointError;
+use crate::patience::Patience;
 
-enum Root {
+/// Bytes that uploads of one root may have under way; more wait their turn.
+pub(crate) const UPLOAD_WINDOW_BYTES: usize = 64 << 20;
+
+/// An object to a cloud store goes in parts of this size.
+const PART_BYTES: usize = 8 << 20;
+
+#[derive(Debug)]
+enum Address {
     Local(PathBuf),
     Memory,
+    Cloud { cloud: Cloud, bucket: String, prefix: Path },
 }
 
-fn parse_root(root: &str) -> Result<Root, CheckpointError> {
+fn parse(root: &str) -> Result<Address, CheckpointError> {
     let bad = |reason: String| CheckpointError::BadRoot { root: root.to_owned(), reason };
     if root.is_empty() {
-        return Err(bad("empty; give a folder or a file:// URL".into()));
+        return Err(bad("empty; give a folder or a URL such as file:///path or s3://bucket/prefix".into()));
     }
     let Some((scheme, _)) = root.split_once("://") else {
-        return Ok(Root::Local(PathBuf::from(root)));
+        return Ok(Address::Local(PathBuf::from(root)));
     };
-    match scheme {
-        "file" => {
-            let url = Url::parse(root).map_err(|e| bad(format!("not a URL: {e}")))?;
-            let path = url.to_file_path().map_err(|()| {
-                bad("a file URL has three slashes and an absolute path: file:///path".into())
-            })?;
-            Ok(Root::Local(path))
+    let url = || Url::parse(root).map_err(|e| bad(format!("not a URL: {e}")));
+    if scheme == "file" {
+        let path = url()?
+            .to_file_path()
+            .map_err(|()| bad("a file URL has three slashes and an absolute path: file:///path".into()))?;
+        return Ok(Address::Local(path));
+    }
+    if scheme == "memory" {
+        return Ok(Address::Memory);
+    }
+    let Some(cloud) = Cloud::of_scheme(scheme) else {
+        return Err(CheckpointError::UnknownScheme { root: root.to_owned(), scheme: scheme.to_owned() });
+    };
+    let url = url()?;
+    let bucket = url.host_str().unwrap_or_default().to_owned();
+    if bucket.is_empty() {
+        return Err(bad(format!("no bucket; write {scheme}://bucket/prefix")));
+    }
+    if url.query().is_some() || url.fragment().is_some() || url.port().is_some() || url.username() != "" {
+        return Err(bad(format!(
+            "only {scheme}://bucket/prefix is understood; the endpoint and credentials come from the environment"
+        )));
+    }
+    let prefix = Path::from_url_path(url.path()).map_err(|e| bad(format!("not a legal prefix: {e}")))?;
+    Ok(Address::Cloud { cloud, bucket, prefix })
+}
+
+/// An open root: an object store, how patiently it is asked and how much is sent to it at once. Cheap to clone; clones
+/// share the connections and the upload window.
+#[derive(Clone, Debug)]
+pub struct Root {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) name: Arc<str>,
+    pub(crate) cloud: Option<Cloud>,
+    pub(crate) patience: Patience,
+    pub(crate) answered: Arc<AtomicBool>,
+    pub(crate) uploading: Arc<Semaphore>,
+    pub(crate) part_bytes: Option<usize>,
+}
+
+impl Root {
+    /// A store that is already open, named by how it shows itself.
+    pub fn of(store: Arc<dyn ObjectStore>) -> Root {
+        let name = store.to_string();
+        Root::named(store, &name)
+    }
+
+    fn named(store: Arc<dyn ObjectStore>, name: &str) -> Root {
+        Root {
+            store,
+            name: name.into(),
+            cloud: None,
+            patience: Patience::default(),
+            answered: Arc::default(),
+            uploading: Arc::new(Semaphore::new(UPLOAD_WINDOW_BYTES)),
+            part_bytes: None,
         }
-        "memory" => Ok(Root::Memory),
-        other => Err(CheckpointError::UnknownScheme { root: root.to_owned(), scheme: other.to_owned() }),
+    }
+
+    /// The same root, asked with another patience.
+    pub fn with_patience(self, patience: Patience) -> Root {
+        Root { patience, ..self }
+    }
+
+    /// The same root; objects longer than `bytes` are written in parts of so many. S3 takes no less than 5 MiB.
+    pub fn with_part_bytes(self, bytes: usize) -> Root {
+        Root { part_bytes: Some(bytes.clamp(1, UPLOAD_WINDOW_BYTES)), ..self }
+    }
+
+    /// The object store itself, past everything that this crate does about it.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The root in words, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 }
 
-/// Opens the store of an existing root. A missing folder is an error: reading commands create nothing.
-pub fn open_root(root: &str) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
-    let path = match parse_root(root)? {
-        Root::Memory => return Ok(Arc::new(InMemory::new())),
-        Root::Local(path) => path,
-    };
+/// Opens an existing root. A missing folder is an error: reading commands create nothing. Of a cloud store nothing is
+/// asked yet, so that a missing bucket is found by the first request; how it is reached is in the environment.
+pub fn open_root(root: &str) -> Result<Root, CheckpointError> {
+    open_root_with(root, &Variables::of_process())
+}
+
+/// The same; cloud stores are reached as `variables` say.
+pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, CheckpointError> {
     let bad = |reason: String| CheckpointError::BadRoot { root: root.to_owned(), reason };
-    if !path.is_dir() {
-        return Err(bad(format!("{} is not a folder", path.display())));
+    match parse(root)? {
+        Address::Memory => Ok(Root::named(Arc::new(InMemory::new()), root)),
+        Address::Local(path) => {
+            if !path.is_dir() {
+                return Err(bad(format!("{} is not a folder", path.display())));
+            }
+            let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| bad(e.to_string()))?;
+            Ok(Root::named(Arc::new(local.with_fsync(true)), root))
+        }
+        Address::Cloud { cloud, bucket, prefix } => {
+            let store = cloud
+                .open(&bucket, &prefix, variables)
+                .map_err(|e| bad(format!("{e}; set {} in the environment", cloud.variables())))?;
+            let opened = Root::named(store, root).with_part_bytes(PART_BYTES);
+            Ok(Root { cloud: Some(cloud), ..opened })
+        }
     }
-    let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| bad(e.to_string()))?;
-    Ok(Arc::new(local.with_fsync(true)))
 }
 
-/// Opens the store of a root, making the folder of a local one if it is missing.
-pub fn create_root(root: &str) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
-    if let Root::Local(path) = parse_root(root)? {
+/// Opens a root, making the folder of a local one if it is missing.
+pub fn create_root(root: &str) -> Result<Root, CheckpointError> {
+    if let Address::Local(path) = parse(root)? {
         std::fs::create_dir_all(&path).map_err(|e| CheckpointError::BadRoot {
             root: root.to_owned(),
             reason: format!("cannot make the folder {}: {e}", path.display()),
@@ -73,16 +170,9 @@ pub fn create_root(root: &str) -> Result<Arc<dyn ObjectStore>, CheckpointError> 
 }
 
 /// The runs under a root, sorted. Folders that are no legal run names are left out.
-pub async fn list_runs(store: &Arc<dyn ObjectStore>) -> Result<Vec<RunName>, CheckpointError> {
-    let listing = store
-        .list_with_delimiter(Some(&Path::from("runs")))
-        .await
-        .map_err(|source| CheckpointError::Store { action: "list", key: "runs".into(), source })?;
-    let mut runs: Vec<RunName> = listing
-        .common_prefixes
-        .iter()
-        .filter_map(|prefix| RunName::new(prefix.filename()?.to_owned()).ok())
-        .collect();
+pub async fn list_runs(root: &Root) -> Result<Vec<RunName>, CheckpointError> {
+    let folders = root.folders("runs").await?;
+    let mut runs: Vec<RunName> = folders.into_iter().filter_map(|folder| RunName::new(folder).ok()).collect();
     runs.sort();
     Ok(runs)
 }
@@ -93,21 +183,30 @@ mod tests {
 
     #[test]
     fn roots_are_told_apart() {
-        assert!(
-            matches!(parse_root("checkpoints/here"), Ok(Root::Local(p)) if p == std::path::Path::new("checkpoints/here"))
-        );
-        assert!(
-            matches!(parse_root("file:///a%20b/c"), Ok(Root::Local(p)) if p == std::path::Path::new("/a b/c"))
-        );
-        assert!(matches!(parse_root("memory://"), Ok(Root::Memory)));
+        let local = |root: &str, path: &str| matches!(parse(root), Ok(Address::Local(p)) if p == std::path::Path::new(path));
+        assert!(local("checkpoints/here", "checkpoints/here"));
+        assert!(local("file:///a%20b/c", "/a b/c"));
+        assert!(matches!(parse("memory://"), Ok(Address::Memory)));
+        for (root, kind, in_bucket) in [
+            ("s3://bucket/a/b/", Cloud::S3, "a/b"),
+            ("gs://bucket", Cloud::Google, ""),
+            ("az://bucket/a%20b", Cloud::Azure, "a b"),
+        ] {
+            let Ok(Address::Cloud { cloud, bucket, prefix }) = parse(root) else { panic!("{root}") };
+            assert_eq!((cloud, bucket.as_str(), prefix.as_ref()), (kind, "bucket", in_bucket));
+        }
     }
 
     #[test]
     fn unusable_roots_say_why() {
         let message = |root: &str| open_root(root).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(message("s3://bucket/x").contains("no backend for s3://"));
+        assert!(message("ftp://bucket/x").contains("no backend for ftp://"));
         assert!(message("file://host/path").contains("file:///path"));
         assert!(message("").contains("empty"));
         assert!(message("/surely/not/here").contains("/surely/not/here"));
+        assert!(message("s3:///x").contains("s3://bucket/prefix"), "{}", message("s3:///x"));
+        for root in ["s3://bucket/x?region=y", "s3://bucket:9000/x", "s3://key@bucket/x"] {
+            assert!(message(root).contains("environment"), "{root}: {}", message(root));
+        }
     }
 }

@@ -5,15 +5,17 @@ use std::ops::Range;
 use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RowId, Step, TableIndex};
 
+use crate::cover::check_entry;
+use crate::data_io::{DataName, off_thread};
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::{Content, ObjectEntry};
-use crate::rows::{RowEncoder, RowObject, RowRecord, TableShape};
-use crate::store::{DataName, RunStore, off_thread};
+use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
+use crate::store::RunStore;
 
 /// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
-const OBJECTS_PER_TENSOR_OBJECT: usize = 4;
+const OBJECTS_PER_TENSOR_OBJECT: usize = 2;
 
 /// Writes the rows of a range of buckets of one table, ascending, as objects of at most about 64 MiB (more only
 /// where one bucket is larger). Memory holds one object. Dropped without [`RowWriter::finish`], it leaves objects that
@@ -144,8 +146,30 @@ impl RunStore {
         off_thread(move || RowObject::decode(&entry, bytes)).await?
     }
 
+    /// Reads and verifies the records of `buckets` of one row object: all of it where all are wanted, otherwise its head
+    /// and the MiB that hold them.
+    async fn read_row_part(
+        &self,
+        entry: &ObjectEntry,
+        buckets: &Range<u32>,
+    ) -> Result<RowObject, CheckpointError> {
+        let damaged = |reason| CheckpointError::damaged(&entry.key, reason);
+        check_entry(entry).map_err(damaged)?;
+        let Content::Rows { buckets: all, .. } = &entry.content else {
+            return Err(damaged("its entry does not speak of rows".into()));
+        };
+        if buckets.start <= all.start && all.end <= buckets.end {
+            return self.read_row_object(entry).await;
+        }
+        let head = self.read_part(entry, 0..RowHead::bytes(all)).await?;
+        let head = RowHead::parse(&entry.key, &head, entry.bytes)?;
+        let bytes = self.read_part(entry, head.place_of(buckets)).await?;
+        let (entry, buckets) = (entry.clone(), buckets.clone());
+        off_thread(move || RowObject::part(&entry, head, (&buckets, bytes))).await?
+    }
+
     /// Hands every written row of `buckets` of `table` to `each`, rows ascending, whatever bucket ranges they were
-    /// written by; stops at the first error of `each`. Objects of other buckets are not read.
+    /// written by; stops at the first error of `each`. Of other buckets only what lies near is read.
     ///
     /// Errors: [`CheckpointError::NoBuckets`] where no object answers for a bucket.
     pub async fn read_rows<E: From<CheckpointError>>(
@@ -163,8 +187,8 @@ impl RunStore {
             if range.start > next {
                 break;
             }
-            let object = self.read_row_object(entry).await?;
-            object.records(next..buckets.end, &mut each)?;
+            let wanted = next..buckets.end;
+            self.read_row_part(entry, &wanted).await?.records(wanted, &mut each)?;
             next = range.end;
         }
         if next < buckets.end {

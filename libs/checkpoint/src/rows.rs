@@ -175,34 +175,25 @@ impl RowEncoder {
     }
 }
 
-/// A verified row object.
+/// What a row object says of itself before its records.
 #[derive(Clone, Debug)]
-pub struct RowObject {
+pub(crate) struct RowHead {
     shape: TableShape,
     buckets: Range<u32>,
     records: u64,
-    /// Offset of the first record of each bucket, in records, and the total.
+    /// Number of the first record of each bucket, and of all records.
     starts: Vec<u64>,
-    bytes: Bytes,
-    data_start: usize,
 }
 
-impl RowObject {
-    /// Reads `bytes` as the object that `entry` describes; every field, count, length and row id is checked.
-    pub fn decode(entry: &ObjectEntry, bytes: Bytes) -> Result<RowObject, CheckpointError> {
-        let object = RowObject::parse(&entry.key, bytes)?;
-        let found = object.shape.content(object.buckets.clone(), object.records);
-        if found != entry.content {
-            return Err(CheckpointError::damaged(
-                &entry.key,
-                format!("its header says {found:?}, its entry {:?}", entry.content),
-            ));
-        }
-        Ok(object)
+impl RowHead {
+    /// Bytes of the head of an object for so many buckets.
+    pub(crate) fn bytes(buckets: &Range<u32>) -> u64 {
+        HEADER_BYTES as u64 + 4 * u64::from(buckets.end.saturating_sub(buckets.start))
     }
 
-    /// Reads `bytes` by their own header; `key` names them in errors.
-    pub fn parse(key: &str, bytes: Bytes) -> Result<RowObject, CheckpointError> {
+    /// Reads the head of an object that is `length` bytes long; `key` names it in errors. Every field, count and length
+    /// is checked.
+    pub(crate) fn parse(key: &str, bytes: &[u8], length: u64) -> Result<RowHead, CheckpointError> {
         let damaged = |reason: String| CheckpointError::damaged(key, reason);
         let head = bytes.get(..HEADER_BYTES).ok_or_else(|| damaged("shorter than its header".into()))?;
         if &head[..8] != MAGIC {
@@ -210,49 +201,103 @@ impl RowObject {
         }
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         if word(8) != SCHEMA_VERSION {
-            return Err(CheckpointError::Schema {
-                key: key.to_owned(),
-                found: word(8),
-                expected: SCHEMA_VERSION,
-            });
+            let (key, found, expected) = (key.to_owned(), word(8), SCHEMA_VERSION);
+            return Err(CheckpointError::Schema { key, found, expected });
         }
-        let shape = TableShape {
-            table: TableIndex(word(12)),
-            rows: word(16),
-            width: word(20),
-            state_values: word(24),
-        };
+        let (table, rows) = (TableIndex(word(12)), word(16));
+        let shape = TableShape { table, rows, width: word(20), state_values: word(24) };
         let buckets = word(28)..word(32);
         if shape.rows == 0 || buckets.is_empty() || buckets.end > BUCKETS || word(36) != 0 {
             return Err(damaged(format!("illegal header: {} rows, buckets {buckets:?}", shape.rows)));
         }
         let records = u64::from(word(40)) | u64::from(word(44)) << 32;
-        let data_start = HEADER_BYTES + 4 * buckets.len();
-        let counts = bytes.get(HEADER_BYTES..data_start).ok_or_else(|| damaged("counts are cut".into()))?;
+        let counts = bytes.get(HEADER_BYTES..RowHead::bytes(&buckets) as usize);
         let mut starts = vec![0u64];
         let mut total = 0u64;
-        for count in counts.chunks_exact(4) {
+        for count in counts.ok_or_else(|| damaged("counts are cut".into()))?.chunks_exact(4) {
             total += u64::from(u32::from_le_bytes([count[0], count[1], count[2], count[3]]));
             starts.push(total);
         }
-        let length = shape.object_bytes(&buckets, records);
-        if total != records || length != Some(bytes.len() as u64) {
+        if total != records || shape.object_bytes(&buckets, records) != Some(length) {
             return Err(damaged(format!(
-                "{} bytes, {total} records counted in buckets and {records} in all",
-                bytes.len()
+                "{length} bytes, {total} records counted in buckets and {records} in all"
             )));
         }
-        let object = RowObject { shape, buckets, records, starts, bytes, data_start };
-        object.check_rows().map_err(damaged)?;
+        Ok(RowHead { shape, buckets, records, starts })
+    }
+
+    /// Whether `entry` says the same.
+    fn check_entry(&self, entry: &ObjectEntry) -> Result<(), CheckpointError> {
+        let found = self.shape.content(self.buckets.clone(), self.records);
+        if found == entry.content {
+            return Ok(());
+        }
+        let reason = format!("its header says {found:?}, its entry {:?}", entry.content);
+        Err(CheckpointError::damaged(&entry.key, reason))
+    }
+
+    /// Numbers of the records in `buckets`, of which only those of this object count.
+    fn span(&self, buckets: &Range<u32>) -> Range<u64> {
+        let clamp = |bucket: u32| bucket.clamp(self.buckets.start, self.buckets.end) - self.buckets.start;
+        let (start, end) = (clamp(buckets.start), clamp(buckets.end));
+        self.starts[start as usize]..self.starts[end.max(start) as usize]
+    }
+
+    /// Where the records of `buckets` lie in the object.
+    pub(crate) fn place_of(&self, buckets: &Range<u32>) -> Range<u64> {
+        let span = self.span(buckets);
+        let at = |record: u64| RowHead::bytes(&self.buckets) + record * self.shape.record_bytes();
+        at(span.start)..at(span.end)
+    }
+}
+
+/// A verified row object, or the records of some of its buckets.
+#[derive(Clone, Debug)]
+pub struct RowObject {
+    head: RowHead,
+    /// Numbers of the records that are here.
+    held: Range<u64>,
+    bytes: Bytes,
+}
+
+impl RowObject {
+    /// Reads `bytes` as the object that `entry` describes; every field, count, length and row id is checked.
+    pub fn decode(entry: &ObjectEntry, bytes: Bytes) -> Result<RowObject, CheckpointError> {
+        let object = RowObject::parse(&entry.key, bytes)?;
+        object.head.check_entry(entry).map(|()| object)
+    }
+
+    /// Reads `bytes` by their own header; `key` names them in errors.
+    pub fn parse(key: &str, bytes: Bytes) -> Result<RowObject, CheckpointError> {
+        let head = RowHead::parse(key, &bytes, bytes.len() as u64)?;
+        let records = bytes.slice(RowHead::bytes(&head.buckets) as usize..);
+        let object = RowObject { held: 0..head.records, head, bytes: records };
+        object.check_rows().map_err(|reason| CheckpointError::damaged(key, reason))?;
+        Ok(object)
+    }
+
+    /// The records of `buckets` alone, `bytes` being those of [`RowHead::place_of`] them.
+    pub(crate) fn part(
+        entry: &ObjectEntry,
+        head: RowHead,
+        (buckets, bytes): (&Range<u32>, Bytes),
+    ) -> Result<RowObject, CheckpointError> {
+        head.check_entry(entry)?;
+        let object = RowObject { held: head.span(buckets), head, bytes };
+        object.check_rows().map_err(|reason| CheckpointError::damaged(&entry.key, reason))?;
         Ok(object)
     }
 
     /// Rows ascend and lie in the bucket that counts them.
     fn check_rows(&self) -> Result<(), String> {
+        let expected = (self.held.end - self.held.start) * self.head.shape.record_bytes();
+        if self.bytes.len() as u64 != expected {
+            return Err(format!("{} bytes of records, {expected} expected", self.bytes.len()));
+        }
         let mut previous = None;
-        for (bucket, span) in self.buckets.clone().zip(self.starts.windows(2)) {
-            let legal = self.shape.rows_of(&(bucket..bucket + 1));
-            for record in span[0]..span[1] {
+        for (bucket, span) in self.head.buckets.clone().zip(self.head.starts.windows(2)) {
+            let legal = self.head.shape.rows_of(&(bucket..bucket + 1));
+            for record in span[0].max(self.held.start)..span[1].min(self.held.end) {
                 let row = self.row_at(record);
                 if previous.is_some_and(|p| p >= row) || !legal.contains(&row) {
                     return Err(format!("row {row} after {previous:?} in bucket {bucket} (rows {legal:?})"));
@@ -264,8 +309,8 @@ impl RowObject {
     }
 
     fn record(&self, index: u64) -> &[u8] {
-        let stride = self.shape.record_bytes() as usize;
-        let start = self.data_start + index as usize * stride;
+        let stride = self.head.shape.record_bytes() as usize;
+        let start = (index - self.held.start) as usize * stride;
         &self.bytes[start..start + stride]
     }
 
@@ -276,24 +321,23 @@ impl RowObject {
 
     /// Table, its rows and what a record holds.
     pub fn shape(&self) -> TableShape {
-        self.shape
+        self.head.shape
     }
 
     /// Buckets that the object answers for.
     pub fn buckets(&self) -> Range<u32> {
-        self.buckets.clone()
+        self.head.buckets.clone()
     }
 
-    /// Records in `buckets`, of which only those of this object count.
+    /// Records in `buckets`, of which only those that are here count.
     pub fn count(&self, buckets: Range<u32>) -> u64 {
         let span = self.span(buckets);
-        span.end - span.start
+        span.end.saturating_sub(span.start)
     }
 
     fn span(&self, buckets: Range<u32>) -> Range<u64> {
-        let clamp = |bucket: u32| bucket.clamp(self.buckets.start, self.buckets.end) - self.buckets.start;
-        let (start, end) = (clamp(buckets.start), clamp(buckets.end));
-        self.starts[start as usize]..self.starts[end.max(start) as usize]
+        let span = self.head.span(&buckets);
+        span.start.max(self.held.start)..span.end.min(self.held.end)
     }
 
     /// Hands the records of `buckets` to `each`, rows ascending; stops at its first error.
@@ -302,7 +346,7 @@ impl RowObject {
         buckets: Range<u32>,
         mut each: impl FnMut(RowRecord<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut values = Vec::with_capacity(self.shape.values());
+        let mut values = Vec::with_capacity(self.head.shape.values());
         for index in self.span(buckets) {
             let record = self.record(index);
             decode_f32(&record[8..], &mut values);

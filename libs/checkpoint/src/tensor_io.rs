@@ -1,15 +1,23 @@
 //! Tensors to and from the store.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+use futures::stream::FuturesOrdered;
+use futures::{Stream, StreamExt, TryStreamExt};
 use polygram_domain::Step;
 
+use crate::cover::check_entry;
+use crate::data_io::{DataName, off_thread};
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
-use crate::store::{DataName, RunStore, off_thread};
-use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice};
+use crate::object::{Content, ObjectEntry, TensorEntry, element_count, f32_bytes};
+use crate::store::RunStore;
+use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice, decode_part, wanted_parts};
+
+/// Files of one call that are hashed or on their way at a time.
+const FILES_AT_ONCE: usize = 4;
 
 /// A whole tensor as read.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,8 +29,9 @@ pub struct Tensor {
 }
 
 impl RunStore {
-    /// Writes `tensors` as safetensors files of at most about 256 MiB; larger tensors are cut into slices. The
-    /// iterator is drawn as files fill, so that memory holds one file and one tensor.
+    /// Writes `tensors` as safetensors files of at most about 128 MiB; larger tensors are cut into slices. The
+    /// iterator is drawn as files fill, so that memory holds the files under way, four at most, and one tensor; values
+    /// are not copied. One file is hashed while others are written.
     ///
     /// Errors: a tensor whose values do not fit its shape and elements; a name given twice for the same elements
     /// within one file; a failing store.
@@ -37,44 +46,43 @@ impl RunStore {
         I::IntoIter: Send,
     {
         keys::check_word("member", member)?;
+        let put = |number: usize, file: TensorEncoder| {
+            let (chunks, content) = file.finish();
+            let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };
+            self.put_data(name, chunks, content)
+        };
+        let (mut writing, mut begun) = (FuturesOrdered::new(), 0..);
         let mut written = Vec::new();
         let mut file = TensorEncoder::default();
         for tensor in tensors {
             tensor.check()?;
-            let mut start = 0;
-            while start < tensor.data.len() {
-                let room = self.object_bytes().saturating_sub(file.bytes()) / 4;
-                let rest = tensor.data.len() - start;
+            let NamedTensor { name, shape, elements, data } = tensor;
+            let (mut start, values) = (0, f32_bytes(data));
+            while start < values.len() {
+                let room = self.object_bytes().saturating_sub(file.bytes()) / 4 * 4;
+                let rest = values.len() - start;
                 // A tensor that fits into a file of its own is not cut.
                 if room < rest && !file.is_empty() {
-                    written.push(
-                        self.put_tensors(step, member, written.len(), std::mem::take(&mut file)).await?,
-                    );
+                    while writing.len() >= FILES_AT_ONCE {
+                        written.extend(writing.try_next().await?);
+                    }
+                    writing.extend(begun.next().map(|number| put(number, std::mem::take(&mut file))));
                     continue;
                 }
-                let count = rest.min(room.max(1));
-                let first = tensor.elements.start + start as u64;
-                let elements = first..first + count as u64;
-                file.push(&tensor.name, &tensor.shape, elements, &tensor.data[start..start + count])?;
+                let count = rest.min(room.max(4));
+                let first = elements.start + start as u64 / 4;
+                let elements = first..first + count as u64 / 4;
+                file.push(&name, &shape, elements, values.slice(start..start + count))?;
                 start += count;
             }
         }
         if !file.is_empty() {
-            written.push(self.put_tensors(step, member, written.len(), file).await?);
+            writing.extend(begun.next().map(|number| put(number, file)));
+        }
+        while let Some(entry) = writing.try_next().await? {
+            written.push(entry);
         }
         Ok(written)
-    }
-
-    async fn put_tensors(
-        &self,
-        step: Step,
-        member: &str,
-        number: usize,
-        file: TensorEncoder,
-    ) -> Result<ObjectEntry, CheckpointError> {
-        let (chunks, content) = file.finish();
-        let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };
-        self.put_data(name, chunks, content).await
     }
 
     /// Reads and verifies one tensor object.
@@ -84,18 +92,51 @@ impl RunStore {
         off_thread(move || TensorObject::decode(&entry, bytes)).await?
     }
 
-    /// Hands the elements of every tensor that is `wanted` to `each`, in runs, object by object; an object without any
-    /// is not read. Memory holds one object. The caller knows from the cover check that every element comes exactly once.
+    /// The elements of one object's tensors that are `wanted` (elements of the whole tensor, ascending), in file order
+    /// and in pieces of at most 8 MiB. Only the MiB that hold them are read, and each is verified.
+    ///
+    /// Errors: damage, also of the entry itself; an entry that does not speak of tensors.
+    pub fn tensor_parts<'a, F, W>(
+        &'a self,
+        entry: &'a ObjectEntry,
+        wanted: F,
+    ) -> impl Stream<Item = Result<NamedTensor, CheckpointError>> + Send + use<'a, F, W>
+    where
+        F: FnMut(&TensorEntry) -> W,
+        W: IntoIterator<Item = Range<u64>>,
+    {
+        let checked = check_entry(entry).map_err(|reason| CheckpointError::damaged(&entry.key, reason));
+        let tensors = match &entry.content {
+            Content::Tensors { tensors } => tensors.as_slice(),
+            Content::Rows { .. } => &[],
+        };
+        let parts = if checked.is_ok() { wanted_parts(tensors, wanted) } else { Vec::new() };
+        let ranges: Vec<Range<u64>> = parts.iter().map(|part| part.bytes.clone()).collect();
+        let mut first = 0;
+        let decoded = self.spans(entry, &ranges).map_ok(move |span| {
+            let end = span.offset + span.bytes.len() as u64;
+            first += parts[first..].partition_point(|part| part.bytes.end <= span.offset);
+            let here = parts[first..].iter().take_while(|part| part.bytes.start < end);
+            let pieces: Vec<_> =
+                here.filter_map(|part| decode_part(&tensors[part.entry], part, &span)).map(Ok).collect();
+            futures::stream::iter(pieces)
+        });
+        let refused = futures::stream::iter(checked.err().map(Err));
+        refused.chain(decoded.try_flatten())
+    }
+
+    /// Hands the elements that are `wanted` of every tensor to `each`, in pieces, object by object; what is not near
+    /// them is not read. The caller knows from the cover check that every element comes exactly once.
     pub async fn read_tensor_slices(
         &self,
         manifest: &Manifest,
-        mut wanted: impl FnMut(&TensorEntry) -> bool + Send,
+        mut wanted: impl FnMut(&TensorEntry) -> Option<Range<u64>> + Send,
         mut each: impl FnMut(TensorSlice<'_>) + Send,
     ) -> Result<(), CheckpointError> {
-        for entry in &manifest.objects {
-            let Content::Tensors { tensors } = &entry.content else { continue };
-            if tensors.iter().any(&mut wanted) {
-                self.read_tensor_object(entry).await?.slices(&mut wanted, &mut each)?;
+        for entry in manifest.objects.iter().filter(|e| matches!(e.content, Content::Tensors { .. })) {
+            let mut parts = std::pin::pin!(self.tensor_parts(entry, &mut wanted));
+            while let Some(NamedTensor { name, shape, elements, data }) = parts.try_next().await? {
+                each(TensorSlice { name: &name, shape: &shape, elements, data: &data });
             }
         }
         Ok(())
@@ -129,7 +170,7 @@ impl RunStore {
         let wanted: Vec<String> = tensors.keys().cloned().collect();
         self.read_tensor_slices(
             manifest,
-            |entry| wanted.binary_search(&entry.name).is_ok(),
+            |entry| wanted.binary_search(&entry.name).ok().map(|_| entry.elements.clone()),
             |slice| {
                 if let Some((tensor, read)) = tensors.get_mut(slice.name) {
                     let range = slice.elements.start as usize..slice.elements.end as usize;

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
+use crate::blocks::Span;
 use crate::error::CheckpointError;
-use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count, extend_f32};
+use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count};
 
 /// Values are decoded and handed over in runs of at most so many (1 MiB): they stay in the cache.
 const SLICE_ELEMENTS: usize = 1 << 18;
@@ -57,7 +58,8 @@ impl NamedTensor {
 pub(crate) struct TensorEncoder {
     names: BTreeSet<String>,
     entries: Vec<TensorEntry>,
-    data: Vec<u8>,
+    data: Vec<Bytes>,
+    data_bytes: usize,
 }
 
 impl TensorEncoder {
@@ -67,29 +69,30 @@ impl TensorEncoder {
 
     /// Bytes of values so far.
     pub(crate) fn bytes(&self) -> usize {
-        self.data.len()
+        self.data_bytes
     }
 
-    /// Adds the elements `elements` of a tensor; `values` are theirs. The same elements twice are refused.
+    /// Adds the elements `elements` of a tensor; `values` are theirs ([`f32_bytes`]). The same elements twice are refused.
     pub(crate) fn push(
         &mut self,
         name: &str,
         shape: &[u64],
         elements: Range<u64>,
-        values: &[f32],
+        values: Bytes,
     ) -> Result<(), CheckpointError> {
         let entry = TensorEntry {
             name: name.to_owned(),
             dtype: DType::F32,
             shape: shape.to_vec(),
             elements,
-            offset: self.data.len() as u64,
+            offset: self.data_bytes as u64,
         };
         if !self.names.insert(entry.name_in_file()) {
             return Err(CheckpointError::input(format!("tensor {name:?}"), "given twice"));
         }
         self.entries.push(entry);
-        extend_f32(&mut self.data, values);
+        self.data_bytes += values.len();
+        self.data.push(values);
         Ok(())
     }
 
@@ -116,7 +119,8 @@ impl TensorEncoder {
         for entry in &mut entries {
             entry.offset += head.len() as u64;
         }
-        (vec![Bytes::from(head), Bytes::from(data)], Content::Tensors { tensors: entries })
+        let chunks = [Bytes::from(head)].into_iter().chain(data).collect();
+        (chunks, Content::Tensors { tensors: entries })
     }
 }
 
@@ -197,4 +201,45 @@ impl TensorObject {
         }
         Ok(())
     }
+}
+
+/// What is wanted of one tensor entry of an object, and where it lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WantedPart {
+    /// The entry's place among the object's.
+    pub(crate) entry: usize,
+    /// Elements, of the whole tensor's.
+    pub(crate) elements: Range<u64>,
+    /// Their bytes in the object.
+    pub(crate) bytes: Range<u64>,
+}
+
+/// The parts of an object's tensors that are `wanted` (elements of the whole tensor, ascending), in file order.
+/// `entry` was checked.
+pub(crate) fn wanted_parts<W: IntoIterator<Item = Range<u64>>>(
+    tensors: &[TensorEntry],
+    mut wanted: impl FnMut(&TensorEntry) -> W,
+) -> Vec<WantedPart> {
+    let mut parts = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        for range in wanted(tensor) {
+            let (start, end) = (range.start.max(tensor.elements.start), range.end.min(tensor.elements.end));
+            if start < end {
+                let at = |element: u64| tensor.offset + 4 * (element - tensor.elements.start);
+                parts.push(WantedPart { entry: index, elements: start..end, bytes: at(start)..at(end) });
+            }
+        }
+    }
+    parts.sort_by_key(|part| part.bytes.start);
+    parts
+}
+
+/// The values that `span` has of `part`, as a tensor of their own; `None` if it has none.
+pub(crate) fn decode_part(tensor: &TensorEntry, part: &WantedPart, span: &Span) -> Option<NamedTensor> {
+    let piece = span.part_of(&part.bytes)?;
+    let first = part.elements.start + (piece.offset - part.bytes.start) / 4;
+    let mut data = Vec::with_capacity(piece.bytes.len() / 4);
+    decode_f32(&piece.bytes, &mut data);
+    let elements = first..first + data.len() as u64;
+    Some(NamedTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), elements, data })
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::sealed::{seal, unseal};
-use crate::store::{Created, RunStore};
+use crate::store::RunStore;
+use crate::transfer::Created;
 
 /// Number of a coordinator's rule over a run, from 1; a fencing number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,11 +56,12 @@ impl RunStore {
                 started_unix_ms: claim.started_unix_ms,
             };
             match self.put_new(&key, Bytes::from(seal(&key, &record)?)).await? {
-                Created::New => return Ok(Term(term)),
-                Created::Existed if term == u64::MAX => {
+                // The very same claim is this one, its answer lost: no two coordinators share an address and a process.
+                Created::New | Created::Same => return Ok(Term(term)),
+                Created::Other if term == u64::MAX => {
                     return Err(CheckpointError::AlreadyExists { key });
                 }
-                Created::Existed => term += 1,
+                Created::Other => term += 1,
             }
         }
     }

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::ids::Rank;
-use crate::layout::{ParameterSpec, dense_parameters};
+use crate::layout::{ParameterSpec, StatePart, dense_parameters, state_part};
 use crate::model::ModelSpec;
 use crate::square_sum::BLOCK;
 use crate::topology::Topology;
@@ -207,6 +207,21 @@ impl RankLayout {
         )
     }
 
+    /// The elements that this rank needs of the state tensor called `name`: all of a weight that it holds, of a moment
+    /// those that it updates, and none of what only others hold.
+    pub fn needed(&self, name: &str) -> Option<Range<u64>> {
+        let (part, parameter) = state_part(name);
+        let entry = self.get(parameter)?;
+        if part == StatePart::Weight {
+            return Some(0..entry.range.len() as u64);
+        }
+        let bucket = self.buckets.iter().find(|bucket| bucket.range.contains(&entry.range.start));
+        let own = bucket.map_or(0..0, |bucket| bucket.own.clone());
+        let start = own.start.clamp(entry.range.start, entry.range.end) - entry.range.start;
+        let end = own.end.clamp(entry.range.start, entry.range.end) - entry.range.start;
+        (start < end).then_some(start as u64..end as u64)
+    }
+
     /// The blocks that this rank updates: the tensor's canonical number and the blocks of it, in the order in which
     /// [`RankLayout::own_square_sums`] goes through them.
     pub fn own_blocks(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
@@ -266,6 +281,7 @@ fn bucket(entries: &[Entry], group: SumGroup, (ranks, seat): (u32, u32)) -> Buck
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{EXP_AVG, EXP_AVG_SQ};
     use crate::run_file::RunFile;
 
     fn model() -> ModelSpec {
@@ -306,6 +322,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Over all ranks moments are needed once, weights by everybody who holds them.
+    #[test]
+    fn what_ranks_need_is_what_they_hold() {
+        let model = model();
+        let topology = Topology { workers: 4, expert_parallel: 2, shards: 1 };
+        let layouts: Vec<RankLayout> =
+            (0..4).map(|rank| RankLayout::of(&model, &topology, Rank(rank)).unwrap()).collect();
+        for spec in dense_parameters(&model) {
+            let needed = |layout: &RankLayout, prefix: &str| layout.needed(&format!("{prefix}{}", spec.name));
+            let mut moments: Vec<u64> = Vec::new();
+            for layout in &layouts {
+                let whole = (!layout.is_elsewhere(&spec.name)).then_some(0..spec.elements());
+                assert_eq!(needed(layout, ""), whole);
+                let own = needed(layout, EXP_AVG);
+                assert_eq!(own, needed(layout, EXP_AVG_SQ));
+                moments.extend(own.into_iter().flatten());
+            }
+            moments.sort_unstable();
+            assert!(moments.into_iter().eq(0..spec.elements()), "{}", spec.name);
+        }
+        assert_eq!(layouts[0].needed("no.such.weight"), None);
     }
 
     #[test]

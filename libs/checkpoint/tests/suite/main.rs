@@ -1,11 +1,18 @@
-//! One suite for every store: the same claims on memory and on local disk.
+//! One suite for every store: the same claims on memory, on local disk and over the S3 protocol.
 
 #![allow(clippy::unwrap_used)] // a failed step of a test is a failed test
 
 mod commits;
 mod cover;
+mod damage;
 mod digests;
+mod faults;
+mod faulty;
+mod keeping;
 mod mutations;
 mod records;
+mod resharding;
+mod roots;
 mod roundtrip;
+mod storm;
 mod support;

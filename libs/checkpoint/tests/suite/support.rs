@@ -1,41 +1,72 @@
 //! A made-up training state, written by any split of members, and the stores to write it to.
 
-use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use object_store::memory::InMemory;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 use polygram_checkpoint::cover::expected_tables;
 use polygram_checkpoint::{
-    ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, RunStore, TableShape,
-    create_root, expected_tensors,
+    ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, Root, RunStore, TableShape,
+    Variables, create_root, expected_tensors, open_root, open_root_with,
 };
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::tables::{BUCKETS, buckets_of};
 use polygram_domain::{RowId, RunFile, RunSpec, ShardIndex, Step};
+use polygram_tests::Moto;
 
 /// A store of each kind, with what must outlive it.
 pub(crate) struct Backend {
     pub(crate) name: &'static str,
-    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) root: Root,
     _folder: Option<tempfile::TempDir>,
 }
 
+/// The bucket of this test program; every backend has a prefix of its own in it.
+const BUCKET: &str = "suite";
+
 impl Backend {
     pub(crate) fn memory() -> Backend {
-        Backend { name: "memory", store: Arc::new(InMemory::new()), _folder: None }
+        Backend { name: "memory", root: open_root("memory://").unwrap(), _folder: None }
+    }
+
+    pub(crate) fn file() -> Backend {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("not/yet/there");
+        let root = create_root(&format!("file://{}", root.display())).unwrap();
+        Backend { name: "file", root, _folder: Some(folder) }
+    }
+
+    /// The S3 protocol, spoken with a server on this machine.
+    pub(crate) fn s3() -> Backend {
+        Backend { name: "s3", root: Backend::s3_at(Backend::server().endpoint()), _folder: None }
+    }
+
+    /// The server of this test program, with its bucket.
+    pub(crate) fn server() -> &'static Moto {
+        static BUCKET_MADE: OnceLock<()> = OnceLock::new();
+        let server = Moto::shared().unwrap();
+        BUCKET_MADE.get_or_init(|| server.make_bucket(BUCKET).unwrap());
+        server
+    }
+
+    /// A new prefix of the bucket, reached at `endpoint`.
+    pub(crate) fn s3_at(endpoint: &str) -> Root {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let root = format!("s3://{BUCKET}/prefix/{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut variables = Backend::server().variables();
+        variables.retain(|(key, _)| *key != "AWS_ENDPOINT_URL");
+        variables.push(("AWS_ENDPOINT_URL", endpoint));
+        open_root_with(&root, &Variables::these(variables)).unwrap()
     }
 
     pub(crate) fn all() -> Vec<Backend> {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("not/yet/there");
-        let store = create_root(&format!("file://{}", root.display())).unwrap();
-        vec![Backend::memory(), Backend { name: "file", store, _folder: Some(folder) }]
+        vec![Backend::memory(), Backend::file(), Backend::s3()]
     }
 
     pub(crate) fn run(&self, spec: &RunSpec) -> RunStore {
-        RunStore::with_store(self.store.clone(), &spec.name)
+        RunStore::at(self.root.clone(), &spec.name)
     }
 
     fn path(spec: &RunSpec, key: &str) -> Path {
@@ -44,16 +75,16 @@ impl Backend {
 
     /// The bytes of an object, past the crate's checks.
     pub(crate) async fn raw(&self, spec: &RunSpec, key: &str) -> Bytes {
-        self.store.get(&Backend::path(spec, key)).await.unwrap().bytes().await.unwrap()
+        self.root.store().get(&Backend::path(spec, key)).await.unwrap().bytes().await.unwrap()
     }
 
     /// Writes an object, past the crate's checks.
     pub(crate) async fn overwrite(&self, spec: &RunSpec, key: &str, bytes: impl Into<Bytes>) {
-        self.store.put(&Backend::path(spec, key), bytes.into().into()).await.unwrap();
+        self.root.store().put(&Backend::path(spec, key), bytes.into().into()).await.unwrap();
     }
 
     pub(crate) async fn remove(&self, spec: &RunSpec, key: &str) {
-        self.store.delete(&Backend::path(spec, key)).await.unwrap();
+        self.root.store().delete(&Backend::path(spec, key)).await.unwrap();
     }
 }
 
@@ -169,5 +200,5 @@ pub(crate) fn header(step: Step) -> ManifestHeader {
 
 /// Runs a future to its end on a runtime of its own, for property tests.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

@@ -1,0 +1,99 @@
+//! `polygram ckpt reshard`: a checkpoint written as another topology would have written it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use polygram_checkpoint::{CheckpointError, Committed, Manifest, ManifestHeader, Placement, RunStore};
+use polygram_domain::{RunFile, RunSpec};
+use serde::Serialize;
+
+use crate::args::{CkptReshardArgs, RootArgs, RunArgs};
+use crate::commands::{block_on, status, stored};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::RunPlace;
+use crate::units;
+
+#[derive(Debug, Serialize)]
+struct Document {
+    run: String,
+    root: String,
+    step: u64,
+    digest: String,
+    objects: usize,
+    bytes: u64,
+    /// Whether the very same checkpoint was there before.
+    was_there: bool,
+}
+
+pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
+    let from = RunPlace::resolve(&args.checkpoint.run)?;
+    let to = RunPlace::resolve(&RunArgs {
+        run: args.to_run.clone().unwrap_or_else(|| args.checkpoint.run.run.clone()),
+        root: RootArgs { root: args.to_root.clone().or_else(|| args.checkpoint.run.root.root.clone()) },
+    })?;
+    let is_same = from.name == to.name && from.root == to.root;
+    let resharded = block_on(async {
+        let source = stored::open(&from).await?.store;
+        let manifest = stored::checkpoint(&source, &from, args.checkpoint.step, printer).await?;
+        refuse_if_led(&to).await?;
+        let target = RunStore::create(&to.root.address(), &to.name)
+            .map_err(|error| stored::refused(&to.root, error))?;
+        let placement = if is_same { Placement::InPlace } else { Placement::Beside };
+        let failed = |error| stored::refused(&from.root, error);
+        let config = source.read_config(&manifest.config).await.map_err(failed)?;
+        let (spec, toml) = target_configuration(&config, args, &to)?;
+        write(&source, &manifest, (&target, placement), (&spec, &toml)).await.map_err(failed)
+    })?;
+    let document = Document {
+        run: to.name.to_string(),
+        root: to.root.to_string(),
+        step: resharded.manifest.step.0,
+        digest: resharded.digest.digest,
+        objects: resharded.manifest.objects.len(),
+        bytes: resharded.manifest.bytes(),
+        was_there: resharded.committed == Committed::Before,
+    };
+    printer.result(&document, || {
+        let Document { run, root, step, digest, objects, .. } = &document;
+        let size = units::bytes(document.bytes);
+        format!("{run} in {root} has step {step} in {objects} objects, {size}\nits state is the original's: {digest}")
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+async fn write(
+    source: &RunStore,
+    manifest: &Manifest,
+    (target, placement): (&RunStore, Placement),
+    (spec, toml): (&RunSpec, &str),
+) -> Result<polygram_checkpoint::Resharded, CheckpointError> {
+    target.root().probe_conditional_create().await?;
+    let config = target.put_config(toml).await?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let header = ManifestHeader { step: manifest.step, config, created_unix_ms: now.as_millis() as u64 };
+    source.reshard(manifest, (target, placement), (spec, header)).await
+}
+
+/// The checkpoint's configuration with the target's name and topology.
+fn target_configuration(config: &str, args: &CkptReshardArgs, to: &RunPlace) -> Outcome<(RunSpec, String)> {
+    let overrides = [
+        format!("run.name=\"{}\"", to.name),
+        format!("topology.workers={}", args.workers),
+        format!("topology.expert_parallel={}", args.expert_parallel),
+        format!("topology.shards={}", args.shards),
+    ];
+    let refused = |error: polygram_domain::ConfigError| Failure::usage(error.to_string());
+    let file = RunFile::parse(config, "the checkpoint's configuration", &overrides).map_err(refused)?;
+    let spec = file.resolve().map_err(refused)?;
+    Ok((spec, file.to_toml().map_err(refused)?))
+}
+
+/// Whoever leads a run also removes what no checkpoint of it needs.
+async fn refuse_if_led(place: &RunPlace) -> Outcome<()> {
+    // A run that does not exist yet is led by nobody.
+    match status::find(place).await {
+        Ok(found) if found.is_led() => Err(Failure::usage(format!("run {} is being trained", place.name))
+            .hint("stop it first, or write to another run with --to-run")),
+        _ => Ok(()),
+    }
+}

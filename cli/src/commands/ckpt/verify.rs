@@ -1,0 +1,116 @@
+//! `polygram ckpt verify`: everything read, and every object named that is not what was written.
+
+use polygram_checkpoint::{CheckpointError, Fault, RunStore, Verified, keys};
+use polygram_domain::Step;
+use serde::Serialize;
+
+use crate::args::CkptVerifyArgs;
+use crate::commands::{block_on, stored};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::RunPlace;
+use crate::units;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    step: u64,
+    sound: bool,
+    objects: usize,
+    bytes: u64,
+    damaged: Vec<DamagedObject>,
+    /// Whether the run will pass it over from now on.
+    set_aside: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DamagedObject {
+    key: String,
+    reason: String,
+}
+
+pub(crate) fn run(args: &CkptVerifyArgs, printer: &mut Printer) -> Outcome {
+    let place = RunPlace::resolve(&args.checkpoint.run)?;
+    let failed = |error| stored::refused(&place.root, error);
+    let reports = block_on(async {
+        let run = stored::open(&place).await?;
+        let there = run.store.committed_steps().await.map_err(failed)?;
+        let steps = match args.checkpoint.step {
+            _ if args.all => there,
+            Some(step) if there.contains(&Step(step)) => vec![Step(step)],
+            // Its absence is said as every command says it.
+            Some(_) => {
+                stored::checkpoint(&run.store, &place, args.checkpoint.step, printer).await?;
+                Vec::new()
+            }
+            // The newest there is, not the newest that looks whole: that is what one wants to know.
+            None => there.last().copied().into_iter().collect(),
+        };
+        if steps.is_empty() {
+            return Err(Failure::failed(format!("run {} has no checkpoint yet", place.name)));
+        }
+        let mut reports = Vec::new();
+        for step in steps {
+            let mut report = verify(&run.store, step, printer).await.map_err(failed)?;
+            if args.set_aside && !report.sound {
+                set_aside(&run.store, &report).await.map_err(failed)?;
+                report.set_aside = true;
+            }
+            reports.push(report);
+        }
+        Ok(reports)
+    })?;
+    printer.result(&reports, || reports.iter().map(human).collect())?;
+    let is_sound = reports.iter().all(|report| report.sound);
+    Ok(if is_sound { ExitStatus::Success } else { ExitStatus::Failed })
+}
+
+async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<Report, CheckpointError> {
+    let manifest = match store.read_manifest(step).await {
+        Ok(manifest) => manifest,
+        Err(error) if error.is_damage() => {
+            let damaged = vec![DamagedObject { key: keys::manifest(step), reason: error.to_string() }];
+            return Ok(Report {
+                step: step.0,
+                sound: false,
+                objects: 0,
+                bytes: 0,
+                damaged,
+                set_aside: false,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    let (total, mut read) = (manifest.bytes(), 0u64);
+    let is_live = printer.is_live();
+    let Verified { objects, bytes, faults } = store
+        .verify(&manifest, |entry| {
+            if is_live {
+                let (done, all) = (units::bytes(read), units::bytes(total));
+                printer.live(&format!("step {step}: {done} of {all} read, now {}", entry.key));
+            }
+            read = read.saturating_add(entry.bytes);
+        })
+        .await?;
+    let damaged: Vec<DamagedObject> =
+        faults.into_iter().map(|fault| DamagedObject { key: fault.key, reason: fault.reason }).collect();
+    Ok(Report { step: step.0, sound: damaged.is_empty(), objects, bytes, damaged, set_aside: false })
+}
+
+async fn set_aside(store: &RunStore, report: &Report) -> Result<(), CheckpointError> {
+    let fault = |object: &DamagedObject| Fault { key: object.key.clone(), reason: object.reason.clone() };
+    let faults = report.damaged.iter().map(fault).collect();
+    let found = Verified { objects: report.objects, bytes: report.bytes, faults };
+    store.set_aside_unsound(Step(report.step), &found).await
+}
+
+fn human(report: &Report) -> String {
+    let Report { step, objects, .. } = report;
+    let size = units::bytes(report.bytes);
+    if report.sound {
+        return format!("step {step}: {objects} objects, {size}: every byte is what was written\n");
+    }
+    let lines: String = report.damaged.iter().map(|object| format!("  {}\n", object.reason)).collect();
+    let aside =
+        if report.set_aside { "  set aside: the run continues from an older checkpoint\n" } else { "" };
+    format!("step {step}: {objects} objects, {size}: {} damaged\n{lines}{aside}", report.damaged.len())
+}

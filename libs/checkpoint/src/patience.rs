@@ -1,0 +1,210 @@
+//! How long a store is asked again, and what is worth asking again.
+//!
+//! Only requests that change nothing when repeated come here: reads, lists, deletions, writes of an object under a name
+//! of its own content, and Creates, which answer a repetition with "exists" and are then compared with what is there.
+
+use std::error::Error as _;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use object_store::Error;
+use object_store::client::{HttpError, HttpErrorKind};
+use tokio::time::Instant;
+
+/// Bytes a second that even a slow store moves; longer transfers get more time.
+const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// How long a store is asked again before its last error counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// With a store that has never answered: most likely its address is wrong.
+    pub before_first_answer: Duration,
+    /// With a store that has answered before.
+    pub in_all: Duration,
+    /// One attempt, beside a second per MiB that it moves.
+    pub attempt: Duration,
+    /// Pause after the first failure; it doubles from there, and varies by half.
+    pub first_pause: Duration,
+    /// Longest pause.
+    pub longest_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            before_first_answer: Duration::from_secs(20),
+            in_all: Duration::from_secs(300),
+            attempt: Duration::from_secs(30),
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The error that counts, and what came before it.
+#[derive(Debug)]
+pub(crate) struct GaveUp {
+    pub(crate) source: Error,
+    pub(crate) tries: u32,
+    pub(crate) waited: Duration,
+}
+
+impl Patience {
+    /// Calls `attempt`, which moves about `bytes`, until it succeeds, fails for good or time is up. `answered` tells
+    /// whether the store ever answered, and learns it.
+    pub(crate) async fn persist<T, F>(
+        &self,
+        answered: &AtomicBool,
+        bytes: u64,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, GaveUp>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let limit = self.attempt + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let (start, mut pause, mut tries) = (Instant::now(), self.first_pause, 0);
+        loop {
+            tries += 1;
+            let result =
+                tokio::time::timeout(limit, attempt()).await.unwrap_or_else(|_| Err(too_slow(limit)));
+            let source = match result {
+                Ok(value) => {
+                    answered.store(true, Ordering::Relaxed);
+                    return Ok(value);
+                }
+                Err(source) => source,
+            };
+            if is_answer(&source) {
+                answered.store(true, Ordering::Relaxed);
+            }
+            let deadline =
+                if answered.load(Ordering::Relaxed) { self.in_all } else { self.before_first_answer };
+            let wait = varied(pause);
+            if !is_passing(&source) || start.elapsed() + wait > deadline {
+                return Err(GaveUp { source, tries, waited: start.elapsed() });
+            }
+            tracing::debug!(tries, %source, ?wait, "the store failed; asking again");
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(self.longest_pause);
+        }
+    }
+}
+
+fn too_slow(limit: Duration) -> Error {
+    let text = format!("no answer within {} s", limit.as_secs());
+    Error::Generic { store: "store", source: text.into() }
+}
+
+/// Between half and all of `pause`, so that many processes do not come back at once.
+fn varied(pause: Duration) -> Duration {
+    let share = RandomState::new().build_hasher().finish() % 512;
+    pause.mul_f64(0.5 + share as f64 / 1024.0)
+}
+
+/// The status of the last answer, if the store is asked over HTTP and answered. The client tells it in words only.
+fn status(error: &Error) -> Option<u16> {
+    let text = error.to_string();
+    text.split_once("status code: ")?.1.get(..3)?.parse().ok()
+}
+
+/// Whether nothing listens where the store should be.
+pub(crate) fn is_unreachable(error: &Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(http) = cause.downcast_ref::<HttpError>() {
+            return http.kind() == HttpErrorKind::Connect;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// Whether the store itself spoke, however rudely.
+fn is_answer(error: &Error) -> bool {
+    !matches!(error, Error::Generic { .. } | Error::JoinError { .. }) || status(error).is_some()
+}
+
+/// Whether the same request may succeed later. Errors of a disk may not: a full one stays full.
+fn is_passing(error: &Error) -> bool {
+    match (error, status(error)) {
+        // 408: the request took too long to arrive. 429: too many of them.
+        (Error::Generic { .. }, Some(status)) => status >= 500 || status == 408 || status == 429,
+        (Error::Generic { store, .. }, None) => *store != "LocalFileSystem",
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    fn storm() -> Error {
+        Error::Generic { store: "test", source: "503 Slow Down".into() }
+    }
+
+    /// A second here is a millisecond.
+    fn hurried() -> Patience {
+        let Patience { before_first_answer, in_all, attempt, first_pause, longest_pause } =
+            Patience::default();
+        Patience {
+            before_first_answer: before_first_answer / 1000,
+            in_all: in_all / 1000,
+            attempt: attempt / 100,
+            first_pause: first_pause / 1000,
+            longest_pause: longest_pause / 1000,
+        }
+    }
+
+    async fn run(answered: bool, failures: u32, error: fn() -> Error) -> Result<u32, GaveUp> {
+        let (answered, calls) = (AtomicBool::new(answered), AtomicU32::new(0));
+        let attempt = || async {
+            let call = calls.fetch_add(1, Ordering::Relaxed);
+            if call < failures { Err(error()) } else { Ok(call) }
+        };
+        let patience = hurried();
+        patience.persist(&answered, 0, attempt).await
+    }
+
+    #[tokio::test]
+    async fn a_storm_is_outlasted() {
+        assert_eq!(run(true, 8, storm).await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn the_last_error_says_how_often_and_how_long() {
+        let given_up = run(true, u32::MAX, storm).await.unwrap_err();
+        assert!(given_up.tries > 5, "{given_up:?}");
+        assert!(given_up.waited > Duration::from_millis(200), "{given_up:?}");
+        let never_answered = run(false, u32::MAX, storm).await.unwrap_err();
+        assert!(never_answered.tries < given_up.tries, "{never_answered:?} {given_up:?}");
+    }
+
+    #[tokio::test]
+    async fn what_will_not_pass_is_not_asked_again() {
+        for error in [
+            || Error::PermissionDenied { path: "k".into(), source: "no".into() },
+            || Error::NotFound { path: "k".into(), source: "no".into() },
+            || Error::Generic { store: "LocalFileSystem", source: "disk full".into() },
+            || Error::Generic { store: "S3", source: "non-2xx status code: 400 Bad Request: x".into() },
+        ] as [fn() -> Error; 4]
+        {
+            assert_eq!(run(true, u32::MAX, error).await.unwrap_err().tries, 1);
+        }
+        let busy = || Error::Generic { store: "S3", source: "non-2xx status code: 503 Slow Down: x".into() };
+        assert!(run(true, u32::MAX, busy).await.unwrap_err().tries > 1);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_without_an_answer_ends() {
+        let answered = AtomicBool::new(true);
+        let given_up = Patience { in_all: Duration::from_millis(700), ..hurried() }
+            .persist::<(), _>(&answered, 0, std::future::pending)
+            .await
+            .unwrap_err();
+        assert!((2..=3).contains(&given_up.tries), "{given_up:?}");
+        assert!(given_up.source.to_string().contains("no answer within"), "{given_up:?}");
+    }
+}

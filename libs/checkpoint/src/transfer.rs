@@ -1,0 +1,280 @@
+//! Requests to a root's store: each with a deadline, repeated while that can help, and with an error that says what to do.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{
+    Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
+use polygram_domain::RunName;
+use tokio::sync::SemaphorePermit;
+
+use crate::error::{CheckpointError, FailedRequest};
+use crate::patience::{GaveUp, is_unreachable};
+use crate::root::{Root, UPLOAD_WINDOW_BYTES};
+
+/// Parts of one object that are on their way at a time.
+const PARTS_AT_ONCE: usize = 4;
+
+/// What a write with Create found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Created {
+    /// Nothing: the object is new.
+    New,
+    /// An object of that name and this very content. It may be ours, its answer lost.
+    Same,
+    /// An object of that name with another content.
+    Other,
+}
+
+/// An object of a root: its place in the store, and what it is called in messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) path: Path,
+    pub(crate) key: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// The object `key` of a run.
+    pub(crate) fn in_run(run: &RunName, key: &'a str) -> Result<Place<'a>, CheckpointError> {
+        match Path::parse(format!("runs/{run}/{key}")) {
+            Ok(path) => Ok(Place { path, key }),
+            Err(e) => Err(CheckpointError::damaged(key, format!("not a legal object name: {e}"))),
+        }
+    }
+}
+
+impl Root {
+    async fn persist<T, F>(
+        &self,
+        (action, key, bytes): (&'static str, &str, u64),
+        attempt: impl FnMut() -> F,
+    ) -> Result<T, CheckpointError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let result = self.patience.persist(&self.answered, bytes, attempt).await;
+        result.map_err(|gave_up| self.refused(action, key, gave_up))
+    }
+
+    fn refused(&self, action: &'static str, key: &str, gave_up: GaveUp) -> CheckpointError {
+        let GaveUp { source, tries, waited } = gave_up;
+        let advice = self.advice(&source);
+        let key = key.to_owned();
+        if advice.is_none() && matches!(source, Error::NotFound { .. }) {
+            return CheckpointError::Missing { key };
+        }
+        let failed = Box::new(FailedRequest { action, key, tries, waited, source });
+        match advice {
+            Some(advice) => CheckpointError::Refused { root: self.name.to_string(), advice, failed },
+            None => CheckpointError::Store(failed),
+        }
+    }
+
+    /// What an operator can do about an error that is about the whole store, not about one object.
+    fn advice(&self, source: &Error) -> Option<String> {
+        let cloud = self.cloud?;
+        let text = source.to_string();
+        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if has(&["NoSuchBucket", "ContainerNotFound", "bucket does not exist"]) {
+            return Some("the bucket does not exist: create it, or correct the root".into());
+        }
+        if matches!(source, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) {
+            let variables = cloud.variables();
+            return Some(format!(
+                "it refuses these credentials: check {variables}, and what they may do there"
+            ));
+        }
+        // Without credentials in the environment the client asks the machine's own metadata service.
+        if has(&["169.254.169.254", "metadata.google.internal", "169.254.170."]) {
+            return Some(format!("no credentials were found: set {}", cloud.variables()));
+        }
+        is_unreachable(source)
+            .then(|| format!("nothing answers at its endpoint: check the network, and {}", cloud.variables()))
+    }
+
+    /// Reads a whole object, unverified.
+    pub(crate) async fn get(&self, place: &Place<'_>) -> Result<Bytes, CheckpointError> {
+        self.persist(("read", place.key, 0), || async {
+            let result = self.store.get(&place.path).await?;
+            let wanted = result.range.end - result.range.start;
+            all_of(result.bytes().await?, wanted)
+        })
+        .await
+    }
+
+    /// Reads `range` of an object that is `length` bytes long, unverified. An object of another length is damaged.
+    pub(crate) async fn get_range(
+        &self,
+        place: &Place<'_>,
+        (range, length): (Range<u64>, u64),
+    ) -> Result<Bytes, CheckpointError> {
+        let wanted = range.end.saturating_sub(range.start);
+        let read = self
+            .persist(("read", place.key, wanted), || async {
+                let options =
+                    GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+                let result = match self.store.get_opts(&place.path, options).await {
+                    Ok(result) => result,
+                    Err(error @ Error::NotFound { .. }) => return Err(error),
+                    // A range beyond the end of a shorter object is an error of each store's own kind.
+                    Err(error) => match self.store.head(&place.path).await {
+                        Ok(meta) if meta.size != length => return Ok(Err(meta.size)),
+                        _ => return Err(error),
+                    },
+                };
+                if result.meta.size != length {
+                    return Ok(Err(result.meta.size));
+                }
+                Ok(Ok(all_of(result.bytes().await?, wanted)?))
+            })
+            .await?;
+        read.map_err(|found| {
+            CheckpointError::damaged(place.key, format!("{found} bytes long, {length} were written"))
+        })
+    }
+
+    /// Writes an object under a name of its own content, or one that may be replaced. Long ones go in parts where the
+    /// root says so. No more than the upload window is on its way at once.
+    pub(crate) async fn put(&self, place: &Place<'_>, payload: PutPayload) -> Result<(), CheckpointError> {
+        let bytes = payload.content_length();
+        let request = ("write", place.key, bytes as u64);
+        match self.part_bytes {
+            Some(part) if bytes > part => {
+                let _window = self.window(bytes.min(PARTS_AT_ONCE * part)).await?;
+                let parts = cut(payload, part);
+                self.persist(request, || self.put_parts(&place.path, &parts)).await
+            }
+            part => {
+                // What goes to this machine's own disk has no way to crowd.
+                let _window = if part.is_some() { Some(self.window(bytes).await?) } else { None };
+                let put = || async { self.store.put(&place.path, payload.clone()).await.map(drop) };
+                self.persist(request, put).await
+            }
+        }
+    }
+
+    /// Waits until so many bytes may be on their way.
+    async fn window(&self, bytes: usize) -> Result<SemaphorePermit<'_>, CheckpointError> {
+        let permits = bytes.min(UPLOAD_WINDOW_BYTES) as u32;
+        self.uploading.acquire_many(permits).await.map_err(|_| CheckpointError::ShuttingDown)
+    }
+
+    async fn put_parts(&self, path: &Path, parts: &[PutPayload]) -> Result<(), Error> {
+        let mut upload = self.store.put_multipart(path).await?;
+        let sending: Vec<_> = parts.iter().map(|part| upload.put_part(part.clone())).collect();
+        let sent = in_order(sending, PARTS_AT_ONCE).try_for_each(|()| std::future::ready(Ok(()))).await;
+        match sent {
+            Ok(()) => upload.complete().await.map(drop),
+            Err(error) => {
+                if let Err(left) = upload.abort().await {
+                    tracing::warn!(%path, %left, "parts of a failed upload are left; let a lifecycle rule remove them");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes an object unless one of that name exists; of several concurrent calls with different contents exactly one
+    /// makes it. A lost answer is resolved by reading back.
+    pub(crate) async fn create(&self, place: &Place<'_>, payload: Bytes) -> Result<Created, CheckpointError> {
+        self.persist(("write", place.key, payload.len() as u64), || async {
+            let options = PutOptions::from(PutMode::Create);
+            match self.store.put_opts(&place.path, payload.clone().into(), options).await {
+                Ok(_) => Ok(Created::New),
+                Err(Error::AlreadyExists { .. }) => match self.store.get(&place.path).await {
+                    Ok(found) => {
+                        let is_same = found.bytes().await? == payload;
+                        Ok(if is_same { Created::Same } else { Created::Other })
+                    }
+                    // S3 answers "conflict" while another Create of the name is under way and may yet fail.
+                    Err(Error::NotFound { .. }) => Err(Error::Generic {
+                        store: "create",
+                        source: "it is said to exist, and cannot be read".into(),
+                    }),
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Removes an object; one that is gone already is no error.
+    pub(crate) async fn delete(&self, place: &Place<'_>) -> Result<(), CheckpointError> {
+        let deleted = self.persist(("delete", place.key, 0), || self.store.delete(&place.path)).await;
+        match deleted {
+            Err(CheckpointError::Missing { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Every object under a folder, in no order.
+    pub(crate) async fn list(&self, place: &Place<'_>) -> Result<Vec<ObjectMeta>, CheckpointError> {
+        self.persist(("list", place.key, 0), || self.store.list(Some(&place.path)).try_collect()).await
+    }
+
+    /// Names of the folders right under a folder.
+    pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>, CheckpointError> {
+        let path = Path::from(folder);
+        let listing =
+            self.persist(("list", folder, 0), || self.store.list_with_delimiter(Some(&path))).await?;
+        Ok(listing.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+    }
+}
+
+/// `bytes` if they are as many as `wanted`; a store that sends fewer is asked again.
+fn all_of(bytes: Bytes, wanted: u64) -> Result<Bytes, Error> {
+    if bytes.len() as u64 == wanted {
+        return Ok(bytes);
+    }
+    let text = format!("{} bytes came, {wanted} were asked for", bytes.len());
+    Err(Error::Generic { store: "read", source: text.into() })
+}
+
+/// A payload as payloads of `size` bytes, the last one shorter. Nothing is copied.
+fn cut(payload: PutPayload, size: usize) -> Vec<PutPayload> {
+    let (mut parts, mut open, mut room) = (Vec::new(), Vec::new(), size);
+    for mut chunk in payload {
+        while !chunk.is_empty() {
+            let piece = chunk.split_to(chunk.len().min(room));
+            room -= piece.len();
+            open.push(piece);
+            if room == 0 {
+                parts.push(std::mem::take(&mut open).into_iter().collect());
+                room = size;
+            }
+        }
+    }
+    if !open.is_empty() {
+        parts.push(open.into_iter().collect());
+    }
+    parts
+}
+
+/// The stream of `futures`, at most `at_once` of them running, results in order.
+pub(crate) fn in_order<F: Future>(
+    futures: impl IntoIterator<Item = F>,
+    at_once: usize,
+) -> impl futures::Stream<Item = F::Output> {
+    futures::stream::iter(futures).buffered(at_once)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_cut_without_loss() {
+        let chunks = [Bytes::from_static(b"abc"), Bytes::from_static(b"defghij"), Bytes::from_static(b"k")];
+        for size in 1..13 {
+            let parts = cut(chunks.iter().cloned().collect(), size);
+            let bytes: Vec<Vec<u8>> =
+                parts.iter().map(|p| p.iter().flat_map(|b| b.to_vec()).collect()).collect();
+            assert_eq!(bytes.concat(), b"abcdefghijk");
+            assert!(bytes[..bytes.len() - 1].iter().all(|part| part.len() == size));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What stays and what goes: pins, and objects that nobody names.
+
+use polygram_checkpoint::{CheckpointError, Committed, Manifest, RunStore};
+use polygram_domain::{RunSpec, Step};
+
+use crate::support::{Backend, ONE, State, header, spec};
+
+async fn commit(store: &RunStore, spec: &RunSpec, step: u64) -> Manifest {
+    let manifest = State::new(spec, 1, step).manifest(store, spec, ONE).await;
+    assert_eq!(store.commit(&manifest).await.unwrap(), Committed::Now);
+    manifest
+}
+
+#[tokio::test]
+async fn a_pinned_checkpoint_outlives_retention() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        let pinned = commit(&store, &spec, 10).await;
+        store.pin(Step(10)).await.unwrap();
+        store.pin(Step(10)).await.unwrap();
+        let absent = store.pin(Step(11)).await.unwrap_err();
+        assert!(matches!(absent, CheckpointError::Missing { .. }), "{absent}");
+        for step in [20, 30, 40] {
+            commit(&store, &spec, step).await;
+        }
+        let retained = store.retain(2).await.unwrap();
+        assert_eq!(retained.kept, [Step(40), Step(30), Step(10)], "{}", backend.name);
+        assert_eq!(retained.removed, [Step(20)]);
+        assert!(
+            store.verify(&pinned, |_| {}).await.unwrap().faults.iter().all(|f| f.key.starts_with("config/"))
+        );
+        assert_eq!(store.garbage().await.unwrap(), []);
+        store.unpin(Step(10)).await.unwrap();
+        store.unpin(Step(10)).await.unwrap();
+        assert!(store.pinned_steps().await.unwrap().is_empty());
+        assert_eq!(store.retain(2).await.unwrap().removed, [Step(10)]);
+        assert_eq!(store.committed_steps().await.unwrap(), [Step(30), Step(40)]);
+    }
+}
+
+#[tokio::test]
+async fn garbage_is_what_no_checkpoint_needs_and_no_commit_may() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        // Without a checkpoint anything may be on its way.
+        State::new(&spec, 5, 30).write(&store, ONE).await;
+        assert_eq!(store.garbage().await.unwrap(), [], "{}", backend.name);
+        let kept = commit(&store, &spec, 20).await;
+        let unreadable = commit(&store, &spec, 30).await;
+        let newest = commit(&store, &spec, 40).await;
+        backend.overwrite(&spec, "ckpt/commit/000000000030.json", "{}").await;
+        let aborted = State::new(&spec, 2, 40).write(&store, ONE).await;
+        let coming = State::new(&spec, 2, 50).write(&store, ONE).await;
+        let garbage = store.garbage().await.unwrap();
+        let mut found: Vec<&str> = garbage.iter().map(|object| object.key.as_str()).collect();
+        found.sort_unstable();
+        let mut expected: Vec<&str> =
+            aborted.iter().flat_map(|part| part.objects.iter().map(|object| object.key.as_str())).collect();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{}", backend.name);
+        store.remove_garbage(&garbage).await.unwrap();
+        assert_eq!(store.garbage().await.unwrap(), []);
+        for manifest in [&kept, &unreadable, &newest] {
+            store.digest(manifest).await.unwrap();
+        }
+        let next = Manifest::assemble(&spec, header(Step(50)), &coming).unwrap();
+        assert_eq!(store.commit(&next).await.unwrap(), Committed::Now);
+    }
+}

@@ -1,0 +1,120 @@
+//! `polygram ckpt` on a run's checkpoints, in a folder and over the S3 protocol.
+
+use polygram_tests::{Cluster, Engine, Moto};
+use serde_json::Value;
+
+const RUN: [&str; 4] =
+    ["training.steps=40", "checkpoint.every_steps=10", "checkpoint.keep=2", "topology.workers=2"];
+
+fn clusters() -> Vec<Cluster> {
+    let tiny = || Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    vec![tiny(), tiny().on_s3(Moto::shared().unwrap()).unwrap()]
+}
+
+fn steps(listed: &Value) -> Vec<(u64, bool)> {
+    let lines = listed.as_array().unwrap().iter();
+    lines.map(|line| (line["step"].as_u64().unwrap(), line["pinned"].as_bool().unwrap())).collect()
+}
+
+#[test]
+fn checkpoints_are_listed_shown_compared_and_pinned() {
+    for cluster in clusters() {
+        cluster.train(&["training.stop_at_step=10"]).unwrap().success().unwrap();
+        cluster.ckpt("pin", &["10"]).unwrap().success().unwrap();
+        cluster.train(&[]).unwrap().success().unwrap();
+        let listed = cluster.ckpt_json("ls", &[]).unwrap();
+        assert_eq!(steps(&listed), [(10, true), (30, false), (40, false)], "{}", cluster.root_url());
+        assert!(listed[0]["bytes"].as_u64().unwrap() > 10_000 && listed[0]["damage"].is_null());
+        let text = cluster.ckpt("ls", &[]).unwrap().success().unwrap().stdout;
+        assert_eq!(text.lines().count(), 4, "{text}");
+
+        let shown = cluster.ckpt_json("show", &["--step", "30"]).unwrap();
+        assert_eq!(shown["step"], 30);
+        let members: Vec<&String> = shown["members"].as_object().unwrap().keys().collect();
+        assert_eq!(members, ["shard-0", "shard-1", "worker-0", "worker-1"]);
+        let names = |class: &str| shown["tensors"][class]["names"].as_u64().unwrap();
+        assert_eq!(names("optimizer"), 2 * names("dense"));
+        assert_eq!(shown["tables"].as_object().unwrap().len(), 4);
+        let text = cluster.ckpt("show", &["-v"]).unwrap().success().unwrap().stdout;
+        assert!(text.contains("tiny at step 40") && text.contains("ckpt/data/"), "{text}");
+
+        cluster.ckpt("diff", &["30", "30"]).unwrap().success().unwrap();
+        let differing = cluster.ckpt("diff", &["10", "40"]).unwrap();
+        assert_eq!(differing.status.code(), Some(1), "{}", differing.said());
+        assert!(differing.stdout.contains("lm_head.weight: other values"), "{}", differing.said());
+
+        cluster.ckpt("unpin", &["10"]).unwrap().success().unwrap();
+        assert_eq!(steps(&cluster.ckpt_json("ls", &[]).unwrap())[0], (10, false));
+        let message = cluster.ckpt("pin", &["11"]).unwrap().refusal().unwrap();
+        assert!(message.contains("no checkpoint of step 11") && message.contains("10, 30, 40"), "{message}");
+        assert_eq!(cluster.ckpt_json("gc", &[]).unwrap()["objects"].as_array().unwrap().len(), 0);
+    }
+}
+
+#[test]
+fn verify_reads_everything_and_names_what_is_damaged() {
+    let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    cluster.train(&[]).unwrap().success().unwrap();
+    cluster.ckpt("verify", &["--all"]).unwrap().success().unwrap();
+    let shown = cluster.ckpt_json("show", &[]).unwrap();
+    let keys: Vec<&str> =
+        shown["objects"].as_array().unwrap().iter().map(|object| object["key"].as_str().unwrap()).collect();
+    assert!(keys.len() >= 6, "{keys:?}");
+    let place = |key: &str| cluster.root().join("runs/tiny").join(key);
+    let last = keys.len() - 1;
+    let mut bytes = std::fs::read(place(keys[0])).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 16;
+    std::fs::write(place(keys[0]), &bytes).unwrap();
+    std::fs::write(place(keys[1]), "short").unwrap();
+    std::fs::remove_file(place(keys[last])).unwrap();
+
+    let verified = cluster.ckpt("verify", &[]).unwrap();
+    assert_eq!(verified.status.code(), Some(1), "{}", verified.said());
+    let report = &cluster.ckpt_json("verify", &[]).unwrap()[0];
+    let damaged: Vec<&str> =
+        report["damaged"].as_array().unwrap().iter().map(|object| object["key"].as_str().unwrap()).collect();
+    assert_eq!(damaged, [keys[0], keys[1], keys[last]]);
+    for key in damaged {
+        assert!(verified.stdout.contains(key), "{key} is not named:\n{}", verified.said());
+    }
+    assert!(cluster.ckpt("ls", &[]).unwrap().stdout.contains("damaged"));
+
+    // A run that goes on falls back to the checkpoint before, says so, and ends with the bits it had.
+    let whole = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    whole.train(&[]).unwrap().success().unwrap();
+    cluster.train(&[]).unwrap().success().unwrap();
+    assert_eq!(cluster.digest().unwrap(), whole.digest().unwrap());
+}
+
+/// One flipped bit changes no length: the checkpoint looks whole, and whoever loads it finds out.
+#[test]
+fn a_flipped_bit_is_never_loaded() {
+    let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    cluster.train(&["training.stop_at_step=20"]).unwrap().success().unwrap();
+    let shown = cluster.ckpt_json("show", &[]).unwrap();
+    let objects: Vec<&str> =
+        shown["objects"].as_array().unwrap().iter().map(|object| object["key"].as_str().unwrap()).collect();
+    for end in [".safetensors", ".rows"] {
+        let key = objects.iter().find(|key| key.ends_with(end)).unwrap();
+        let place = cluster.root().join("runs/tiny").join(key);
+        let sound = std::fs::read(&place).unwrap();
+        let mut bytes = sound.clone();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&place, &bytes).unwrap();
+        let message = cluster.train(&[]).unwrap().refusal().unwrap();
+        assert!(message.contains(key), "{key} is not named:\n{message}");
+        if end == ".safetensors" {
+            std::fs::write(&place, &sound).unwrap();
+        }
+    }
+    // Nobody has another copy of the rows: the checkpoint before is what there is.
+    let report = cluster.ckpt_json("verify", &["--set-aside"]).unwrap();
+    assert_eq!(report[0]["set_aside"], true);
+    assert_eq!(cluster.commits().unwrap(), [10]);
+    cluster.train(&[]).unwrap().success().unwrap();
+    let whole = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    whole.train(&[]).unwrap().success().unwrap();
+    assert_eq!(cluster.digest().unwrap(), whole.digest().unwrap());
+}

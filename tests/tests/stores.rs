@@ -1,0 +1,65 @@
+//! The same run on an object store as in a folder: same bits, killed and resumed, with the same tools.
+
+use std::time::Duration;
+
+use polygram_tests::{Cluster, Engine, Moto};
+use rustix::process::Signal;
+
+const RUN: [&str; 5] = [
+    "training.steps=40",
+    "checkpoint.every_steps=8",
+    "topology.workers=2",
+    "topology.shards=2",
+    "run.failure_detection_seconds=60",
+];
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_run_on_s3_is_killed_resumed_and_ends_with_the_bits_of_a_folders() {
+    let here = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    here.train(&[]).unwrap().success().unwrap();
+
+    let server = Moto::shared().unwrap();
+    let there = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).on_s3(server).unwrap();
+    // Worker 1 stands still in step 27, so that the launcher can be killed in the middle of the run.
+    let freeze = ("POLYGRAM_FAULT", "1 27 reducing freeze");
+    let mut running = there.start_with(&[], &[freeze]).unwrap();
+    there.await_step(&mut running, 26).unwrap();
+    running.signal(running.pid(), Signal::KILL).unwrap();
+    running.wait(END_LIMIT).unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    let steps = |cluster: &Cluster| -> Vec<u64> {
+        let listed = cluster.ckpt_json("ls", &[]).unwrap();
+        listed.as_array().unwrap().iter().map(|line| line["step"].as_u64().unwrap()).collect()
+    };
+    let committed = steps(&there);
+    assert!(committed.last().is_some_and(|last| (16..=24).contains(last)), "{committed:?}");
+
+    there.train(&[]).unwrap().success().unwrap();
+    assert_eq!(there.digest().unwrap(), here.digest().unwrap());
+    assert_eq!(there.metrics().unwrap(), here.metrics().unwrap());
+    assert_eq!(steps(&there), steps(&here));
+    assert_eq!(there.ckpt_json("verify", &["--all"]).unwrap()[0]["sound"], true);
+    let status = there.status().unwrap();
+    assert_eq!((status.state.as_str(), status.step), ("completed", 40));
+}
+
+#[test]
+fn a_store_that_cannot_be_used_is_named_before_anything_starts() {
+    let server = Moto::shared().unwrap();
+    let there = Cluster::tiny(Engine::Drill).unwrap().on_s3(server).unwrap();
+    let train = |root: &str, variables: &[(&str, &str)]| {
+        let run_file = polygram_tests::repository().join("configs/tiny.toml");
+        let mut command = std::process::Command::new(polygram_tests::program("polygram").unwrap());
+        command.arg("train").arg(run_file).args(["--root", root]).envs(server.variables());
+        command.envs(variables.iter().copied()).current_dir(there.folder());
+        let mut running = polygram_tests::Running::start(command, there.folder()).unwrap();
+        running.wait(END_LIMIT).unwrap().refusal().unwrap()
+    };
+    let message = train("s3://no-such-bucket/x", &[]);
+    assert!(message.contains("s3://no-such-bucket/x") && message.contains("create it"), "{message}");
+    let message = train(there.root_url(), &[("AWS_CONDITIONAL_PUT", "disabled")]);
+    assert!(message.contains("If-None-Match"), "{message}");
+    let message = train("ftp://host/x", &[]);
+    assert!(message.contains("s3://bucket/prefix"), "{message}");
+}
