@@ -1,29 +1,31 @@
 //! `polygram ckpt` on a run's checkpoints, in a folder and over the S3 protocol.
 
+use anyhow::{Error, Result};
 use polygram_tests::{Cluster, Engine, Moto};
 use serde_json::Value;
 
 const RUN: [&str; 4] =
     ["training.steps=40", "checkpoint.every_steps=10", "checkpoint.keep=2", "topology.workers=2"];
 
-fn clusters() -> Vec<Cluster> {
-    let tiny = || Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
-    vec![tiny(), tiny().on_s3(Moto::shared().unwrap()).unwrap()]
+fn clusters() -> Result<Vec<Cluster>> {
+    let tiny = || Ok::<_, Error>(Cluster::tiny(Engine::Drill)?.with(&RUN));
+    Ok(vec![tiny()?, tiny()?.on_s3(Moto::shared()?)?])
 }
 
-fn steps(listed: &Value) -> Vec<(u64, bool)> {
-    let lines = listed.as_array().unwrap().iter();
-    lines.map(|line| (line["step"].as_u64().unwrap(), line["pinned"].as_bool().unwrap())).collect()
+/// Step, and whether it is pinned.
+fn steps(listed: &Value) -> Option<Vec<(u64, bool)>> {
+    let step = |line: &Value| Some((line["step"].as_u64()?, line["pinned"].as_bool()?));
+    listed.as_array()?.iter().map(step).collect()
 }
 
 #[test]
 fn checkpoints_are_listed_shown_compared_and_pinned() {
-    for cluster in clusters() {
+    for cluster in clusters().unwrap() {
         cluster.train(&["training.stop_at_step=10"]).unwrap().success().unwrap();
         cluster.ckpt("pin", &["10"]).unwrap().success().unwrap();
         cluster.train(&[]).unwrap().success().unwrap();
         let listed = cluster.ckpt_json("ls", &[]).unwrap();
-        assert_eq!(steps(&listed), [(10, true), (30, false), (40, false)], "{}", cluster.root_url());
+        assert_eq!(steps(&listed).unwrap(), [(10, true), (30, false), (40, false)], "{}", cluster.root_url());
         assert!(listed[0]["bytes"].as_u64().unwrap() > 10_000 && listed[0]["damage"].is_null());
         let text = cluster.ckpt("ls", &[]).unwrap().success().unwrap().stdout;
         assert_eq!(text.lines().count(), 4, "{text}");
@@ -44,7 +46,7 @@ fn checkpoints_are_listed_shown_compared_and_pinned() {
         assert!(differing.stdout.contains("lm_head.weight: other values"), "{}", differing.said());
 
         cluster.ckpt("unpin", &["10"]).unwrap().success().unwrap();
-        assert_eq!(steps(&cluster.ckpt_json("ls", &[]).unwrap())[0], (10, false));
+        assert_eq!(steps(&cluster.ckpt_json("ls", &[]).unwrap()).unwrap()[0], (10, false));
         let message = cluster.ckpt("pin", &["11"]).unwrap().refusal().unwrap();
         assert!(message.contains("no checkpoint of step 11") && message.contains("10, 30, 40"), "{message}");
         assert_eq!(cluster.ckpt_json("gc", &[]).unwrap()["objects"].as_array().unwrap().len(), 0);

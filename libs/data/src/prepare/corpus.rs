@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use arrow_array::{Array, LargeStringArray, RecordBatch, StringArray, StringViewArray};
@@ -147,7 +148,9 @@ fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Nex
     let failed = |problem| DataError::Corpus { place: path.display().to_string(), problem };
     let broken = |error: &dyn std::fmt::Display| failed(format!("not a readable parquet file: {error}"));
     let file = File::open(path).map_err(DataError::io("open", path))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(&e))?;
+    let builder = sound(|| ParquetRecordBatchReaderBuilder::try_new(file))
+        .map_err(|e| broken(&e))?
+        .map_err(|e| broken(&e))?;
     let columns: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
     let Some(index) = columns.iter().position(|&name| name == column) else {
         return Err(failed(format!(
@@ -156,8 +159,9 @@ fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Nex
         )));
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let reader = builder.with_projection(mask).with_batch_size(1024).build().map_err(|e| broken(&e))?;
-    for batch in reader {
+    let build = || builder.with_projection(mask).with_batch_size(1024).build();
+    let mut reader = sound(build).map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
+    while let Some(batch) = sound(|| reader.next()).map_err(|e| broken(&e))? {
         let batch = batch.map_err(|e| broken(&e))?;
         let Some(next) = offer_rows(&batch, offer) else {
             let kind = batch.schema().field(0).data_type().clone();
@@ -168,6 +172,14 @@ fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Nex
         }
     }
     Ok(())
+}
+
+/// The library panics on some damaged files, where it trusts lengths that it read. What it was reading is not used again.
+fn sound<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic.downcast_ref::<&str>().map_or("damaged".into(), |message| (*message).into()),
+    })
 }
 
 /// Offers the strings of the batch's only column; `None` when it has none.
