@@ -10,12 +10,12 @@
 //! its norm's weight.
 
 use polygram_domain::ModelSpec;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::context::CellContext;
 use crate::error::Result;
 use crate::gradient::BucketGradient;
-use crate::kernels::{Adds, Attended, Heads, Normed, assemble, disassemble};
+use crate::kernels::{Adds, Attended, Heads, Normed, are_plain, assemble, disassemble};
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::parameters::Weights;
@@ -163,7 +163,7 @@ impl Attention {
         let heads_first = |x: &Tensor| x.f_transpose(1, 2);
         let (q, k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
         let none = None::<&Tensor>;
-        if is_flash(&q)? {
+        if are_plain(&[&q]) {
             let (output, logsumexp) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
                 &q, &k, &v, 0.0, true, none, self.scale,
             )?;
@@ -216,8 +216,4 @@ impl Softmax {
             Softmax::Graph { output, .. } => output.detach(),
         }
     }
-}
-
-fn is_flash(q: &Tensor) -> Result<bool> {
-    Ok(q.device() == Device::Cpu && q.f_kind()? == Kind::Float)
 }

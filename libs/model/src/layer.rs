@@ -63,8 +63,6 @@ struct HalfPass {
 struct Block {
     work: Work,
     pass: ExpertsPass,
-    /// `[c, D]`, until it has been sent.
-    mixed: Tensor,
 }
 
 /// What one layer did with one cell.
@@ -141,8 +139,8 @@ impl Layer {
         let (rows, gates) = (routed.dispatch.rows_of(h)?, routed.gates.f_detach()?);
         group.start(routed.dispatch.messages(group.size(), &rows, Some(&gates))?)?;
         let (x2, middle) = first.ffn.forward(&front.between, h, cell)?;
-        let blocks = self.compute(self.experts.work(group.finish()?)?)?;
-        group.start(outputs(&blocks)?)?;
+        let (blocks, outputs) = self.compute(self.experts.work(group.finish()?)?)?;
+        group.start(outputs)?;
         let back = second.attend(&x2, cell)?;
         let (mut output, last) = second.ffn.forward(&back.between, &back.normed_post.output, cell)?;
         let (mixed, _) = routed.dispatch.joined(&group.finish()?)?;
@@ -164,7 +162,8 @@ impl Layer {
         let (x2, middle) = first.ffn.forward(&front.between, &front.normed_post.output, cell)?;
         let back = second.attend(&x2, cell)?;
         let (_, last) = second.ffn.forward(&back.between, &back.normed_post.output, cell)?;
-        Ok(Kept { blocks: self.compute(received.0)?, front, routed, middle, x2, back, last })
+        let (blocks, _) = self.compute(received.0)?;
+        Ok(Kept { blocks, front, routed, middle, x2, back, last })
     }
 
     /// Gradients of `⟨output, by_output⟩` and the auxiliary losses: by the pass's input `x`, which is returned, and by the
@@ -211,8 +210,8 @@ impl Layer {
             (0..group.size()).map(|_| group.empty(self.experts.len(), true)).collect::<Result<Vec<_>>>()
         };
         group.start(nothing(group)?)?;
-        let blocks = self.compute(self.experts.work(group.finish()?)?)?;
-        group.start(outputs(&blocks)?)?;
+        let (blocks, outputs) = self.compute(self.experts.work(group.finish()?)?)?;
+        group.start(outputs)?;
         group.finish()?;
         Ok(received(blocks))
     }
@@ -227,7 +226,7 @@ impl Layer {
         let empty = (0..group.size()).map(|_| group.empty(self.experts.len(), false));
         let empty = empty.collect::<Result<Vec<_>>>()?;
         group.start(empty)?;
-        let blocks = self.compute(received.0)?;
+        let (blocks, _) = self.compute(received.0)?;
         let answers = self.differentiate(blocks, group.finish()?, gradients)?;
         group.start(answers)?;
         group.finish()?;
@@ -235,13 +234,15 @@ impl Layer {
         Ok(())
     }
 
-    /// This rank's experts, for the tokens of every rank.
-    fn compute(&self, work: Vec<Work>) -> Result<Vec<Block>> {
-        let block = |work: Work| {
+    /// This rank's experts, for the tokens of every rank, and the answers to them.
+    fn compute(&self, work: Vec<Work>) -> Result<(Vec<Block>, Vec<Message>)> {
+        let (mut blocks, mut outputs) = (Vec::with_capacity(work.len()), Vec::new());
+        for work in work {
             let (mixed, pass) = self.experts.forward(&work)?;
-            Ok(Block { work, pass, mixed })
-        };
-        work.into_iter().map(block).collect()
+            outputs.extend(work.answers(&mixed, None)?);
+            blocks.push(Block { work, pass });
+        }
+        Ok((blocks, outputs))
     }
 
     /// Backward of [`Layer::compute`]: the answers to every rank, and the experts' gradients.
@@ -253,13 +254,13 @@ impl Layer {
     ) -> Result<Vec<Message>> {
         let mut answers = Vec::with_capacity(by_mixed.len());
         let mut by_mixed = by_mixed.into_iter();
-        for (source, Block { work, pass, mixed }) in blocks.into_iter().enumerate() {
+        for (source, Block { work, pass }) in blocks.into_iter().enumerate() {
             let by_mixed = work.arranged(&mut by_mixed)?;
-            if by_mixed.size() != mixed.size() {
+            if by_mixed.size() != work.rows.size() {
                 return Err(ModelError::input(
                     "expert exchange",
                     format!("gradients of {:?} for block {source}", by_mixed.size()),
-                    format!("those of its outputs {:?}", mixed.size()),
+                    format!("those of its outputs {:?}", work.rows.size()),
                 ));
             }
             let mut own = gradients.fold.begin(self.bucket + 1);
@@ -309,13 +310,4 @@ impl Kept {
 
 fn received(blocks: Vec<Block>) -> Received {
     Received(blocks.into_iter().map(|block| block.work).collect())
-}
-
-/// The answers to every rank.
-fn outputs(blocks: &[Block]) -> Result<Vec<Message>> {
-    let mut messages = Vec::new();
-    for block in blocks {
-        messages.extend(block.work.answers(&block.mixed, None)?);
-    }
-    Ok(messages)
 }

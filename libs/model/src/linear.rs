@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::gradient::BucketGradient;
+use crate::kernels::are_plain;
 use crate::parameters::{Precision, Weights};
 
 /// A weight `[out, in]`: a view into the flat buffer, and where its gradient belongs.
@@ -94,8 +95,7 @@ impl Linear {
 
     /// By the weight, written to its place: `byᵀ·x`.
     pub(crate) fn by_weight(&self, by: &Tensor, x: &Tensor, dense: &mut BucketGradient) -> Result<()> {
-        let shape = (self.outputs(), self.inputs());
-        product_into(&by.f_transpose(0, 1)?, x, (dense.part(&self.range), shape), Sum::Begins)
+        self.by_weight_onto(by, x, dense, Sum::Begins)
     }
 
     /// The same, as a part of a sum.
@@ -132,7 +132,7 @@ fn product_into(
     (target, (rows, columns)): (&mut [f32], (i64, i64)),
     sum: Sum,
 ) -> Result<()> {
-    if left.device() == Device::Cpu && left.f_kind()? == Kind::Float && right.f_kind()? == Kind::Float {
+    if are_plain(&[left, right]) {
         let size = [rows, columns];
         debug_assert_eq!(target.len() as i64, rows * columns);
         // SAFETY: the buffer has this many f32 and outlives the tensor, which is dropped at the end of this block and

@@ -198,8 +198,10 @@ fn hostile_schedules_keep_every_invariant() {
     });
 }
 
-/// Every step is there once, of whatever generation.
-fn all_steps_are_recorded(world: &World) {
+/// The run is complete, and every step is recorded once, of whatever generation.
+fn completes_with_every_step(state: RunState, world: &World) {
+    assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+    assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
     let first = world.first_step;
     let steps: Vec<u64> = world.checker.recorded.keys().map(|step| step.0).collect();
     assert_eq!(steps, (first..STEPS).collect::<Vec<_>>(), "seed {}", world.seed);
@@ -218,11 +220,7 @@ fn a_run_that_loses_members_completes_all_the_same() {
         doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
         ..Weather::default()
     };
-    campaign("losses", 4000, weather, |state, world| {
-        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
-        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
-        all_steps_are_recorded(world);
-    });
+    campaign("losses", 4000, weather, completes_with_every_step);
 }
 
 /// The stopped and the cut off come back as zombies: what they still say is of another generation.
@@ -244,11 +242,7 @@ fn zombies_do_no_harm() {
             ..Weather::default()
         }
     };
-    campaign("zombies", 3000, weather, |state, world| {
-        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
-        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
-        all_steps_are_recorded(world);
-    });
+    campaign("zombies", 3000, weather, completes_with_every_step);
 }
 
 #[test]
@@ -260,11 +254,7 @@ fn coordinators_follow_one_another_without_a_step_lost() {
         crashes: if random.once_in(2) { some_crashes(random, members) } else { Vec::new() },
         ..Weather::default()
     };
-    campaign("successors", 3000, weather, |state, world| {
-        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
-        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
-        all_steps_are_recorded(world);
-    });
+    campaign("successors", 3000, weather, completes_with_every_step);
 }
 
 #[test]

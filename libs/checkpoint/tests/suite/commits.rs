@@ -2,16 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use polygram_checkpoint::{CheckpointError, Committed, Latest, Manifest, RunStore};
-use polygram_domain::{RunSpec, Step};
+use polygram_checkpoint::{CheckpointError, Committed, Latest, Manifest};
+use polygram_domain::Step;
 
-use crate::support::{Backend, ONE, Split, State, spec};
-
-async fn commit(store: &RunStore, spec: &RunSpec, step: u64) -> Manifest {
-    let manifest = State::new(spec, 1, step).manifest(store, spec, ONE).await;
-    assert_eq!(store.commit(&manifest).await.unwrap(), Committed::Now);
-    manifest
-}
+use crate::support::{Backend, ONE, Split, State, commit, spec};
 
 #[tokio::test]
 async fn a_commit_is_read_back_and_may_be_retried() {

@@ -1,15 +1,9 @@
 //! What stays and what goes: pins, and objects that nobody names.
 
-use polygram_checkpoint::{CheckpointError, Committed, Manifest, RunStore};
-use polygram_domain::{RunSpec, Step};
+use polygram_checkpoint::{CheckpointError, Committed, Manifest};
+use polygram_domain::Step;
 
-use crate::support::{Backend, ONE, State, header, spec};
-
-async fn commit(store: &RunStore, spec: &RunSpec, step: u64) -> Manifest {
-    let manifest = State::new(spec, 1, step).manifest(store, spec, ONE).await;
-    assert_eq!(store.commit(&manifest).await.unwrap(), Committed::Now);
-    manifest
-}
+use crate::support::{Backend, ONE, State, commit, header, spec};
 
 #[tokio::test]
 async fn a_pinned_checkpoint_outlives_retention() {

@@ -8,8 +8,8 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use polygram_checkpoint::cover::expected_tables;
 use polygram_checkpoint::{
-    ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, Root, RunStore, TableShape,
-    Variables, create_root, expected_tensors, open_root, open_root_with,
+    Committed, ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, Root, RunStore,
+    TableShape, Variables, create_root, expected_tensors, open_root, open_root_with,
 };
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::tables::{BUCKETS, buckets_of};
@@ -201,4 +201,11 @@ pub(crate) fn header(step: Step) -> ManifestHeader {
 /// Runs a future to its end on a runtime of its own, for property tests.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Commits the state of seed 1 at `step`, of one member each.
+pub(crate) async fn commit(store: &RunStore, spec: &RunSpec, step: u64) -> Manifest {
+    let manifest = State::new(spec, 1, step).manifest(store, spec, ONE).await;
+    assert_eq!(store.commit(&manifest).await.unwrap(), Committed::Now);
+    manifest
 }

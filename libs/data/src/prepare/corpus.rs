@@ -1,6 +1,7 @@
 //! Documents of a corpus, one after another, the same in every pass.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
@@ -146,11 +147,9 @@ fn read_json_lines(
 
 fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Next) -> Result<(), DataError> {
     let failed = |problem| DataError::Corpus { place: path.display().to_string(), problem };
-    let broken = |error: &dyn std::fmt::Display| failed(format!("not a readable parquet file: {error}"));
+    let broken = |error: String| failed(format!("not a readable parquet file: {error}"));
     let file = File::open(path).map_err(DataError::io("open", path))?;
-    let builder = sound(|| ParquetRecordBatchReaderBuilder::try_new(file))
-        .map_err(|e| broken(&e))?
-        .map_err(|e| broken(&e))?;
+    let builder = sound(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(broken)?;
     let columns: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
     let Some(index) = columns.iter().position(|&name| name == column) else {
         return Err(failed(format!(
@@ -160,9 +159,8 @@ fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Nex
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let build = || builder.with_projection(mask).with_batch_size(1024).build();
-    let mut reader = sound(build).map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
-    while let Some(batch) = sound(|| reader.next()).map_err(|e| broken(&e))? {
-        let batch = batch.map_err(|e| broken(&e))?;
+    let mut reader = sound(build).map_err(broken)?;
+    while let Some(batch) = sound(|| reader.next().transpose()).map_err(broken)? {
         let Some(next) = offer_rows(&batch, offer) else {
             let kind = batch.schema().field(0).data_type().clone();
             return Err(failed(format!("its column {column:?} holds {kind}, and text is needed")));
@@ -175,11 +173,14 @@ fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Nex
 }
 
 /// The library panics on some damaged files, where it trusts lengths that it read. What it was reading is not used again.
-fn sound<T>(read: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| match panic.downcast::<String>() {
-        Ok(message) => *message,
-        Err(panic) => panic.downcast_ref::<&str>().map_or("damaged".into(), |message| (*message).into()),
-    })
+fn sound<T, E: Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(match panic.downcast::<String>() {
+            Ok(message) => *message,
+            Err(panic) => panic.downcast_ref::<&str>().map_or("damaged".into(), |message| (*message).into()),
+        }),
+    }
 }
 
 /// Offers the strings of the batch's only column; `None` when it has none.

@@ -93,8 +93,8 @@ fn has_matrix_units() -> bool {
     false
 }
 
-/// Whether plain code works on these.
-fn are_plain(tensors: &[&Tensor]) -> bool {
+/// Whether these are f32 in host memory, so that plain code works on them.
+pub(crate) fn are_plain(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|x| x.device() == Device::Cpu && matches!(x.f_kind(), Ok(Kind::Float)))
 }
 

@@ -2,8 +2,9 @@
 
 use std::marker::PhantomData;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
+use super::are_plain;
 use crate::error::{ModelError, Result};
 
 /// Rows of a tensor: all dimensions but the last, in order; rows may lie apart. Whoever writes one is the only one who
@@ -28,8 +29,7 @@ impl<'a> Rows<'a> {
     pub(super) fn of(tensor: &'a Tensor) -> Result<Rows<'a>> {
         let (size, stride) = (tensor.size(), tensor.stride());
         let layout = Rows::layout(&size, &stride);
-        let is_plain = tensor.device() == Device::Cpu && tensor.f_kind()? == Kind::Float;
-        let Some((count, stride, width)) = layout.filter(|_| is_plain) else {
+        let Some((count, stride, width)) = layout.filter(|_| are_plain(&[tensor])) else {
             let problem = format!("rows of a {:?} tensor {size:?} with strides {stride:?}", tensor.f_kind()?);
             return Err(ModelError::Torch(problem));
         };
@@ -94,6 +94,8 @@ impl<'a> Rows<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     #[test]
