@@ -11,10 +11,11 @@ use polygram_faults::{Point, pass};
 use polygram_proto::control::{
     Evaluation, MemberReport, Phase, PhaseSeconds, Progress, Reporter, StepMetrics,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::compute::{Compute, ExchangeWatch};
 use crate::error::WorkerError;
+use crate::host_copy::HostCopy;
 use crate::memory::Resident;
 
 /// This rank's share of a checkpoint, on its way to the store.
@@ -25,8 +26,6 @@ pub struct Snapshot {
     pub tensors: Vec<NamedTensor>,
     /// The data cursor, from rank 0 only.
     pub cursor: Option<Cursor>,
-    /// Answered once this rank's share is uploaded and reported.
-    pub uploaded: oneshot::Sender<()>,
 }
 
 /// Where the time of a step goes.
@@ -68,6 +67,8 @@ pub struct Boundary {
     pub snapshots: mpsc::Sender<Snapshot>,
     /// The newest committed state version.
     pub committed: watch::Receiver<Option<Step>>,
+    /// The state version whose commit was not awaited yet.
+    pub awaited: Option<Step>,
 }
 
 impl Boundary {
@@ -127,23 +128,46 @@ impl Boundary {
         Ok(self.reporter.report_blocking(MemberReport::Evaluation(Evaluation { step, loss, tokens }))?)
     }
 
-    /// Uploads the part of state version `step` that this rank is the one to keep, and blocks until the whole checkpoint
-    /// is committed.
-    pub fn commit(&mut self, step: Step, compute: &dyn Compute) -> Result<(), WorkerError> {
+    /// Copies the part of state version `step` that this rank is the one to keep, and has it uploaded beside training. Blocks
+    /// while the checkpoint before is not committed.
+    pub fn commit(
+        &mut self,
+        step: Step,
+        compute: &dyn Compute,
+        host_copy: &mut HostCopy,
+    ) -> Result<(), WorkerError> {
+        self.await_commit(step)?;
         self.enter(step, Phase::Snapshotting);
-        let tensors = compute.export()?;
+        let begun = Instant::now();
+        let tensors = host_copy.take(compute.state(), || !self.snapshots.is_closed())?;
         pass(Point::WorkerSnapshotTaken);
+        tracing::info!(
+            step = step.0,
+            mebibytes = host_copy.bytes() >> 20,
+            seconds = begun.elapsed().as_secs_f64(),
+            "state copied; it is written while training goes on"
+        );
         let cursor = (self.rank == Rank(0)).then(|| Cursor {
             samples: step.0 * self.spec.samples_per_step(),
             tokens: step.0 * self.spec.tokens_per_step(),
         });
-        self.enter(step, Phase::Uploading);
-        let (uploaded, wait) = oneshot::channel();
-        let snapshot = Snapshot { step, tensors, cursor, uploaded };
+        let snapshot = Snapshot { step, tensors, cursor };
         self.snapshots.blocking_send(snapshot).map_err(|_| WorkerError::OtherSide("session"))?;
-        wait.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
+        self.awaited = Some(step);
+        Ok(())
+    }
+
+    /// Whether a checkpoint is being written that this rank has a part in.
+    pub fn commit_is_under_way(&self) -> bool {
+        self.awaited.is_some_and(|step| *self.committed.borrow() < Some(step))
+    }
+
+    /// Blocks until the checkpoint that is being written, if there is one, is committed; `step` is where this rank is.
+    pub fn await_commit(&mut self, step: Step) -> Result<(), WorkerError> {
+        let Some(awaited) = self.awaited.take() else { return Ok(()) };
+        self.enter(step, Phase::Uploading);
         let mut committed = self.committed.clone();
-        let wait = committed.wait_for(|committed| committed.is_some_and(|committed| committed >= step));
+        let wait = committed.wait_for(|committed| *committed >= Some(awaited));
         futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
         pass(Point::WorkerCommitted);
         Ok(())

@@ -13,6 +13,7 @@ use crate::boundary::Boundary;
 use crate::compute::{Compute, ComputeError, engine_of};
 use crate::error::WorkerError;
 use crate::gradients::GradientSums;
+use crate::host_copy::HostCopy;
 use crate::input::InputQueue;
 use crate::norm::SquareSums;
 use crate::ranks::Ranks;
@@ -87,6 +88,8 @@ fn engine_life(
 ) -> Result<Step, WorkerError> {
     let mut compute: Box<dyn Compute> = engine_of(&spec, rank)?;
     compute.restore(&mut std::iter::from_fn(|| tensors.blocking_recv()))?;
+    let values = compute.state().iter().map(|view| view.values.len()).sum();
+    let host_copy = HostCopy::prepare(values, spec.device.threads as usize)?;
     if ready.send(()).is_err() {
         return Err(WorkerError::OtherSide("session"));
     }
@@ -98,5 +101,6 @@ fn engine_life(
     }
     let gradients = GradientSums::start(Arc::new(compute.layout().clone()), sums)?;
     let square_sums = SquareSums::of(&spec).map_err(ComputeError::Size)?;
-    Trainer { spec, compute, collective: workers, gradients, square_sums, input, rows, boundary }.run(start)
+    let collective = workers;
+    Trainer { spec, compute, collective, gradients, square_sums, input, rows, boundary, host_copy }.run(start)
 }

@@ -15,6 +15,7 @@ pub mod evaluate;
 #[cfg(feature = "torch")]
 mod golden;
 pub mod gradients;
+pub mod host_copy;
 pub mod input;
 mod input_counts;
 pub mod life;

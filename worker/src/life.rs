@@ -139,6 +139,7 @@ impl Life {
             stop: Arc::clone(&stop),
             snapshots,
             committed,
+            awaited: None,
         };
         let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary };
         if start.send(order).is_err() {

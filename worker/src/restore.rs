@@ -1,7 +1,6 @@
 //! Brings the dense state of a checkpoint to the engine.
 
 use futures::TryStreamExt;
-use polygram_checkpoint::object::Content;
 use polygram_checkpoint::{Manifest, NamedTensor, RunStore};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, RankLayout, Step};
@@ -33,12 +32,10 @@ pub async fn dense_state(
     engine: mpsc::Sender<NamedTensor>,
 ) -> Result<(), WorkerError> {
     let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(WorkerError::Resume)?;
-    for entry in manifest.objects.iter().filter(|entry| matches!(entry.content, Content::Tensors { .. })) {
-        let mut parts = std::pin::pin!(store.tensor_parts(entry, |tensor| layout.needed(&tensor.name)));
-        while let Some(tensor) = parts.try_next().await? {
-            if engine.send(tensor).await.is_err() {
-                return Err(WorkerError::OtherSide("compute"));
-            }
+    let mut parts = store.tensors(&manifest.objects, |tensor| layout.needed(&tensor.name));
+    while let Some(tensor) = parts.try_next().await? {
+        if engine.send(tensor).await.is_err() {
+            return Err(WorkerError::OtherSide("compute"));
         }
     }
     Ok(())

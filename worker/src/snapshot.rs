@@ -17,7 +17,7 @@ pub async fn upload(
     mut snapshots: mpsc::Receiver<Snapshot>,
 ) -> Result<(), WorkerError> {
     let member = format!("worker-{rank}");
-    while let Some(Snapshot { step, tensors, cursor, uploaded }) = snapshots.recv().await {
+    while let Some(Snapshot { step, tensors, cursor }) = snapshots.recv().await {
         let objects = store.write_tensors(step, &member, tensors).await?;
         pass(Point::WorkerUploaded);
         let part = Part { member: member.clone(), step, objects, cursor, table_decay: None };
@@ -27,8 +27,6 @@ pub async fn upload(
         })?;
         reporter.report_upload(step, part_json).await?;
         pass(Point::WorkerReported);
-        // The compute thread may be gone by now; then nobody waits for this answer.
-        uploaded.send(()).ok();
     }
     Ok(())
 }

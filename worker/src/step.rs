@@ -27,6 +27,7 @@ use crate::boundary::Boundary;
 use crate::compute::{CellResult, Compute, DenseUpdate, TakeBucket};
 use crate::error::WorkerError;
 use crate::gradients::{GradientSums, SummedGradient};
+use crate::host_copy::HostCopy;
 use crate::input::InputQueue;
 use crate::norm::{self, SquareSums};
 use crate::row_desk::{CommitOrder, RowDesk};
@@ -52,6 +53,8 @@ pub struct Trainer {
     pub rows: RowDesk,
     /// Commits, evaluations, reports and the wish to stop.
     pub boundary: Boundary,
+    /// What checkpoints are written from.
+    pub host_copy: HostCopy,
 }
 
 /// Sums over cells that travel beside the dense gradient.
@@ -69,9 +72,11 @@ impl Trainer {
         let last = Step(self.spec.last_step());
         let mut step = start;
         let mut skipped_in_a_row = 0;
+        let mut ended = Instant::now();
         while step < last {
             self.boundary.begin_step();
             let begun = Instant::now();
+            let between = (begun - ended).as_secs_f64();
             let sums = self.compute_cells(step)?;
             let outcome = self.finish_step(step, sums, begun)?;
             skipped_in_a_row = if outcome.skipped { skipped_in_a_row + 1 } else { 0 };
@@ -80,15 +85,17 @@ impl Trainer {
             }
             step = step.next();
             self.input.allow(step);
-            self.boundary.report_step(outcome.report)?;
+            ended = Instant::now();
+            self.boundary.report_step(StepMetrics { boundary_seconds: between, ..outcome.report })?;
             self.evaluate_if_due(step)?;
             if outcome.commit {
-                self.boundary.commit(step, self.compute.as_ref())?;
+                self.boundary.commit(step, self.compute.as_ref(), &mut self.host_copy)?;
             }
             if outcome.stop {
                 break;
             }
         }
+        self.boundary.await_commit(step)?;
         Ok(step)
     }
 
@@ -139,6 +146,7 @@ impl Trainer {
         mut sums: StepSums,
         begun: Instant,
     ) -> Result<Outcome, WorkerError> {
+        let commit_under_way = self.boundary.commit_is_under_way();
         let spec = Arc::clone(&self.spec);
         let training = &spec.training;
         pass(Point::WorkerBeforePrepare);
@@ -218,6 +226,8 @@ impl Trainer {
                 data_wait_seconds: sums.data_wait.as_secs_f64(),
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
                 optimizer_bytes: self.compute.optimizer_bytes(),
+                snapshot_bytes: self.host_copy.bytes(),
+                commit_under_way,
                 phases,
                 ..StepMetrics::default()
             },

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use futures::TryStreamExt;
-use polygram_checkpoint::object::Content;
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, Cursor, Manifest, NamedTensor, ObjectEntry, RunStore,
 };
@@ -62,7 +61,7 @@ fn value(tensor: u64, element: u64) -> f32 {
 /// The state is made before the clock starts. A save is over when all objects and the manifest are synced.
 async fn save(store: &RunStore, tensors: u64) -> Result<Document, CheckpointError> {
     let make = |tensor| {
-        let values = (0..TENSOR_ELEMENTS).map(|element| value(tensor, element)).collect();
+        let values: Vec<f32> = (0..TENSOR_ELEMENTS).map(|element| value(tensor, element)).collect();
         NamedTensor::whole(name(tensor), &[TENSOR_ELEMENTS], values)
     };
     let state: Vec<NamedTensor> = (0..tensors).map(make).collect();
@@ -90,15 +89,14 @@ async fn load(store: &RunStore, tensors: u64) -> Result<Document, CheckpointErro
         (0..tensors).map(|tensor| (name(tensor), vec![1.0; TENSOR_ELEMENTS as usize])).collect();
     let start = Instant::now();
     let manifest = store.read_manifest(Step(0)).await?;
-    for entry in manifest.objects.iter().filter(|entry| matches!(entry.content, Content::Tensors { .. })) {
-        let mut parts = std::pin::pin!(store.tensor_parts(entry, |tensor| Some(tensor.elements.clone())));
-        while let Some(part) = parts.try_next().await? {
-            let elements = part.elements.start as usize..part.elements.end as usize;
-            if let Some(values) = state.get_mut(&part.name).and_then(|values| values.get_mut(elements)) {
-                values.copy_from_slice(&part.data);
-            }
+    let mut parts = store.tensors(&manifest.objects, |tensor| Some(tensor.elements.clone()));
+    while let Some(part) = parts.try_next().await? {
+        let elements = part.elements.start as usize..part.elements.end as usize;
+        if let Some(values) = state.get_mut(&part.name).and_then(|values| values.get_mut(elements)) {
+            values.copy_from_slice(&part.data);
         }
     }
+    drop(parts);
     let document = document("load", &manifest.objects, start);
     for (tensor, (name, values)) in (0..).zip(&state) {
         let last = TENSOR_ELEMENTS - 1;

@@ -74,16 +74,20 @@ fn human(document: &PlanDocument<'_>) -> String {
     for (name, value) in [("activated, least", p.activated_min), ("activated, most", p.activated_max)] {
         rows.push(vec![name.to_owned(), grouped(value), units::count(value as f64), share(value)]);
     }
-    let worker = m.worker_weights_bytes + m.worker_gradients_bytes + m.worker_optimizer_bytes;
+    let worker = m.worker_weights_bytes
+        + m.worker_gradients_bytes
+        + m.worker_optimizer_bytes
+        + m.worker_snapshot_bytes;
     let memory = [
         (
             "each worker".to_owned(),
             units::bytes(worker),
             format!(
-                "weights {}, gradients {}, optimizer {}; activations aside",
+                "weights {}, gradients {}, optimizer {}, snapshots {}; activations aside",
                 units::bytes(m.worker_weights_bytes),
                 units::bytes(m.worker_gradients_bytes),
-                units::bytes(m.worker_optimizer_bytes)
+                units::bytes(m.worker_optimizer_bytes),
+                units::bytes(m.worker_snapshot_bytes)
             ),
         ),
         (

@@ -152,9 +152,25 @@ impl Turn<'_> {
                 }
                 self.direct_all(&Directive::Stop { reason: reason.clone() });
                 self.state.stop = Some(reason);
+                self.state.stop_until = self.state.settings.stop_grace_ms.map(|grace| self.now.after(grace));
                 "the members commit at their next step boundary and stop".into()
             }
         }
+    }
+
+    /// Ends a run that was told to stop without the commit that it was to end with.
+    pub(super) fn stop_uncommitted(&mut self, wish: &str, why: &str) {
+        let state = &*self.state;
+        let reached = state.reached();
+        let kept = state.last_commit().unwrap_or(Step(0));
+        let lost = reached.0.saturating_sub(kept.0);
+        let message = format!(
+            "stopped without a commit: {why}; the same command goes on from step {kept}, {lost} steps are done again ({wish})"
+        );
+        let abort =
+            Abort { reason: message.clone(), culprit: self.state.culprit.clone(), kind: AbortKind::End };
+        self.direct_all(&Directive::Abort(abort));
+        self.end(RunState::Stopped, Reason::StopRequested, message);
     }
 
     /// A signal: the first stops, the second aborts, and one after the end does not wait for anybody.
@@ -179,6 +195,14 @@ impl Turn<'_> {
             let blamed = failure.suspect.map(|suspect| format!(" (it blames {suspect})"));
             let message = failure.message + &blamed.unwrap_or_default();
             return self.verdict(reporter, Reason::MemberFailed, message);
+        }
+        if let (Some(wish), Some(until)) = (self.state.stop.clone(), self.state.stop_until)
+            && until <= self.now
+        {
+            let grace = self.state.settings.stop_grace_ms.unwrap_or(0) as f64 / 1000.0;
+            let why =
+                format!("its parts were not all in the store after {grace:.1} s (run.stop_grace_seconds)");
+            return self.stop_uncommitted(&wish, &why);
         }
         let detection = self.state.settings.timeouts.detection_ms;
         let silent = self.state.members.values().filter(|m| {

@@ -137,8 +137,8 @@ impl Turn<'_> {
         match (why, &self.state.stop) {
             (_, _) if !self.state.recovers() => self.fail(reason, sentence),
             (_, Some(wish)) => {
-                let message = format!("{sentence}; the run was to stop ({wish})");
-                self.fail(reason, message);
+                let wish = wish.clone();
+                self.stop_uncommitted(&wish, &format!("lost meanwhile: {sentence}"));
             }
             (Some(why), None) => self.fail(reason, format!("{sentence}; {why} ({restarts} restarts so far)")),
             (None, None) => self.roll_back(reason, sentence),

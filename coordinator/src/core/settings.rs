@@ -79,6 +79,8 @@ pub struct Settings {
     pub attempt: u32,
     /// Derived timeouts.
     pub timeouts: Timeouts,
+    /// How long a stop may wait for its commit, milliseconds.
+    pub stop_grace_ms: Option<u64>,
     /// The n-gram tables, in order.
     pub tables: Vec<TableSpec>,
     /// What is done about a lost member.
@@ -96,6 +98,7 @@ impl Settings {
             resume,
             attempt,
             timeouts: Timeouts::of(spec.failure_detection_seconds),
+            stop_grace_ms: spec.stop_grace_seconds.map(|seconds| (seconds * 1000.0) as u64),
             tables: spec.tables().iter().cloned().collect(),
             recovery: spec.recovery.clone(),
         }

@@ -30,6 +30,8 @@ pub struct State {
     pub(super) assignment: Option<AssignmentHash>,
     pub(super) checkpoints: Checkpoints,
     pub(super) stop: Option<String>,
+    /// When the wish to stop is not waited for any longer.
+    pub(super) stop_until: Option<Time>,
     pub(super) suspicion: Option<Suspicion>,
     pub(super) culprit: Option<Culprit>,
     pub(super) consequences: Vec<String>,
@@ -115,6 +117,7 @@ impl State {
             assignment: None,
             checkpoints: Checkpoints { committed, ..Checkpoints::default() },
             stop: None,
+            stop_until: None,
             suspicion: None,
             culprit: None,
             consequences: Vec::new(),

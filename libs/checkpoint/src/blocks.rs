@@ -98,15 +98,16 @@ impl BlockSummer {
     }
 }
 
-/// Bytes of an object that are read at once, whole blocks.
-pub(crate) const READ_BYTES: u64 = 8 * BLOCK_BYTES;
-
 /// Gaps up to this size are read over, which is cheaper than another request.
 const GAP_BYTES: u64 = BLOCK_BYTES;
 
 /// What to read of an object of `length` bytes so as to have `wanted` of it (ascending): whole blocks, neighbours
-/// together, at most [`READ_BYTES`] each.
-pub(crate) fn reads(wanted: &[Range<u64>], length: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+/// together, at most `grain` bytes each, which are whole blocks too.
+pub(crate) fn reads(
+    wanted: &[Range<u64>],
+    length: u64,
+    grain: u64,
+) -> impl Iterator<Item = Range<u64>> + use<> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for range in wanted.iter().filter(|range| !range.is_empty()) {
         let start = range.start / BLOCK_BYTES * BLOCK_BYTES;
@@ -116,9 +117,9 @@ pub(crate) fn reads(wanted: &[Range<u64>], length: u64) -> impl Iterator<Item = 
             _ => runs.push(start..end),
         }
     }
-    let pieces = |run: Range<u64>| {
+    let pieces = move |run: Range<u64>| {
         let end = run.end;
-        run.step_by(READ_BYTES as usize).map(move |start| start..end.min(start.saturating_add(READ_BYTES)))
+        run.step_by(grain as usize).map(move |start| start..end.min(start.saturating_add(grain)))
     };
     runs.into_iter().flat_map(pieces)
 }
@@ -182,15 +183,16 @@ mod tests {
         fn reads_have_what_is_wanted(
             length in 1u64..200 * BLOCK_BYTES,
             mut edges in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+            grain in (1u64..9).prop_map(|blocks| blocks * BLOCK_BYTES),
         ) {
             let mut places: Vec<u64> = edges.drain(..).map(|i| i.index(length as usize + 1) as u64).collect();
             places.sort_unstable();
             let wanted: Vec<Range<u64>> = places.chunks_exact(2).map(|pair| pair[0]..pair[1]).collect();
-            let found: Vec<_> = reads(&wanted, length).collect();
+            let found: Vec<_> = reads(&wanted, length, grain).collect();
             for (index, read) in found.iter().enumerate() {
                 prop_assert!(read.start % BLOCK_BYTES == 0 && read.start < read.end && read.end <= length);
                 prop_assert!(read.end == length || read.end % BLOCK_BYTES == 0);
-                prop_assert!(read.end - read.start <= READ_BYTES);
+                prop_assert!(read.end - read.start <= grain);
                 prop_assert!(index == 0 || found[index - 1].end <= read.start);
             }
             for range in &wanted {

@@ -1,7 +1,8 @@
 //! Data objects to and from the store: written under a name of their own content, read whole or in part, never believed
-//! unverified. Memory holds one object where it is read whole, a few reads of 8 MiB where it is read in part.
+//! unverified. Memory holds one object where it is read whole, a few reads of at most 8 MiB where it is read in part.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -9,14 +10,15 @@ use futures::{StreamExt, TryStreamExt};
 use polygram_domain::Step;
 
 use crate::blocks::{Span, reads};
+use crate::disk::Disk;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::object::{Checksums, Content, ObjectEntry};
+use crate::patience::GaveUp;
+use crate::root::Grain;
 use crate::store::RunStore;
-use crate::transfer::in_order;
-
-/// Reads of one object that are on their way at a time.
-const READS_AT_ONCE: usize = 4;
+use crate::threads::{beside, off_thread};
+use crate::transfer::{generic, in_order};
 
 /// What a data object's name is made of, its hash aside.
 pub(crate) struct DataName<'a> {
@@ -35,12 +37,45 @@ impl RunStore {
         chunks: Vec<Bytes>,
         content: Content,
     ) -> Result<ObjectEntry, CheckpointError> {
-        let hashed = chunks.clone();
-        let sums = off_thread(move || Checksums::of(&hashed)).await?;
-        let key = keys::data(name.step, name.member, &name.number, &sums.blake3, name.kind);
-        self.put(&key, chunks.into_iter().collect()).await?;
+        let key_of = {
+            let (step, member) = (name.step, name.member.to_owned());
+            let (number, kind) = (name.number.clone(), name.kind);
+            move |sums: &Checksums| keys::data(step, &member, &number, &sums.blake3, kind)
+        };
+        let (key, sums) = match self.root().disk.clone() {
+            Some(disk) => self.put_on_disk(disk, &name, chunks, key_of).await?,
+            None => {
+                let hashed = chunks.clone();
+                let sums = beside(move || Checksums::of(&hashed)).await?;
+                let key = key_of(&sums);
+                self.put(&key, chunks.into_iter().collect()).await?;
+                (key, sums)
+            }
+        };
         let Checksums { bytes, crc32c, blake3, blocks } = sums;
         Ok(ObjectEntry { key, bytes, crc32c, blake3, blocks, content })
+    }
+
+    /// Writes an object to this machine's disk, and names it once its checksums are known.
+    async fn put_on_disk(
+        &self,
+        disk: Disk,
+        name: &DataName<'_>,
+        chunks: Vec<Bytes>,
+        key_of: impl FnOnce(&Checksums) -> String + Send + 'static,
+    ) -> Result<(String, Checksums), CheckpointError> {
+        let (store, folder) = (self.clone(), self.place(keys::DATA)?.path);
+        let written = beside(move || {
+            let draft = disk.draft(&folder, &chunks)?;
+            let (key, sums) = (key_of(&draft.sums), draft.sums.clone());
+            let place = store.place(&key).map_err(|error| generic(error.to_string()))?;
+            draft.publish(&place.path).map(|()| (key, sums))
+        });
+        let started = Instant::now();
+        written.await?.map_err(|source| {
+            let what = format!("object {} of {} for checkpoint {}", name.number, name.member, name.step);
+            self.root().refused("write", &what, GaveUp { source, tries: 1, waited: started.elapsed() })
+        })
     }
 
     /// Reads a data object and verifies length, CRC-32C and BLAKE3. The object is in memory as a whole: about 128 MiB as
@@ -88,8 +123,23 @@ impl RunStore {
         entry: &'a ObjectEntry,
         wanted: &[Range<u64>],
     ) -> BoxStream<'a, Result<Span, CheckpointError>> {
-        let reads = reads(wanted, entry.bytes).map(move |range| self.span(entry, range));
-        in_order(reads, READS_AT_ONCE).boxed()
+        self.spans_of(vec![(entry, wanted.to_vec())]).map_ok(|(_, span)| span).boxed()
+    }
+
+    /// The same of several objects, one after the other, with the object's place among them. Reads of the next one begin
+    /// before the last of one have ended.
+    pub(crate) fn spans_of<'a>(
+        &'a self,
+        objects: Vec<(&'a ObjectEntry, Vec<Range<u64>>)>,
+    ) -> BoxStream<'a, Result<(usize, Span), CheckpointError>> {
+        let Grain { bytes, at_once } = self.root().grain();
+        let reads = objects.into_iter().enumerate().flat_map(move |(object, (entry, wanted))| {
+            reads(&wanted, entry.bytes, bytes).map(move |range| (object, entry, range))
+        });
+        let span = move |(object, entry, range)| async move {
+            self.span(entry, range).await.map(|span| (object, span))
+        };
+        in_order(reads.map(span), at_once).boxed()
     }
 
     /// A damaged read is made once more before it counts: the store may be sound and the way from it not.
@@ -105,9 +155,10 @@ impl RunStore {
 
     async fn span_once(&self, entry: &ObjectEntry, range: Range<u64>) -> Result<Span, CheckpointError> {
         let offset = range.start;
-        let bytes = self.root().get_range(&self.place(&entry.key)?, (range, entry.bytes)).await?;
         let sums = entry.blocks.clone();
-        let (damaged, bytes) = off_thread(move || (sums.first_damaged(offset, &bytes), bytes)).await?;
+        let look = move |bytes: Bytes| (sums.first_damaged(offset, &bytes), bytes);
+        let place = self.place(&entry.key)?;
+        let (damaged, bytes) = self.root().get_range(&place, (range, entry.bytes), look).await?;
         match damaged {
             None => Ok(Span { offset, bytes }),
             Some(block) => Err(CheckpointError::damaged(
@@ -132,18 +183,5 @@ impl RunStore {
             Ok([piece]) => piece,
             Err(pieces) => pieces.concat().into(),
         })
-    }
-}
-
-/// Runs `work` where it does not hold up the runtime's threads.
-pub(crate) async fn off_thread<T, F>(work: F) -> Result<T, CheckpointError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> T + Send + 'static,
-{
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => Ok(value),
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(CheckpointError::ShuttingDown),
     }
 }

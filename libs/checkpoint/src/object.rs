@@ -122,7 +122,7 @@ pub(crate) fn element_count(shape: &[u64]) -> Option<u64> {
 }
 
 /// Length and checksums of the concatenation of some chunks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checksums {
     pub(crate) bytes: u64,
     pub(crate) crc32c: u32,
@@ -132,13 +132,30 @@ pub(crate) struct Checksums {
 
 impl Checksums {
     pub(crate) fn of(chunks: &[Bytes]) -> Checksums {
-        let (mut summer, mut hasher) = (BlockSummer::default(), blake3::Hasher::new());
-        for chunk in chunks {
-            summer.update(chunk);
-            hasher.update(chunk);
-        }
-        let blocks = summer.finish();
-        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let mut summer = Summer::default();
+        chunks.iter().for_each(|chunk| summer.update(chunk));
+        summer.finish()
+    }
+}
+
+/// Makes the checksums of bytes that come in any number of pieces.
+#[derive(Debug, Default)]
+pub(crate) struct Summer {
+    bytes: u64,
+    blocks: BlockSummer,
+    hasher: blake3::Hasher,
+}
+
+impl Summer {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.blocks.update(bytes);
+        self.hasher.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Checksums {
+        let Summer { bytes, blocks, hasher } = self;
+        let blocks = blocks.finish();
         let crc32c = blocks.whole(bytes);
         Checksums { bytes, crc32c, blake3: hasher.finalize().to_hex().to_string(), blocks }
     }
@@ -167,22 +184,6 @@ pub(crate) fn extend_f32(bytes: &mut Vec<u8>, values: &[f32]) {
     } else {
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
-}
-
-/// `values` as little-endian bytes, without a copy where that is how they lie in memory.
-pub(crate) fn f32_bytes(values: Vec<f32>) -> Bytes {
-    struct Values(Vec<f32>);
-    impl AsRef<[u8]> for Values {
-        fn as_ref(&self) -> &[u8] {
-            bytemuck::cast_slice(&self.0)
-        }
-    }
-    if cfg!(target_endian = "little") {
-        return Bytes::from_owner(Values(values));
-    }
-    let mut bytes = Vec::with_capacity(4 * values.len());
-    extend_f32(&mut bytes, &values);
-    bytes.into()
 }
 
 /// Little-endian bytes as values, into `values` (replaced). A remainder below 4 bytes is ignored: lengths are checked

@@ -5,6 +5,7 @@
 
 use std::error::Error as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -114,6 +115,18 @@ pub(crate) fn is_unreachable(error: &Error) -> bool {
     while let Some(cause) = next {
         if let Some(http) = cause.downcast_ref::<HttpError>() {
             return http.kind() == HttpErrorKind::Connect;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// Whether there is no room left.
+pub(crate) fn is_full(error: &Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            return matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         }
         next = cause.source();
     }

@@ -10,8 +10,9 @@
 //!
 //! Durability: on local disk every write is complete only after the file and the folders that name it were synced
 //! (`fsync`), and appears under its name at once or not at all. Deletions are not synced: after a power cut a deleted
-//! object may be back, which retention repairs. A process killed while writing may leave a staging file `name#1`,
-//! which no listing shows. Cloud stores answer when they hold the object.
+//! object may be back, which retention repairs. Data objects have no name while they are written, so that a process killed
+//! meanwhile leaves nothing (where a file system knows no such files: a staging file with `#` and digits at its end, which no
+//! listing shows). Cloud stores answer when they hold the object.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +26,9 @@ use polygram_domain::RunName;
 use tokio::sync::Semaphore;
 use url::Url;
 
+use crate::blocks::BLOCK_BYTES;
 use crate::cloud::{Cloud, Variables};
+use crate::disk::Disk;
 use crate::error::CheckpointError;
 use crate::patience::Patience;
 
@@ -88,6 +91,19 @@ pub struct Root {
     pub(crate) answered: Arc<AtomicBool>,
     pub(crate) uploading: Arc<Semaphore>,
     pub(crate) part_bytes: Option<usize>,
+    /// A folder's own way for data objects.
+    pub(crate) disk: Option<Disk>,
+    /// Whether others on this machine read the same at the same time.
+    pub(crate) is_shared: bool,
+}
+
+/// How an object is read in parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grain {
+    /// Bytes of one read, whole blocks.
+    pub(crate) bytes: u64,
+    /// Reads on their way at a time.
+    pub(crate) at_once: usize,
 }
 
 impl Root {
@@ -106,6 +122,8 @@ impl Root {
             answered: Arc::default(),
             uploading: Arc::new(Semaphore::new(UPLOAD_WINDOW_BYTES)),
             part_bytes: None,
+            disk: None,
+            is_shared: false,
         }
     }
 
@@ -117,6 +135,20 @@ impl Root {
     /// The same root; objects longer than `bytes` are written in parts of so many. S3 takes no less than 5 MiB.
     pub fn with_part_bytes(self, bytes: usize) -> Root {
         Root { part_bytes: Some(bytes.clamp(1, UPLOAD_WINDOW_BYTES)), ..self }
+    }
+
+    /// The same root, for one of several processes of a machine that read the same objects: the first one's reads should
+    /// serve the others, and so go through the page cache.
+    pub fn shared(self) -> Root {
+        Root { is_shared: true, ..self }
+    }
+
+    pub(crate) fn grain(&self) -> Grain {
+        match &self.disk {
+            // A disk has no way to go first, and answers many small requests as fast as few large ones.
+            Some(_) => Grain { bytes: 2 * BLOCK_BYTES, at_once: 8 },
+            None => Grain { bytes: 8 * BLOCK_BYTES, at_once: 4 },
+        }
     }
 
     /// The object store itself, past everything that this crate does about it.
@@ -146,7 +178,9 @@ pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, Checkpo
                 return Err(bad(format!("{} is not a folder", path.display())));
             }
             let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| bad(e.to_string()))?;
-            Ok(Root::named(Arc::new(local.with_fsync(true)), root))
+            let local = Arc::new(local.with_fsync(true));
+            let disk = Some(Disk::of(Arc::clone(&local)));
+            Ok(Root { disk, ..Root::named(local, root) })
         }
         Address::Cloud { cloud, bucket, prefix } => {
             let store = cloud

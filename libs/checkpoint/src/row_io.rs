@@ -6,13 +6,14 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RowId, Step, TableIndex};
 
 use crate::cover::check_entry;
-use crate::data_io::{DataName, off_thread};
+use crate::data_io::DataName;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::{Content, ObjectEntry};
 use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
 use crate::store::RunStore;
+use crate::threads::off_thread;
 
 /// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
 const OBJECTS_PER_TENSOR_OBJECT: usize = 2;

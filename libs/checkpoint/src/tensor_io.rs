@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use futures::stream::FuturesOrdered;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::stream::{BoxStream, FuturesOrdered};
+use futures::{StreamExt, TryStreamExt};
 use polygram_domain::Step;
 
 use crate::cover::check_entry;
-use crate::data_io::{DataName, off_thread};
+use crate::data_io::DataName;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::{Content, ObjectEntry, TensorEntry, element_count, f32_bytes};
+use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
 use crate::store::RunStore;
-use crate::tensors::{NamedTensor, TensorEncoder, TensorObject, TensorSlice, decode_part, wanted_parts};
+use crate::tensors::{
+    NamedTensor, TensorEncoder, TensorObject, TensorSlice, WantedPart, decode_part, wanted_parts,
+};
+use crate::threads::off_thread;
 
 /// Files of one call that are hashed or on their way at a time.
 const FILES_AT_ONCE: usize = 4;
@@ -57,7 +60,7 @@ impl RunStore {
         for tensor in tensors {
             tensor.check()?;
             let NamedTensor { name, shape, elements, data } = tensor;
-            let (mut start, values) = (0, f32_bytes(data));
+            let (mut start, values) = (0, data.into_little_endian());
             while start < values.len() {
                 let room = self.object_bytes().saturating_sub(file.bytes()) / 4 * 4;
                 let rest = values.len() - start;
@@ -92,37 +95,55 @@ impl RunStore {
         off_thread(move || TensorObject::decode(&entry, bytes)).await?
     }
 
-    /// The elements of one object's tensors that are `wanted` (elements of the whole tensor, ascending), in file order
-    /// and in pieces of at most 8 MiB. Only the MiB that hold them are read, and each is verified.
-    ///
-    /// Errors: damage, also of the entry itself; an entry that does not speak of tensors.
+    /// The elements of one object's tensors that are `wanted`; see [`RunStore::tensors`].
     pub fn tensor_parts<'a, F, W>(
         &'a self,
         entry: &'a ObjectEntry,
         wanted: F,
-    ) -> impl Stream<Item = Result<NamedTensor, CheckpointError>> + Send + use<'a, F, W>
+    ) -> BoxStream<'a, Result<NamedTensor, CheckpointError>>
     where
         F: FnMut(&TensorEntry) -> W,
         W: IntoIterator<Item = Range<u64>>,
     {
-        let checked = check_entry(entry).map_err(|reason| CheckpointError::damaged(&entry.key, reason));
-        let tensors = match &entry.content {
-            Content::Tensors { tensors } => tensors.as_slice(),
-            Content::Rows { .. } => &[],
-        };
-        let parts = if checked.is_ok() { wanted_parts(tensors, wanted) } else { Vec::new() };
-        let ranges: Vec<Range<u64>> = parts.iter().map(|part| part.bytes.clone()).collect();
-        let mut first = 0;
-        let decoded = self.spans(entry, &ranges).map_ok(move |span| {
+        self.tensors([entry], wanted)
+    }
+
+    /// The elements of some objects' tensors that are `wanted` (elements of the whole tensor, ascending), object by object,
+    /// in file order and in pieces of a read each. Only the MiB that hold them are read, and each is verified; reads of
+    /// one object do not wait for those of the one before. Objects that hold no tensors are passed over.
+    ///
+    /// Errors: damage, also of an entry itself.
+    pub fn tensors<'a, F, W>(
+        &'a self,
+        entries: impl IntoIterator<Item = &'a ObjectEntry>,
+        mut wanted: F,
+    ) -> BoxStream<'a, Result<NamedTensor, CheckpointError>>
+    where
+        F: FnMut(&TensorEntry) -> W,
+        W: IntoIterator<Item = Range<u64>>,
+    {
+        let mut objects = Vec::new();
+        for entry in entries {
+            let Content::Tensors { tensors } = &entry.content else { continue };
+            if let Err(reason) = check_entry(entry) {
+                let damaged = CheckpointError::damaged(&entry.key, reason);
+                return futures::stream::iter([Err(damaged)]).boxed();
+            }
+            let parts = wanted_parts(tensors, &mut wanted);
+            objects.push((entry, tensors.as_slice(), parts));
+        }
+        let ranges = |parts: &[WantedPart]| parts.iter().map(|part| part.bytes.clone()).collect::<Vec<_>>();
+        let spans = self.spans_of(objects.iter().map(|(entry, _, parts)| (*entry, ranges(parts))).collect());
+        let decoded = spans.map_ok(move |(object, span)| {
+            let (_, tensors, parts) = &objects[object];
+            let first = parts.partition_point(|part| part.bytes.end <= span.offset);
             let end = span.offset + span.bytes.len() as u64;
-            first += parts[first..].partition_point(|part| part.bytes.end <= span.offset);
             let here = parts[first..].iter().take_while(|part| part.bytes.start < end);
             let pieces: Vec<_> =
                 here.filter_map(|part| decode_part(&tensors[part.entry], part, &span)).map(Ok).collect();
             futures::stream::iter(pieces)
         });
-        let refused = futures::stream::iter(checked.err().map(Err));
-        refused.chain(decoded.try_flatten())
+        decoded.try_flatten().boxed()
     }
 
     /// Hands the elements that are `wanted` of every tensor to `each`, in pieces, object by object; what is not near
@@ -133,11 +154,9 @@ impl RunStore {
         mut wanted: impl FnMut(&TensorEntry) -> Option<Range<u64>> + Send,
         mut each: impl FnMut(TensorSlice<'_>) + Send,
     ) -> Result<(), CheckpointError> {
-        for entry in manifest.objects.iter().filter(|e| matches!(e.content, Content::Tensors { .. })) {
-            let mut parts = std::pin::pin!(self.tensor_parts(entry, &mut wanted));
-            while let Some(NamedTensor { name, shape, elements, data }) = parts.try_next().await? {
-                each(TensorSlice { name: &name, shape: &shape, elements, data: &data });
-            }
+        let mut parts = std::pin::pin!(self.tensors(&manifest.objects, &mut wanted));
+        while let Some(NamedTensor { name, shape, elements, data }) = parts.try_next().await? {
+            each(TensorSlice { name: &name, shape: &shape, elements, data: &data });
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::blocks::Span;
 use crate::error::CheckpointError;
 use crate::object::{Content, DType, ObjectEntry, TensorEntry, decode_f32, element_count};
+use crate::values::Values;
 
 /// Values are decoded and handed over in runs of at most so many (1 MiB): they stay in the cache.
 const SLICE_ELEMENTS: usize = 1 << 18;
@@ -28,12 +29,13 @@ pub struct NamedTensor {
     /// Which elements `data` holds, in row-major order.
     pub elements: Range<u64>,
     /// Their values.
-    pub data: Vec<f32>,
+    pub data: Values,
 }
 
 impl NamedTensor {
     /// A whole tensor.
-    pub fn whole(name: impl Into<String>, shape: &[u64], data: Vec<f32>) -> NamedTensor {
+    pub fn whole(name: impl Into<String>, shape: &[u64], data: impl Into<Values>) -> NamedTensor {
+        let data = data.into();
         NamedTensor { name: name.into(), shape: shape.to_vec(), elements: 0..data.len() as u64, data }
     }
 
@@ -72,7 +74,7 @@ impl TensorEncoder {
         self.data_bytes
     }
 
-    /// Adds the elements `elements` of a tensor; `values` are theirs ([`f32_bytes`]). The same elements twice are refused.
+    /// Adds the elements `elements` of a tensor; `values` are theirs, little-endian. The same elements twice are refused.
     pub(crate) fn push(
         &mut self,
         name: &str,
@@ -238,8 +240,7 @@ pub(crate) fn wanted_parts<W: IntoIterator<Item = Range<u64>>>(
 pub(crate) fn decode_part(tensor: &TensorEntry, part: &WantedPart, span: &Span) -> Option<NamedTensor> {
     let piece = span.part_of(&part.bytes)?;
     let first = part.elements.start + (piece.offset - part.bytes.start) / 4;
-    let mut data = Vec::with_capacity(piece.bytes.len() / 4);
-    decode_f32(&piece.bytes, &mut data);
+    let data = Values::of_little_endian(piece.bytes);
     let elements = first..first + data.len() as u64;
     Some(NamedTensor { name: tensor.name.clone(), shape: tensor.shape.clone(), elements, data })
 }

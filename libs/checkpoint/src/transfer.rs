@@ -11,9 +11,11 @@ use object_store::{
 use polygram_domain::RunName;
 use tokio::sync::SemaphorePermit;
 
+use crate::disk::Read;
 use crate::error::{CheckpointError, FailedRequest};
-use crate::patience::{GaveUp, is_unreachable};
+use crate::patience::{GaveUp, is_full, is_unreachable};
 use crate::root::{Root, UPLOAD_WINDOW_BYTES};
+use crate::threads::off_thread;
 
 /// Parts of one object that are on their way at a time.
 const PARTS_AT_ONCE: usize = 4;
@@ -59,7 +61,7 @@ impl Root {
         result.map_err(|gave_up| self.refused(action, key, gave_up))
     }
 
-    fn refused(&self, action: &'static str, key: &str, gave_up: GaveUp) -> CheckpointError {
+    pub(crate) fn refused(&self, action: &'static str, key: &str, gave_up: GaveUp) -> CheckpointError {
         let GaveUp { source, tries, waited } = gave_up;
         let advice = self.advice(&source);
         let key = key.to_owned();
@@ -75,6 +77,13 @@ impl Root {
 
     /// What an operator can do about an error that is about the whole store, not about one object.
     fn advice(&self, source: &Error) -> Option<String> {
+        if is_full(source) {
+            return Some(
+                "the disk is full, or the quota used up: make room there (`polygram ckpt gc` tells what no checkpoint \
+                 needs); everything committed before is untouched"
+                    .into(),
+            );
+        }
         let cloud = self.cloud?;
         let text = source.to_string();
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -105,15 +114,26 @@ impl Root {
         .await
     }
 
-    /// Reads `range` of an object that is `length` bytes long, unverified. An object of another length is damaged.
-    pub(crate) async fn get_range(
+    /// Reads `range` of an object that is `length` bytes long, and answers what `look` makes of it, off the runtime's threads.
+    /// An object of another length is damaged.
+    pub(crate) async fn get_range<T: Send + 'static>(
         &self,
         place: &Place<'_>,
         (range, length): (Range<u64>, u64),
-    ) -> Result<Bytes, CheckpointError> {
+        look: impl Fn(Bytes) -> T + Clone + Send + 'static,
+    ) -> Result<T, CheckpointError> {
         let wanted = range.end.saturating_sub(range.start);
         let read = self
             .persist(("read", place.key, wanted), || async {
+                if let Some(disk) = &self.disk {
+                    let (disk, path, range) = (disk.clone(), place.path.clone(), range.clone());
+                    let (is_shared, look) = (self.is_shared, look.clone());
+                    let read = move || match disk.read(&path, range, length, is_shared)? {
+                        Read::Bytes(bytes) => Ok(Ok(look(bytes))),
+                        Read::Length(found) => Ok(Err(found)),
+                    };
+                    return off_thread(read).await?;
+                }
                 let options =
                     GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
                 let result = match self.store.get_opts(&place.path, options).await {
@@ -128,7 +148,8 @@ impl Root {
                 if result.meta.size != length {
                     return Ok(Err(result.meta.size));
                 }
-                Ok(Ok(all_of(result.bytes().await?, wanted)?))
+                let (bytes, look) = (all_of(result.bytes().await?, wanted)?, look.clone());
+                Ok(Ok(off_thread(move || look(bytes)).await?))
             })
             .await?;
         read.map_err(|found| {
@@ -230,8 +251,12 @@ fn all_of(bytes: Bytes, wanted: u64) -> Result<Bytes, Error> {
     if bytes.len() as u64 == wanted {
         return Ok(bytes);
     }
-    let text = format!("{} bytes came, {wanted} were asked for", bytes.len());
-    Err(Error::Generic { store: "read", source: text.into() })
+    Err(generic(format!("{} bytes came, {wanted} were asked for", bytes.len())))
+}
+
+/// An error of ours in the store's type.
+pub(crate) fn generic(text: String) -> Error {
+    Error::Generic { store: "checkpoint", source: text.into() }
 }
 
 /// A payload as payloads of `size` bytes, the last one shorter. Nothing is copied.

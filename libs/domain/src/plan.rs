@@ -80,6 +80,8 @@ pub struct MemoryPlan {
     pub worker_gradients_bytes: u64,
     /// Adam moments of one worker (f32), divided over the workers.
     pub worker_optimizer_bytes: u64,
+    /// What a worker copies its part of the state into for a checkpoint, weights and moments (f32).
+    pub worker_snapshot_bytes: u64,
     /// Row index of one shard: 4 bytes a row.
     pub shard_index_bytes: u64,
     /// Bytes of one written row of each width: weights, optimizer state, update count.
@@ -140,6 +142,7 @@ pub fn plan(spec: &RunSpec) -> Plan {
                 * weight_bytes,
             worker_gradients_bytes: dense * 8,
             worker_optimizer_bytes: (dense * 8).div_ceil(workers),
+            worker_snapshot_bytes: (dense * 12).div_ceil(workers),
             shard_index_bytes: (tables.rows() * 4).div_ceil(shards),
             row_record_bytes: tables.iter().next().map_or(0, |t| record(t.width)),
             shard_all_rows_bytes: all_rows.div_ceil(shards),

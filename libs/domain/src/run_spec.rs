@@ -38,6 +38,8 @@ pub struct RunSpec {
     /// The one knob of failure detection, in seconds: a member silent for so long is lost. Every other timeout
     /// is derived from it.
     pub failure_detection_seconds: f64,
+    /// How long a run that was told to stop may take to commit; then it ends without. `None`: as long as it takes.
+    pub stop_grace_seconds: Option<f64>,
 }
 
 impl RunSpec {

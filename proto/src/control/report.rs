@@ -77,6 +77,13 @@ pub struct StepMetrics {
     pub peak_resident_bytes: u64,
     /// Its optimizer state: its part of that of all workers.
     pub optimizer_bytes: u64,
+    /// Seconds between the step before and this one: reports, evaluation, the copy of the state for a checkpoint.
+    #[serde(with = "float")]
+    pub boundary_seconds: f64,
+    /// Whether a checkpoint was being written when this step's updates were made.
+    pub commit_under_way: bool,
+    /// Memory that rank 0 keeps for snapshots.
+    pub snapshot_bytes: u64,
     /// Its time by phase.
     pub phases: PhaseSeconds,
 }

@@ -17,7 +17,7 @@ use polygram_domain::rank_layout::copy_own;
 use polygram_domain::run_spec::{AdamWSpec, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, StateView, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// Parameters, moments and the pending gradient.
@@ -251,18 +251,18 @@ impl Compute for Drill {
         Ok(())
     }
 
-    fn export(&self) -> Result<Vec<NamedTensor>, ComputeError> {
-        let mut tensors = Vec::new();
+    fn state(&self) -> Vec<StateView<'_>> {
+        let mut state = Vec::new();
         for (own, at) in own_parts(&self.layout) {
             for (entry, elements) in self.layout.within(own.clone()) {
                 let start = entry.range.start + elements.start;
                 let moments = at + start - own.start..at + start - own.start + elements.len();
-                let mut add = |prefix: &str, values: &[f32]| {
-                    tensors.push(NamedTensor {
+                let mut add = |prefix: &str, values| {
+                    state.push(StateView {
                         name: format!("{prefix}{}", entry.spec.name),
-                        shape: entry.spec.shape.clone(),
-                        elements: elements.start as u64..elements.end as u64,
-                        data: values.to_vec(),
+                        shape: &entry.spec.shape,
+                        elements: elements.clone(),
+                        values,
                     });
                 };
                 add("", &self.weights[start..start + elements.len()]);
@@ -272,7 +272,7 @@ impl Compute for Drill {
                 }
             }
         }
-        Ok(tensors)
+        state
     }
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {
@@ -305,6 +305,7 @@ mod tests {
 
     use super::*;
     use crate::gradients::{GradientSums, SumRanks};
+    use crate::host_copy::HostCopy;
 
     fn spec() -> RunSpec {
         let text = include_str!("../../../configs/tiny.toml");
@@ -395,6 +396,10 @@ mod tests {
         let spec = spec();
         let work = cell(&spec);
         let mut first = drill(&spec);
+        let export = |drill: &Drill| {
+            let state = drill.state();
+            HostCopy::prepare(0, 1).unwrap().take(state, || true).unwrap()
+        };
         let update = |drill: &mut Drill, number| {
             let (_, gradient) = step(drill, &work);
             let update =
@@ -402,12 +407,12 @@ mod tests {
             drill.apply(&update, &gradient).unwrap();
         };
         update(&mut first, 1);
-        let state = first.export().unwrap();
+        let state = export(&first);
         let mut restored = drill(&spec);
         restored.restore(&mut state.into_iter()).unwrap();
         update(&mut first, 2);
         update(&mut restored, 2);
-        assert_eq!(first.export().unwrap(), restored.export().unwrap());
+        assert_eq!(export(&first), export(&restored));
         let mut wrong = NamedTensor::whole("model.norm.weight", &[3], vec![0.0; 3]);
         assert!(
             restored.restore(&mut std::iter::once(wrong.clone())).unwrap_err().to_string().contains("[3]")

@@ -9,6 +9,7 @@ pub mod drill;
 #[cfg(feature = "torch")]
 pub mod torch;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
@@ -92,6 +93,18 @@ pub struct DenseUpdate<'a> {
     pub bias_rate: f64,
 }
 
+/// A run of elements of one tensor of the training state, where it lies.
+pub struct StateView<'a> {
+    /// Global name.
+    pub name: String,
+    /// Shape of the whole tensor.
+    pub shape: &'a [u64],
+    /// Which of its elements these are, row-major.
+    pub elements: Range<usize>,
+    /// Their values.
+    pub values: &'a [f32],
+}
+
 /// Takes the finished sum of a bucket: its index and its values.
 pub type TakeBucket<'a> = dyn FnMut(usize, Vec<f32>) + 'a;
 
@@ -139,7 +152,7 @@ pub trait Compute: Send {
 
     /// The training state that this rank is the one to keep: its own part of every tensor, weights and, for trained
     /// parameters, both moments (`optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>`).
-    fn export(&self) -> Result<Vec<NamedTensor>, ComputeError>;
+    fn state(&self) -> Vec<StateView<'_>>;
 
     /// Replaces tensors of the training state, or runs of their elements, as they come; what this rank does not hold is
     /// passed over.

@@ -7,7 +7,7 @@ use polygram_domain::layout::state_part;
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
 use polygram_model::{CellInput, Device, Model, Options, Update};
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, StateView, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// A rank's part of the model of a run.
@@ -88,15 +88,14 @@ impl Compute for Torch {
         Ok(self.model.assist_evaluation()?)
     }
 
-    fn export(&self) -> Result<Vec<NamedTensor>, ComputeError> {
-        let state = self.model.state().into_iter();
-        let tensor = |view: polygram_model::StateView<'_>| NamedTensor {
-            name: view.name,
-            shape: view.shape.to_vec(),
-            elements: view.elements.start as u64..view.elements.end as u64,
-            data: view.values.to_vec(),
+    fn state(&self) -> Vec<StateView<'_>> {
+        let view = |polygram_model::StateView { name, shape, elements, values }| StateView {
+            name,
+            shape,
+            elements,
+            values,
         };
-        Ok(state.map(tensor).collect())
+        self.model.state().into_iter().map(view).collect()
     }
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {

@@ -40,6 +40,7 @@ fn settings() -> Settings {
         resume: None,
         attempt: 3,
         timeouts: Timeouts::of(10.0),
+        stop_grace_ms: None,
         tables: Vec::new(),
         recovery: RecoverySpec {
             max_restarts: 0,

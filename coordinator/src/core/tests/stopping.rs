@@ -68,3 +68,45 @@ fn a_stop_before_the_start_ends_at_once() {
         assert_eq!(end(&actions), (members == 0).then_some(Outcome::Good));
     }
 }
+
+#[test]
+fn a_stop_waits_for_its_commit_no_longer_than_it_may() {
+    let mut run = Run::new(Settings { stop_grace_ms: Some(4_000), ..settings() });
+    run.start();
+    run.commit(20);
+    run.apply(Event::Interrupt { reason: "SIGTERM".into() });
+    run.pass(3_900, &[]);
+    assert_eq!(run.state.run_state(), RunState::Running);
+    let actions = run.pass(200, &[]);
+    assert_eq!(run.state.run_state(), RunState::Stopped);
+    assert!(run.message().contains("4.0 s (run.stop_grace_seconds)"), "{}", run.message());
+    assert!(run.message().contains("goes on from step 20"), "{}", run.message());
+    assert!(directives(&actions).iter().all(|directive| matches!(directive, Directive::Abort(_))));
+    assert_eq!(directives(&actions).len(), 4);
+}
+
+#[test]
+fn a_commit_within_the_grace_ends_the_run_as_ever() {
+    let mut run = Run::new(Settings { stop_grace_ms: Some(4_000), ..settings() });
+    run.start();
+    run.apply(Event::Interrupt { reason: "SIGTERM".into() });
+    run.pass(3_000, &[]);
+    run.commit(13);
+    run.finish(13);
+    run.pass(3_000, &[]);
+    assert_eq!(run.message(), "stopped at step 13 of 60, committed: SIGTERM");
+}
+
+#[test]
+fn a_loss_while_stopping_ends_the_run_where_it_was_last_committed() {
+    let mut run = Run::new(Settings {
+        recovery: RecoverySpec { max_restarts: 5, ..settings().recovery },
+        ..settings()
+    });
+    run.start();
+    run.commit(20);
+    run.apply(Event::Interrupt { reason: "SIGTERM".into() });
+    run.ended(ALL[1]);
+    assert_eq!(run.state.run_state(), RunState::Stopped, "{}", run.message());
+    assert!(run.message().contains("goes on from step 20"), "{}", run.message());
+}

@@ -70,9 +70,9 @@ async fn every_piece_of_state_moves_its_part_and_the_whole() {
     let flip = |value: &mut f32| *value = f32::from_bits(value.to_bits() ^ 1);
     type Change<'a> = Box<dyn Fn(&mut State) + 'a>;
     let changes: Vec<(&str, Change<'_>)> = vec![
-        ("dense", Box::new(|s| flip(&mut s.tensors[tensor("lm_head.weight")].data[7]))),
-        ("optimizer", Box::new(|s| flip(s.tensors.last_mut().unwrap().data.last_mut().unwrap()))),
-        ("router_bias", Box::new(|s| flip(&mut s.tensors[tensor("e_score_correction_bias")].data[0]))),
+        ("dense", Box::new(|s| s.alter(tensor("lm_head.weight"), 7, flip))),
+        ("optimizer", Box::new(|s| s.alter(s.tensors.len() - 1, 0, flip))),
+        ("router_bias", Box::new(|s| s.alter(tensor("e_score_correction_bias"), 0, flip))),
         ("tables", Box::new(|s| s.tables[1].1[4].updates += 1)),
         ("tables", Box::new(|s| flip(s.tables[3].1[4].values.last_mut().unwrap()))),
         ("tables", Box::new(|s| drop(s.tables[0].1.pop()))),

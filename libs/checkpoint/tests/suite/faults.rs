@@ -179,7 +179,10 @@ async fn a_part_of_an_object_costs_its_own_bytes() {
         let mut seen = 0;
         for part in &parts {
             assert!(wanted.iter().any(|w| w.start <= part.elements.start && part.elements.end <= w.end));
-            assert_eq!(part.data, &experts.data[part.elements.start as usize..part.elements.end as usize]);
+            assert_eq!(
+                &part.data[..],
+                &experts.data[part.elements.start as usize..part.elements.end as usize]
+            );
             seen += part.data.len() as u64;
         }
         assert_eq!(seen, 4 * width, "{}", backend.name);

@@ -118,6 +118,13 @@ pub(crate) struct Split {
 pub(crate) const ONE: Split = Split { workers: 1, shards: 1, object_bytes: 1 << 20 };
 
 impl State {
+    /// Changes one value of a tensor.
+    pub(crate) fn alter(&mut self, tensor: usize, element: usize, change: impl Fn(&mut f32)) {
+        let mut values = self.tensors[tensor].data.to_vec();
+        change(&mut values[element]);
+        self.tensors[tensor].data = values.into();
+    }
+
     /// A state whose values are a function of `seed` and `step`: about a third of the rows are written.
     pub(crate) fn new(spec: &RunSpec, seed: u64, step: u64) -> State {
         let stream = Stream::new(seed, Purpose::RowInit);
@@ -159,7 +166,7 @@ impl State {
                 let (start, end) = (count * worker / split.workers, count * (worker + 1) / split.workers);
                 (start < end).then(|| NamedTensor {
                     elements: start..end,
-                    data: tensor.data[start as usize..end as usize].to_vec(),
+                    data: tensor.data.slice(start as usize..end as usize),
                     ..tensor.clone()
                 })
             });

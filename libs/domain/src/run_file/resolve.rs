@@ -46,6 +46,7 @@ impl RunFile {
                 threads: self.device.threads,
             },
             failure_detection_seconds: self.run.failure_detection_seconds,
+            stop_grace_seconds: self.run.stop_grace_seconds,
             model,
         })
     }
@@ -79,6 +80,9 @@ impl RunFile {
     fn check_run(&self) -> Result<(), ConfigError> {
         let seconds = self.run.failure_detection_seconds;
         positive(&[("run.failure_detection_seconds", seconds)])?;
+        if let Some(grace) = self.run.stop_grace_seconds {
+            positive(&[("run.stop_grace_seconds", grace)])?;
+        }
         if seconds < 1.0 {
             return invalid(format!(
                 "run.failure_detection_seconds is {seconds}; below 1 second a busy machine looks dead"

@@ -63,6 +63,8 @@ pub struct RunSection {
     pub seed: u64,
     #[serde(default = "default_failure_detection")]
     pub failure_detection_seconds: f64,
+    #[serde(default)]
+    pub stop_grace_seconds: Option<f64>,
 }
 
 fn default_failure_detection() -> f64 {

@@ -25,6 +25,9 @@ impl From<StepMetrics> for wire::StepMetrics {
             resident_bytes: m.resident_bytes,
             peak_resident_bytes: m.peak_resident_bytes,
             optimizer_bytes: m.optimizer_bytes,
+            boundary_seconds: m.boundary_seconds,
+            commit_under_way: m.commit_under_way,
+            snapshot_bytes: m.snapshot_bytes,
             phases: Some(m.phases.into()),
         }
     }
@@ -44,6 +47,9 @@ impl From<wire::StepMetrics> for StepMetrics {
             resident_bytes: m.resident_bytes,
             peak_resident_bytes: m.peak_resident_bytes,
             optimizer_bytes: m.optimizer_bytes,
+            boundary_seconds: m.boundary_seconds,
+            commit_under_way: m.commit_under_way,
+            snapshot_bytes: m.snapshot_bytes,
             phases: m.phases.map(PhaseSeconds::from).unwrap_or_default(),
         }
     }

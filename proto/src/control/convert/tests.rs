@@ -25,6 +25,9 @@ fn metrics(loss: f64) -> StepMetrics {
         resident_bytes: 1 << 30,
         peak_resident_bytes: 1 << 31,
         optimizer_bytes: 1 << 29,
+        boundary_seconds: 0.125,
+        commit_under_way: true,
+        snapshot_bytes: 1 << 28,
         phases: PhaseSeconds {
             lookup: 0.01,
             computing: 0.2,
