@@ -47,7 +47,10 @@ async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
         &Logging { level: args.log_level, format: args.log_format.parse()? },
     )?;
     if args.listen.ip().is_unspecified() {
-        anyhow::bail!("--listen {} is no address that members can reach; give one of this machine's", args.listen);
+        anyhow::bail!(
+            "--listen {} is no address that members can reach; give one of this machine's",
+            args.listen
+        );
     }
     let token = Token::read(&args.token_file)?;
     let store = Store::open(&args.state, &args.root)?;

@@ -8,8 +8,8 @@ use polygram_checkpoint::CheckpointError;
 use polygram_domain::{ConfigError, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Abort, AbortKind, ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Recall, StopMode, Token,
-    rejoin_patience,
+    Abort, AbortKind, ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Recall, StopMode,
+    Token, rejoin_patience,
 };
 use thiserror::Error;
 use tokio::net::TcpListener;

@@ -84,8 +84,17 @@ impl PoolCluster {
         std::fs::write(folder.join("token"), "a-secret-of-this-test-alone\n")?;
         let files = ["polygram-pool/state.sqlite", "polygram-pool/token", "polygram-pool/coordinator.json"];
         let [state, token, announcement] = files;
-        let arguments =
-            ["pool", "--state", state, "--root", "root", "--token-file", token, "--announce-file", announcement];
+        let arguments = [
+            "pool",
+            "--state",
+            state,
+            "--root",
+            "root",
+            "--token-file",
+            token,
+            "--announce-file",
+            announcement,
+        ];
         let mut running = self.start("polygram-coordinator", &arguments)?;
         let address = wait_until("the pool to listen", LIMIT, || {
             if let Some(finished) = running.poll()? {
@@ -111,8 +120,7 @@ impl PoolCluster {
     /// Submits the tiny run, drilled, as `run` with keys overridden, once there is a pool to submit to.
     pub fn submit(&self, run: &str, sets: &[&str], more: &[&str]) -> Result<u64> {
         let file = repository().join("configs/tiny.toml").display().to_string();
-        let mut arguments =
-            vec!["submit", &file, "--run", run, "-o", "json", "--set", "device.engine=drill"];
+        let mut arguments = vec!["submit", &file, "--run", run, "-o", "json", "--set", "device.engine=drill"];
         for set in sets {
             arguments.extend(["--set", set]);
         }

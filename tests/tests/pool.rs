@@ -130,11 +130,14 @@ fn a_job_shrinks_and_grows_again() {
     let sets = ["topology.min_workers=1", "recovery.wait_for_members_seconds=1", "recovery.resize_seconds=1"];
     let more: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     let job = submit(&pool, 1, &more).unwrap();
-    pool.await_job(job, "past a commit with two workers", |job| at_step(60)(job) && job.workers == 2).unwrap();
+    pool.await_job(job, "past a commit with two workers", |job| at_step(60)(job) && job.workers == 2)
+        .unwrap();
     workers[0].signal(workers[0].pid(), Signal::KILL).unwrap();
-    let small = pool.await_job(job, "at work with one worker", |job| at_step(1)(job) && job.workers == 1).unwrap();
+    let small =
+        pool.await_job(job, "at work with one worker", |job| at_step(1)(job) && job.workers == 1).unwrap();
     let _third = pool.start_member("polygram-worker", &address).unwrap();
-    let large = pool.await_job(job, "at work with two workers", |job| at_step(1)(job) && job.workers == 2).unwrap();
+    let large =
+        pool.await_job(job, "at work with two workers", |job| at_step(1)(job) && job.workers == 2).unwrap();
     println!("two workers to step {}, then one, then two again from before step {}", small.step, large.step);
     assert!(large.sessions >= 3, "{large:?}");
     ends_undisturbed(&pool, job, 1).unwrap();
@@ -197,7 +200,8 @@ fn what_cannot_be_is_refused_by_name() {
     let second = pool.up(1, 1).unwrap().wait(END_LIMIT).unwrap();
     let message = second.refusal().unwrap();
     assert!(message.contains("state.sqlite") && message.contains("in use"), "{message}");
-    assert_eq!(pool.job(job).unwrap().state, "queued");
+    let waiting = pool.job(job).unwrap();
+    assert!(waiting.state == "queued" && waiting.reason.contains("it needs 2 workers"), "{waiting:?}");
     pool.polygram(&["cancel", &job.to_string()]).unwrap().success().unwrap();
     assert_eq!(pool.job(job).unwrap().state, "cancelled");
     let over = pool.polygram(&["cancel", &job.to_string()]).unwrap();

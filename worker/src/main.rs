@@ -16,9 +16,9 @@ fn main() -> ExitCode {
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
         (None, Some(member)) => take_part(member),
-        (None, None) => {
-            Err(anyhow::anyhow!("give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"))
-        }
+        (None, None) => Err(anyhow::anyhow!(
+            "give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,7 +39,9 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listen = member.listen;
     let result = match (member.pool, member.coordinator, member.rank) {
-        (Some(pool), _, _) => runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen })),
+        (Some(pool), _, _) => {
+            runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen }))
+        }
         (None, Some(coordinator), Some(rank)) => {
             polygram_faults::expect("worker", rank)?;
             runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen }))

@@ -39,12 +39,8 @@ pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
         if let Err(error) = polygram_faults::expect("worker", seat.slot.index) {
             tracing::error!(%error, "no faults");
         }
-        let taken = WorkerOptions {
-            coordinator: address,
-            rank: Rank(seat.slot.index),
-            token: token.clone(),
-            listen,
-        };
+        let taken =
+            WorkerOptions { coordinator: address, rank: Rank(seat.slot.index), token: token.clone(), listen };
         let ended = take_part(&taken, &recall, &mut signals).await;
         let failure = ended.as_ref().err().filter(|error| !is_in_order(error)).map(WorkerError::to_string);
         offer.released(&placement, failure).await;

@@ -105,7 +105,8 @@ impl Keeper<'_> {
              submit with: polygram submit RUNFILE --coordinator {address} --token-file {}",
             folder.token().display()
         ));
-        let members = [(&self.programs.embedding_shard, "shard", *shards), (&self.programs.worker, "worker", *workers)];
+        let members =
+            [(&self.programs.embedding_shard, "shard", *shards), (&self.programs.worker, "worker", *workers)];
         for (program, role, count) in members {
             for number in 0..count {
                 let args: Vec<OsString> = vec![
@@ -185,11 +186,15 @@ impl Keeper<'_> {
     async fn start_coordinator(&mut self) -> Outcome<Option<SocketAddr>> {
         let path = self.plan.folder.announcement();
         let program = self.programs.coordinator.clone();
-        self.start(COORDINATOR.to_owned(), Start { program: program.clone(), args: self.args(self.plan.listen) })?;
+        self.start(
+            COORDINATOR.to_owned(),
+            Start { program: program.clone(), args: self.args(self.plan.listen) },
+        )?;
         let deadline = Instant::now() + ANNOUNCE_DEADLINE;
         loop {
-            let announced = PoolAnnouncement::read(&path)
-                .map_err(|error| Failure::failed("the coordinator announced itself unreadably").because(error))?;
+            let announced = PoolAnnouncement::read(&path).map_err(|error| {
+                Failure::failed("the coordinator announced itself unreadably").because(error)
+            })?;
             // What another one announced is not this one's word.
             let own = self.children.pid_of(COORDINATOR);
             if let Some(PoolAnnouncement { address, .. }) = announced.filter(|said| Some(said.pid) == own) {
@@ -204,7 +209,9 @@ impl Keeper<'_> {
             }
             if Instant::now() >= deadline {
                 let seconds = ANNOUNCE_DEADLINE.as_secs();
-                return Err(Failure::failed(format!("the coordinator did not listen within {seconds} seconds")));
+                return Err(Failure::failed(format!(
+                    "the coordinator did not listen within {seconds} seconds"
+                )));
             }
         }
     }

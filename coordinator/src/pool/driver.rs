@@ -39,16 +39,43 @@ pub(super) enum Input {
     /// From inside: sessions.
     Happened(Event),
     /// A session's coordinator listens.
-    Opened { job: JobId, session: u32, address: SocketAddr, statuses: watch::Receiver<Arc<RunStatus>> },
-    Offer { offering: Offering, words: Words, answer: oneshot::Sender<mpsc::Receiver<PoolWord>> },
+    Opened {
+        job: JobId,
+        session: u32,
+        address: SocketAddr,
+        statuses: watch::Receiver<Arc<RunStatus>>,
+    },
+    Offer {
+        offering: Offering,
+        words: Words,
+        answer: oneshot::Sender<mpsc::Receiver<PoolWord>>,
+    },
     /// On this connection, a member said something.
-    Word { member: PoolMemberId, connection: u64, word: MemberWord },
+    Word {
+        member: PoolMemberId,
+        connection: u64,
+        word: MemberWord,
+    },
     /// This connection of a member ended.
-    Hung { member: PoolMemberId, connection: u64, message: String },
-    Submit { submission: Submission, answer: Answer<JobId> },
-    Cancel { job: JobId, answer: Answer<String> },
-    Jobs { answer: oneshot::Sender<Vec<JobStatus>> },
-    Members { answer: oneshot::Sender<Vec<PoolMemberStatus>> },
+    Hung {
+        member: PoolMemberId,
+        connection: u64,
+        message: String,
+    },
+    Submit {
+        submission: Submission,
+        answer: Answer<JobId>,
+    },
+    Cancel {
+        job: JobId,
+        answer: Answer<String>,
+    },
+    Jobs {
+        answer: oneshot::Sender<Vec<JobStatus>>,
+    },
+    Members {
+        answer: oneshot::Sender<Vec<PoolMemberStatus>>,
+    },
 }
 
 /// A call that waits for the core's answer.
@@ -194,7 +221,12 @@ impl Driver {
         }
     }
 
-    fn take_offer(&mut self, offering: Offering, words: Words, answer: oneshot::Sender<mpsc::Receiver<PoolWord>>) {
+    fn take_offer(
+        &mut self,
+        offering: Offering,
+        words: Words,
+        answer: oneshot::Sender<mpsc::Receiver<PoolWord>>,
+    ) {
         self.connected += 1;
         let (member, connection) = (offering.member, self.connected);
         let (sender, receiver) = mpsc::channel(WORDS);

@@ -45,7 +45,8 @@ impl Pool for Door {
         self.token.authorize(&request)?;
         let mut messages = request.into_inner();
         let first = messages.message().await?;
-        let first = first.ok_or_else(|| Status::invalid_argument("the stream ended before its first word"))?;
+        let first =
+            first.ok_or_else(|| Status::invalid_argument("the stream ended before its first word"))?;
         let MemberWord::Offering(offering) = MemberWord::try_from(first).map_err(malformed)? else {
             return Err(Status::invalid_argument("the first word of a stream must be an offering"));
         };

@@ -66,7 +66,9 @@ pub enum StoreError {
         what: String,
     },
     /// A newer build has written it.
-    #[error("{path} has schema version {found}, this build knows versions up to {known}; use the newer build")]
+    #[error(
+        "{path} has schema version {found}, this build knows versions up to {known}; use the newer build"
+    )]
     Newer {
         /// The file.
         path: String,
@@ -76,7 +78,9 @@ pub enum StoreError {
         known: usize,
     },
     /// Its contents are damaged.
-    #[error("{path} is damaged: {what}; put a copy in its place, or move it away to begin with an empty queue")]
+    #[error(
+        "{path} is damaged: {what}; put a copy in its place, or move it away to begin with an empty queue"
+    )]
     Damaged {
         /// The file.
         path: String,
@@ -84,7 +88,9 @@ pub enum StoreError {
         what: String,
     },
     /// It belongs to a pool of another root.
-    #[error("{path} is the state of a pool with root {kept}, not {given}; give that --root, or another --state")]
+    #[error(
+        "{path} is the state of a pool with root {kept}, not {given}; give that --root, or another --state"
+    )]
     OtherRoot {
         /// The file.
         path: String,
@@ -153,8 +159,10 @@ impl Store {
         let name = self.name();
         let path = self.path.clone();
         let sql = |e| told(&path, e);
-        let integer = |pragma: &str| self.connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-        let (application, version) = (integer("application_id").map_err(sql)?, integer("user_version").map_err(sql)?);
+        let integer =
+            |pragma: &str| self.connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        let (application, version) =
+            (integer("application_id").map_err(sql)?, integer("user_version").map_err(sql)?);
         let tables: i64 = self
             .connection
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
@@ -167,7 +175,8 @@ impl Store {
         let Some(had) = usize::try_from(version).ok().filter(|had| *had <= known) else {
             return Err(StoreError::Newer { path: name, found: version, known });
         };
-        let sound: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sql)?;
+        let sound: String =
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sql)?;
         if sound != "ok" {
             return Err(StoreError::Damaged { path: name, what: sound });
         }
@@ -214,7 +223,8 @@ impl Store {
                 return Err(StoreError::Damaged { path: self.name(), what });
             };
             let config = |source| StoreError::Config { path: self.name(), job, source };
-            let file = RunFile::parse(&config_toml, &format!("run file of job {job}"), &[]).map_err(config)?;
+            let file =
+                RunFile::parse(&config_toml, &format!("run file of job {job}"), &[]).map_err(config)?;
             let needs = Needs::of(&file.resolve().map_err(config)?);
             jobs.push((JobRecord { state, ..record }, needs, Arc::from(config_toml)));
         }
@@ -436,7 +446,11 @@ mod tests {
     fn files_of_others_are_refused_and_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let text = folder.path().join("notes.txt");
-        std::fs::write(&text, "these are notes, and they are longer than the header of a database file\n".repeat(20)).unwrap();
+        std::fs::write(
+            &text,
+            "these are notes, and they are longer than the header of a database file\n".repeat(20),
+        )
+        .unwrap();
         let before = std::fs::read(&text).unwrap();
         let refused = open(&text).unwrap_err();
         assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");

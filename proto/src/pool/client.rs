@@ -90,10 +90,20 @@ impl PoolClient {
         let started = Instant::now();
         let reply = self.service.members(timed(wire::MembersRequest {}, DEADLINE)).await;
         let reply = reply.map_err(|status| self.error("Members", &status, started))?;
-        Ok(reply.into_inner().members.into_iter().map(PoolMemberStatus::try_from).collect::<Result<_, _>>()?)
+        Ok(reply
+            .into_inner()
+            .members
+            .into_iter()
+            .map(PoolMemberStatus::try_from)
+            .collect::<Result<_, _>>()?)
     }
 
     fn error(&self, call: &'static str, status: &tonic::Status, started: Instant) -> ControlError {
-        ControlError::of_status(call, &self.address, status, Tried { attempts: 1, elapsed: started.elapsed() })
+        ControlError::of_status(
+            call,
+            &self.address,
+            status,
+            Tried { attempts: 1, elapsed: started.elapsed() },
+        )
     }
 }

@@ -3,8 +3,8 @@
 use crate::control::convert::{malformed, present, text};
 use crate::control::{Malformed, MemberRef, Role};
 use crate::pool::types::{
-    JobId, JobState, JobStatus, MemberWord, Offering, Placement, PoolMemberId, PoolMemberStatus, PoolWord, Seat,
-    Submission,
+    JobId, JobState, JobStatus, MemberWord, Offering, Placement, PoolMemberId, PoolMemberStatus, PoolWord,
+    Seat, Submission,
 };
 use crate::pool::wire;
 

@@ -15,8 +15,8 @@ pub use announcement::PoolAnnouncement;
 pub use client::PoolClient;
 pub use offer::{Engagement, OfferOptions, PoolOffer};
 pub use types::{
-    JobId, JobState, JobStatus, MemberWord, Offering, Placement, PoolMemberId, PoolMemberStatus, PoolWord, Seat,
-    Submission,
+    JobId, JobState, JobStatus, MemberWord, Offering, Placement, PoolMemberId, PoolMemberStatus, PoolWord,
+    Seat, Submission,
 };
 
 /// Types generated from the schema. Only the conversions here and the coordinator's `pool/service.rs` name them.

@@ -169,7 +169,9 @@ impl Stream {
             };
             let is_final = matches!(
                 error,
-                ControlError::Unauthenticated { .. } | ControlError::Refused { .. } | ControlError::Malformed(_)
+                ControlError::Unauthenticated { .. }
+                    | ControlError::Refused { .. }
+                    | ControlError::Malformed(_)
             );
             if is_final {
                 return error;
@@ -209,9 +211,11 @@ impl Stream {
             attempts: 1,
         })?;
         let inbound = opened.map_err(|status| match status.code() {
-            // A pool that is on its way out says so; the next one takes the offer.
-            Code::FailedPrecondition => self.lost(status.message().to_owned()),
-            _ => ControlError::of_status("Offer", &pool, &status, tried),
+            Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented => {
+                ControlError::of_status("Offer", &pool, &status, tried)
+            }
+            // All else may pass: a pool on its way out says so, and the next one takes the offer.
+            _ => self.lost(deepest(&status)),
         })?;
         Ok((wire, inbound.into_inner()))
     }

@@ -16,7 +16,8 @@ impl Turn<'_> {
         let same = |job: &&Job| job.record.run == run && !job.record.state.is_over();
         if let Some(job) = self.state.jobs.values().find(same) {
             let (id, state) = (job.id(), job.record.state);
-            let refusal = format!("run {run} is job {id} already, which is {state}; cancel that one, or name the run");
+            let refusal =
+                format!("run {run} is job {id} already, which is {state}; cancel that one, or name the run");
             return self.reply(ticket, Err(refusal));
         }
         let id = JobId(self.state.jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
@@ -73,7 +74,12 @@ impl Turn<'_> {
             _ => self.close(id, Purpose::Cancel, why),
         }
         self.keep(id);
-        Ok(if is_ending { "its session is ending already" } else { "it commits at its next step boundary and stops" }.into())
+        Ok(if is_ending {
+            "its session is ending already"
+        } else {
+            "it commits at its next step boundary and stops"
+        }
+        .into())
     }
 
     /// Asks a session to commit and stop, for a purpose.
@@ -110,9 +116,11 @@ impl Turn<'_> {
     pub(super) fn run_started(&mut self, id: JobId, session: u32) {
         let Some(active) = self.session(id, session) else { return };
         let workers = active.workers;
-        let starts = self.state.jobs.get(&id).is_some_and(|job| {
-            job.record.state == JobState::Starting && !job.record.is_cancelled
-        });
+        let starts = self
+            .state
+            .jobs
+            .get(&id)
+            .is_some_and(|job| job.record.state == JobState::Starting && !job.record.is_cancelled);
         if starts {
             self.enter(id, JobState::Running, format!("its run is at work with {workers} workers"));
         }
@@ -142,7 +150,9 @@ impl Turn<'_> {
             (Purpose::Requeue(why), _) => self.requeue(id, format!("{why}; {message}")),
             (Purpose::Resize(workers), _) => self.reopen(id, workers, message),
             // A member that was told to end had the run stop; the job goes on without it.
-            (Purpose::Over, SessionEnd::Stopped(_)) | (Purpose::Shutdown, _) => self.reopen(id, workers, message),
+            (Purpose::Over, SessionEnd::Stopped(_)) | (Purpose::Shutdown, _) => {
+                self.reopen(id, workers, message)
+            }
         }
     }
 
@@ -198,11 +208,18 @@ impl Turn<'_> {
     pub(super) fn interrupt(&mut self, reason: &str) {
         self.state.interrupts += 1;
         let nth = self.state.interrupts;
-        self.log(Level::Info, format!("{reason}: {}", match nth {
-            1 => "every run commits at its next step boundary and stops; the next coordinator goes on",
-            2 => "every run stops at once",
-            _ => "leaving",
-        }));
+        self.log(
+            Level::Info,
+            format!(
+                "{reason}: {}",
+                match nth {
+                    1 =>
+                        "every run commits at its next step boundary and stops; the next coordinator goes on",
+                    2 => "every run stops at once",
+                    _ => "leaving",
+                }
+            ),
+        );
         let open: Vec<JobId> = self.open_jobs().collect();
         for id in open {
             let reason = format!("the pool's coordinator ends ({reason})");

@@ -53,7 +53,9 @@ impl Turn<'_> {
 
     /// Tells a placed member where its run is, if it listens already.
     pub(super) fn tell(&mut self, id: PoolMemberId) {
-        let Some(Place::Placed(seat)) = self.state.members.get(&id).map(|member| member.place) else { return };
+        let Some(Place::Placed(seat)) = self.state.members.get(&id).map(|member| member.place) else {
+            return;
+        };
         let Some(job) = self.state.jobs.get(&seat.job) else { return };
         if let Some(Stage::Open(address)) = job.active.as_ref().map(|active| &active.stage) {
             let (run, address) = (job.record.run.clone(), address.to_string());

@@ -115,7 +115,8 @@ impl Turn<'_> {
             }
             let fewer = job.needs.workers_within(active.filled(Role::Worker) + coming[0]);
             let waited = now.since(since) as f64 / 1000.0;
-            let why = format!("{} workers and {} shards were missing for {waited:.0} s", vacant[0], vacant[1]);
+            let why =
+                format!("{} workers and {} shards were missing for {waited:.0} s", vacant[0], vacant[1]);
             match fewer.filter(|fewer| *fewer < active.workers && vacant[1] <= coming[1]) {
                 Some(fewer) => {
                     let reason = format!("{why}: it goes on with {fewer} workers");

@@ -95,7 +95,10 @@ impl State {
                 priority: record.priority,
                 preemptible: record.preemptible,
                 state: record.state,
-                reason: record.reason.clone(),
+                reason: match record.state {
+                    JobState::Queued => format!("{}; {}", record.reason, self.waiting(job)),
+                    _ => record.reason.clone(),
+                },
                 submitted_unix_ms: record.submitted.0,
                 started_unix_ms: record.started.map(|at| at.0),
                 ended_unix_ms: record.ended.map(|at| at.0),
@@ -109,6 +112,22 @@ impl State {
             }
         };
         self.jobs.values().map(status).collect()
+    }
+
+    /// What a job in the line waits for.
+    fn waiting(&self, job: &Job) -> String {
+        let Needs { workers, shards, .. } = job.needs;
+        let fewest = job.needs.elasticity.min_workers;
+        let wanted = if fewest < workers { format!("{fewest} to {workers}") } else { workers.to_string() };
+        let count = |of: fn(&State, Role) -> usize| [of(self, Role::Worker), of(self, Role::Shard)];
+        let ([has_workers, has_shards], [idle_workers, idle_shards]) =
+            (count(State::present), count(State::idle));
+        let needs = format!("it needs {wanted} workers and {shards} shards");
+        if has_workers < fewest as usize || has_shards < shards as usize {
+            format!("{needs}, the pool has {has_workers} and {has_shards}")
+        } else {
+            format!("{needs}, {idle_workers} and {idle_shards} are free")
+        }
     }
 
     /// The members at `now`.

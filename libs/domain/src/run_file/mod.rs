@@ -247,14 +247,27 @@ mod tests {
         assert_eq!(of(&four).unwrap().min_workers, 4);
         let elasticity = with("topology.min_workers=2").unwrap();
         let within = |offered| elasticity.workers_within(4, offered);
-        assert_eq!([within(9), within(4), within(3), within(2), within(1)], [Some(4), Some(4), Some(2), Some(2), None]);
-        for set in ["topology.min_workers=1", "topology.min_workers=3", "topology.min_workers=8", "topology.min_workers=0"] {
+        assert_eq!(
+            [within(9), within(4), within(3), within(2), within(1)],
+            [Some(4), Some(4), Some(2), Some(2), None]
+        );
+        for set in [
+            "topology.min_workers=1",
+            "topology.min_workers=3",
+            "topology.min_workers=8",
+            "topology.min_workers=0",
+        ] {
             let error = with(set).unwrap_err().to_string();
             assert!(error.contains("topology.min_workers"), "{set}: {error}");
         }
         let sets = [&four[..], &["topology.min_workers=2", "training.determinism=topology"]].concat();
         assert!(of(&sets).unwrap_err().to_string().contains("training.determinism"));
-        assert!(with("recovery.wait_for_members_seconds=-1").unwrap_err().to_string().contains("wait_for_members"));
+        assert!(
+            with("recovery.wait_for_members_seconds=-1")
+                .unwrap_err()
+                .to_string()
+                .contains("wait_for_members")
+        );
     }
 
     #[test]

@@ -5,8 +5,8 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec, EvaluationSpec,
-    RecoverySpec, RunSpec, TrainingSpec,
+    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec,
+    EvaluationSpec, RecoverySpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::topology::Topology;

@@ -78,7 +78,12 @@ impl Checker {
     /// All seats or none, and nobody before it in the line could have had them.
     fn gang_start(&mut self, state: &State, job: &Job) {
         let active = job.active.as_ref().expect("a job that starts holds seats");
-        assert_eq!(active.vacant(Role::Worker) + active.vacant(Role::Shard), 0, "job {} got a part", job.id());
+        assert_eq!(
+            active.vacant(Role::Worker) + active.vacant(Role::Shard),
+            0,
+            "job {} got a part",
+            job.id()
+        );
         assert!(active.workers >= job.needs.elasticity.min_workers && active.workers <= job.needs.workers);
         if !self.starts.contains(&job.id()) {
             self.starts.push(job.id());

@@ -103,7 +103,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, weather: Weather) -> World {
         let mut random = Random::new(seed);
-        let agent = |role| Agent { role, life: 1, lives: 1, frozen: false, stream: None, wanted: None, seat: None };
+        let agent =
+            |role| Agent { role, life: 1, lives: 1, frozen: false, stream: None, wanted: None, seat: None };
         let (workers, shards) = (1 + random.below(6), 1 + random.below(4));
         let agents = (0..workers).map(|_| agent(Role::Worker)).chain((0..shards).map(|_| agent(Role::Shard)));
         let mut world = World {
@@ -179,7 +180,11 @@ impl World {
             let may_be = is_cancelled || record.state != JobState::Cancelled;
             assert!(may_be, "job {id} was cancelled by nobody");
             let done = self.work[id] == 0;
-            assert_eq!(done && !is_cancelled, record.state == JobState::Completed && !is_cancelled, "job {id}: {record:?}");
+            assert_eq!(
+                done && !is_cancelled,
+                record.state == JobState::Completed && !is_cancelled,
+                "job {id}: {record:?}"
+            );
             assert!(self.weather.bad_runs > 0 || record.state != JobState::Failed, "job {id}: {record:?}");
         }
     }
@@ -270,7 +275,8 @@ impl World {
     }
 
     fn index_of(&self, member: PoolMemberId) -> Option<usize> {
-        (0..self.agents.len()).find(|i| World::id(*i, self.agents[*i].life) == member && self.agents[*i].life > 0)
+        (0..self.agents.len())
+            .find(|i| World::id(*i, self.agents[*i].life) == member && self.agents[*i].life > 0)
     }
 
     fn apply(&mut self, event: Event) {
@@ -608,9 +614,10 @@ impl World {
     fn start_coordinator(&mut self) {
         self.coordinator += 1;
         self.is_up = true;
-        let kept = self.kept.values().map(|record| {
-            (record.clone(), self.needs[&record.job].clone(), Arc::from("a run file"))
-        });
+        let kept = self
+            .kept
+            .values()
+            .map(|record| (record.clone(), self.needs[&record.job].clone(), Arc::from("a run file")));
         let state = State::new(RULES, kept.collect(), self.now);
         let before: Vec<&JobRecord> = self.state.records().collect();
         let after: Vec<&JobRecord> = state.records().collect();
