@@ -69,9 +69,90 @@ pub(crate) enum Command {
     /// Token files: make and look at them
     #[command(subcommand)]
     Data(DataCommand),
+    /// Put a run into the queue of a pool
+    Submit(SubmitArgs),
+    /// The queue of a pool
+    Jobs(JobsArgs),
+    /// Take a job out of the queue, or have it commit and stop; once more, and it stops at once
+    Cancel(CancelArgs),
+    /// A pool of workers and shards with a queue of runs
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// What this machine does against what it could do
     #[command(subcommand)]
     Bench(BenchCommand),
+}
+
+/// Where a pool is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PoolArgs {
+    /// The pool's coordinator [default: $POLYGRAM_COORDINATOR, or that of `polygram pool up` in this directory]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) coordinator: Option<String>,
+    /// File with the pool's secret [default: $POLYGRAM_TOKEN_FILE, or that of `polygram pool up` in this directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// Name of the run, instead of run.name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) run: Option<String>,
+    /// Jobs of higher priority go first; of equal priority, the older one
+    #[arg(long, value_name = "P", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) priority: i32,
+    /// Let a job of higher priority have this one commit, stop and wait for its turn again
+    #[arg(long)]
+    pub(crate) preemptible: bool,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    /// Those that are over too
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// Number of the job
+    #[arg(value_name = "JOB")]
+    pub(crate) job: u64,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// A whole pool on this machine: its coordinator, workers and shards, started again when they die
+    Up(PoolUpArgs),
+    /// Who offers itself to a pool, and where it is placed
+    Members(PoolArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolUpArgs {
+    /// Workers to start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) workers: u32,
+    /// Embedding shards to start
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) shards: u32,
+    /// Folder of the pool: queue, secret, address and logs
+    #[arg(long, value_name = "DIR", default_value = "polygram-pool")]
+    pub(crate) folder: PathBuf,
+    /// Address that the coordinator listens on; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    pub(crate) listen: std::net::SocketAddr,
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
 }
 
 /// A run file and its overrides.

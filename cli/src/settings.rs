@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use polygram_domain::run_file::Origin;
 use polygram_domain::{RunFile, RunName, RunSpec};
+use polygram_proto::control::Token;
+use polygram_proto::pool::PoolAnnouncement;
 
-use crate::args::{RootArgs, RunArgs, RunFileArgs};
+use crate::args::{PoolArgs, RootArgs, RunArgs, RunFileArgs};
 use crate::exit::{Failure, Outcome};
 
 /// Folder of runs when `--root` is not given, under the current directory.
@@ -102,6 +104,64 @@ impl RunPlace {
             name: RunName::new(&*args.run).map_err(Failure::usage)?,
             root: Root::resolve(&args.root)?,
         })
+    }
+}
+
+/// Folder of the pool that `polygram pool up` makes unless told otherwise, under the current directory.
+const POOL_FOLDER: &str = "polygram-pool";
+
+/// What a pool's folder holds.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolFolder(pub(crate) PathBuf);
+
+impl PoolFolder {
+    /// The queue.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state.sqlite")
+    }
+
+    /// The secret.
+    pub(crate) fn token(&self) -> PathBuf {
+        self.0.join("token")
+    }
+
+    /// Where the coordinator listens.
+    pub(crate) fn announcement(&self) -> PathBuf {
+        self.0.join("coordinator.json")
+    }
+}
+
+/// A pool that can be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct PoolPlace {
+    /// Its coordinator, `host:port`.
+    pub(crate) coordinator: String,
+    /// Its secret.
+    pub(crate) token: Token,
+}
+
+impl PoolPlace {
+    /// Flags first, then the environment, then the pool of this directory.
+    pub(crate) fn resolve(args: &PoolArgs) -> Outcome<PoolPlace> {
+        let here = PoolFolder(PathBuf::from(POOL_FOLDER));
+        let named = args.coordinator.clone().or_else(|| std::env::var("POLYGRAM_COORDINATOR").ok());
+        let coordinator = match named {
+            Some(address) => address,
+            None => PoolAnnouncement::read(&here.announcement())
+                .map_err(|error| Failure::usage("the pool of this directory is unreadable").because(error))?
+                .map(|announcement| announcement.address.to_string())
+                .ok_or_else(|| {
+                    Failure::usage("no pool is named, and there is none in this directory").hint(
+                        "give --coordinator HOST:PORT, or start one with `polygram pool up --workers N --shards M`",
+                    )
+                })?,
+        };
+        let file = args.token_file.clone();
+        let file = file.or_else(|| std::env::var_os("POLYGRAM_TOKEN_FILE").map(PathBuf::from));
+        let token = Token::read(&file.unwrap_or(here.token())).map_err(|error| {
+            Failure::usage("the pool's secret cannot be read").because(error).hint("give --token-file FILE")
+        })?;
+        Ok(PoolPlace { coordinator, token })
     }
 }
 

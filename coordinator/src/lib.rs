@@ -3,13 +3,14 @@
 //! Every decision is made in [`core`], a pure state machine. Around it stand a tonic server (`service`), one task that
 //! owns the state (`driver`) and one that owns the store (`recorder`). A coordinator is made in two steps:
 //! [`opening::open`] claims the run in the store and decides what it continues from, [`server::serve`] leads it to its
-//! end.
+//! end. A pool ([`pool`]) keeps a queue of runs, and does so for each whose turn has come.
 
 pub mod args;
 pub mod compatibility;
 pub mod core;
 pub mod interrupts;
 pub mod opening;
+pub mod pool;
 pub mod server;
 
 mod clock;

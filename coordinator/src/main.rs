@@ -1,28 +1,68 @@
 //! `polygram-coordinator`: wiring of one coordinator process.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use polygram_coordinator::args::Args;
+use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
+use polygram_coordinator::pool::core::Rules;
+use polygram_coordinator::pool::{self, Pool, Store};
 use polygram_coordinator::{Ended, Origin, interrupts, open, serve};
 use polygram_domain::RunFile;
 use polygram_proto::control::Token;
+use polygram_proto::pool::PoolAnnouncement;
 use polygram_telemetry::{Identity, Logging, Role};
 use tokio::net::TcpListener;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let ended = match lead(Args::parse()).await {
-        Ok(Ended { outcome: Outcome::Good, .. }) => return ExitCode::SUCCESS,
-        Ok(Ended { status, .. }) => anyhow!("run {} failed: {}", status.run, status.message),
-        Err(error) => error,
+    let cli = Cli::parse();
+    let ended = match (cli.command, cli.run) {
+        (Some(Command::Pool(args)), _) => lead_pool(args).await,
+        (None, Some(args)) => lead(args).await.and_then(|ended| match ended {
+            Ended { outcome: Outcome::Good, .. } => Ok(()),
+            Ended { status, .. } => Err(anyhow!("run {} failed: {}", status.run, status.message)),
+        }),
+        (None, None) => Err(anyhow!("give --config, --root and --token-file, or a command; see --help")),
     };
+    let Err(error) = ended else { return ExitCode::SUCCESS };
     // Nothing is left to do about a closed stderr.
-    let _closed = writeln!(std::io::stderr(), "error: {ended:#}");
+    let _closed = writeln!(std::io::stderr(), "error: {error:#}");
     ExitCode::FAILURE
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; choose another address, or port 0 for a free port")
+    })
+}
+
+async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
+    let identity = Identity { run: "pool".into(), role: Role::Coordinator, index: None };
+    polygram_telemetry::init(
+        &identity,
+        &Logging { level: args.log_level, format: args.log_format.parse()? },
+    )?;
+    if args.listen.ip().is_unspecified() {
+        anyhow::bail!(
+            "--listen {} is no address that members can reach; give one of this machine's",
+            args.listen
+        );
+    }
+    let token = Token::read(&args.token_file)?;
+    let store = Store::open(&args.state, &args.root)?;
+    let listener = bind(args.listen).await?;
+    let announcement = PoolAnnouncement { address: listener.local_addr()?, pid: std::process::id() };
+    let (interrupts, listening) = interrupts::listen()?;
+    if let Some(path) = &args.announce_file {
+        announcement.write(path)?;
+    }
+    let rules = Rules::of(args.member_silence_seconds * 1000);
+    pool::serve(Pool { store, root: args.root, token, rules }, listener, interrupts).await?;
+    listening.await.context("the signal task failed")
 }
 
 async fn lead(args: Args) -> anyhow::Result<Ended> {
@@ -37,9 +77,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     )?;
     polygram_faults::expect("coordinator", 0)?;
     let token = Token::read(&args.token_file)?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("cannot listen on {}; choose another address, or port 0 for a free port", args.listen)
-    })?;
+    let listener = bind(args.listen).await?;
     let origin = Origin { config_toml, config_name, root: args.root };
     let mut opened = open(origin, listener.local_addr()?).await?;
     if let Some(address) = args.metrics_listen {

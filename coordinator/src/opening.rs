@@ -1,6 +1,7 @@
 //! Taking hold of a run: read its configuration, find what it continues from, claim its term.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::{
@@ -8,8 +9,9 @@ use polygram_checkpoint::{
     RunStore, Term, keys,
 };
 use polygram_domain::{ConfigError, RunFile, RunSpec};
-use polygram_proto::control::{Announcement, OperatorClient};
+use polygram_proto::control::{Announcement, OperatorClient, RunStatus};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
@@ -92,6 +94,7 @@ pub struct Opened {
     pub(crate) state: State,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
+    pub(crate) status: watch::Sender<Arc<RunStatus>>,
     address: SocketAddr,
 }
 
@@ -113,6 +116,11 @@ impl Opened {
     /// Tells metrics on `listener` while the run is led.
     pub fn with_metrics(self, listener: TcpListener) -> Opened {
         Opened { metrics: Some(listener), ..self }
+    }
+
+    /// The run's status from now on.
+    pub fn statuses(&self) -> watch::Receiver<Arc<RunStatus>> {
+        self.status.subscribe()
     }
 
     /// The resolved run.
@@ -157,6 +165,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let state = State::new(Settings::of(&spec, found.resume, attempt), clock.now());
+    let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
         config_toml: origin.config_toml,
         root: origin.root,
@@ -167,6 +176,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         state,
         clock,
         metrics: None,
+        status: watch::Sender::new(first),
         address,
     })
 }

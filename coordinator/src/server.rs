@@ -6,7 +6,7 @@ use std::time::Duration;
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
 use polygram_proto::control::{MESSAGE_LIMIT_BYTES, RunStatus, Token};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -69,8 +69,8 @@ pub async fn serve(
     let resumed_from = opened.state.resume_step().0;
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (orders, waiting_orders) = mpsc::channel(ORDERS);
-    let first = Arc::new(opened.state.status(opened.clock.now()));
-    let (status, mut statuses) = watch::channel(first);
+    let status = opened.status;
+    let mut statuses = status.subscribe();
     statuses.mark_changed();
 
     let recorder = Recorder {

@@ -31,11 +31,14 @@ pub enum Command {
 #[derive(Debug, ArgGroup)]
 pub struct Args {
     /// The coordinator's host:port.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub coordinator: String,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "pool", conflicts_with = "pool")]
+    pub coordinator: Option<String>,
     /// This shard's index, from 0.
-    #[arg(long)]
-    pub index: u32,
+    #[arg(long, required_unless_present = "pool", conflicts_with = "pool")]
+    pub index: Option<u32>,
+    /// The host:port of a pool to offer this process to, instead of a shard of one run.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub pool: Option<String>,
     /// File with the run's secret.
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
@@ -65,7 +68,10 @@ mod tests {
         Cli::command().debug_assert();
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         let cli = parse("shard --coordinator a:1 --index 2 --token-file t").unwrap();
-        assert!(cli.command.is_none() && cli.member.is_some_and(|member| member.index == 2));
+        assert!(cli.command.is_none() && cli.member.is_some_and(|member| member.index == Some(2)));
+        let cli = parse("shard --pool a:1 --token-file t").unwrap();
+        assert!(cli.member.is_some_and(|member| member.pool.is_some() && member.index.is_none()));
+        assert!(parse("shard --pool a:1 --index 2 --token-file t").is_err());
         let cli = parse("shard bench gather -o json").unwrap();
         assert!(cli.member.is_none() && matches!(cli.command, Some(Command::Bench(_))));
         let refused = parse("shard --index 2").unwrap_err();

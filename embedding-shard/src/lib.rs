@@ -27,6 +27,7 @@ pub mod memory;
 pub mod numa;
 pub mod observe;
 mod outside;
+pub mod pool;
 pub mod query;
 pub mod rows;
 mod server;

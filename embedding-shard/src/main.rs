@@ -9,7 +9,7 @@ use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberOptions, run};
 use polygram_embedding_shard::memory::keep_freed_memory;
-use polygram_proto::control::Token;
+use polygram_proto::control::{Recall, Token};
 use polygram_telemetry::{Identity, Logging, Role};
 
 fn main() -> ExitCode {
@@ -33,18 +33,26 @@ fn act(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn take_part(args: Args) -> anyhow::Result<()> {
-    let identity = Identity { run: args.run, role: Role::Shard, index: Some(args.index) };
+    let identity = Identity { run: args.run, role: Role::Shard, index: args.index };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    polygram_faults::expect("shard", args.index)?;
     let token = Token::read(&args.token_file)?;
-    let options = MemberOptions {
-        coordinator: args.coordinator,
-        index: ShardIndex(args.index),
-        token,
-        listen: args.listen,
-        query_listen: args.query_listen,
-        metrics_listen: args.metrics_listen,
-    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    Ok(runtime.block_on(run(options))?)
+    let Args { listen, query_listen, metrics_listen, .. } = args;
+    let options = |coordinator: String, index: u32| MemberOptions {
+        coordinator,
+        index: ShardIndex(index),
+        token: token.clone(),
+        listen,
+        query_listen,
+        metrics_listen,
+        recall: Recall::default(),
+    };
+    match (args.pool, args.coordinator, args.index) {
+        (Some(pool), _, _) => Ok(runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0)))?),
+        (None, Some(coordinator), Some(index)) => {
+            polygram_faults::expect("shard", index)?;
+            Ok(runtime.block_on(run(options(coordinator, index)))?)
+        }
+        _ => anyhow::bail!("give --coordinator and --index, or --pool; see --help"),
+    }
 }

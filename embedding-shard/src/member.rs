@@ -8,8 +8,8 @@ use polygram_checkpoint::CheckpointError;
 use polygram_domain::{ConfigError, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Abort, AbortKind, ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, StopMode, Token,
-    rejoin_patience,
+    Abort, AbortKind, ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Recall, StopMode,
+    Token, rejoin_patience,
 };
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -36,6 +36,8 @@ pub struct MemberOptions {
     pub query_listen: Option<SocketAddr>,
     /// Address to tell metrics on.
     pub metrics_listen: Option<SocketAddr>,
+    /// Ends it from outside the run.
+    pub recall: Recall,
 }
 
 /// Why a shard's life ended badly.
@@ -162,11 +164,13 @@ impl From<MemberError> for Ended {
 
 /// One membership, from join to leave.
 async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Result<(), Ended> {
-    let MemberOptions { coordinator, index, token, listen, query_listen, metrics_listen } = options.clone();
+    let MemberOptions { coordinator, index, token, listen, query_listen, metrics_listen, recall } =
+        options.clone();
     let (listener, address) = bind(listen).await?;
     let services = Services::bind(token.clone(), query_listen, metrics_listen).await?;
     let mut join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     join.deadline = patience.unwrap_or(join.deadline);
+    join.recall = recall;
     let (session, joined) = MemberSession::join(join).await.map_err(|error| {
         // It was there a moment ago.
         let rejoin = patience.filter(|_| matches!(error, ControlError::Lost { .. }));

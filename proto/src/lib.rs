@@ -1,6 +1,7 @@
-//! The wire: gRPC schemas (control, reading rows) with validated conversions, and the framed bulk protocol of the
+//! The wire: gRPC schemas (control, pool, reading rows) with validated conversions, and the framed bulk protocol of the
 //! embedding shards.
 
 pub mod bulk;
 pub mod control;
+pub mod pool;
 pub mod rows;

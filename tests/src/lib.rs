@@ -8,6 +8,7 @@
 mod cluster;
 mod folder;
 mod moto;
+mod pool;
 mod process;
 mod programs;
 pub mod segment;
@@ -17,6 +18,7 @@ mod wait;
 pub use cluster::{Cluster, Digest, Engine, Member, Status};
 pub use folder::Contents;
 pub use moto::Moto;
+pub use pool::{Job, PoolCluster, PoolMember};
 pub use process::{Finished, Running};
 pub use programs::{program, repository};
 pub use wait::wait_until;

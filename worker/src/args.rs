@@ -21,11 +21,14 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct MemberArgs {
     /// The coordinator's host:port.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub coordinator: String,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "pool", conflicts_with = "pool")]
+    pub coordinator: Option<String>,
     /// This worker's rank, from 0.
-    #[arg(long)]
-    pub rank: u32,
+    #[arg(long, required_unless_present = "pool", conflicts_with = "pool")]
+    pub rank: Option<u32>,
+    /// The host:port of a pool to offer this process to, instead of a rank of one run.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub pool: Option<String>,
     /// File with the run's secret.
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,

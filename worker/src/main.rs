@@ -8,6 +8,7 @@ use polygram_domain::Rank;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role};
 use polygram_worker::args::{Args, Command, MemberArgs};
+use polygram_worker::pool::PoolWorkerOptions;
 use polygram_worker::{WorkerOptions, run};
 
 fn main() -> ExitCode {
@@ -15,9 +16,9 @@ fn main() -> ExitCode {
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
         (None, Some(member)) => take_part(member),
-        (None, None) => {
-            Err(anyhow::anyhow!("give --coordinator, --rank and --token-file, or a command; see --help"))
-        }
+        (None, None) => Err(anyhow::anyhow!(
+            "give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,20 +31,23 @@ fn main() -> ExitCode {
 }
 
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
-    let identity = Identity { run: member.run, role: Role::Worker, index: Some(member.rank) };
+    let identity = Identity { run: member.run, role: Role::Worker, index: member.rank };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    polygram_faults::expect("worker", member.rank)?;
     #[cfg(feature = "torch")]
     polygram_model::tune_allocator();
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let options = WorkerOptions {
-        coordinator: member.coordinator,
-        rank: Rank(member.rank),
-        token,
-        listen: member.listen,
+    let listen = member.listen;
+    let result = match (member.pool, member.coordinator, member.rank) {
+        (Some(pool), _, _) => {
+            runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen }))
+        }
+        (None, Some(coordinator), Some(rank)) => {
+            polygram_faults::expect("worker", rank)?;
+            runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen }))
+        }
+        _ => anyhow::bail!("give --coordinator and --rank, or --pool; see --help"),
     };
-    let result = runtime.block_on(run(options));
     // A compute thread deep in a product may outlive the run's end; the process does not wait for it.
     runtime.shutdown_background();
     Ok(result?)

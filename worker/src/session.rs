@@ -9,7 +9,7 @@ use polygram_domain::Rank;
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
     AbortKind, ControlError, Directive, Directives, Failure, JoinOptions, MemberRef, MemberReport,
-    MemberSession, Reporter, Token, rejoin_patience,
+    MemberSession, Recall, Reporter, Token, rejoin_patience,
 };
 
 use crate::error::WorkerError;
@@ -34,10 +34,18 @@ pub struct WorkerOptions {
 
 /// Takes part in a run until its end. Errors have been reported to the coordinator.
 pub async fn run(options: WorkerOptions) -> Result<(), WorkerError> {
-    let mut signals = Signals::listen()?;
+    take_part(&options, &Recall::default(), &mut Signals::listen()?).await
+}
+
+/// The same, until `recall` is called.
+pub(crate) async fn take_part(
+    options: &WorkerOptions,
+    recall: &Recall,
+    signals: &mut Signals,
+) -> Result<(), WorkerError> {
     let mut patience = None;
     loop {
-        let ended = member(&options, patience, &mut signals).await;
+        let ended = member(options, recall, patience, signals).await;
         let Err(Ended { error, rejoin: Some(again) }) = ended else {
             return ended.map_err(|ended| ended.error);
         };
@@ -62,6 +70,7 @@ impl From<WorkerError> for Ended {
 /// One membership, from join to leave.
 async fn member(
     options: &WorkerOptions,
+    recall: &Recall,
     patience: Option<Duration>,
     signals: &mut Signals,
 ) -> Result<(), Ended> {
@@ -72,6 +81,7 @@ async fn member(
     let (coordinator, token) = (options.coordinator.clone(), options.token.clone());
     let mut join = JoinOptions::new(coordinator, token, member, listener.address());
     join.deadline = patience.unwrap_or(join.deadline);
+    join.recall = recall.clone();
     let joining = MemberSession::join(join);
     let joined = tokio::select! {
         joined = joining => joined,

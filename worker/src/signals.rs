@@ -34,6 +34,11 @@ impl Signals {
         Ok(Signals { count, listening })
     }
 
+    /// Whether there was any so far.
+    pub fn were_any(&self) -> bool {
+        *self.count.borrow() > 0
+    }
+
     /// Resolves once there were at least `times` signals. Dropping the future loses nothing.
     pub async fn at_least(&mut self, times: u32) {
         if self.count.wait_for(|count| *count >= times).await.is_err() {

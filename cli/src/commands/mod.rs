@@ -10,6 +10,7 @@ pub(crate) mod logits;
 pub(crate) mod metrics;
 pub(crate) mod ngram;
 pub(crate) mod plan;
+pub(crate) mod pool;
 pub(crate) mod runs;
 pub(crate) mod status;
 mod stored;
@@ -18,7 +19,7 @@ pub(crate) mod why;
 
 use std::future::Future;
 
-use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand};
+use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand, PoolCommand};
 use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;
@@ -46,6 +47,11 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Ngram(NgramCommand::Size(args)) => ngram::size(args, printer),
         Command::Data(DataCommand::Prepare(args)) => data::prepare(args, printer),
         Command::Data(DataCommand::Inspect(args)) => data::inspect(args, printer),
+        Command::Submit(args) => pool::submit(args, printer),
+        Command::Jobs(args) => pool::jobs(args, printer),
+        Command::Cancel(args) => pool::cancel(args, printer),
+        Command::Pool(PoolCommand::Up(args)) => pool::up(args, printer),
+        Command::Pool(PoolCommand::Members(args)) => pool::members(args, printer),
         Command::Bench(BenchCommand::Shard(args)) => bench::pass(Program::EmbeddingShard, args, printer),
         Command::Bench(BenchCommand::Collective(args)) => bench::pass(Program::Collective, args, printer),
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(args, printer),

@@ -26,7 +26,12 @@ impl LogFolder {
             Some(folder) => folder.join("runs").join(run.as_str()).join("logs"),
             None => std::env::temp_dir().join(format!("polygram-logs-{run}")),
         };
-        LogFolder::create_in(&base).map_err(|error| {
+        LogFolder::under(&base)
+    }
+
+    /// Makes `<base>/<number>` with the first number that is free.
+    pub(crate) fn under(base: &Path) -> Outcome<LogFolder> {
+        LogFolder::create_in(base).map_err(|error| {
             Failure::failed(format!("cannot make a log folder in {}", base.display())).because(error)
         })
     }

@@ -7,6 +7,7 @@
 pub(crate) mod children;
 pub(crate) mod follow;
 pub(crate) mod logs;
+pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod siblings;
 pub(crate) mod supervisor;
@@ -53,7 +54,7 @@ pub(crate) struct StopSignals {
 }
 
 impl StopSignals {
-    fn listen() -> Outcome<StopSignals> {
+    pub(super) fn listen() -> Outcome<StopSignals> {
         let listen =
             |kind| signal(kind).map_err(|error| Failure::failed("cannot listen for signals").because(error));
         let signals = [

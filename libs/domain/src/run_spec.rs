@@ -31,6 +31,8 @@ pub struct RunSpec {
     pub checkpoint: CheckpointSpec,
     /// What a run does about a lost member.
     pub recovery: RecoverySpec,
+    /// With how few workers it goes on in a pool.
+    pub elasticity: ElasticitySpec,
     /// Held-out evaluation; `None` switches it off.
     pub evaluation: Option<EvaluationSpec>,
     /// Device and threads of a worker.
@@ -225,6 +227,27 @@ pub struct RecoverySpec {
     pub quarantine_after: u32,
     /// How long it is kept out.
     pub quarantine_seconds: f64,
+}
+
+/// With how few workers a run of a pool goes on, and how long it waits before it does. A run that one launcher starts
+/// always has all its workers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ElasticitySpec {
+    /// Fewest workers; a power of two, at most `topology.workers`, and a multiple of `topology.expert_parallel`.
+    pub min_workers: u32,
+    /// How long a run waits for members of its pool before it goes on with fewer workers, or gives its members back.
+    pub wait_for_members_seconds: f64,
+    /// A run with fewer workers grows again at the earliest so long after it last changed their number.
+    pub resize_seconds: f64,
+}
+
+impl ElasticitySpec {
+    /// The most workers, of `workers` or fewer, that the run may have out of `offered`: halves of `workers` down to the
+    /// fewest.
+    pub fn workers_within(&self, workers: u32, offered: u32) -> Option<u32> {
+        let halves = std::iter::successors(Some(workers), |workers| Some(workers / 2));
+        halves.take_while(|workers| *workers >= self.min_workers.max(1)).find(|workers| *workers <= offered)
+    }
 }
 
 /// Held-out evaluation.

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::error::ControlError;
@@ -32,22 +33,32 @@ pub struct Announcement {
 impl Announcement {
     /// Writes the file beside its name first and renames it, so that a reader sees all of it or nothing.
     pub fn write(&self, path: &Path) -> Result<(), ControlError> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(format!(".{}", self.pid));
-        let text = serde_json::to_string(self).map_err(|e| file_error(path, e))?;
-        std::fs::File::create(&partial)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|e| file_error(path, e))
+        write_whole(path, self)
     }
 
     /// Reads the file; `None` while it is not there yet.
     pub fn read(path: &Path) -> Result<Option<Announcement>, ControlError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| file_error(path, e)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(file_error(path, e)),
-        }
+        read_whole(path)
+    }
+}
+
+/// Writes `value` as JSON beside the file's name first and renames it.
+pub(crate) fn write_whole<T: Serialize>(path: &Path, value: &T) -> Result<(), ControlError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}", std::process::id()));
+    let text = serde_json::to_string(value).map_err(|e| file_error(path, e))?;
+    std::fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path))
+        .map_err(|e| file_error(path, e))
+}
+
+/// Reads what [`write_whole`] wrote; `None` while it is not there yet.
+pub(crate) fn read_whole<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ControlError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(|e| file_error(path, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(file_error(path, e)),
     }
 }
 

@@ -76,6 +76,9 @@ pub enum ControlError {
     /// The session is over: it was left, or the coordinator said Exit or Abort before.
     #[error("the session with the coordinator is over")]
     Closed,
+    /// Whoever placed this member takes it away from its run.
+    #[error("recalled by the pool")]
+    Recalled,
     /// A message that does not mean anything.
     #[error(transparent)]
     Malformed(#[from] Malformed),

@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::Code;
 
-use crate::control::assignment::Directive;
+use crate::control::assignment::{Abort, AbortKind, Directive};
 use crate::control::error::{ControlError, Tried};
 use crate::control::joining::{JoinRequest, Joined, UploadReport};
 use crate::control::membership::{Incarnation, MemberRef, Phase};
 use crate::control::progress::Progress;
+use crate::control::recall::Recall;
 use crate::control::report::MemberReport;
 use crate::control::token::{Token, random};
 use crate::control::transport::{Client, KeepAlive, Signature, client, connect, timed};
@@ -55,6 +56,8 @@ pub struct JoinOptions {
     pub deadline: Duration,
     /// Version of every message it speaks.
     pub schema_version: u32,
+    /// Ends joining and membership from outside the run.
+    pub recall: Recall,
 }
 
 impl JoinOptions {
@@ -72,6 +75,7 @@ impl JoinOptions {
             data_address,
             deadline: Duration::from_secs(30),
             schema_version: SCHEMA_VERSION,
+            recall: Recall::default(),
         }
     }
 }
@@ -88,9 +92,14 @@ impl MemberSession {
     /// # Errors
     /// [`ControlError::Refused`] at once when the coordinator says no; [`ControlError::Connect`],
     /// [`ControlError::NotYet`] or [`ControlError::Deadline`] when it could not be reached, or had no place, for the
-    /// whole deadline.
+    /// whole deadline; [`ControlError::Recalled`].
     pub async fn join(options: JoinOptions) -> Result<(MemberSession, Joined), ControlError> {
-        let joined = Joining { options: &options, started: Instant::now() }.run().await?;
+        let mut recall = options.recall.clone();
+        let joining = Joining { options: &options, started: Instant::now() };
+        let joined = tokio::select! {
+            joined = joining.run() => joined?,
+            () = recall.called() => return Err(ControlError::Recalled),
+        };
         // A connection of its own for the stream: its keep-alive follows the run's failure detection, and large
         // parts on the other one never hold a heartbeat back.
         let keep_alive = KeepAlive { interval: joined.heartbeat_interval, timeout: joined.failure_detection };
@@ -125,7 +134,8 @@ impl MemberSession {
             fate: Arc::clone(&fate),
             client: unary,
         };
-        let directives = Directives { incoming: directives, fate, task, leave: Some(leave), over: false };
+        let directives =
+            Directives { incoming: directives, fate, task, leave: Some(leave), over: false, recall };
         Ok((MemberSession { reporter, directives }, joined))
     }
 
@@ -212,10 +222,11 @@ pub struct Directives {
     task: JoinHandle<()>,
     leave: Option<oneshot::Sender<()>>,
     over: bool,
+    recall: Recall,
 }
 
 impl Directives {
-    /// The next directive. Cancel safe.
+    /// The next directive. A recall comes as the Abort that ends the membership. Cancel safe.
     ///
     /// # Errors
     /// [`ControlError::Lost`] once the coordinator is gone; [`ControlError::Closed`] after Exit or Abort.
@@ -223,7 +234,12 @@ impl Directives {
         if self.over {
             return Err(ControlError::Closed);
         }
-        match self.incoming.recv().await {
+        let incoming = tokio::select! {
+            biased;
+            incoming = self.incoming.recv() => incoming,
+            () = self.recall.called() => Some(Directive::Abort(recalled())),
+        };
+        match incoming {
             Some(directive) => {
                 self.over = matches!(directive, Directive::Exit | Directive::Abort(_));
                 Ok(directive)
@@ -254,6 +270,11 @@ impl Directives {
             _ => Ok(()),
         }
     }
+}
+
+/// The end of a membership whose member is wanted elsewhere.
+fn recalled() -> Abort {
+    Abort { reason: ControlError::Recalled.to_string(), culprit: None, kind: AbortKind::End }
 }
 
 impl Drop for Directives {
@@ -319,7 +340,7 @@ impl Joining<'_> {
 }
 
 /// The machine's name, for people.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "unknown".into() } else { name.trim().to_owned() }
 }

@@ -15,11 +15,12 @@ pub mod member;
 pub mod membership;
 pub mod operator;
 pub mod progress;
+pub mod recall;
 pub mod report;
 pub mod status;
 pub mod token;
 
-mod convert;
+pub(crate) mod convert;
 pub(crate) mod transport;
 
 pub use announcement::Announcement;
@@ -34,6 +35,7 @@ pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patien
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
+pub use recall::Recall;
 pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics};
 pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;

@@ -240,6 +240,37 @@ mod tests {
     }
 
     #[test]
+    fn fewer_workers_need_an_elastic_run_that_divides() {
+        let of = |sets: &[&str]| parse(sets).and_then(|file| file.resolve()).map(|spec| spec.elasticity);
+        let four = ["topology.workers=4", "topology.expert_parallel=2"];
+        let with = |set: &'static str| of(&[&four[..], &[set]].concat());
+        assert_eq!(of(&four).unwrap().min_workers, 4);
+        let elasticity = with("topology.min_workers=2").unwrap();
+        let within = |offered| elasticity.workers_within(4, offered);
+        assert_eq!(
+            [within(9), within(4), within(3), within(2), within(1)],
+            [Some(4), Some(4), Some(2), Some(2), None]
+        );
+        for set in [
+            "topology.min_workers=1",
+            "topology.min_workers=3",
+            "topology.min_workers=8",
+            "topology.min_workers=0",
+        ] {
+            let error = with(set).unwrap_err().to_string();
+            assert!(error.contains("topology.min_workers"), "{set}: {error}");
+        }
+        let sets = [&four[..], &["topology.min_workers=2", "training.determinism=topology"]].concat();
+        assert!(of(&sets).unwrap_err().to_string().contains("training.determinism"));
+        assert!(
+            with("recovery.wait_for_members_seconds=-1")
+                .unwrap_err()
+                .to_string()
+                .contains("wait_for_members")
+        );
+    }
+
+    #[test]
     fn base_rows_survive_the_ratio() {
         for vocab in [113u32, 32_000, 50_257, 131_072, 163_840] {
             for base in [u64::from(vocab) * 7 + 3, 10_232_743, 3_905_163] {

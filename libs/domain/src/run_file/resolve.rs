@@ -5,8 +5,8 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, DeviceSpec, EvaluationSpec, RecoverySpec, RunSpec,
-    TrainingSpec,
+    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec,
+    EvaluationSpec, RecoverySpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::topology::Topology;
@@ -24,6 +24,7 @@ impl RunFile {
         }
         .validated(self.training.cells, model.moe.experts)
         .map_err(ConfigError::Invalid)?;
+        let elasticity = self.elasticity_spec(&topology)?;
         Ok(RunSpec {
             name: RunName::new(&*self.run.name).map_err(ConfigError::Invalid)?,
             seed: self.run.seed,
@@ -36,6 +37,7 @@ impl RunFile {
                 keep: self.checkpoint.keep,
             },
             recovery: self.recovery_spec()?,
+            elasticity,
             evaluation: self
                 .evaluation
                 .every_steps
@@ -119,6 +121,37 @@ impl RunFile {
             backoff_seconds: r.backoff_seconds,
             quarantine_after: r.quarantine_after,
             quarantine_seconds: r.quarantine_seconds,
+        })
+    }
+
+    fn elasticity_spec(&self, topology: &Topology) -> Result<ElasticitySpec, ConfigError> {
+        let r = &self.recovery;
+        not_negative(&[
+            ("recovery.wait_for_members_seconds", r.wait_for_members_seconds),
+            ("recovery.resize_seconds", r.resize_seconds),
+        ])?;
+        let Topology { workers, expert_parallel, .. } = *topology;
+        let min_workers = self.topology.min_workers.unwrap_or(workers);
+        if !min_workers.is_power_of_two() || min_workers > workers {
+            return invalid(format!(
+                "topology.min_workers is {min_workers}; it must be a power of two, at most topology.workers = {workers}"
+            ));
+        }
+        if !min_workers.is_multiple_of(expert_parallel) {
+            return invalid(format!(
+                "topology.min_workers is {min_workers}; topology.expert_parallel = {expert_parallel} must divide it"
+            ));
+        }
+        if min_workers < workers && self.training.determinism != Determinism::Elastic {
+            return invalid(format!(
+                "topology.min_workers is {min_workers}, fewer than topology.workers = {workers}; the bits stay the same \
+                 with fewer workers only with training.determinism = \"elastic\""
+            ));
+        }
+        Ok(ElasticitySpec {
+            min_workers,
+            wait_for_members_seconds: r.wait_for_members_seconds,
+            resize_seconds: r.resize_seconds,
         })
     }
 

@@ -233,7 +233,12 @@ section!(EmbeddingSection {
     same_host: SameHost = SameHost::Auto,
     memory_limit_gib: f64 = 8.0,
 });
-section!(TopologySection { workers: u32 = 1, expert_parallel: u32 = 1, shards: u32 = 1 });
+section!(TopologySection {
+    workers: u32 = 1,
+    expert_parallel: u32 = 1,
+    shards: u32 = 1,
+    min_workers: Option<u32> = None,
+});
 section!(CheckpointSection { every_steps: Option<u64> = None, keep: u32 = 3 });
 section!(RecoverySection {
     max_restarts: u32 = 100,
@@ -241,6 +246,8 @@ section!(RecoverySection {
     backoff_seconds: f64 = 1.0,
     quarantine_after: u32 = 3,
     quarantine_seconds: f64 = 300.0,
+    wait_for_members_seconds: f64 = 60.0,
+    resize_seconds: f64 = 300.0,
 });
 section!(EvaluationSection { every_steps: Option<u64> = None, cells: u32 = 4 });
 section!(DeviceSection {

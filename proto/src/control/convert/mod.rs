@@ -14,11 +14,11 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub(super) fn malformed(message: &'static str, what: impl Into<String>) -> Malformed {
+pub(crate) fn malformed(message: &'static str, what: impl Into<String>) -> Malformed {
     Malformed { message, what: what.into() }
 }
 
-pub(super) fn present<T>(
+pub(crate) fn present<T>(
     message: &'static str,
     field: &'static str,
     value: Option<T>,
@@ -33,7 +33,7 @@ pub(super) fn address(message: &'static str, text: &str) -> Result<SocketAddr, M
 /// Longest free text that is kept; a member cannot make the coordinator hold more.
 pub(super) const TEXT_LIMIT: usize = 4096;
 
-pub(super) fn text(value: String) -> String {
+pub(crate) fn text(value: String) -> String {
     if value.len() <= TEXT_LIMIT {
         return value;
     }

@@ -1,0 +1,152 @@
+//! `polygram pool`, `submit`, `jobs`, `cancel`: a pool and its queue.
+
+use polygram_proto::control::ControlError;
+use polygram_proto::pool::{JobId, JobStatus, PoolClient, PoolMemberStatus, Submission};
+use serde::Serialize;
+
+use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
+use crate::commands::{block_on, stored};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::launcher::{self, Programs};
+use crate::printer::Printer;
+use crate::settings::{Configuration, PoolFolder, PoolPlace, Root};
+use crate::units::{columns, moment};
+
+#[derive(Serialize)]
+struct Submitted {
+    job: JobId,
+    run: String,
+}
+
+#[derive(Serialize)]
+struct Cancelling {
+    job: JobId,
+    message: String,
+}
+
+pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
+    let root = Root::resolve(&args.root)?;
+    let programs = Programs::find()?;
+    if args.listen.ip().is_unspecified() {
+        return Err(Failure::usage(format!("--listen {} is no address to be reached at", args.listen))
+            .hint("give an address of this machine"));
+    }
+    let here = std::env::current_dir()
+        .map_err(|error| Failure::failed("cannot tell the current directory").because(error))?;
+    polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
+    let plan = launcher::pool::Plan {
+        folder: PoolFolder(here.join(&args.folder)),
+        root,
+        workers: args.workers,
+        shards: args.shards,
+        listen: args.listen,
+    };
+    block_on(launcher::pool::up(&programs, &plan, printer))
+}
+
+pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
+    let configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    let place = PoolPlace::resolve(&args.pool)?;
+    let submission = Submission {
+        config_toml: configuration.effective_toml,
+        priority: args.priority,
+        preemptible: args.preemptible,
+    };
+    let job = block_on(async {
+        let mut pool = connect(&place).await?;
+        pool.submit(submission).await.map_err(|error| refused(&place, error))
+    })?;
+    let run = configuration.spec.name.to_string();
+    let document = Submitted { job, run };
+    printer.result(&document, || {
+        format!(
+            "job {job} (run {}) is in the queue\nnext: polygram jobs   ·   polygram status {}   ·   polygram cancel {job}\n",
+            document.run, document.run
+        )
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+pub(crate) fn jobs(args: &JobsArgs, printer: &mut Printer) -> Outcome {
+    let place = PoolPlace::resolve(&args.pool)?;
+    let jobs = block_on(async {
+        let mut pool = connect(&place).await?;
+        let jobs = if args.all { pool.all_jobs().await } else { pool.jobs().await };
+        jobs.map_err(|error| refused(&place, error))
+    })?;
+    printer.result(&jobs, || {
+        let titles = ["job", "run", "priority", "state", "workers", "shards", "step", "submitted", "reason"];
+        let mut rows = vec![titles.map(str::to_owned).to_vec()];
+        rows.extend(jobs.iter().map(job_row));
+        columns(&rows)
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+fn job_row(job: &JobStatus) -> Vec<String> {
+    let preemptible = if job.preemptible { "p" } else { "" };
+    let step = job.step.map_or("-".to_owned(), |step| format!("{step}/{}", job.total_steps));
+    vec![
+        job.job.to_string(),
+        job.run.clone(),
+        format!("{}{preemptible}", job.priority),
+        job.state.to_string(),
+        format!("{}/{}", job.workers, job.wanted_workers),
+        job.shards.to_string(),
+        step,
+        moment(job.submitted_unix_ms),
+        job.reason.clone(),
+    ]
+}
+
+pub(crate) fn cancel(args: &CancelArgs, printer: &mut Printer) -> Outcome {
+    let place = PoolPlace::resolve(&args.pool)?;
+    let job = JobId(args.job);
+    let message = block_on(async {
+        let mut pool = connect(&place).await?;
+        pool.cancel(job).await.map_err(|error| refused(&place, error))
+    })?;
+    let document = Cancelling { job, message };
+    printer.result(&document, || format!("job {job}: {}\n", document.message))?;
+    Ok(ExitStatus::Success)
+}
+
+pub(crate) fn members(args: &PoolArgs, printer: &mut Printer) -> Outcome {
+    let place = PoolPlace::resolve(args)?;
+    let members = block_on(async {
+        let mut pool = connect(&place).await?;
+        pool.members().await.map_err(|error| refused(&place, error))
+    })?;
+    printer.result(&members, || {
+        let mut rows = vec![["role", "pid", "host", "placed", "heard"].map(str::to_owned).to_vec()];
+        rows.extend(members.iter().map(member_row));
+        columns(&rows)
+    })?;
+    Ok(ExitStatus::Success)
+}
+
+fn member_row(member: &PoolMemberStatus) -> Vec<String> {
+    let place = match member.seat {
+        Some(seat) if member.leaving => format!("leaving {seat}"),
+        Some(seat) => seat.to_string(),
+        None => "spare".to_owned(),
+    };
+    let heard = format!("{:.1} s ago", member.last_heard_ms as f64 / 1000.0);
+    vec![member.role.to_string(), member.pid.to_string(), member.host.clone(), place, heard]
+}
+
+async fn connect(place: &PoolPlace) -> Outcome<PoolClient> {
+    PoolClient::connect(&place.coordinator, &place.token).await.map_err(|error| refused(place, error))
+}
+
+/// What the pool refused is the caller's to mend; all else is the pool's.
+fn refused(place: &PoolPlace, error: ControlError) -> Failure {
+    let what = format!("the pool at {} did not do it", place.coordinator);
+    match &error {
+        ControlError::Refused { message, .. } => Failure::usage(message.clone()),
+        ControlError::Unauthenticated { .. } => {
+            Failure::usage(what).because(error).hint("give the pool's own --token-file")
+        }
+        _ => Failure::failed(what).because(error),
+    }
+}

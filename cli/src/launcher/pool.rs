@@ -1,0 +1,245 @@
+//! A whole pool on this machine: its coordinator, workers and shards as children, each started again when it dies. The
+//! queue outlives them, and this program too: the same command goes on with it.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+
+use polygram_domain::run_spec::RecoverySpec;
+use polygram_proto::control::Token;
+use polygram_proto::pool::PoolAnnouncement;
+use tokio::time::Instant;
+
+use super::children::{Children, Ended};
+use super::logs::LogFolder;
+use super::supervisor::{Start, Supervisor, Verdict};
+use super::{ANNOUNCE_DEADLINE, ANNOUNCE_INTERVAL, COORDINATOR, Programs, StopSignals, TAIL_LINES};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::{PoolFolder, Root};
+
+/// Members have so long to end once the coordinator has ended.
+const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
+/// After so long without a death, older ones are forgotten.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What a pool is to be.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Where queue, secret, address and logs are.
+    pub(crate) folder: PoolFolder,
+    /// Root of its runs.
+    pub(crate) root: Root,
+    /// Workers to start.
+    pub(crate) workers: u32,
+    /// Shards to start.
+    pub(crate) shards: u32,
+    /// Where the coordinator listens.
+    pub(crate) listen: SocketAddr,
+}
+
+/// Keeps a pool up until it is told to end. No process of it is left when this returns.
+pub(crate) async fn up(programs: &Programs, plan: &Plan, printer: &mut Printer) -> Outcome {
+    let folder = &plan.folder;
+    let cannot = |error: std::io::Error| {
+        Failure::failed(format!("cannot make the pool's folder {}", folder.0.display())).because(error)
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0).map_err(cannot)?;
+    make_token(&folder.token())?;
+    let mut pool = Keeper {
+        programs,
+        plan,
+        logs: LogFolder::under(&folder.0.join("logs"))?,
+        children: Children::default(),
+        signals: StopSignals::listen()?,
+        supervisor: Supervisor::new(&tireless()),
+        last_death: Instant::now(),
+    };
+    printer.say(format!("logs in {}", pool.logs.path().display()));
+    let ended = pool.keep(printer).await;
+    // After an orderly end nobody is left; after a failure nobody is to stay.
+    pool.children.wind_down(Duration::ZERO).await;
+    ended
+}
+
+/// The secret of a pool that was up before is kept: its members elsewhere have it.
+fn make_token(path: &Path) -> Outcome<()> {
+    let failed = |error| Failure::failed("cannot make the pool's secret").because(error);
+    if path.exists() {
+        return Token::read(path).map(|_token| ()).map_err(failed);
+    }
+    Token::generate().and_then(|token| token.write(path)).map_err(failed)
+}
+
+/// A pool never gives up on its processes: its jobs do by their own policy.
+fn tireless() -> RecoverySpec {
+    RecoverySpec {
+        max_restarts: u32::MAX,
+        max_fruitless_restarts: u32::MAX,
+        backoff_seconds: 1.0,
+        quarantine_after: u32::MAX,
+        quarantine_seconds: 0.0,
+    }
+}
+
+struct Keeper<'a> {
+    programs: &'a Programs,
+    plan: &'a Plan,
+    logs: LogFolder,
+    children: Children,
+    signals: StopSignals,
+    supervisor: Supervisor,
+    last_death: Instant,
+}
+
+impl Keeper<'_> {
+    async fn keep(&mut self, printer: &mut Printer) -> Outcome {
+        let Some(address) = self.start_coordinator().await? else {
+            return Err(Failure::failed("stopped before the pool was up"));
+        };
+        let Plan { workers, shards, folder, .. } = self.plan;
+        printer.say(format!(
+            "the pool listens at {address}: {workers} workers, {shards} shards\n\
+             submit with: polygram submit RUNFILE --coordinator {address} --token-file {}",
+            folder.token().display()
+        ));
+        let members =
+            [(&self.programs.embedding_shard, "shard", *shards), (&self.programs.worker, "worker", *workers)];
+        for (program, role, count) in members {
+            for number in 0..count {
+                let args: Vec<OsString> = vec![
+                    "--pool".into(),
+                    address.to_string().into(),
+                    "--token-file".into(),
+                    folder.token().into(),
+                    "--run".into(),
+                    "pool".into(),
+                ];
+                self.start(format!("{role} {number}"), Start { program: program.clone(), args })?;
+            }
+        }
+        let mut stops = 0;
+        loop {
+            tokio::select! {
+                ended = self.children.next_exit() => {
+                    if stops > 0 && ended.name == COORDINATOR {
+                        break;
+                    }
+                    self.note_exit(ended, stops, printer);
+                }
+                name = self.supervisor.next_due() => self.respawn(&name)?,
+                () = self.signals.next() => {
+                    stops += 1;
+                    match stops {
+                        1 => printer.say("stopping: every run commits and stops (once more: they stop at once)"),
+                        2 => printer.say("stopping at once (once more to kill everything now)"),
+                        _ => {
+                            self.children.wind_down(Duration::ZERO).await;
+                            return Err(Failure::failed("killed on request").hint("the same command goes on"));
+                        }
+                    }
+                    self.supervisor.retire();
+                    self.children.terminate(COORDINATOR);
+                }
+            }
+        }
+        let names: Vec<String> = self.children.living().map(|(name, _)| name.to_owned()).collect();
+        names.iter().for_each(|name| self.children.terminate(name));
+        let (_, killed) = self.children.wind_down(MEMBERS_PATIENCE).await;
+        if !killed.is_empty() {
+            let seconds = MEMBERS_PATIENCE.as_secs();
+            printer.warn(format!("killed {}: still there after {seconds} s", killed.join(", ")));
+        }
+        printer.say("the pool is down; its queue is kept, and the same command goes on with it");
+        Ok(ExitStatus::Stopped)
+    }
+
+    fn start(&mut self, name: String, start: Start) -> Outcome<()> {
+        self.children.spawn(&name, &start.program, &start.args, self.logs.open(&name)?)?;
+        self.supervisor.started(name, start);
+        Ok(())
+    }
+
+    fn respawn(&mut self, name: &str) -> Outcome<()> {
+        let Some(Start { program, args }) = self.supervisor.start_of(name) else { return Ok(()) };
+        self.children.spawn(name, program, args, self.logs.open(name)?)
+    }
+
+    fn note_exit(&mut self, ended: Ended, stops: u32, printer: &mut Printer) {
+        printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
+        if stops > 0 {
+            return;
+        }
+        if self.last_death.elapsed() > QUIET {
+            self.supervisor.forgive();
+        }
+        self.last_death = Instant::now();
+        // It is never given up.
+        if let Verdict::Again(pause) = self.supervisor.died(&ended.name) {
+            self.supervisor.schedule(ended.name, Instant::now() + pause);
+        }
+    }
+
+    /// Starts the coordinator and waits until it listens; none where a signal came first.
+    async fn start_coordinator(&mut self) -> Outcome<Option<SocketAddr>> {
+        let path = self.plan.folder.announcement();
+        let program = self.programs.coordinator.clone();
+        self.start(
+            COORDINATOR.to_owned(),
+            Start { program: program.clone(), args: self.args(self.plan.listen) },
+        )?;
+        let deadline = Instant::now() + ANNOUNCE_DEADLINE;
+        loop {
+            let announced = PoolAnnouncement::read(&path).map_err(|error| {
+                Failure::failed("the coordinator announced itself unreadably").because(error)
+            })?;
+            // What another one announced is not this one's word.
+            let own = self.children.pid_of(COORDINATOR);
+            if let Some(PoolAnnouncement { address, .. }) = announced.filter(|said| Some(said.pid) == own) {
+                // One that is started again listens where members look for it.
+                self.supervisor.started(COORDINATOR.to_owned(), Start { program, args: self.args(address) });
+                return Ok(Some(address));
+            }
+            tokio::select! {
+                ended = self.children.next_exit() => return Err(self.failure_of(&ended)),
+                () = self.signals.next() => return Ok(None),
+                () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
+            }
+            if Instant::now() >= deadline {
+                let seconds = ANNOUNCE_DEADLINE.as_secs();
+                return Err(Failure::failed(format!(
+                    "the coordinator did not listen within {seconds} seconds"
+                )));
+            }
+        }
+    }
+
+    fn args(&self, listen: SocketAddr) -> Vec<OsString> {
+        let folder = &self.plan.folder;
+        vec![
+            "pool".into(),
+            "--state".into(),
+            folder.state().into(),
+            "--root".into(),
+            self.plan.root.address().into(),
+            "--listen".into(),
+            listen.to_string().into(),
+            "--token-file".into(),
+            folder.token().into(),
+            "--announce-file".into(),
+            folder.announcement().into(),
+        ]
+    }
+
+    /// A process's own last word, or how it ended.
+    fn failure_of(&self, ended: &Ended) -> Failure {
+        let tail = self.logs.tail(&ended.name, TAIL_LINES);
+        let last_word = tail.iter().rev().find_map(|line| line.strip_prefix("error: "));
+        match last_word {
+            Some(word) => Failure::failed(format!("{}: {word}", ended.name)),
+            None => Failure::failed(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how())),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Thousands of seeded schedules of a whole pool: members that come, die, freeze and come back, jobs of all priorities that
+//! are submitted and cancelled, runs that need work done by all their members at once, coordinators that are killed and
+//! started again from what was kept. After every event the invariants of [`super`] are checked from outside.
+
+mod checker;
+mod world;
+
+use world::World;
+
+/// SplitMix64 (Steele, Lea and Flood 2014): one seed, one schedule.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed ^ 0x5eed)
+    }
+
+    fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.word() % bound
+    }
+
+    /// True once in `times`; never for 0.
+    pub(super) fn once_in(&mut self, times: u64) -> bool {
+        times > 0 && self.below(times) == 0
+    }
+}
+
+/// What may go wrong in a schedule. After [`world::CALM`] nothing does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Weather {
+    /// Members that die, and are started again after a while.
+    pub(super) deaths: u64,
+    /// Members that are silent for a while, and go on as if nothing had happened.
+    pub(super) freezes: u64,
+    /// Streams that break although both ends live.
+    pub(super) broken_streams: u64,
+    /// Coordinators that are killed.
+    pub(super) coordinator_kills: u64,
+    /// Jobs that somebody cancels.
+    pub(super) cancels: u64,
+    /// Members that are told to end, so that their runs stop.
+    pub(super) terminations: u64,
+    /// Runs that fail: one session in so many.
+    pub(super) bad_runs: u64,
+}
+
+/// Runs `schedules` seeds, naming the seed of a failure. Says how often jobs shrank, grew and made way.
+fn campaign(
+    name: &str,
+    schedules: u64,
+    weather: impl Fn(&mut Random) -> Weather,
+    check: impl Fn(&World),
+) -> [u64; 3] {
+    let mut seen = [0; 3];
+    for seed in 0..schedules {
+        let weather = weather(&mut Random::new(seed ^ 0xa5a5));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut world = World::new(seed, weather.clone());
+            world.run();
+            check(&world);
+            world.checker
+        }));
+        match outcome {
+            Ok(checker) => {
+                let more = [checker.shrunk, checker.grown, checker.preempted];
+                seen.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            }
+            Err(panic) => {
+                eprintln!("{name}: seed {seed}, {weather:?}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{name}: {schedules} schedules; jobs shrank, grew, made way: {seen:?}");
+    seen
+}
+
+#[test]
+fn calm_pools_finish_every_job_in_order() {
+    campaign("calm", 1000, |_| Weather::default(), World::assert_all_done);
+}
+
+#[test]
+fn members_that_die_freeze_and_return_stop_no_job() {
+    let weather = |random: &mut Random| Weather {
+        deaths: random.below(12),
+        freezes: random.below(6),
+        broken_streams: random.below(6),
+        terminations: random.below(3),
+        ..Weather::default()
+    };
+    let seen = campaign("members", 2000, weather, World::assert_all_done);
+    assert!(seen.iter().all(|times| *times > 50), "the schedules are too tame: {seen:?}");
+}
+
+#[test]
+fn killed_coordinators_forget_nothing() {
+    let weather = |random: &mut Random| Weather {
+        coordinator_kills: 1 + random.below(5),
+        deaths: random.below(5),
+        cancels: random.below(4),
+        ..Weather::default()
+    };
+    campaign("coordinators", 2000, weather, World::assert_all_over);
+}
+
+#[test]
+fn everything_at_once() {
+    let weather = |random: &mut Random| Weather {
+        deaths: random.below(10),
+        freezes: random.below(5),
+        broken_streams: random.below(8),
+        coordinator_kills: random.below(4),
+        cancels: random.below(5),
+        terminations: random.below(4),
+        bad_runs: random.below(2) * 10,
+    };
+    campaign("everything", 2000, weather, World::assert_all_over);
+}

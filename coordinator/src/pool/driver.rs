@@ -1,0 +1,376 @@
+//! The one task that owns a pool's state and the file it is kept in: events in, actions out. It decides nothing;
+//! [`super::core`] does. What is to be kept is on disk before anything that follows from it is done.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use polygram_domain::RunFile;
+use polygram_proto::control::{RunStatus, StopMode, Token};
+use polygram_proto::pool::{
+    JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolMemberStatus, PoolWord, Submission,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::core::event::Admission;
+use super::core::{Action, Event, Needs, Reply, SessionEnd, State, apply};
+use super::session::Session;
+use super::store::{Store, StoreError};
+use crate::clock::Clock;
+use crate::core::{Level, Ticket};
+
+/// Words that may wait for one member; a member that reads none of so many is stuck.
+const WORDS: usize = 32;
+/// How often time passes for the core.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A call's answer; the error is a refusal, one sentence.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, String>>;
+/// What a member says; the error is the end, and how it came.
+pub(super) type Words = Pin<Box<dyn Stream<Item = Result<MemberWord, String>> + Send>>;
+
+/// What reaches the driver.
+pub(super) enum Input {
+    /// From inside: sessions.
+    Happened(Event),
+    /// A session's coordinator listens.
+    Opened {
+        job: JobId,
+        session: u32,
+        address: SocketAddr,
+        statuses: watch::Receiver<Arc<RunStatus>>,
+    },
+    Offer {
+        offering: Offering,
+        words: Words,
+        answer: oneshot::Sender<mpsc::Receiver<PoolWord>>,
+    },
+    /// On this connection, a member said something.
+    Word {
+        member: PoolMemberId,
+        connection: u64,
+        word: MemberWord,
+    },
+    /// This connection of a member ended.
+    Hung {
+        member: PoolMemberId,
+        connection: u64,
+        message: String,
+    },
+    Submit {
+        submission: Submission,
+        answer: Answer<JobId>,
+    },
+    Cancel {
+        job: JobId,
+        answer: Answer<String>,
+    },
+    Jobs {
+        answer: oneshot::Sender<Vec<JobStatus>>,
+    },
+    Members {
+        answer: oneshot::Sender<Vec<PoolMemberStatus>>,
+    },
+}
+
+/// A call that waits for the core's answer.
+enum Pending {
+    Submit(Answer<JobId>),
+    Cancel(Answer<String>),
+}
+
+/// An open session.
+struct Leading {
+    session: u32,
+    interrupts: mpsc::Sender<String>,
+    statuses: Option<watch::Receiver<Arc<RunStatus>>>,
+}
+
+/// What sessions are made of.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) root: String,
+    pub(super) listen: IpAddr,
+    pub(super) token: Token,
+    pub(super) inbox: mpsc::Sender<Input>,
+}
+
+/// The owner of the state.
+pub(super) struct Driver {
+    state: State,
+    clock: Clock,
+    store: Store,
+    ground: Ground,
+    pending: HashMap<Ticket, Pending>,
+    tickets: u64,
+    connections: HashMap<PoolMemberId, (u64, mpsc::Sender<PoolWord>)>,
+    connected: u64,
+    readers: JoinSet<()>,
+    sessions: HashMap<JobId, Leading>,
+    leading: JoinSet<(JobId, u32, SessionEnd)>,
+    events: VecDeque<Event>,
+    may_leave: bool,
+}
+
+impl Driver {
+    pub(super) fn new(state: State, clock: Clock, store: Store, ground: Ground) -> Driver {
+        Driver {
+            state,
+            clock,
+            store,
+            ground,
+            pending: HashMap::new(),
+            tickets: 0,
+            connections: HashMap::new(),
+            connected: 0,
+            readers: JoinSet::new(),
+            sessions: HashMap::new(),
+            leading: JoinSet::new(),
+            events: VecDeque::new(),
+            may_leave: false,
+        }
+    }
+
+    /// Leads the pool until it is told to end and its sessions have ended.
+    ///
+    /// # Errors
+    /// Where the queue cannot be kept any more.
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Input>,
+        mut interrupts: mpsc::Receiver<String>,
+    ) -> Result<(), StoreError> {
+        let mut beat = tokio::time::interval(TICK);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interruptible = true;
+        while !self.may_leave {
+            tokio::select! {
+                biased;
+                interrupt = interrupts.recv(), if interruptible => match interrupt {
+                    Some(reason) => self.events.push_back(Event::Interrupt { reason }),
+                    None => interruptible = false,
+                },
+                Some(input) = inbox.recv() => self.take(input),
+                Some(ended) = self.leading.join_next(), if !self.leading.is_empty() => match ended {
+                    Ok((job, session, end)) => {
+                        self.sessions.remove(&job);
+                        self.events.push_back(Event::SessionEnded { job, session, end });
+                    }
+                    Err(error) => tracing::error!(%error, "the task around a session failed"),
+                },
+                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => {
+                    if let Err(error) = reader {
+                        tracing::error!(%error, "a reader of a member's words failed");
+                    }
+                }
+                _instant = beat.tick() => self.events.push_back(Event::Tick),
+            }
+            while let Some(event) = self.events.pop_front() {
+                for action in apply(&mut self.state, event, self.clock.now()) {
+                    self.act(action)?;
+                }
+            }
+        }
+        self.connections.clear();
+        self.readers.shutdown().await;
+        self.leading.shutdown().await;
+        Ok(())
+    }
+
+    /// Turns an input into an event, remembering whom to answer. A caller that has gone meanwhile does not want its
+    /// answer.
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Happened(event) => self.events.push_back(event),
+            Input::Opened { job, session, address, statuses } => {
+                if let Some(leading) = self.sessions.get_mut(&job).filter(|l| l.session == session) {
+                    leading.statuses = Some(statuses);
+                }
+                self.events.push_back(Event::Opened { job, session, address });
+            }
+            Input::Offer { offering, words, answer } => self.take_offer(offering, words, answer),
+            Input::Word { member, connection, word } => {
+                if self.connections.get(&member).is_some_and(|(current, _)| *current == connection) {
+                    self.take_word(member, word);
+                }
+            }
+            Input::Hung { member, connection, message } => {
+                if self.connections.get(&member).is_some_and(|(current, _)| *current == connection) {
+                    self.connections.remove(&member);
+                    self.events.push_back(Event::Gone { member, message });
+                }
+            }
+            Input::Submit { submission, answer } => match admission(submission) {
+                Ok(admission) => {
+                    let ticket = self.ticket(Pending::Submit(answer));
+                    self.events.push_back(Event::Submit { ticket, admission });
+                }
+                Err(refusal) => drop(answer.send(Err(refusal))),
+            },
+            Input::Cancel { job, answer } => {
+                let ticket = self.ticket(Pending::Cancel(answer));
+                self.events.push_back(Event::Cancel { ticket, job });
+            }
+            Input::Jobs { answer } => drop(answer.send(self.job_statuses())),
+            Input::Members { answer } => drop(answer.send(self.state.member_statuses(self.clock.now()))),
+        }
+    }
+
+    fn take_offer(
+        &mut self,
+        offering: Offering,
+        words: Words,
+        answer: oneshot::Sender<mpsc::Receiver<PoolWord>>,
+    ) {
+        self.connected += 1;
+        let (member, connection) = (offering.member, self.connected);
+        let (sender, receiver) = mpsc::channel(WORDS);
+        // An older stream of the same process ends with its sender.
+        self.connections.insert(member, (connection, sender));
+        self.readers.spawn(read(member, connection, words, self.ground.inbox.clone()));
+        let _gone = answer.send(receiver);
+        self.events.push_back(Event::Offered(offering));
+    }
+
+    fn take_word(&mut self, member: PoolMemberId, word: MemberWord) {
+        match word {
+            MemberWord::Alive => self.events.push_back(Event::Alive { member }),
+            MemberWord::Released { seat, failure } => {
+                self.events.push_back(Event::Released { member, seat, failure });
+            }
+            MemberWord::Offering(_) => {
+                let message = "it offered itself twice on one stream".to_owned();
+                self.connections.remove(&member);
+                self.events.push_back(Event::Gone { member, message });
+            }
+        }
+    }
+
+    fn job_statuses(&self) -> Vec<JobStatus> {
+        let mut jobs = self.state.job_statuses();
+        for job in &mut jobs {
+            let leading = self.sessions.get(&job.job).and_then(|leading| leading.statuses.as_ref());
+            let Some(status) = leading.map(|statuses| statuses.borrow().clone()) else { continue };
+            (job.step, job.last_commit) = (Some(status.step.0), status.last_commit.map(|step| step.0));
+            if !job.state.is_over() {
+                job.reason = format!("{}; its run is {}: {}", job.reason, status.state, status.message);
+            }
+        }
+        jobs
+    }
+
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        match action {
+            // Nothing else may run on this thread meanwhile; other threads of the runtime go on.
+            Action::Admit { record, config_toml } => {
+                tokio::task::block_in_place(|| self.store.admit(&record, &config_toml, now))?;
+            }
+            Action::Save { record, word } => {
+                tokio::task::block_in_place(|| self.store.save(&record, &word, now))?;
+            }
+            Action::Reply { ticket, answer } => self.answer(ticket, answer),
+            Action::Open { job, session, workers, config_toml } => {
+                self.open(job, session, workers, config_toml);
+            }
+            Action::End { job, mode, reason } => self.end(job, mode, reason),
+            Action::Place { member, placement } => self.send(member, PoolWord::Place(placement)),
+            Action::Withdraw { member, seat } => self.send(member, PoolWord::Withdraw(seat)),
+            Action::Drop { member } => drop(self.connections.remove(&member)),
+            Action::Log(level, line) => match level {
+                Level::Info => tracing::info!("{line}"),
+                Level::Warn => tracing::warn!("{line}"),
+                Level::Error => tracing::error!("{line}"),
+            },
+            Action::Exit => self.may_leave = true,
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Reply, String>) {
+        match (self.pending.remove(&ticket), answer) {
+            (Some(Pending::Submit(caller)), Ok(Reply::Submitted(job))) => drop(caller.send(Ok(job))),
+            (Some(Pending::Cancel(caller)), Ok(Reply::Cancelling(text))) => drop(caller.send(Ok(text))),
+            (Some(Pending::Submit(caller)), Err(refusal)) => drop(caller.send(Err(refusal))),
+            (Some(Pending::Cancel(caller)), Err(refusal)) => drop(caller.send(Err(refusal))),
+            (_, reply) => tracing::error!(?reply, "an answer does not fit its call"),
+        }
+    }
+
+    fn open(&mut self, job: JobId, session: u32, workers: u32, config_toml: Arc<str>) {
+        let Ground { root, listen, token, inbox } = self.ground.clone();
+        let (interrupts, waiting) = mpsc::channel(4);
+        self.sessions.insert(job, Leading { session, interrupts, statuses: None });
+        let led = Session { job, session, workers, config_toml, root, listen, token, inbox };
+        self.leading.spawn(async move {
+            // A task of its own, so that a bug in one run ends that run alone.
+            let leading = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(led.lead(waiting)));
+            let end = leading.await.unwrap_or_else(|panic| {
+                SessionEnd::Failed(format!("its coordinator ended abnormally: {panic}"))
+            });
+            (job, session, end)
+        });
+    }
+
+    fn end(&mut self, job: JobId, mode: StopMode, reason: String) {
+        let Some(leading) = self.sessions.get(&job) else { return };
+        let mode = match mode {
+            StopMode::Commit => "commit and stop",
+            StopMode::Abort => "stop at once",
+        };
+        tracing::info!(%job, mode, reason, "ending the session");
+        // A session that is over takes no more of them.
+        if let Err(unheard) = leading.interrupts.try_send(reason) {
+            tracing::debug!(%job, %unheard, "the session has ended already");
+        }
+    }
+
+    fn send(&mut self, member: PoolMemberId, word: PoolWord) {
+        let Some((_, connection)) = self.connections.get(&member) else { return };
+        // A closed stream reports its own end.
+        if let Err(mpsc::error::TrySendError::Full(_)) = connection.try_send(word) {
+            self.connections.remove(&member);
+            let message = "it does not read what it is told".to_owned();
+            self.events.push_back(Event::Gone { member, message });
+        }
+    }
+}
+
+/// Reads a submission; the refusal is one sentence.
+fn admission(submission: Submission) -> Result<Admission, String> {
+    let Submission { config_toml, priority, preemptible } = submission;
+    let file = RunFile::parse(&config_toml, "submitted run file", &[]).map_err(|e| e.to_string())?;
+    let spec = file.resolve().map_err(|e| e.to_string())?;
+    let (run, needs) = (spec.name.to_string(), Needs::of(&spec));
+    Ok(Admission { run, priority, preemptible, needs, config_toml: config_toml.into() })
+}
+
+/// Forwards what a member says until its stream ends.
+async fn read(member: PoolMemberId, connection: u64, mut words: Words, inbox: mpsc::Sender<Input>) {
+    let message = loop {
+        match words.next().await {
+            Some(Ok(word)) => {
+                if inbox.send(Input::Word { member, connection, word }).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(message)) => break message,
+            None => break "it left".to_owned(),
+        }
+    };
+    if inbox.send(Input::Hung { member, connection, message }).await.is_err() {
+        tracing::debug!("the pool's driver is gone");
+    }
+}

@@ -1,0 +1,117 @@
+//! One session of a job's run: the run's own coordinator, from opening the run to its last word.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use polygram_domain::{ConfigError, RunFile};
+use polygram_proto::control::{Reason, RunState, RunStatus, Token};
+use polygram_proto::pool::JobId;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use super::core::{Event, SessionEnd};
+use super::driver::Input;
+use crate::opening::{Origin, open};
+use crate::server::{Ended, serve};
+
+/// What a session is made of.
+pub(super) struct Session {
+    pub(super) job: JobId,
+    pub(super) session: u32,
+    pub(super) workers: u32,
+    pub(super) config_toml: Arc<str>,
+    pub(super) root: String,
+    /// Its port is chosen by the system.
+    pub(super) listen: IpAddr,
+    pub(super) token: Token,
+    pub(super) inbox: mpsc::Sender<Input>,
+}
+
+impl Session {
+    /// Leads the run to the end of this session. Each text on `interrupts` is a request to end it: the first commits and
+    /// stops, the second aborts.
+    pub(super) async fn lead(self, interrupts: mpsc::Receiver<String>) -> SessionEnd {
+        match self.try_lead(interrupts).await {
+            Ok(ended) => end_of(ended.status),
+            Err(error) => SessionEnd::Failed(format!("{error:#}")),
+        }
+    }
+
+    async fn try_lead(&self, interrupts: mpsc::Receiver<String>) -> anyhow::Result<Ended> {
+        let config_name = format!("run file of job {}", self.job);
+        let config_toml = with_workers(&self.config_toml, &config_name, self.workers)?;
+        let listener = TcpListener::bind(SocketAddr::new(self.listen, 0)).await?;
+        let address = listener.local_addr()?;
+        let origin = Origin { config_toml, config_name, root: self.root.clone() };
+        let opened = open(origin, address).await?;
+        let statuses = opened.statuses();
+        let is_over = opened.announcement().state.is_over();
+        let leading = serve(opened, listener, self.token.clone(), interrupts);
+        let following = async {
+            if !is_over {
+                self.follow(address, statuses).await;
+            }
+        };
+        let (ended, ()) = tokio::join!(leading, following);
+        Ok(ended?)
+    }
+
+    /// Tells the pool where the run is in its life.
+    async fn follow(&self, address: SocketAddr, mut statuses: watch::Receiver<Arc<RunStatus>>) {
+        let (job, session) = (self.job, self.session);
+        self.tell(Input::Opened { job, session, address, statuses: statuses.clone() }).await;
+        let mut has_started = false;
+        loop {
+            let state = statuses.borrow_and_update().state;
+            if state == RunState::Running && !std::mem::replace(&mut has_started, true) {
+                self.tell(Input::Happened(Event::RunStarted { job, session })).await;
+            }
+            if state.is_over() {
+                return self.tell(Input::Happened(Event::RunOver { job, session })).await;
+            }
+            if statuses.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn tell(&self, input: Input) {
+        if self.inbox.send(input).await.is_err() {
+            tracing::debug!("the pool's driver is gone");
+        }
+    }
+}
+
+/// The same run file for another number of workers.
+fn with_workers(config_toml: &str, name: &str, workers: u32) -> Result<String, ConfigError> {
+    let mut file = RunFile::parse(config_toml, name, &[])?;
+    file.topology.workers = workers;
+    file.to_toml()
+}
+
+fn end_of(status: RunStatus) -> SessionEnd {
+    let message = status.message;
+    match (status.state, status.reason) {
+        (RunState::Completed, _) => SessionEnd::Completed(message),
+        (RunState::Stopped, Reason::StopAtStep) => SessionEnd::StoppedAtStep(message),
+        (RunState::Stopped, _) => SessionEnd::Stopped(message),
+        _ => SessionEnd::Failed(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_workers_are_a_legal_run_file() {
+        let tiny = include_str!("../../../configs/tiny.toml");
+        let sets = ["topology.workers=4", "topology.min_workers=1"].map(str::to_owned);
+        let text = RunFile::parse(tiny, "tiny", &sets).unwrap().to_toml().unwrap();
+        for workers in [4, 2, 1] {
+            let text = with_workers(&text, "tiny", workers).unwrap();
+            let spec = RunFile::parse(&text, "tiny", &[]).unwrap().resolve().unwrap();
+            assert_eq!((spec.topology.workers, spec.elasticity.min_workers), (workers, 1));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A pool's coordinator over its real wire, with members that take their seats and do nothing there.
+
+#![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
+
+use std::path::Path;
+use std::time::Duration;
+
+use polygram_coordinator::pool::core::Rules;
+use polygram_coordinator::pool::{Pool, PoolError, Store, serve};
+use polygram_domain::RunFile;
+use polygram_proto::control::{ControlError, OperatorClient, Role, Token};
+use polygram_proto::pool::{Engagement, JobState, OfferOptions, PoolClient, PoolOffer, Submission};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const TINY: &str = include_str!("../../configs/tiny.toml");
+/// Nothing here takes so long, on a busy machine either.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Up {
+    address: String,
+    token: Token,
+    interrupts: mpsc::Sender<String>,
+    serving: JoinHandle<Result<(), PoolError>>,
+}
+
+async fn up(folder: &Path) -> Up {
+    let root = folder.join("root").display().to_string();
+    let store = Store::open(&folder.join("state.sqlite"), &root).unwrap();
+    let token = Token::new("a-secret-of-this-test").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (interrupts, waiting) = mpsc::channel(4);
+    let pool = Pool { store, root, token: token.clone(), rules: Rules::of(10_000) };
+    Up { address, token, interrupts, serving: tokio::spawn(serve(pool, listener, waiting)) }
+}
+
+impl Up {
+    async fn down(self) {
+        self.interrupts.send("the test".into()).await.unwrap();
+        timeout(LIMIT, self.serving).await.unwrap().unwrap().unwrap();
+    }
+
+    async fn client(&self) -> PoolClient {
+        PoolClient::connect(&self.address, &self.token).await.unwrap()
+    }
+
+    fn offer(&self, role: Role) -> PoolOffer {
+        let (pool, token) = (self.address.clone(), self.token.clone());
+        PoolOffer::begin(OfferOptions { pool, token, role }).unwrap()
+    }
+}
+
+fn submission(run: &str) -> Submission {
+    let sets = [format!("run.name=\"{run}\""), "topology.shards=1".into(), "device.engine=drill".into()];
+    let file = RunFile::parse(TINY, "tiny", &sets).unwrap();
+    Submission { config_toml: file.to_toml().unwrap(), priority: 0, preemptible: false }
+}
+
+async fn engaged(offer: &mut PoolOffer) -> Engagement {
+    timeout(LIMIT, offer.engaged()).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_placed_recalled_and_placed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = up(folder.path()).await;
+    let mut client = up.client().await;
+    let (mut worker, mut shard) = (up.offer(Role::Worker), up.offer(Role::Shard));
+    let first = client.submit(submission("first")).await.unwrap();
+    let second = client.submit(submission("second")).await.unwrap();
+    let twice = client.submit(submission("first")).await.unwrap_err();
+    assert!(matches!(&twice, ControlError::Refused { message, .. } if message.contains("first")), "{twice}");
+
+    for (job, run) in [(first, "first"), (second, "second")] {
+        let (mut at_work, mut serving) = (engaged(&mut worker).await, engaged(&mut shard).await);
+        for (engagement, role) in [(&at_work, Role::Worker), (&serving, Role::Shard)] {
+            let placement = &engagement.placement;
+            assert_eq!((placement.run.as_str(), placement.seat.job), (run, job));
+            assert_eq!((placement.seat.slot.role, placement.seat.slot.index), (role, 0));
+        }
+        // The run's own coordinator listens where it was said.
+        let address = &at_work.placement.address;
+        let status = OperatorClient::connect(address, None).await.unwrap().status().await.unwrap();
+        assert_eq!(status.run, run);
+        client.cancel(job).await.unwrap();
+        timeout(LIMIT, at_work.recall.called()).await.unwrap();
+        timeout(LIMIT, serving.recall.called()).await.unwrap();
+        worker.released(&at_work.placement, None).await;
+        shard.released(&serving.placement, Some("as told".into())).await;
+    }
+    let jobs = client.all_jobs().await.unwrap();
+    assert!(jobs.iter().all(|job| job.state == JobState::Cancelled), "{jobs:?}");
+    assert!(client.jobs().await.unwrap().is_empty());
+    timeout(LIMIT, async {
+        while client.members().await.unwrap().iter().any(|member| member.seat.is_some()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(client.members().await.unwrap().len(), 2);
+    up.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queue_is_there_after_a_restart_and_strangers_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = up(folder.path()).await;
+    let job = first.client().await.submit(submission("kept")).await.unwrap();
+    let bad = Submission { config_toml: "[run]\nname = 3\n".into(), ..submission("bad") };
+    let refused = first.client().await.submit(bad).await.unwrap_err();
+    assert!(matches!(refused, ControlError::Refused { .. }), "{refused}");
+
+    let stranger = Token::new("another-secret-altogether").unwrap();
+    let (pool, role) = (first.address.clone(), Role::Worker);
+    let mut offer = PoolOffer::begin(OfferOptions { pool, token: stranger.clone(), role }).unwrap();
+    let refused = timeout(LIMIT, offer.engaged()).await.unwrap().unwrap_err();
+    assert!(matches!(refused, ControlError::Unauthenticated { .. }), "{refused}");
+    let mut client = PoolClient::connect(&first.address, &stranger).await.unwrap();
+    for refused in [
+        client.jobs().await.map(|_| ()),
+        client.members().await.map(|_| ()),
+        client.cancel(job).await.map(|_| ()),
+        client.submit(submission("theirs")).await.map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(ControlError::Unauthenticated { .. })), "{refused:?}");
+    }
+    first.down().await;
+
+    let second = up(folder.path()).await;
+    let jobs = second.client().await.jobs().await.unwrap();
+    assert_eq!(jobs.len(), 1);
+    assert_eq!((jobs[0].job, jobs[0].run.as_str(), jobs[0].state), (job, "kept", JobState::Queued));
+    second.down().await;
+}
