@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
+use crate::ledger::Base;
 
 /// What a coordinator is given.
 #[derive(Clone, Debug)]
@@ -90,6 +91,7 @@ pub struct Opened {
     pub(crate) store: RunStore,
     pub(crate) term: Term,
     pub(crate) state: State,
+    pub(crate) base: Base,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
     address: SocketAddr,
@@ -165,6 +167,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         store,
         term,
         state,
+        base: found.base,
         clock,
         metrics: None,
         address,
@@ -185,6 +188,7 @@ async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
 
 struct Found {
     resume: Option<Resume>,
+    base: Base,
     damaged: Vec<Damaged>,
 }
 
@@ -200,11 +204,12 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
                 reason: newest.reason.clone(),
             });
         }
-        return Ok(Found { resume: None, damaged: Vec::new() });
+        return Ok(Found { resume: None, base: Base::genesis(), damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
     let resume = Resume::at(manifest.step);
-    Ok(Found { resume: Some(resume), damaged: latest.damaged })
+    let base = Base::of(store, &manifest).await?;
+    Ok(Found { resume: Some(resume), base, damaged: latest.damaged })
 }
 
 async fn check_fit(

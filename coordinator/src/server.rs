@@ -66,7 +66,6 @@ pub async fn serve(
     interrupts: mpsc::Receiver<String>,
 ) -> Result<Ended, ServeError> {
     let timeouts = opened.state.settings().timeouts;
-    let resumed_from = opened.state.resume_step().0;
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (orders, waiting_orders) = mpsc::channel(ORDERS);
     let first = Arc::new(opened.state.status(opened.clock.now()));
@@ -78,7 +77,7 @@ pub async fn serve(
         spec: Arc::new(opened.spec),
         config: opened.config,
         term: opened.term,
-        resumed_from,
+        base: opened.base,
         orders: waiting_orders,
         status: statuses,
         driver: inbox.clone(),

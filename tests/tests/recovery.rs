@@ -121,6 +121,7 @@ fn passing(point: Point) -> u64 {
         | Point::CoordinatorAssigned
         | Point::CoordinatorStarted
         | Point::CoordinatorPartsComplete
+        | Point::CoordinatorLedgerWritten
         | Point::CoordinatorBeforeManifest
         | Point::CoordinatorAfterManifest
         | Point::CoordinatorAfterRetention => 2,

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use polygram_collective::Collective;
 use polygram_domain::run_spec::{OnNonfinite, RunSpec};
 use polygram_domain::sum_tree::SumTree;
-use polygram_domain::{Cell, Step};
+use polygram_domain::{Cell, Step, StepOutcome};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::{Phase, StepMetrics};
+use polygram_proto::control::{Fingerprint, Phase, StepMetrics, StepProof};
 
 use crate::agreement::{self, Opinion};
 use crate::boundary::Boundary;
@@ -157,6 +157,7 @@ impl Trainer {
         pass(Point::WorkerAfterPrepare);
         let gradient = norm::clip(training, dense_square_sum, &prepared);
         let finite = loss.is_finite() && gradient.finite;
+        let outcome = if finite { StepOutcome::Applied } else { StepOutcome::SkippedNonfinite };
 
         let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
         let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
@@ -202,7 +203,10 @@ impl Trainer {
             );
         }
         self.compute.recycle(summed);
-        committed.wait()?;
+        // While the shards apply their part.
+        let mut dense = [self.compute.fingerprint()];
+        self.collective.all_reduce_u64(&mut dense)?;
+        let rows = committed.wait()?;
         let phases = self.boundary.phases();
         Ok(Outcome {
             commit,
@@ -219,6 +223,13 @@ impl Trainer {
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
                 optimizer_bytes: self.compute.optimizer_bytes(),
                 phases,
+                proof: StepProof {
+                    first_sample: step.0 * spec.samples_per_step(),
+                    samples: spec.samples_per_step(),
+                    outcome,
+                    rows: Fingerprint(rows),
+                    dense: Fingerprint(dense[0]),
+                },
                 ..StepMetrics::default()
             },
         })

@@ -15,6 +15,8 @@ pub const DATA: &str = "ckpt/data";
 pub const PIN: &str = "ckpt/pin";
 /// Folder of coordinator terms.
 pub const COORD: &str = "coord";
+/// Folder of the ledger.
+pub const LEDGER: &str = "ledger";
 /// The status object.
 pub const STATUS: &str = "status.json";
 
@@ -96,6 +98,17 @@ pub fn events_of(role: &str, key: &str) -> Option<(u64, u64)> {
     Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
 }
 
+/// The ledger: object `seq` of `attempt`.
+pub fn ledger(attempt: u64, seq: u64) -> String {
+    format!("{LEDGER}/{attempt:06}/{seq:08}.jsonl")
+}
+
+/// (attempt, sequence number) of a ledger object's key.
+pub fn ledger_of(key: &str) -> Option<(u64, u64)> {
+    let (attempt, seq) = key.strip_prefix(LEDGER)?.strip_prefix('/')?.split_once('/')?;
+    Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
+}
+
 /// Digits only, at least `width` of them, and longer only where the number needs it.
 fn parse_digits(text: &str, width: usize) -> Option<u64> {
     let legal = text.len() >= width
@@ -132,6 +145,7 @@ mod tests {
             assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
             assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
+            assert_eq!(ledger_of(&ledger(step, step)), Some((step, step)));
         }
     }
 

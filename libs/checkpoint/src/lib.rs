@@ -10,6 +10,7 @@
 //! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
 //! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
+//! ledger/<attempt>/<seq>.jsonl                      one hash-chained line a step; numbered, never rewritten
 //! status.json                                       the run's present state; overwritten at will
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod blocks;
 mod cloud;
 pub mod commit;
 pub mod config;
+mod copy;
 pub mod cover;
 mod data_io;
 pub mod digest;
@@ -35,6 +37,7 @@ pub mod error;
 pub mod events;
 mod garbage;
 pub mod keys;
+pub mod ledger;
 pub mod manifest;
 pub mod metrics;
 pub mod object;
@@ -60,6 +63,7 @@ pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};
 pub use error::{CheckpointError, FailedRequest};
+pub use ledger::{Chain, ChainHash, Entry, Heading};
 pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord, WentBackRecord};
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ConfigHash;
 use crate::cover::{CoverError, check_cover, check_entry};
 use crate::error::CheckpointError;
+use crate::ledger::ChainHash;
 use crate::object::{Content, Cursor, ObjectEntry, Part};
 use crate::sealed::{seal, unseal};
 
@@ -28,6 +29,9 @@ pub struct Manifest {
     /// As [`Part::table_decay`]; `None` where rows do not decay untouched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_decay: Option<u64>,
+    /// Hash of the ledger's line of this step; `None` where no run has trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<ChainHash>,
     /// When the manifest was made, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
     /// Every object, sorted by key.
@@ -41,6 +45,8 @@ pub struct ManifestHeader {
     pub step: Step,
     /// The frozen configuration.
     pub config: ConfigHash,
+    /// Hash of the ledger's line of this step.
+    pub ledger: Option<ChainHash>,
     /// Now, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
 }
@@ -61,6 +67,7 @@ impl Manifest {
             config: header.config,
             cursor,
             table_decay,
+            ledger: header.ledger,
             created_unix_ms: header.created_unix_ms,
             objects,
         })

@@ -93,6 +93,8 @@ points! {
     CoordinatorPartNoted = "coordinator.part_noted",
     /// All parts of a checkpoint are here.
     CoordinatorPartsComplete = "coordinator.parts_complete",
+    /// The ledger's lines of a checkpoint are written, not its manifest.
+    CoordinatorLedgerWritten = "coordinator.ledger_written",
     /// The manifest is assembled and checked, not written.
     CoordinatorBeforeManifest = "coordinator.before_manifest",
     /// The manifest is written: the commit has happened.

@@ -9,6 +9,7 @@ mod digests;
 mod faults;
 mod faulty;
 mod keeping;
+mod ledger;
 mod mutations;
 mod records;
 mod resharding;
