@@ -204,8 +204,7 @@ impl Trainer {
         }
         self.compute.recycle(summed);
         // While the shards apply their part.
-        let mut dense = [self.compute.fingerprint()];
-        self.collective.all_reduce_u64(&mut dense)?;
+        let dense = agreement::wrapping_sum(self.collective.as_mut(), self.compute.fingerprint())?;
         let rows = committed.wait()?;
         let phases = self.boundary.phases();
         Ok(Outcome {
@@ -228,7 +227,7 @@ impl Trainer {
                     samples: spec.samples_per_step(),
                     outcome,
                     rows: Fingerprint(rows),
-                    dense: Fingerprint(dense[0]),
+                    dense: Fingerprint(dense),
                 },
                 ..StepMetrics::default()
             },
