@@ -255,6 +255,7 @@ impl Driver {
                 let parts = of_step.map(|(_, part)| part.clone()).collect();
                 self.order(Order::Commit { step, parts });
             }
+            Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
             Action::StatusChanged => {

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, CoordinatorAddress, CoordinatorRecord, CoverError, Damaged, Manifest,
     RunStore, Term, keys,
 };
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{ConfigError, RunFile, RunSpec};
 use polygram_proto::control::{Announcement, OperatorClient};
 use tokio::net::TcpListener;
@@ -92,6 +94,7 @@ pub struct Opened {
     pub(crate) term: Term,
     pub(crate) state: State,
     pub(crate) base: Base,
+    pub(crate) policy: PolicyState,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
     address: SocketAddr,
@@ -138,6 +141,10 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         let CoordinatorRecord { address, pid, .. } = record;
         return Err(OpeningError::Led { run: spec.name.to_string(), address, pid });
     }
+    // What a way back has made void is not gone on from, should its coordinator have died over it.
+    for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
+        tracing::warn!(step = step.0, "checkpoint set aside: the run went back from a spike before it");
+    }
     let found = find_checkpoint(&store, &file, &spec).await?;
     let claim = CoordinatorAddress {
         address: address.to_string(),
@@ -158,7 +165,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let clock = Clock::start();
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
-    let state = State::new(Settings::of(&spec, found.resume, attempt), clock.now());
+    let state = State::new(Settings::of(&spec, (found.resume, found.policy.clone()), attempt), clock.now());
     Ok(Opened {
         config_toml: origin.config_toml,
         root: origin.root,
@@ -168,6 +175,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         term,
         state,
         base: found.base,
+        policy: found.policy.clone(),
         clock,
         metrics: None,
         address,
@@ -189,11 +197,13 @@ async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
 struct Found {
     resume: Option<Resume>,
     base: Base,
+    policy: PolicyState,
     damaged: Vec<Damaged>,
 }
 
 async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Result<Found, OpeningError> {
     let run = spec.name.to_string();
+    let roll_backs = store.roll_backs().await?;
     let latest = store.latest_manifest().await?;
     let Some(manifest) = latest.manifest else {
         if let Some(newest) = latest.damaged.first() {
@@ -204,12 +214,14 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
                 reason: newest.reason.clone(),
             });
         }
-        return Ok(Found { resume: None, base: Base::genesis(), damaged: Vec::new() });
+        let policy = policy_of(None, &roll_backs);
+        return Ok(Found { resume: None, base: Base::genesis(), policy, damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
     let resume = Resume::at(manifest.step);
     let base = Base::of(store, &manifest).await?;
-    Ok(Found { resume: Some(resume), base, damaged: latest.damaged })
+    let policy = policy_of(Some(&manifest), &roll_backs);
+    Ok(Found { resume: Some(resume), base, policy, damaged: latest.damaged })
 }
 
 async fn check_fit(

@@ -6,17 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RecoveryLine, RunStore, Term, WentBackRecord,
+    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord,
 };
+use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::Event;
+use crate::core::{Event, RolledBack};
 use crate::driver::Input;
 use crate::ledger::{Base, Ledger};
 use crate::opening::unix_ms;
@@ -35,6 +37,8 @@ pub(crate) enum Order {
     GoBack(Step),
     /// Keep a line of the story of losses.
     Tell(RecoveryLine),
+    /// Decide on a way back from the spike after `at` updates.
+    RollBack { at: Step, cause: String },
     /// Assemble and commit these parts.
     Commit { step: Step, parts: Vec<Part> },
 }
@@ -47,6 +51,8 @@ pub(crate) struct Recorder {
     pub(crate) term: Term,
     /// What this attempt started from.
     pub(crate) base: Base,
+    /// What the run leaves out, and how often it went back.
+    pub(crate) policy: PolicyState,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) status: watch::Receiver<Arc<RunStatus>>,
     pub(crate) driver: mpsc::Sender<Input>,
@@ -65,7 +71,11 @@ impl Recorder {
             attempt: self.term.0,
             metrics: Pages::default(),
             story: Pages { next: 0, lines: vec![opened] },
-            ledger: Ledger::new(self.term.0, self.base, self.config.clone()),
+            ledger: Ledger::new(
+                self.term.0,
+                self.base.clone(),
+                (self.config.clone(), self.spec.spikes.clone()),
+            ),
             broken: false,
         };
         let mut beat = tokio::time::interval(FLUSH_INTERVAL);
@@ -83,6 +93,11 @@ impl Recorder {
                         self.flush(&mut journal).await;
                         let result = self.commit(&mut journal, step, &parts).await;
                         self.tell(Event::CommitDone { step, result }).await;
+                    }
+                    Some(Order::RollBack { at, cause }) => {
+                        self.flush(&mut journal).await;
+                        let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                        self.tell(Event::RolledBack { at, result }).await;
                     }
                     None => break,
                 },
@@ -120,7 +135,11 @@ impl Recorder {
     /// What the ledger goes on from at `step`.
     async fn base_at(&self, journal: &Journal, step: Step) -> Result<Base, CheckpointError> {
         match journal.ledger.head(step) {
-            Some(head) => Ok(Base { step, head, is_imported: step == self.base.step && self.base.is_imported }),
+            Some(head) => {
+                let is_imported = step == self.base.step && self.base.is_imported;
+                let memory = journal.ledger.memory(step).unwrap_or_default();
+                Ok(Base { step, head, is_imported, memory })
+            }
             None if step == Step(0) => Ok(Base::genesis()),
             None => Base::of(&self.store, &self.store.read_manifest(step).await?).await,
         }
@@ -164,7 +183,7 @@ impl Recorder {
 
     /// The lines of all steps before the checkpoint are in the store before it exists.
     async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
-        let Some(head) = journal.ledger.head(step) else {
+        let Some((head, memory)) = journal.ledger.head(step).zip(journal.ledger.memory(step)) else {
             return Err(format!("the ledger has no line of step {step}"));
         };
         let store = |error: CheckpointError| error.to_string();
@@ -172,7 +191,8 @@ impl Recorder {
         journal.ledger.flush(&self.store).await.map_err(store)?;
         pass(Point::CoordinatorLedgerWritten);
         let (config, created_unix_ms) = (self.config.clone(), unix_ms());
-        let header = ManifestHeader { step, config, ledger: Some(head), created_unix_ms };
+        let policy = PolicyState { memory, ..self.policy.clone() };
+        let header = ManifestHeader { step, config, ledger: Some(head), policy, created_unix_ms };
         let manifest = Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())?;
         pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await.map_err(store)? {
@@ -190,6 +210,31 @@ impl Recorder {
         }
         pass(Point::CoordinatorAfterRetention);
         Ok(())
+    }
+
+    /// The newest commit that lies far enough before the spike becomes the newest there is. The decision comes first: a
+    /// coordinator that finds it sets the rest aside before it does anything else.
+    async fn roll_back(&mut self, at: Step, cause: String) -> Result<RolledBack, CheckpointError> {
+        self.store.check_term(self.term).await?;
+        let SpikeSpec { roll_back_steps, skip_steps, .. } = self.spec.spikes;
+        let newest = Step(at.0.saturating_sub(roll_back_steps.into()));
+        let to = self.store.sound_at_or_before(newest).await?;
+        let samples = self.spec.samples_per_step();
+        let mut left_out = LeftOut::default();
+        for step in (at.0 + 1).saturating_sub(skip_steps.into())..=at.0 {
+            let first = self.policy.left_out.sample_after(step * samples);
+            left_out.add(first..first + samples);
+        }
+        let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
+        self.store.decide_roll_back(RollBack::new(at, to_step, cause, left_out)).await?;
+        pass(Point::CoordinatorRollBackDecided);
+        let all = self.store.roll_backs().await?;
+        let superseded = self.store.set_aside_superseded(&all).await?;
+        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
+        let inherited = std::mem::take(&mut self.policy);
+        self.policy = policy_of(to.as_ref(), &all);
+        inherited.left_out.ranges().iter().for_each(|[start, end]| self.policy.left_out.add(*start..*end));
+        Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
     }
 
     async fn tell(&self, event: Event) {

@@ -61,7 +61,8 @@ fn a_ledger_says_every_step_once() {
     let verified = cluster.ckpt_json("verify", &["--all"]).unwrap();
     let ledger = &verified.as_array().unwrap().last().unwrap()["ledger"];
     assert_eq!((&ledger["sound"], &ledger["steps"]), (&Value::from(true), &Value::from(30)));
-    let some = cluster.polygram(&["ledger", "tiny", "--root", cluster.root_url(), "--from", "7", "--to", "9"]);
+    let some =
+        cluster.polygram(&["ledger", "tiny", "--root", cluster.root_url(), "--from", "7", "--to", "9"]);
     let some = some.unwrap().success().unwrap().stdout;
     assert_eq!(some.lines().count(), 4, "{some}");
 }
@@ -187,7 +188,8 @@ fn files(cluster: &Cluster) -> Vec<(PathBuf, u64)> {
 fn a_replay_names_the_first_step_that_differs() {
     let copy = || Cluster::tiny(Engine::Drill).unwrap().with(&RUN).with_root_of(&reference().0).unwrap();
     // Another rate from step 1 on.
-    let (code, verdict) = replay(&copy(), &["--from", "2", "--to", "4", "--set", "training.lr=0.002"]).unwrap();
+    let (code, verdict) =
+        replay(&copy(), &["--from", "2", "--to", "4", "--set", "training.lr=0.002"]).unwrap();
     assert_eq!((code, &verdict["first_difference"]["step"]), (Some(1), &Value::from(1)), "{verdict}");
     assert_eq!(verdict["first_difference"]["field"], "learning rate");
     // One line of the ledger, its chain mended behind it.

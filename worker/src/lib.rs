@@ -22,6 +22,7 @@ pub mod life;
 pub mod logits;
 pub mod memory;
 pub mod norm;
+pub mod policy;
 pub mod ranks;
 pub mod restore;
 pub mod row_desk;

@@ -78,6 +78,7 @@ async fn save(store: &RunStore, tensors: u64) -> Result<Document, CheckpointErro
         cursor: Cursor { samples: 0, tokens: 0 },
         table_decay: None,
         ledger: None,
+        policy: Default::default(),
         created_unix_ms: 0,
         objects,
     };

@@ -104,15 +104,21 @@ async fn prepare(
     }
     if let Some(missing) = (args.from..=args.to).find(|step| chain.at(Step(*step)).is_none()) {
         let last = chain.last();
-        return Err(Failure::usage(format!("the ledger of run {} has no step {missing}", place.name))
-            .hint(format!("its last is {last}; `polygram ledger {}{}` shows it", place.name, place.root.as_option())));
+        return Err(Failure::usage(format!("the ledger of run {} has no step {missing}", place.name)).hint(
+            format!(
+                "its last is {last}; `polygram ledger {}{}` shows it",
+                place.name,
+                place.root.as_option()
+            ),
+        ));
     }
     let checkpoint = newest_before(&run.store, args.from, (place, printer)).await?;
     let began_at = checkpoint.as_ref().map_or(Step(0), |manifest| manifest.step);
     let configuration = configuration(args, &run.store, (&chain, began_at, place)).await?;
     train::check_data(&configuration)?;
     polygram_checkpoint::create_root(&scratch.address()).map_err(|error| stored::refused(scratch, error))?;
-    let target = RunStore::create(&scratch.address(), &place.name).map_err(|e| stored::refused(scratch, e))?;
+    let target =
+        RunStore::create(&scratch.address(), &place.name).map_err(|e| stored::refused(scratch, e))?;
     let there = target.committed_steps().await.map_err(|error| stored::refused(scratch, error))?;
     if !there.is_empty() || !target.has_no_ledger().await.map_err(|error| stored::refused(scratch, error))? {
         return Err(Failure::usage(format!("there is a run {} in {scratch} already", place.name))
@@ -121,6 +127,7 @@ async fn prepare(
     if let Some(manifest) = &checkpoint {
         run.store.copy_checkpoint(manifest, &target).await.map_err(failed)?;
     }
+    run.store.copy_roll_backs(&target).await.map_err(failed)?;
     Ok(Task { store: run.store, chain, checkpoint, configuration })
 }
 
@@ -176,9 +183,13 @@ async fn configuration(
         let text = store.read_config(other).await.map_err(|error| stored::refused(&place.root, error))?;
         let other = RunFile::parse(&text, "the frozen configuration", &[]).map_err(refused)?;
         if let Some(key) = changed(&frozen, &other).map_err(refused)? {
-            let message = format!("{key} changed between steps {} and {step} of run {}", step - 1, place.name);
-            return Err(Failure::usage(message)
-                .hint(format!("replay up to step {} and from a checkpoint of step {} on", step - 1, step - 1)));
+            let message =
+                format!("{key} changed between steps {} and {step} of run {}", step - 1, place.name);
+            return Err(Failure::usage(message).hint(format!(
+                "replay up to step {} and from a checkpoint of step {} on",
+                step - 1,
+                step - 1
+            )));
         }
     }
     let mut overrides = args.overrides.clone();
@@ -206,8 +217,15 @@ async fn configuration(
 
 /// A key, topology, session length and retention aside, in which two configurations differ.
 fn changed(before: &RunFile, after: &RunFile) -> Result<Option<String>, polygram_domain::ConfigError> {
-    const FREE: [&str; 7] =
-        ["topology.", "checkpoint.", "recovery.", "evaluation.", "device.threads", "training.stop_at_step", "run.failure_"];
+    const FREE: [&str; 7] = [
+        "topology.",
+        "checkpoint.",
+        "recovery.",
+        "evaluation.",
+        "device.threads",
+        "training.stop_at_step",
+        "run.failure_",
+    ];
     let values = |file: &RunFile| file.origins(&file.to_toml()?, &[]);
     let (old, new) = (values(before)?, values(after)?);
     let keys = old.keys().chain(new.keys()).filter(|key| !FREE.iter().any(|free| key.starts_with(free)));
@@ -268,16 +286,22 @@ fn first_difference(
     let missing = |entry: Option<&Entry>| if entry.is_some() { "is there" } else { "is missing" }.to_owned();
     steps.into_iter().find_map(|step| match (recorded.at(Step(step)), replayed.at(Step(step))) {
         (Some(ours), Some(theirs)) => {
-            let different = ours.difference(theirs).map(|(field, ours, theirs)| (field.to_owned(), ours, theirs));
+            let different =
+                ours.difference(theirs).map(|(field, ours, theirs)| (field.to_owned(), ours, theirs));
             let (field, recorded, replayed) = different.or_else(|| {
                 let chained = ours.prev != theirs.prev;
-                chained.then(|| ("hash of the line before".into(), ours.prev.to_string(), theirs.prev.to_string()))
+                chained.then(|| {
+                    ("hash of the line before".into(), ours.prev.to_string(), theirs.prev.to_string())
+                })
             })?;
             Some(Difference { step, field, recorded, replayed })
         }
-        (ours, theirs) => {
-            Some(Difference { step, field: "line".into(), recorded: missing(ours), replayed: missing(theirs) })
-        }
+        (ours, theirs) => Some(Difference {
+            step,
+            field: "line".into(),
+            recorded: missing(ours),
+            replayed: missing(theirs),
+        }),
     })
 }
 

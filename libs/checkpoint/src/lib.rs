@@ -11,6 +11,7 @@
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
 //! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
 //! ledger/<attempt>/<seq>.jsonl                      one hash-chained line a step; numbered, never rewritten
+//! roll_back/<number>.json                           a way back from a spike: made once, it decides
 //! status.json                                       the run's present state; overwritten at will
 //! ```
 //!
@@ -46,6 +47,7 @@ mod pin;
 mod probe;
 pub mod recovery;
 pub mod reshard;
+pub mod roll_back;
 pub mod root;
 pub mod row_io;
 pub mod rows;
@@ -70,6 +72,7 @@ pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
 pub use patience::Patience;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
 pub use reshard::{Placement, Resharded};
+pub use roll_back::RollBack;
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};

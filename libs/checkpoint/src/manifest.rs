@@ -1,5 +1,6 @@
 //! The manifest: one small sealed JSON object that makes a checkpoint exist.
 
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{RunName, RunSpec, SCHEMA_VERSION, Step};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct Manifest {
     /// Hash of the ledger's line of this step; `None` where no run has trained it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger: Option<ChainHash>,
+    /// What the run remembers of spikes, and what it leaves out.
+    #[serde(default, skip_serializing_if = "PolicyState::is_empty")]
+    pub policy: PolicyState,
     /// When the manifest was made, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
     /// Every object, sorted by key.
@@ -47,6 +51,8 @@ pub struct ManifestHeader {
     pub config: ConfigHash,
     /// Hash of the ledger's line of this step.
     pub ledger: Option<ChainHash>,
+    /// What the run remembers of spikes, and what it leaves out.
+    pub policy: PolicyState,
     /// Now, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
 }
@@ -68,6 +74,7 @@ impl Manifest {
             cursor,
             table_decay,
             ledger: header.ledger,
+            policy: header.policy,
             created_unix_ms: header.created_unix_ms,
             objects,
         })

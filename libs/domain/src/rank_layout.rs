@@ -311,7 +311,8 @@ mod tests {
         let model = model();
         let value = |number: usize, element: usize| ((number * 7919 + element) as f32 * 0.37).sin();
         let fill = |layout: &RankLayout| -> Vec<f32> {
-            let of = |entry: &Entry| (0..entry.range.len()).map(|e| value(entry.number, e)).collect::<Vec<_>>();
+            let of =
+                |entry: &Entry| (0..entry.range.len()).map(|e| value(entry.number, e)).collect::<Vec<_>>();
             layout.entries().iter().flat_map(of).collect()
         };
         let whole = RankLayout::whole(&model).unwrap();
@@ -319,8 +320,7 @@ mod tests {
         let wanted = whole.own_fingerprint(&weights);
         for (workers, expert_parallel) in [(1, 1), (2, 1), (2, 2), (4, 2), (8, 4), (8, 1)] {
             let topology = Topology { workers, expert_parallel, shards: 1 };
-            let layouts =
-                (0..workers).map(|rank| RankLayout::of(&model, &topology, Rank(rank)).unwrap());
+            let layouts = (0..workers).map(|rank| RankLayout::of(&model, &topology, Rank(rank)).unwrap());
             let sum = layouts.map(|layout| layout.own_fingerprint(&fill(&layout)));
             assert_eq!(sum.fold(0, u64::wrapping_add), wanted, "{workers} workers, {expert_parallel}");
         }

@@ -101,6 +101,8 @@ points! {
     CoordinatorAfterManifest = "coordinator.after_manifest",
     /// Old checkpoints are removed.
     CoordinatorAfterRetention = "coordinator.after_retention",
+    /// A way back from a spike is decided, nothing is set aside.
+    CoordinatorRollBackDecided = "coordinator.roll_back_decided",
     /// Metrics are about to be written.
     CoordinatorBeforeFlush = "coordinator.before_flush",
     /// Metrics are written.

@@ -34,7 +34,9 @@ pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patien
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
-pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof};
+pub use report::{
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
+};
 pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;
 

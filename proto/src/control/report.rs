@@ -123,6 +123,8 @@ pub struct Failure {
     /// The peer whose end made it fail, if it knows one. The coordinator then waits a moment for that peer's own
     /// end, so that the first cause is blamed and not its consequence.
     pub suspect: Option<MemberRef>,
+    /// Nothing is broken: the run is to go back from a spike, which the message names.
+    pub roll_back: bool,
 }
 
 /// What a member reports on its stream.

@@ -74,6 +74,7 @@ async fn write(
         step: manifest.step,
         config,
         ledger: manifest.ledger,
+        policy: manifest.policy.clone(),
         created_unix_ms: now.as_millis() as u64,
     };
     source.reshard(manifest, (target, placement), (spec, header)).await

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polygram_checkpoint::{ChainHash, ConfigHash};
+use polygram_domain::spikes::SpikeSpec;
 use polygram_domain::{Generation, Step};
 use polygram_proto::control::{
     Abort, AbortKind, AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
@@ -44,12 +45,12 @@ impl Checker {
     /// Keeps a ledger from `step` on.
     pub(super) fn keep_ledger(&mut self, step: Step) {
         let base = self.base(step);
-        self.ledger = Some(Ledger::new(1, base, ConfigHash::of("")));
+        self.ledger = Some(Ledger::new(1, base, (ConfigHash::of(""), SpikeSpec::off())));
     }
 
     fn base(&self, step: Step) -> Base {
         let head = self.heads.get(&step).copied().unwrap_or_else(ChainHash::genesis);
-        Base { step, head, is_imported: false }
+        Base { step, head, ..Base::genesis() }
     }
 
     /// Notes what is delivered.
@@ -161,6 +162,7 @@ impl Checker {
                     ledger.go_back(base);
                 }
             }
+            Action::RollBack { .. } => panic!("nobody asked to go back"),
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }

@@ -123,7 +123,8 @@ impl World {
         }
         it.told_failure = true;
         let step = Step(it.step);
-        let failure = Failure { message: "peer gone".into(), step, phase: Phase::Reducing, suspect };
+        let failure =
+            Failure { message: "peer gone".into(), step, phase: Phase::Reducing, suspect, roll_back: false };
         self.report(agent, MemberReport::Failed(failure));
     }
 

@@ -85,6 +85,7 @@ impl World {
             tables: Vec::new(),
             timeouts: Timeouts::of(10.0),
             recovery: weather.recovery(),
+            policy: Default::default(),
         };
         let resume_step = settings.resume.as_ref().map_or(0, |resume| resume.step.0);
         let slot = |role, index| MemberRef { role, index };

@@ -116,7 +116,11 @@ impl Chain {
             }
             if step > last.0 + 1 {
                 let (first, end) = (last.0 + 1, step - 1);
-                let what = if first == end { format!("step {first} is") } else { format!("steps {first} to {end} are") };
+                let what = if first == end {
+                    format!("step {first} is")
+                } else {
+                    format!("steps {first} to {end} are")
+                };
                 faults.note(key, format!("{what} missing before step {step}"));
             } else if entry.prev != last.1 {
                 faults.note(

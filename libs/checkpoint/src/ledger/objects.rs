@@ -37,9 +37,8 @@ pub(crate) struct Page {
 impl Page {
     pub(crate) fn read(key: &str, bytes: &[u8]) -> Result<Page, CheckpointError> {
         let text = open_lines(key, bytes)?;
-        let damaged = |at: usize, reason: String| {
-            CheckpointError::damaged(key, format!("line {}: {reason}", at + 1))
-        };
+        let damaged =
+            |at: usize, reason: String| CheckpointError::damaged(key, format!("line {}: {reason}", at + 1));
         let mut lines = text.lines().enumerate();
         let heading = lines.next().map(|(_, line)| serde_json::from_str(line));
         let heading = heading
@@ -128,7 +127,9 @@ impl RunStore {
                 Some(found) if found == head => {}
                 Some(found) => faults.note(
                     &key,
-                    format!("it names {head} as the hash of the ledger's line of step {step}, which is {found}"),
+                    format!(
+                        "it names {head} as the hash of the ledger's line of step {step}, which is {found}"
+                    ),
                 ),
                 None => faults.note(&key, format!("the ledger has no line of its step {step}")),
             }

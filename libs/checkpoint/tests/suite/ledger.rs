@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use polygram_checkpoint::{CheckpointError, ChainHash, ConfigHash, Entry, Heading, ManifestHeader, RunStore};
+use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, ManifestHeader, RunStore};
 use polygram_domain::{Step, StepOutcome};
 use proptest::prelude::*;
 
@@ -98,7 +98,8 @@ async fn damage_is_found_and_named() {
     // Objects that are gone: the first of an attempt that goes on, and a whole attempt that another one continues.
     backend.remove(&spec, &keys[0]).await;
     let (_, faults) = store.read_ledger().await.unwrap();
-    let reasons: Vec<String> = faults.0.iter().map(|fault| format!("{} {}", fault.key, fault.reason)).collect();
+    let reasons: Vec<String> =
+        faults.0.iter().map(|fault| format!("{} {}", fault.key, fault.reason)).collect();
     assert!(reasons[0].contains(&keys[0]) && reasons[0].contains("missing"), "{reasons:?}");
     backend.remove(&spec, &keys[1]).await;
     let (_, faults) = store.read_ledger().await.unwrap();
@@ -130,7 +131,9 @@ async fn forged_lines_break_the_chain() {
             text += &(entry.line() + "\n");
         }
         let hash = blake3::hash(text.as_bytes()).to_hex();
-        backend.overwrite(&spec, "ledger/000001/00000000.jsonl", format!("{text}{{\"blake3\":\"{hash}\"}}\n")).await;
+        backend
+            .overwrite(&spec, "ledger/000001/00000000.jsonl", format!("{text}{{\"blake3\":\"{hash}\"}}\n"))
+            .await;
         let found = reasons(store.read_ledger().await.unwrap().1);
         assert!(found.contains(word) && found.contains("ledger/000001/00000000.jsonl"), "{word}: {found}");
     }

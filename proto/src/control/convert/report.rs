@@ -133,12 +133,15 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect }) => Report::Failed(wire::Failed {
-                message,
-                step: step.0,
-                phase: phase_number(phase),
-                suspect: suspect.map(Into::into),
-            }),
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back }) => {
+                Report::Failed(wire::Failed {
+                    message,
+                    step: step.0,
+                    phase: phase_number(phase),
+                    suspect: suspect.map(Into::into),
+                    roll_back,
+                })
+            }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
             MemberReport::Shard(report) => Report::Shard((*report).into()),
             MemberReport::Input(report) => Report::Input((*report).into()),
@@ -173,6 +176,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 step: Step(f.step),
                 phase: phase("Failed", f.phase)?,
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
+                roll_back: f.roll_back,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

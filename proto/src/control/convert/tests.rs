@@ -1,5 +1,6 @@
 //! Everything survives the wire; nonsense is refused by name.
 
+use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Generation, Step, StepOutcome};
 
 use super::status::state;
@@ -69,6 +70,7 @@ fn reports_survive_the_wire() {
             step: Step(2),
             phase: Phase::Lookup,
             suspect: Some(MemberRef { role: Role::Shard, index: 1 }),
+            roll_back: true,
         }),
         MemberReport::Finished { step: Step(60) },
     ];
@@ -95,6 +97,13 @@ fn directives_survive_the_wire() {
             shards: vec!["[::1]:10".parse().unwrap()],
             resume_step: Step(0),
             resume_manifest: None,
+            left_out: {
+                let mut left_out = LeftOut::default();
+                left_out.add(4..8);
+                left_out.add(12..16);
+                left_out
+            },
+            ways_back: vec![9, 3],
         }),
         Directive::Start,
         Directive::Stop { reason: "operator".into() },
