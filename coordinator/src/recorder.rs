@@ -220,20 +220,19 @@ impl Recorder {
         let newest = Step(at.0.saturating_sub(roll_back_steps.into()));
         let to = self.store.sound_at_or_before(newest).await?;
         let samples = self.spec.samples_per_step();
-        let mut left_out = LeftOut::default();
+        let mut more = LeftOut::default();
         for step in (at.0 + 1).saturating_sub(skip_steps.into())..=at.0 {
             let first = self.policy.left_out.sample_after(step * samples);
-            left_out.add(first..first + samples);
+            more.add(first..first + samples);
         }
         let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
-        self.store.decide_roll_back(RollBack::new(at, to_step, cause, left_out)).await?;
+        let decision = RollBack::new(&self.policy, (at, to_step), cause, &more);
+        self.store.decide_roll_back(decision).await?;
         pass(Point::CoordinatorRollBackDecided);
         let all = self.store.roll_backs().await?;
         let superseded = self.store.set_aside_superseded(&all).await?;
         tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
-        let inherited = std::mem::take(&mut self.policy);
         self.policy = policy_of(to.as_ref(), &all);
-        inherited.left_out.ranges().iter().for_each(|[start, end]| self.policy.left_out.add(*start..*end));
         Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
     }
 

@@ -1,6 +1,6 @@
 //! Ways back that a run took from spikes: each an object that is made once, and from then on decides.
 //!
-//! What a run leaves out is all that its ways back leave out. A checkpoint behind the point that one of them goes back to,
+//! What a run leaves out is what its last way back says. A checkpoint behind the point that one of them goes back to,
 //! made by a run that did not know of it, is of a past that counts no more: it is set aside.
 
 use bytes::Bytes;
@@ -29,19 +29,24 @@ pub struct RollBack {
     pub to: Step,
     /// What the spike was, one sentence.
     pub cause: String,
-    /// Samples that it leaves out.
+    /// All that the run leaves out from then on.
     pub left_out: LeftOut,
+    /// Updates applied before each spike that the run ever went back from, this one the last.
+    pub ways_back: Vec<u64>,
 }
 
 impl RollBack {
-    /// A way back from the spike after `at` updates to version `to`.
-    pub fn new(at: Step, to: Step, cause: String, left_out: LeftOut) -> RollBack {
-        RollBack { schema: SCHEMA_VERSION, number: 0, at, to, cause, left_out }
+    /// A way back from the spike after `at` updates to version `to`, of a run that left out `before` and leaves out `more`.
+    pub fn new(before: &PolicyState, (at, to): (Step, Step), cause: String, more: &LeftOut) -> RollBack {
+        let PolicyState { mut left_out, mut ways_back, .. } = before.clone();
+        more.ranges().iter().for_each(|[start, end]| left_out.add(*start..*end));
+        ways_back.push(at.0);
+        RollBack { schema: SCHEMA_VERSION, number: 0, at, to, cause, left_out, ways_back }
     }
 
     /// Whether a checkpoint is of the past that this way back has ended.
     fn supersedes(&self, manifest: &Manifest) -> bool {
-        manifest.step > self.to && (manifest.policy.ways_back.len() as u64) < self.number
+        manifest.step > self.to && manifest.policy.ways_back.len() < self.ways_back.len()
     }
 }
 
@@ -125,13 +130,11 @@ impl RunStore {
 /// What a run that goes on from `manifest` remembers, its ways back included.
 pub fn policy_of(manifest: Option<&Manifest>, roll_backs: &[RollBack]) -> PolicyState {
     let mut policy = manifest.map(|manifest| manifest.policy.clone()).unwrap_or_default();
-    for roll_back in roll_backs {
-        for [start, end] in roll_back.left_out.ranges() {
-            policy.left_out.add(*start..*end);
+    if let Some(last) = roll_backs.last() {
+        last.left_out.ranges().iter().for_each(|[start, end]| policy.left_out.add(*start..*end));
+        if last.ways_back.len() > policy.ways_back.len() {
+            policy.ways_back.clone_from(&last.ways_back);
         }
-    }
-    if roll_backs.len() >= policy.ways_back.len() {
-        policy.ways_back = roll_backs.iter().map(|roll_back| roll_back.at.0).collect();
     }
     policy
 }

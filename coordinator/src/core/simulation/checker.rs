@@ -37,6 +37,8 @@ pub(super) struct Checker {
     pub(super) recorded: BTreeMap<Step, Generation>,
     /// The ledger, kept as the recorder keeps it; `None` where reports may be lost, for then a run fails in time.
     pub(super) ledger: Option<Ledger>,
+    /// Ways back that this coordinator has asked for.
+    wished: BTreeSet<Step>,
     /// What commits have named of it.
     heads: BTreeMap<Step, ChainHash>,
 }
@@ -162,7 +164,9 @@ impl Checker {
                     ledger.go_back(base);
                 }
             }
-            Action::RollBack { .. } => panic!("nobody asked to go back"),
+            Action::RollBack { at, .. } => {
+                assert!(self.wished.insert(*at), "the store is asked once for each way back");
+            }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }
@@ -206,6 +210,7 @@ impl Checker {
     /// Another coordinator leads from here. It finds the metrics of attempts before it up to its resume point.
     pub(super) fn succeeded(&mut self) {
         let newest = self.committed.unwrap_or_default();
+        self.wished.clear();
         self.recorded.split_off(&newest);
         if self.ledger.is_some() {
             self.keep_ledger(newest);

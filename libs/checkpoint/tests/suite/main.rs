@@ -13,6 +13,7 @@ mod ledger;
 mod mutations;
 mod records;
 mod resharding;
+mod roll_backs;
 mod roots;
 mod roundtrip;
 mod storm;
