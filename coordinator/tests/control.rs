@@ -241,7 +241,9 @@ async fn a_checkpoint_with_a_hole_is_not_committed() {
         }
         let json = serde_json::to_string(&part).unwrap();
         if member.who == WORKER {
-            member.metrics(3, 1.0).await;
+            for step in 0..4 {
+                member.metrics(step, 1.0).await;
+            }
         }
         member.reporter.report_upload(Step(4), json).await.unwrap();
     }
