@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Why(RunArgs),
     /// Digest of a committed training state, the same in any topology
     Digest(CheckpointArgs),
+    /// One line per step with its samples, bits and fingerprints, each with the hash of the line before
+    Ledger(LedgerArgs),
+    /// Do steps of a run again, beside it, and name the first that does not come out the same
+    VerifyReplay(VerifyReplayArgs),
     /// Checkpoints of a run: what there is, whether it is sound, and what may go
     #[command(subcommand)]
     Ckpt(CkptCommand),
@@ -198,6 +202,45 @@ pub(crate) struct RunArgs {
     pub(crate) run: String,
     #[command(flatten)]
     pub(crate) root: RootArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// First step
+    #[arg(long, value_name = "A")]
+    pub(crate) from: Option<u64>,
+    /// Last step
+    #[arg(long, value_name = "B")]
+    pub(crate) to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyReplayArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// First step, as `polygram ledger` numbers them
+    #[arg(long, value_name = "A", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) from: u64,
+    /// Last step
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) to: u64,
+    /// Workers of the replay [default: the run's]
+    #[arg(long, value_name = "W")]
+    pub(crate) workers: Option<u32>,
+    /// Its ranks that hold all experts together
+    #[arg(long, value_name = "E")]
+    pub(crate) expert_parallel: Option<u32>,
+    /// Its embedding shards
+    #[arg(long, value_name = "S")]
+    pub(crate) shards: Option<u32>,
+    /// Override one key of the run's configuration, which may change the outcome
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Root of the replay, which is kept [default: a temporary folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) scratch: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

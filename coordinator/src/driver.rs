@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use polygram_checkpoint::{MetricsLine, Part, WentBackRecord};
+use polygram_checkpoint::Part;
 use polygram_domain::{Generation, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, apply};
-use crate::recorder::{Order, evaluation_line, metrics_line};
+use crate::recorder::Order;
 
 /// Directives that may wait for one member; a member that reads none of so many is stuck.
 const DIRECTIVES: usize = 32;
@@ -255,6 +255,7 @@ impl Driver {
                 let parts = of_step.map(|(_, part)| part.clone()).collect();
                 self.order(Order::Commit { step, parts });
             }
+            Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
             Action::StatusChanged => {
@@ -340,16 +341,14 @@ impl Driver {
     fn record(&mut self, record: Record) {
         match record {
             Record::Metrics(metrics) => {
-                self.order(Order::Keep(metrics_line(&metrics)));
+                self.order(Order::Step(metrics));
                 self.show(WatchEvent::Metrics(metrics));
             }
             Record::Evaluation(evaluation) => {
-                self.order(Order::Keep(evaluation_line(&evaluation)));
+                self.order(Order::Evaluation(evaluation));
                 self.show(WatchEvent::Evaluation(evaluation));
             }
-            Record::WentBack(step) => {
-                self.order(Order::Keep(MetricsLine::WentBack(WentBackRecord { step: step.0 })));
-            }
+            Record::WentBack(step) => self.order(Order::GoBack(step)),
             Record::Recovery(line) => self.order(Order::Tell(line)),
             Record::Committed(step) => self.show(WatchEvent::Committed { step }),
         }

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, CoordinatorAddress, CoordinatorRecord, CoverError, Damaged, Manifest,
     RunStore, Term, keys,
 };
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{ConfigError, RunFile, RunSpec};
 use polygram_proto::control::{Announcement, OperatorClient, RunStatus};
 use tokio::net::TcpListener;
@@ -16,6 +18,7 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
+use crate::ledger::Base;
 
 /// What a coordinator is given.
 #[derive(Clone, Debug)]
@@ -92,6 +95,8 @@ pub struct Opened {
     pub(crate) store: RunStore,
     pub(crate) term: Term,
     pub(crate) state: State,
+    pub(crate) base: Base,
+    pub(crate) policy: PolicyState,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
     pub(crate) status: watch::Sender<Arc<RunStatus>>,
@@ -144,6 +149,10 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         let CoordinatorRecord { address, pid, .. } = record;
         return Err(OpeningError::Led { run: spec.name.to_string(), address, pid });
     }
+    // What a way back has made void is not gone on from, should its coordinator have died over it.
+    for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
+        tracing::warn!(step = step.0, "checkpoint set aside: the run went back from a spike before it");
+    }
     let found = find_checkpoint(&store, &file, &spec).await?;
     let claim = CoordinatorAddress {
         address: address.to_string(),
@@ -164,7 +173,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let clock = Clock::start();
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
-    let state = State::new(Settings::of(&spec, found.resume, attempt), clock.now());
+    let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
+    let state = State::new(settings, clock.now());
     let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
         config_toml: origin.config_toml,
@@ -174,6 +184,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         store,
         term,
         state,
+        base: found.base,
+        policy: found.policy.clone(),
         clock,
         metrics: None,
         status: watch::Sender::new(first),
@@ -195,11 +207,14 @@ async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
 
 struct Found {
     resume: Option<Resume>,
+    base: Base,
+    policy: PolicyState,
     damaged: Vec<Damaged>,
 }
 
 async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Result<Found, OpeningError> {
     let run = spec.name.to_string();
+    let roll_backs = store.roll_backs().await?;
     let latest = store.latest_manifest().await?;
     let Some(manifest) = latest.manifest else {
         if let Some(newest) = latest.damaged.first() {
@@ -210,11 +225,14 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
                 reason: newest.reason.clone(),
             });
         }
-        return Ok(Found { resume: None, damaged: Vec::new() });
+        let policy = policy_of(None, &roll_backs);
+        return Ok(Found { resume: None, base: Base::genesis(), policy, damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
     let resume = Resume::at(manifest.step);
-    Ok(Found { resume: Some(resume), damaged: latest.damaged })
+    let base = Base::of(store, &manifest).await?;
+    let policy = policy_of(Some(&manifest), &roll_backs);
+    Ok(Found { resume: Some(resume), base, policy, damaged: latest.damaged })
 }
 
 async fn check_fit(

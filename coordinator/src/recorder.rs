@@ -1,23 +1,26 @@
-//! The one task that writes to the store: metrics, status, commits.
+//! The one task that writes to the store: metrics, the ledger, status, commits.
 //!
-//! Orders are carried out one after the other, so metrics of a step are in the store before its checkpoint is
-//! committed. What fails is told to the driver, which ends the run.
+//! Orders are carried out one after the other, so metrics and the ledger's line of a step are in the store before its
+//! checkpoint is committed. What fails is told to the driver, which ends the run.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RecoveryLine, RunStore, Term,
+    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord,
 };
+use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::Event;
+use crate::core::{Event, RolledBack};
 use crate::driver::Input;
+use crate::ledger::{Base, Ledger};
 use crate::opening::unix_ms;
 
 /// Metrics and status are written this often.
@@ -26,10 +29,16 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// What the recorder is told.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Keep a line of metrics.
-    Keep(MetricsLine),
+    /// Keep a step's metrics, and its line of the ledger.
+    Step(StepMetrics),
+    /// Keep an evaluation.
+    Evaluation(Evaluation),
+    /// The run goes on from a state version: what was recorded of later ones is done again.
+    GoBack(Step),
     /// Keep a line of the story of losses.
     Tell(RecoveryLine),
+    /// Decide on a way back from the spike after `at` updates.
+    RollBack { at: Step, cause: String },
     /// Assemble and commit these parts.
     Commit { step: Step, parts: Vec<Part> },
 }
@@ -40,8 +49,10 @@ pub(crate) struct Recorder {
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) config: ConfigHash,
     pub(crate) term: Term,
-    /// State version this attempt started from.
-    pub(crate) resumed_from: u64,
+    /// What this attempt started from.
+    pub(crate) base: Base,
+    /// What the run leaves out, and how often it went back.
+    pub(crate) policy: PolicyState,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) status: watch::Receiver<Arc<RunStatus>>,
     pub(crate) driver: mpsc::Sender<Input>,
@@ -54,12 +65,17 @@ impl Recorder {
         let opened = RecoveryLine::Opened {
             at_unix_ms: unix_ms(),
             pid: std::process::id(),
-            resumed_from: Step(self.resumed_from),
+            resumed_from: self.base.step,
         };
         let mut journal = Journal {
             attempt: self.term.0,
             metrics: Pages::default(),
             story: Pages { next: 0, lines: vec![opened] },
+            ledger: Ledger::new(
+                self.term.0,
+                self.base.clone(),
+                (self.config.clone(), self.spec.spikes.clone()),
+            ),
             broken: false,
         };
         let mut beat = tokio::time::interval(FLUSH_INTERVAL);
@@ -67,12 +83,21 @@ impl Recorder {
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(Order::Keep(line)) => journal.metrics.lines.push(line),
+                    Some(Order::Step(metrics)) => self.step(&mut journal, &metrics).await,
+                    Some(Order::Evaluation(evaluation)) => {
+                        journal.metrics.lines.push(evaluation_line(&evaluation));
+                    }
+                    Some(Order::GoBack(step)) => self.go_back(&mut journal, step).await,
                     Some(Order::Tell(line)) => journal.story.lines.push(line),
                     Some(Order::Commit { step, parts }) => {
                         self.flush(&mut journal).await;
-                        let result = self.commit(step, &parts).await.map_err(|e| e.to_string());
+                        let result = self.commit(&mut journal, step, &parts).await;
                         self.tell(Event::CommitDone { step, result }).await;
+                    }
+                    Some(Order::RollBack { at, cause }) => {
+                        self.flush(&mut journal).await;
+                        let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                        self.tell(Event::RolledBack { at, result }).await;
                     }
                     None => break,
                 },
@@ -80,6 +105,44 @@ impl Recorder {
             }
         }
         self.flush(&mut journal).await;
+        if let Err(error) = journal.ledger.flush(&self.store).await {
+            tracing::error!(%error, "the last lines of the ledger are not written");
+        }
+    }
+
+    async fn step(&self, journal: &mut Journal, metrics: &StepMetrics) {
+        journal.metrics.lines.push(metrics_line(metrics));
+        let mut added = journal.ledger.add(metrics);
+        if added.is_ok() && journal.ledger.is_long() {
+            added = journal.ledger.flush(&self.store).await.map_err(|error| error.to_string());
+        }
+        if let Err(why) = added {
+            self.tell(Event::StoreFailed { message: format!("the ledger cannot be kept: {why}") }).await;
+        }
+    }
+
+    async fn go_back(&self, journal: &mut Journal, step: Step) {
+        journal.metrics.lines.push(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
+        match self.base_at(journal, step).await {
+            Ok(base) => journal.ledger.go_back(base),
+            Err(error) => {
+                let message = format!("the ledger cannot be continued from step {step}: {error}");
+                self.tell(Event::StoreFailed { message }).await;
+            }
+        }
+    }
+
+    /// What the ledger goes on from at `step`.
+    async fn base_at(&self, journal: &Journal, step: Step) -> Result<Base, CheckpointError> {
+        match journal.ledger.head(step) {
+            Some(head) => {
+                let is_imported = step == self.base.step && self.base.is_imported;
+                let memory = journal.ledger.memory(step).unwrap_or_default();
+                Ok(Base { step, head, is_imported, memory })
+            }
+            None if step == Step(0) => Ok(Base::genesis()),
+            None => Base::of(&self.store, &self.store.read_manifest(step).await?).await,
+        }
     }
 
     async fn flush(&mut self, journal: &mut Journal) {
@@ -101,7 +164,7 @@ impl Recorder {
         }
         if !metrics.lines.is_empty() {
             if metrics.next == 0 {
-                let begins = AttemptRecord { attempt: *attempt, resumed_from: self.resumed_from };
+                let begins = AttemptRecord { attempt: *attempt, resumed_from: self.base.step.0 };
                 metrics.lines.insert(0, MetricsLine::Attempt(begins));
             }
             pass(Point::CoordinatorBeforeFlush);
@@ -118,16 +181,26 @@ impl Recorder {
         Ok(())
     }
 
-    async fn commit(&self, step: Step, parts: &[Part]) -> Result<(), CheckpointError> {
-        self.store.check_term(self.term).await?;
-        let header = ManifestHeader { step, config: self.config.clone(), created_unix_ms: unix_ms() };
-        let manifest = Manifest::assemble(&self.spec, header, parts)?;
+    /// The lines of all steps before the checkpoint are in the store before it exists.
+    async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
+        let Some((head, memory)) = journal.ledger.head(step).zip(journal.ledger.memory(step)) else {
+            return Err(format!("the ledger has no line of step {step}"));
+        };
+        let store = |error: CheckpointError| error.to_string();
+        self.store.check_term(self.term).await.map_err(store)?;
+        journal.ledger.flush(&self.store).await.map_err(store)?;
+        pass(Point::CoordinatorLedgerWritten);
+        let (config, created_unix_ms) = (self.config.clone(), unix_ms());
+        let policy = PolicyState { memory, ..self.policy.clone() };
+        let header = ManifestHeader { step, config, ledger: Some(head), policy, created_unix_ms };
+        let manifest = Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())?;
         pass(Point::CoordinatorBeforeManifest);
-        match self.store.commit(&manifest).await? {
+        match self.store.commit(&manifest).await.map_err(store)? {
             Committed::Now => {}
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
         pass(Point::CoordinatorAfterManifest);
+        journal.ledger.committed(step);
         // The checkpoint exists; old ones that stay are space, not truth.
         match self.store.retain(self.spec.checkpoint.keep as usize).await {
             Ok(retained) => {
@@ -137,6 +210,30 @@ impl Recorder {
         }
         pass(Point::CoordinatorAfterRetention);
         Ok(())
+    }
+
+    /// The newest commit that lies far enough before the spike becomes the newest there is. The decision comes first: a
+    /// coordinator that finds it sets the rest aside before it does anything else.
+    async fn roll_back(&mut self, at: Step, cause: String) -> Result<RolledBack, CheckpointError> {
+        self.store.check_term(self.term).await?;
+        let SpikeSpec { roll_back_steps, skip_steps, .. } = self.spec.spikes;
+        let newest = Step(at.0.saturating_sub(roll_back_steps.into()));
+        let to = self.store.sound_at_or_before(newest).await?;
+        let samples = self.spec.samples_per_step();
+        let mut more = LeftOut::default();
+        for step in (at.0 + 1).saturating_sub(skip_steps.into())..=at.0 {
+            let first = self.policy.left_out.sample_after(step * samples);
+            more.add(first..first + samples);
+        }
+        let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
+        let decision = RollBack::new(&self.policy, (at, to_step), cause, &more);
+        self.store.decide_roll_back(decision).await?;
+        pass(Point::CoordinatorRollBackDecided);
+        let all = self.store.roll_backs().await?;
+        let superseded = self.store.set_aside_superseded(&all).await?;
+        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
+        self.policy = policy_of(to.as_ref(), &all);
+        Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
     }
 
     async fn tell(&self, event: Event) {
@@ -152,6 +249,7 @@ struct Journal {
     attempt: u64,
     metrics: Pages<MetricsLine>,
     story: Pages<RecoveryLine>,
+    ledger: Ledger,
     broken: bool,
 }
 
@@ -176,7 +274,7 @@ impl<T> Pages<T> {
 }
 
 /// An update as it is kept: numbered by the state version it reached.
-pub(crate) fn metrics_line(m: &StepMetrics) -> MetricsLine {
+fn metrics_line(m: &StepMetrics) -> MetricsLine {
     MetricsLine::Step(MetricsRecord {
         step: m.step.next().0,
         loss: m.loss,
@@ -190,7 +288,7 @@ pub(crate) fn metrics_line(m: &StepMetrics) -> MetricsLine {
 }
 
 /// An evaluation as it is kept. Nobody measures its duration yet, which NaN says.
-pub(crate) fn evaluation_line(e: &Evaluation) -> MetricsLine {
+fn evaluation_line(e: &Evaluation) -> MetricsLine {
     let Evaluation { step, loss, tokens } = *e;
     MetricsLine::Evaluation(EvaluationRecord { step: step.0, loss, tokens })
 }

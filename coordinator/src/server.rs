@@ -66,7 +66,6 @@ pub async fn serve(
     interrupts: mpsc::Receiver<String>,
 ) -> Result<Ended, ServeError> {
     let timeouts = opened.state.settings().timeouts;
-    let resumed_from = opened.state.resume_step().0;
     let (inbox, inputs) = mpsc::channel(INBOX);
     let (orders, waiting_orders) = mpsc::channel(ORDERS);
     let status = opened.status;
@@ -78,7 +77,8 @@ pub async fn serve(
         spec: Arc::new(opened.spec),
         config: opened.config,
         term: opened.term,
-        resumed_from,
+        base: opened.base,
+        policy: opened.policy,
         orders: waiting_orders,
         status: statuses,
         driver: inbox.clone(),

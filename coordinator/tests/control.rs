@@ -213,7 +213,8 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
     let mut members = lead.members().await;
     started(&mut members).await;
     let message = "loss is NaN at cell 3".to_owned();
-    let failure = Failure { message, step: Step(2), phase: Phase::Computing, suspect: None };
+    let failure =
+        Failure { message, step: Step(2), phase: Phase::Computing, suspect: None, roll_back: false };
     members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
     for mut member in members {
         let Directive::Abort(abort) = member.directive().await else { panic!("no abort") };
@@ -240,7 +241,9 @@ async fn a_checkpoint_with_a_hole_is_not_committed() {
         }
         let json = serde_json::to_string(&part).unwrap();
         if member.who == WORKER {
-            member.metrics(3, 1.0).await;
+            for step in 0..4 {
+                member.metrics(step, 1.0).await;
+            }
         }
         member.reporter.report_upload(Step(4), json).await.unwrap();
     }

@@ -86,7 +86,7 @@ impl Life {
             return;
         }
         let (step, phase) = self.reporter.progress().get();
-        let failure = Failure { message: error.to_string(), step, phase, suspect: None };
+        let failure = Failure { message: error.to_string(), step, phase, suspect: None, roll_back: false };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
             return;

@@ -211,7 +211,7 @@ async fn noise_never_harms_a_shard() {
         Message::Prepared(prepared),
         Message::Commit(COMMIT),
         Message::Abort { snapshot: true },
-        Message::Committed,
+        Message::Committed(9),
     ];
     let seal = |message: &Message| {
         let (kind, pieces) = message.encode();

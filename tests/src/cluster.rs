@@ -251,6 +251,20 @@ impl Cluster {
         Ok(steps)
     }
 
+    /// The ledger, one line a step as it is stored; the command also checks it.
+    pub fn ledger(&self) -> Result<Vec<String>> {
+        let finished = self.ask("ledger", &["-o", "jsonl"])?.success()?;
+        Ok(finished.stdout.lines().map(str::to_owned).collect())
+    }
+
+    /// `polygram verify-replay tiny …`, however it ends.
+    pub fn verify_replay(&self, more: &[&str]) -> Result<Finished> {
+        let mut command = Command::new(program("polygram")?);
+        command.current_dir(self.folder.path()).args(["verify-replay", "tiny", "--root", self.root_url()]);
+        command.args(more).envs(self.variables.iter().map(|(key, value)| (key, value)));
+        Running::start(command, self.folder.path())?.wait(SESSION_LIMIT)
+    }
+
     /// What the run says about itself.
     pub fn status(&self) -> Result<Status> {
         let finished = self.ask("status", &["-o", "json"])?.success()?;

@@ -76,6 +76,13 @@ pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, Wo
     Ok(stop)
 }
 
+/// The sum of every rank's number modulo 2^64.
+pub fn wrapping_sum(collective: &mut dyn Collective, mine: u64) -> Result<u64, WorkerError> {
+    let all = collective.all_gather(&mine.to_le_bytes())?;
+    let words = all.iter().flat_map(|bytes| bytes.as_chunks::<8>().0).map(|word| u64::from_le_bytes(*word));
+    Ok(words.fold(0, u64::wrapping_add))
+}
+
 /// Bit for bit; NaN is NaN, whatever its payload, since sums do not promise that.
 fn is_same(a: f64, b: f64) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())

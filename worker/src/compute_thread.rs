@@ -16,6 +16,7 @@ use crate::gradients::GradientSums;
 use crate::host_copy::HostCopy;
 use crate::input::InputQueue;
 use crate::norm::SquareSums;
+use crate::policy::Policy;
 use crate::ranks::Ranks;
 use crate::row_desk::RowDesk;
 use crate::step::Trainer;
@@ -32,6 +33,8 @@ pub struct StartOrder {
     pub rows: RowDesk,
     /// The session.
     pub boundary: Boundary,
+    /// What becomes of steps that should not be applied.
+    pub policy: Policy,
 }
 
 /// The session's handle on the compute thread.
@@ -93,7 +96,7 @@ fn engine_life(
     if ready.send(()).is_err() {
         return Err(WorkerError::OtherSide("session"));
     }
-    let StartOrder { start, ranks, input, rows, boundary } =
+    let StartOrder { start, ranks, input, rows, boundary, policy } =
         order.blocking_recv().map_err(|_| WorkerError::OtherSide("session"))?;
     let Ranks { workers, sums, experts } = ranks;
     if let Some(experts) = experts {
@@ -102,5 +105,6 @@ fn engine_life(
     let gradients = GradientSums::start(Arc::new(compute.layout().clone()), sums)?;
     let square_sums = SquareSums::of(&spec).map_err(ComputeError::Size)?;
     let collective = workers;
-    Trainer { spec, compute, collective, gradients, square_sums, input, rows, boundary, host_copy }.run(start)
+    Trainer { spec, compute, collective, gradients, square_sums, input, rows, boundary, policy, host_copy }
+        .run(start)
 }

@@ -3,6 +3,7 @@
 use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
+use polygram_domain::spikes::Spike;
 use polygram_domain::{Cell, ConfigError, Rank, Step};
 use polygram_ngram::NgramError;
 use polygram_proto::bulk::RowError;
@@ -85,7 +86,7 @@ pub enum WorkerError {
     /// Loss or gradient is not finite and the run stops on that.
     #[error(
         "step {step}: not finite (loss {loss}, gradient norm {grad_norm}, row gradients {}); nothing of this step was \
-         applied. Lower training.lr, or set training.on_nonfinite = \"skip\" to skip such steps",
+         applied. Lower training.lr, or set training.on_nonfinite to \"skip\" or \"roll_back\"",
         if *rows_finite { "finite" } else { "not finite" }
     )]
     NotFinite {
@@ -98,12 +99,33 @@ pub enum WorkerError {
         /// Whether the shards found every row gradient finite.
         rows_finite: bool,
     },
-    /// Too many skipped steps in a row.
-    #[error("step {step}: {count} steps in a row were not finite; lower training.lr")]
-    TooManySkips {
+    /// A spike, and the run stops on that.
+    #[error("step {step}: {spike}; nothing of this step was applied (spikes.action = \"stop\")")]
+    Spike {
         /// Step.
         step: Step,
-        /// Skipped steps.
+        /// What it was.
+        spike: Spike,
+    },
+    /// The run is to go back from a spike. Nothing is broken.
+    #[error("step {step}: {cause}; nothing of this step was applied")]
+    GoBack {
+        /// Step.
+        step: Step,
+        /// What happened.
+        cause: String,
+    },
+    /// Too much was skipped or gone back from.
+    #[error(
+        "step {step}: {cause}; {count} steps were skipped or gone back from within spikes.window_steps, and \
+         spikes.max_actions allows no more. Look at the data and at training.lr before raising it"
+    )]
+    TooManyActions {
+        /// Step.
+        step: Step,
+        /// What happened.
+        cause: String,
+        /// Actions so far.
         count: u32,
     },
     /// Ranks computed different steps.
@@ -144,7 +166,7 @@ impl WorkerError {
     pub fn is_of_others(&self) -> bool {
         match self {
             WorkerError::RolledBack(_) | WorkerError::Rows(_) | WorkerError::Collective(_) => true,
-            WorkerError::Join(_) => true,
+            WorkerError::Join(_) | WorkerError::GoBack { .. } => true,
             WorkerError::Control(error) => error.may_rejoin(),
             WorkerError::Engine(_) | WorkerError::Compute { .. } => self.suspect().is_some(),
             _ => false,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use polygram_data::Loader;
 use polygram_domain::run_spec::RunSpec;
+use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Cell, CellBatch, Rank, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_ids};
 use polygram_proto::bulk::{RowClient, RowError, UniqueIds};
@@ -57,6 +58,7 @@ pub struct Cells {
     /// Samples.
     pub loader: Arc<Loader>,
     hasher: Arc<Hasher>,
+    left_out: Arc<LeftOut>,
 }
 
 impl Cells {
@@ -64,7 +66,13 @@ impl Cells {
     pub fn open(spec: Arc<RunSpec>, rank: Rank) -> Result<Cells, WorkerError> {
         let loader = Loader::of_run(&spec)?;
         let hasher = Hasher::new(&spec.model.ngram, spec.model.eos_token_id).map_err(WorkerError::Tables)?;
-        Ok(Cells { rank, loader: Arc::new(loader), hasher: Arc::new(hasher), spec })
+        let (loader, hasher) = (Arc::new(loader), Arc::new(hasher));
+        Ok(Cells { rank, loader, hasher, left_out: Arc::default(), spec })
+    }
+
+    /// The same without some samples: whole steps of them, which later ones take the place of.
+    pub fn leaving_out(self, left_out: LeftOut) -> Cells {
+        Cells { left_out: Arc::new(left_out), ..self }
     }
 
     /// Unique row ids of a batch; none where the model has no tables.
@@ -78,7 +86,9 @@ impl Cells {
     }
 
     fn load(&self, step: Step, cell: Cell) -> Result<(CellBatch, UniqueRows), WorkerError> {
-        let batch = self.loader.cell(step, cell)?;
+        let samples = self.spec.samples_per_step();
+        let place = Step(self.left_out.sample_after(step.0 * samples) / samples);
+        let batch = self.loader.cell(place, cell)?;
         let unique = self.unique(&batch).map_err(|source| WorkerError::Ngram { step, cell, source })?;
         Ok((batch, unique))
     }

@@ -23,6 +23,7 @@ pub mod life;
 pub mod logits;
 pub mod memory;
 pub mod norm;
+pub mod policy;
 pub mod pool;
 pub mod ranks;
 pub mod restore;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use polygram_checkpoint::{NamedTensor, RunStore};
 use polygram_collective::{Bound, Membership};
 use polygram_domain::run_spec::RunSpec;
+use polygram_domain::spikes::{Memory, PolicyState};
 use polygram_domain::{Rank, RunFile};
 use polygram_faults::{Point, pass};
 use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
@@ -18,6 +19,7 @@ use crate::boundary::{Boundary, PhaseClock};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
+use crate::policy::Policy;
 use crate::ranks::{Meeting, Ranks};
 use crate::restore;
 use crate::row_desk::row_desk;
@@ -39,6 +41,7 @@ pub struct Life {
 struct Prepared {
     ranks: Ranks,
     client: RowClient,
+    policy: Policy,
 }
 
 impl Life {
@@ -95,12 +98,14 @@ impl Life {
                         result.err().unwrap_or(WorkerError::OtherSide("compute"))
                     }));
                 }
-                restored?;
+                let memory = restored?;
                 pass(Point::WorkerRestored);
                 let ranks = self.connect_ranks(&spec, listener, &assignment).await?;
                 pass(Point::WorkerMet);
                 let client = self.connect_shards(&spec, &assignment).await?;
-                Ok(Prepared { ranks, client })
+                let left_out = assignment.left_out.clone();
+                let state = PolicyState { memory, left_out, ways_back: assignment.ways_back.clone() };
+                Ok(Prepared { ranks, client, policy: Policy::new(&spec, state) })
             };
             // Peers that are gone would be waited for long: the coordinator's word ends that.
             tokio::select! {
@@ -110,7 +115,7 @@ impl Life {
                 }
             }
         };
-        let Prepared { ranks, client } = prepared;
+        let Prepared { ranks, client, policy } = prepared;
         progress.set(assignment.resume_step, Phase::Ready);
         pass(Point::WorkerReady);
         self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
@@ -122,6 +127,7 @@ impl Life {
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let aborts = ranks.abort_handles();
+        let cells = cells.leaving_out(assignment.left_out.clone());
         let (input, declaring, fetching) =
             input_queue(cells, client.clone(), self.reporter.clone(), assignment.resume_step);
         let (rows, desk) = row_desk(client);
@@ -141,7 +147,7 @@ impl Life {
             committed,
             awaited: None,
         };
-        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary };
+        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary, policy };
         if start.send(order).is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }
@@ -150,19 +156,20 @@ impl Life {
             .await
     }
 
-    /// Sends the checkpoint's dense tensors to the engine, if there is a checkpoint.
+    /// Sends the checkpoint's dense tensors to the engine, if there is a checkpoint. Answers what it remembers of spikes.
     async fn restore(
         &self,
         spec: &RunSpec,
         store: &RunStore,
         assignment: &Assignment,
         engine: mpsc::Sender<NamedTensor>,
-    ) -> Result<(), WorkerError> {
+    ) -> Result<Memory, WorkerError> {
         if assignment.resume_manifest.is_none() {
-            return Ok(());
+            return Ok(Memory::default());
         }
         let manifest = restore::manifest_at(store, spec, assignment.resume_step).await?;
-        restore::dense_state(store, &manifest, (spec, self.rank), engine).await
+        restore::dense_state(store, &manifest, (spec, self.rank), engine).await?;
+        Ok(manifest.policy.memory)
     }
 
     /// Meets the other ranks.

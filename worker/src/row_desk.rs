@@ -31,7 +31,7 @@ pub struct CommitOrder {
 enum Order {
     Push { step: Step, cell: Cell, row_gradients_suw: Vec<f32> },
     Prepare { step: Step, reply: oneshot::Sender<Prepared> },
-    Commit { step: Step, order: CommitOrder, reply: oneshot::Sender<()> },
+    Commit { step: Step, order: CommitOrder, reply: oneshot::Sender<u64> },
     Read { step: Step, ids: Arc<UniqueIds>, reply: oneshot::Sender<Vec<f32>> },
 }
 
@@ -67,8 +67,8 @@ impl RowDesk {
         self.ask(|reply| Order::Prepare { step, reply })
     }
 
-    /// Commits or skips `step` everywhere.
-    pub fn commit(&self, step: Step, order: CommitOrder) -> Result<Reply<()>, WorkerError> {
+    /// Commits or skips `step` everywhere; answered with the fingerprint of the rows updated, 0 where it is skipped.
+    pub fn commit(&self, step: Step, order: CommitOrder) -> Result<Reply<u64>, WorkerError> {
         self.ask(|reply| Order::Commit { step, order, reply })
     }
 
@@ -105,7 +105,7 @@ async fn carry_out(client: RowClient, mut queue: mpsc::Receiver<Order>) -> Resul
                 } else {
                     client.abort(step).await
                 };
-                reply.send(skipped?).ok();
+                reply.send(skipped.map(|()| 0)?).ok();
             }
             Order::Commit { step, order, reply } => {
                 let commit = Commit { scale: order.scale, lr: order.lr, snapshot: order.snapshot };

@@ -125,7 +125,8 @@ async fn confess(error: &WorkerError, reporter: &Reporter, directives: &mut Dire
         _ => {}
     }
     let (step, phase) = reporter.progress().get();
-    let failure = Failure { message: error.to_string(), step, phase, suspect: error.suspect() };
+    let roll_back = matches!(error, WorkerError::GoBack { .. });
+    let failure = Failure { message: error.to_string(), step, phase, suspect: error.suspect(), roll_back };
     if let Err(lost) = reporter.report(MemberReport::Failed(failure)).await {
         tracing::warn!(%lost, "cannot report the failure");
         return Verdict::Unknown;

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polygram_collective::Collective;
-use polygram_domain::run_spec::{OnNonfinite, RunSpec};
+use polygram_domain::run_spec::RunSpec;
 use polygram_domain::sum_tree::SumTree;
-use polygram_domain::{Cell, Step};
+use polygram_domain::{Cell, Step, StepOutcome};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::{Phase, StepMetrics};
+use polygram_proto::control::{Fingerprint, Phase, StepMetrics, StepProof};
 
 use crate::agreement::{self, Opinion};
 use crate::boundary::Boundary;
@@ -30,10 +30,8 @@ use crate::gradients::{GradientSums, SummedGradient};
 use crate::host_copy::HostCopy;
 use crate::input::InputQueue;
 use crate::norm::{self, SquareSums};
+use crate::policy::{Finding, Policy};
 use crate::row_desk::{CommitOrder, RowDesk};
-
-/// Skipped steps in a row that fail the run under `on_nonfinite = "skip"`.
-const SKIPS_ALLOWED: u32 = 10;
 
 /// Everything that the steps of one rank work with.
 pub struct Trainer {
@@ -55,6 +53,8 @@ pub struct Trainer {
     pub boundary: Boundary,
     /// What checkpoints are written from.
     pub host_copy: HostCopy,
+    /// Steps that are not finite, spikes, and samples left out.
+    pub policy: Policy,
 }
 
 /// Sums over cells that travel beside the dense gradient.
@@ -71,7 +71,6 @@ impl Trainer {
     pub fn run(mut self, start: Step) -> Result<Step, WorkerError> {
         let last = Step(self.spec.last_step());
         let mut step = start;
-        let mut skipped_in_a_row = 0;
         let mut ended = Instant::now();
         while step < last {
             self.boundary.begin_step();
@@ -79,10 +78,6 @@ impl Trainer {
             let between = (begun - ended).as_secs_f64();
             let sums = self.compute_cells(step)?;
             let outcome = self.finish_step(step, sums, begun)?;
-            skipped_in_a_row = if outcome.skipped { skipped_in_a_row + 1 } else { 0 };
-            if skipped_in_a_row > SKIPS_ALLOWED {
-                return Err(WorkerError::TooManySkips { step, count: skipped_in_a_row });
-            }
             step = step.next();
             self.input.allow(step);
             ended = Instant::now();
@@ -124,7 +119,11 @@ impl Trainer {
                 .compute
                 .forward_backward(&ready.work, take)
                 .map_err(|source| WorkerError::Compute { step, cell, source })?;
-            let CellResult { loss_sum, row_gradients_suw, routing_counts, .. } = result;
+            let CellResult { mut loss_sum, mut row_gradients_suw, routing_counts, .. } = result;
+            if let Some(factor) = polygram_faults::poison(self.policy.samples_of(step, cell)) {
+                loss_sum *= factor;
+                row_gradients_suw.iter_mut().for_each(|gradient| *gradient *= factor as f32);
+            }
             losses.push(loss_sum, |a, b| a + b);
             if sums.routing_counts.is_empty() {
                 sums.routing_counts = routing_counts;
@@ -164,19 +163,12 @@ impl Trainer {
         let prepared = prepared.wait()?;
         pass(Point::WorkerAfterPrepare);
         let gradient = norm::clip(training, dense_square_sum, &prepared);
-        let finite = loss.is_finite() && gradient.finite;
-
         let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
         let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
         pass(Point::WorkerAgreed);
-        if !finite && training.on_nonfinite == OnNonfinite::Stop {
-            return Err(WorkerError::NotFinite {
-                step,
-                loss,
-                grad_norm: gradient.norm,
-                rows_finite: prepared.finite,
-            });
-        }
+        let finding = Finding { step, loss, norm: gradient.norm, rows_finite: prepared.finite };
+        let outcome = self.policy.judge(&finding)?;
+        let applies = outcome == StepOutcome::Applied;
 
         let reached = step.next();
         let stop = stop_asked || reached.0 >= spec.last_step();
@@ -188,11 +180,11 @@ impl Trainer {
             scale: gradient.table_scale,
             lr: (lr * spec.embedding.lr_multiplier) as f32,
             snapshot: commit,
-            skip: !finite,
+            skip: !applies,
         };
         let committed = self.rows.commit(step, order)?;
         pass(Point::WorkerAfterCommit);
-        if finite {
+        if applies {
             let update = DenseUpdate {
                 update: step.0 + 1,
                 lr,
@@ -206,16 +198,18 @@ impl Trainer {
                 step = step.0,
                 loss,
                 grad_norm = gradient.norm,
-                "not finite: step skipped everywhere"
+                "{outcome}: step skipped everywhere"
             );
         }
         self.compute.recycle(summed);
-        committed.wait()?;
+        // While the shards apply their part.
+        let dense = agreement::wrapping_sum(self.collective.as_mut(), self.compute.fingerprint())?;
+        let rows = committed.wait()?;
+        self.policy.note(outcome, &finding);
         let phases = self.boundary.phases();
         Ok(Outcome {
             commit,
             stop,
-            skipped: !finite,
             report: StepMetrics {
                 step,
                 loss,
@@ -229,6 +223,13 @@ impl Trainer {
                 snapshot_bytes: self.host_copy.bytes(),
                 commit_under_way,
                 phases,
+                proof: StepProof {
+                    first_sample: self.policy.first_sample(step),
+                    samples: spec.samples_per_step(),
+                    outcome,
+                    rows: Fingerprint(rows),
+                    dense: Fingerprint(dense),
+                },
                 ..StepMetrics::default()
             },
         })
@@ -265,5 +266,4 @@ struct Outcome {
     report: StepMetrics,
     commit: bool,
     stop: bool,
-    skipped: bool,
 }

@@ -76,6 +76,8 @@ async fn save(store: &RunStore, tensors: u64) -> Result<Document, CheckpointErro
         config: ConfigHash::of(""),
         cursor: Cursor { samples: 0, tokens: 0 },
         table_decay: None,
+        ledger: None,
+        policy: Default::default(),
         created_unix_ms: 0,
         objects,
     };

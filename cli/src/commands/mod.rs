@@ -6,6 +6,7 @@ pub(crate) mod bench_step;
 pub(crate) mod ckpt;
 pub(crate) mod data;
 pub(crate) mod digest;
+pub(crate) mod ledger;
 pub(crate) mod logits;
 pub(crate) mod metrics;
 pub(crate) mod ngram;
@@ -15,6 +16,7 @@ pub(crate) mod runs;
 pub(crate) mod status;
 mod stored;
 pub(crate) mod train;
+pub(crate) mod verify_replay;
 pub(crate) mod why;
 
 use std::future::Future;
@@ -34,6 +36,8 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Metrics(args) => metrics::run(args, printer),
         Command::Why(args) => why::run(args, printer),
         Command::Digest(args) => digest::run(args, printer),
+        Command::Ledger(args) => ledger::run(args, printer),
+        Command::VerifyReplay(args) => verify_replay::run(args, printer),
         Command::Ckpt(CkptCommand::Ls(args)) => ckpt::ls::run(args, printer),
         Command::Ckpt(CkptCommand::Show(args)) => ckpt::show::run(args, printer),
         Command::Ckpt(CkptCommand::Verify(args)) => ckpt::verify::run(args, printer),

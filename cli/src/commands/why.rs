@@ -37,6 +37,8 @@ struct Attempt {
     coordinator_pid: u32,
     resumed_from: u64,
     losses: Vec<Loss>,
+    /// Steps skipped and ways back from spikes, in order: when, and what happened.
+    policy: Vec<(u64, String)>,
     /// State and message; `None` where the coordinator ended without a word, or leads still.
     ended: Option<(String, String)>,
 }
@@ -65,9 +67,26 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
         coordinator_pid: pid,
         resumed_from: resumed_from.0,
         losses: Vec::new(),
+        policy: Vec::new(),
         ended: None,
     };
+    // What follows a way back from a spike is not the last loss's.
+    let mut of_loss = true;
     for line in lines {
+        match line {
+            RecoveryLine::Lost(_) => of_loss = true,
+            RecoveryLine::Policy { at_unix_ms, sentence, .. } => {
+                of_loss &= !sentence.ends_with("going back");
+                attempt.policy.push((at_unix_ms, sentence));
+                continue;
+            }
+            RecoveryLine::WentBack { .. } | RecoveryLine::Started { .. } | RecoveryLine::CaughtUp { .. }
+                if !of_loss =>
+            {
+                continue;
+            }
+            _ => {}
+        }
         let since = |loss: &Loss, at: u64| Some(at.saturating_sub(loss.lost.at_unix_ms) as f64 / 1000.0);
         match (line, attempt.losses.last_mut()) {
             (RecoveryLine::Lost(lost), _) => attempt.losses.push(Loss {
@@ -93,7 +112,7 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
             }
             (RecoveryLine::Ended { state, message, .. }, _) => attempt.ended = Some((state, message)),
             // A consequence of what no member did: the attempt's end tells it.
-            (_, None) | (RecoveryLine::Opened { .. }, _) => {}
+            (_, None) | (RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. }, _) => {}
         }
     }
     Some(attempt)
@@ -110,6 +129,9 @@ fn human(run: &str, attempts: &[Attempt]) -> String {
             moment(*began_unix_ms)
         ));
         attempt.losses.iter().for_each(|loss| text.push_str(&told(loss)));
+        for (at_unix_ms, sentence) in &attempt.policy {
+            text.push_str(&format!("  {}  {sentence}\n", moment(*at_unix_ms)));
+        }
         match &attempt.ended {
             Some((state, message)) => text.push_str(&format!("  {state}: {message}\n")),
             None if at + 1 < attempts.len() => {

@@ -6,6 +6,8 @@ use polygram_proto::control::{
     Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
 };
 
+use super::policy::RolledBack;
+
 /// Milliseconds since 1970, by a clock that never goes back while the coordinator lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
@@ -71,6 +73,13 @@ pub enum Event {
         step: Step,
         /// How it ended.
         result: Result<(), String>,
+    },
+    /// A way back from a spike is decided; the error says why it could not be.
+    RolledBack {
+        /// Updates applied before the spike.
+        at: Step,
+        /// How it was decided.
+        result: Result<RolledBack, String>,
     },
     /// The store refused something other than a commit.
     StoreFailed {
@@ -171,6 +180,13 @@ pub enum Action {
     Commit {
         /// The checkpoint.
         step: Step,
+    },
+    /// Decide on a way back from a spike, behind whatever is being committed, and answer with [`Event::RolledBack`].
+    RollBack {
+        /// Updates applied before the spike.
+        at: Step,
+        /// What it was, one sentence.
+        cause: String,
     },
     /// Parts of steps before this one will not be used any more.
     DropParts {

@@ -137,6 +137,8 @@ impl State {
             shards: of(Role::Shard).collect(),
             resume_step: self.resume_step(),
             resume_manifest: self.resume.as_ref().map(|resume| resume.manifest.clone()),
+            left_out: self.policy.state.left_out.clone(),
+            ways_back: self.policy.state.ways_back.clone(),
         }
     }
 

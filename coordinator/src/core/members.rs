@@ -137,6 +137,7 @@ impl Turn<'_> {
                 if self.speaks_for_the_run(who) && is_next {
                     self.state.metrics = Some(metrics);
                     self.actions.push(Action::Record(Record::Metrics(metrics)));
+                    self.tell_skip(&metrics);
                     self.note_progress(metrics.step.next());
                     self.next_commit();
                 }

@@ -18,6 +18,7 @@ mod counts;
 mod failure;
 mod lifecycle;
 mod members;
+mod policy;
 mod recovery;
 mod sentence;
 mod status;
@@ -28,6 +29,7 @@ mod simulation;
 mod tests;
 
 pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time};
+pub use policy::RolledBack;
 pub use settings::{Resume, Settings, Timeouts};
 pub use state::State;
 
@@ -44,6 +46,7 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
             turn.reply(ticket, answer);
         }
         Event::CommitDone { step, result } => turn.commit_done(step, result),
+        Event::RolledBack { at, result } => turn.rolled_back(at, result),
         Event::StoreFailed { message } => turn.store_failed(message),
         Event::Stop { ticket, mode, reason } => {
             let message = turn.stop(mode, reason);

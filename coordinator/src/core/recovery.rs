@@ -27,6 +27,8 @@ pub(super) struct Recovery {
     pub(super) restarts: u32,
     /// Why the last one was.
     pub(super) last: Option<Rollback>,
+    /// The spike that the last generation ended for, if it was not a loss.
+    pub(super) spike: Option<String>,
     /// The furthest state version that was ever reported.
     furthest: Step,
     /// The same when the last loss was judged.
@@ -190,8 +192,18 @@ impl Turn<'_> {
         })
     }
 
-    /// Ends the generation: everybody is told to join the next one.
+    /// A loss ends the generation.
     fn roll_back(&mut self, reason: Reason, sentence: String) {
+        let recovery = &mut self.state.recovery;
+        recovery.restarts += 1;
+        recovery.spike = None;
+        recovery.last = self.state.culprit.clone().map(|culprit| Rollback { reason, culprit });
+        let not_before = self.backoff();
+        self.end_generation(sentence, not_before);
+    }
+
+    /// Ends the generation: everybody is told to join the next one, which is not assigned before its time.
+    pub(super) fn end_generation(&mut self, sentence: String, not_before: Option<Time>) {
         let state = &mut *self.state;
         let former = state.members.values().map(|m| (m.id, m.who)).collect();
         let next = state.generation.next();
@@ -201,11 +213,8 @@ impl Turn<'_> {
             kind: AbortKind::Rejoin { generation: next },
         };
         self.direct_all(&Directive::Abort(abort));
-        let not_before = self.backoff();
         let state = &mut *self.state;
         state.recovery.former = Some((state.generation, former));
-        state.recovery.restarts += 1;
-        state.recovery.last = state.culprit.clone().map(|culprit| Rollback { reason, culprit });
         state.recovery.lost_at = Some(self.now);
         state.recovery.not_before = not_before;
         state.generation = next;
@@ -233,6 +242,11 @@ impl Turn<'_> {
     /// One transition out of the wait between two generations.
     pub(super) fn advance_recovery(&mut self) -> bool {
         let waits = |what: String, turn: &Self| format!("{}; {what}", turn.going_back());
+        if let Some(at) = self.state.undecided() {
+            let message = format!("going back from the spike at step {at}: waiting for the store to decide");
+            self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
+            return false;
+        }
         if let Some(step) = self.state.checkpoints.committing {
             let message = waits(format!("waiting for the commit of step {step}"), self);
             self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
@@ -261,6 +275,9 @@ impl Turn<'_> {
     }
 
     fn going_back(&self) -> String {
+        if let Some(spike) = &self.state.recovery.spike {
+            return format!("going back from a spike: {spike}");
+        }
         let from = self.state.last_commit().map_or("the beginning".into(), |step| format!("step {step}"));
         let last = self.state.recovery.last.as_ref();
         let why = last.map_or("a member was lost".into(), |last| last.culprit.to_string());
@@ -321,6 +338,7 @@ impl Turn<'_> {
     pub(super) fn late_word(&mut self, who: MemberRef, report: MemberReport) {
         if let MemberReport::Failed(failure) = report
             && self.state.run == RunState::Recovering
+            && !failure.roll_back
         {
             self.consequence(who, &failure.message);
         }

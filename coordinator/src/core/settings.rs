@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polygram_checkpoint::keys;
 use polygram_domain::run_spec::RecoverySpec;
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{RunSpec, Step, TableSpec, Topology};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
@@ -85,11 +86,13 @@ pub struct Settings {
     pub tables: Vec<TableSpec>,
     /// What is done about a lost member.
     pub recovery: RecoverySpec,
+    /// What the run remembers and leaves out when the attempt begins.
+    pub policy: PolicyState,
 }
 
 impl Settings {
-    /// The frame of `spec`, continued from `resume`, as start number `attempt`.
-    pub fn of(spec: &RunSpec, resume: Option<Resume>, attempt: u32) -> Settings {
+    /// The frame of `spec`, continued from `resume` with what it remembers, as start number `attempt`.
+    pub fn of(spec: &RunSpec, (resume, policy): (Option<Resume>, PolicyState), attempt: u32) -> Settings {
         Settings {
             run: spec.name.as_str().to_owned(),
             topology: spec.topology,
@@ -101,6 +104,7 @@ impl Settings {
             stop_grace_ms: spec.stop_grace_seconds.map(|seconds| (seconds * 1000.0) as u64),
             tables: spec.tables().iter().cloned().collect(),
             recovery: spec.recovery.clone(),
+            policy,
         }
     }
 

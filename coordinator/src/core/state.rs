@@ -11,6 +11,7 @@ use polygram_proto::control::{
 
 use super::counts::Counts;
 use super::event::{Action, Level, Reply, Ticket, Time};
+use super::policy::Policy;
 use super::recovery::Recovery;
 use super::settings::{Resume, Settings};
 
@@ -41,6 +42,7 @@ pub struct State {
     pub(super) counts: Counts,
     pub(super) last_tick: Time,
     pub(super) recovery: Recovery,
+    pub(super) policy: Policy,
 }
 
 /// One admitted process.
@@ -127,6 +129,7 @@ impl State {
             counts: Counts::default(),
             last_tick: now,
             recovery: Recovery::default(),
+            policy: Policy { state: settings.policy.clone(), undecided: None },
             settings,
         };
         let reached = state.resume_step();

@@ -57,8 +57,8 @@ pub(crate) enum Report {
     Counted { rows: u64 },
     /// A step's sums of squares, ascending by (table, bucket).
     Summed { step: Step, sums: Vec<(TableIndex, BucketIndex, f64)> },
-    /// A step is closed.
-    Closed { step: Step, written: u64 },
+    /// A step is closed; rows that are written now, and the sum of the hashes of those that the step has updated.
+    Closed { step: Step, written: u64, fingerprint: u64 },
     /// The lane cannot go on.
     Failed(ShardError),
 }
@@ -178,11 +178,11 @@ impl Lane {
                 Ok(Some(Report::Summed { step, sums }))
             }
             Command::Close { step, rates, snapshot } => {
-                self.close(step, rates)?;
+                let fingerprint = self.close(step, rates)?;
                 if snapshot {
                     self.snapshot = Some(CopyOnWrite::new());
                 }
-                Ok(Some(Report::Closed { step, written: self.store.written() }))
+                Ok(Some(Report::Closed { step, written: self.store.written(), fingerprint }))
             }
             Command::Batch { table, reply } => {
                 let batch = match &mut self.snapshot {
@@ -257,9 +257,10 @@ impl Lane {
         self.backlog.send(&self.store, ready, reply);
     }
 
-    /// Applies a step's sums in row order (or drops them), then sends the rows that waited for it.
-    fn close(&mut self, step: Step, rates: Option<Rates>) -> Result<(), ShardError> {
-        let Some(rows) = self.steps.remove(&step.0) else { return Ok(()) };
+    /// Applies a step's sums in row order (or drops them), then sends the rows that waited for it. Answers the sum of the
+    /// hashes of the rows updated.
+    fn close(&mut self, step: Step, rates: Option<Rates>) -> Result<u64, ShardError> {
+        let Some(rows) = self.steps.remove(&step.0) else { return Ok(0) };
         while self.backlog.has(step) {
             // A worker that votes has its rows; one that does not wait for them still gets those of its version.
             self.runtime.block_on(self.backlog.credit(&self.store));
@@ -270,7 +271,7 @@ impl Lane {
         }
         self.version = step.next();
         let sites = self.config.sites() as u64;
-        self.observer.closed_step(StepTotals {
+        let fingerprint = self.observer.closed_step(StepTotals {
             version: self.version,
             declared_rows: sites * rows.contributions(),
             step_rows: sites * rows.len() as u64,
@@ -280,7 +281,7 @@ impl Lane {
             self.observer.released(since.elapsed());
             self.backlog.send(&self.store, rows, reply);
         }
-        Ok(())
+        Ok(fingerprint)
     }
 
     fn apply(&mut self, rows: &StepRows, rates: Rates) -> Result<(), ShardError> {

@@ -87,6 +87,7 @@ impl Ledger {
                 vote,
                 checksums: open.cells.into_iter().flatten().map(|cell| cell.checksums).collect(),
                 open_lanes: self.lanes,
+                fingerprint: 0,
                 waiting: open.votes.into_values().map(|(_, peer)| peer).collect(),
             },
         );

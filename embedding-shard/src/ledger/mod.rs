@@ -284,7 +284,7 @@ impl Ledger {
                 return refuse(Reason::Conflict, text);
             }
             match closed.open_lanes {
-                0 => self.effects.push(acknowledgement(from, step, &vote)),
+                0 => self.effects.push(acknowledgement(from, step, (&vote, closed.fingerprint))),
                 _ if closed.waiting.contains(&from) => {}
                 _ => closed.waiting.push(from),
             }
@@ -343,13 +343,15 @@ impl Ledger {
         }
     }
 
-    /// A lane has closed a step.
-    pub fn lane_closed(&mut self, step: Step) {
+    /// A lane has closed a step;
+    /// `fingerprint` is the sum of the hashes of the rows that it has updated.
+    pub fn lane_closed(&mut self, step: Step, fingerprint: u64) {
         let Some(closed) = self.closed.get_mut(&step) else { return };
         closed.open_lanes = closed.open_lanes.saturating_sub(1);
+        closed.fingerprint = closed.fingerprint.wrapping_add(fingerprint);
         if closed.open_lanes == 0 {
             for peer in std::mem::take(&mut closed.waiting) {
-                self.effects.push(acknowledgement(peer, step, &closed.vote));
+                self.effects.push(acknowledgement(peer, step, (&closed.vote, closed.fingerprint)));
             }
         }
     }
@@ -375,9 +377,9 @@ impl Ledger {
     }
 }
 
-fn acknowledgement(to: Peer, step: Step, vote: &Vote) -> Effect {
+fn acknowledgement(to: Peer, step: Step, (vote, fingerprint): (&Vote, u64)) -> Effect {
     let message = match vote {
-        Vote::Commit(_) => Message::Committed,
+        Vote::Commit(_) => Message::Committed(fingerprint),
         Vote::Abort { .. } => Message::Aborted,
     };
     Effect::Reply { to, step, message }

@@ -183,5 +183,7 @@ pub(super) struct ClosedStep {
     pub(super) checksums: Vec<Checksums>,
     /// Lanes that have not closed it yet.
     pub(super) open_lanes: usize,
+    /// Sum of the hashes of the rows updated, of the lanes that have.
+    pub(super) fingerprint: u64,
     pub(super) waiting: Vec<Peer>,
 }

@@ -88,7 +88,7 @@ fn committed(ledger: &mut Ledger, step: u64) {
         ledger.vote(peer(rank), Step(step), Vote::Commit(COMMIT)).unwrap();
     }
     for _lane in 0..2 {
-        ledger.lane_closed(Step(step));
+        ledger.lane_closed(Step(step), 5);
     }
     ledger.take_effects();
 }
@@ -116,9 +116,9 @@ fn a_step_from_declaration_to_acknowledgement() {
     l.vote(peer(0), Step(0), Vote::Commit(COMMIT)).unwrap();
     assert_eq!(names(&mut l), ["apply 0"]);
     assert_eq!(l.version(), Step(1));
-    l.lane_closed(Step(0));
+    l.lane_closed(Step(0), 5);
     assert!(names(&mut l).is_empty());
-    l.lane_closed(Step(0));
+    l.lane_closed(Step(0), 5);
     assert_eq!(names(&mut l), ["Committed 0 to 0", "Committed 0 to 1"]);
 }
 
@@ -171,8 +171,8 @@ fn repeated_frames_change_nothing() {
     assert_eq!(names(&mut l), ["apply 0"]);
     l.vote(peer(1), Step(0), Vote::Commit(COMMIT)).unwrap();
     push(&mut l, 0, 0, 2).unwrap();
-    l.lane_closed(Step(0));
-    l.lane_closed(Step(0));
+    l.lane_closed(Step(0), 5);
+    l.lane_closed(Step(0), 5);
     assert_eq!(names(&mut l), ["Committed 0 to 0", "Committed 0 to 1"]);
     l.vote(peer(1), Step(0), Vote::Commit(COMMIT)).unwrap();
     l.prepare(peer(1), Step(0)).unwrap();

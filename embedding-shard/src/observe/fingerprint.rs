@@ -8,80 +8,17 @@
 //! shard's, the sum of the shards' is the run's. Two runs that agree bit for bit have equal S at every step, and equal
 //! F when they began at the same one; runs that differ anywhere agree by accident once in about 2^32 at worst.
 
-use multiversion::multiversion;
+use polygram_domain::word_hash::{CHAIN, mix, word_hash};
 use polygram_domain::{RowId, TableIndex};
 use polygram_proto::control::Mark;
 
-/// Multiplier of the chain: 2^64 over the golden ratio, made odd.
-const CHAIN: u64 = 0x9e37_79b9_7f4a_7c15;
-/// Multiplier between spans of a row.
-const SPAN: u64 = 0xd1b5_4a32_d192_ed03;
-/// Pairs of words of a span.
-const PAIRS: usize = 64;
-/// One number a pair of a span.
-const KEYS: [u64; PAIRS] = keys();
-
-const fn keys() -> [u64; PAIRS] {
-    let mut keys = [0; PAIRS];
-    let mut i = 0;
-    while i < PAIRS {
-        keys[i] = mix(CHAIN.wrapping_mul(i as u64 + 1));
-        i += 1;
-    }
-    keys
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-#[inline]
-const fn mix(mut z: u64) -> u64 {
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
-}
-
 /// Hash of one row after an update: `weights` are its weights as stored, bit for bit.
 ///
-/// Weights are words w of four bytes, little-endian, zeros behind the last. Over each span of 128 words it takes
-/// Σ (w₂ᵢ ⊕ k₂ᵢ)·(w₂ᵢ₊₁ ⊕ k₂ᵢ₊₁) modulo 2^64 with fixed keys, as XXH3 does (and NH of UMAC, Black et al. 1999, §4, with
-/// sums in the place of ⊕). Not against an adversary.
+/// The hash of the weights is [`word_hash`]. Not against an adversary.
 #[inline]
 pub fn row_hash(table: TableIndex, row: RowId, updates: u32, weights: &[u8]) -> u64 {
     let name = u64::from(table.0) << 32 | u64::from(row.0);
     mix(word_hash(weights, mix(name ^ u64::from(updates).wrapping_mul(CHAIN))))
-}
-
-#[multiversion(targets("x86_64+avx2+bmi2", "x86_64+avx512f+avx512bw+avx512dq+avx512vl"))]
-fn word_hash(weights: &[u8], seed: u64) -> u64 {
-    let (pairs, rest) = weights.as_chunks::<8>();
-    // Whole spans apart: their length is known, and that is the common row of 128 weights.
-    let (spans, tail) = pairs.as_chunks::<PAIRS>();
-    let mut sum = seed;
-    for span in spans {
-        let mut total = 8 * PAIRS as u64;
-        for (pair, key) in span.iter().zip(&KEYS) {
-            total = total.wrapping_add(product(*pair, *key));
-        }
-        sum = sum.wrapping_mul(SPAN).wrapping_add(total);
-    }
-    if tail.is_empty() && rest.is_empty() {
-        return sum;
-    }
-    let mut total = (8 * tail.len() + rest.len()) as u64;
-    for (pair, key) in tail.iter().zip(&KEYS) {
-        total = total.wrapping_add(product(*pair, *key));
-    }
-    if !rest.is_empty() {
-        let mut pair = [0; 8];
-        pair[..rest.len()].copy_from_slice(rest);
-        total = total.wrapping_add(product(pair, KEYS[tail.len()]));
-    }
-    sum.wrapping_mul(SPAN).wrapping_add(total)
-}
-
-#[inline(always)]
-fn product(pair: [u8; 8], key: u64) -> u64 {
-    let pair = u64::from_le_bytes(pair) ^ key;
-    (pair & 0xffff_ffff) * (pair >> 32)
 }
 
 /// One table's fingerprint on one lane, or the sum over several.
@@ -135,6 +72,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use polygram_domain::Step;
+    use polygram_domain::word_hash::{KEYS, SPAN};
     use polygram_proto::control::{self, common_marks};
 
     use super::*;

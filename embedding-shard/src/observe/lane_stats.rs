@@ -130,21 +130,24 @@ impl LaneObserver {
         self.stats.park.add(parked.as_secs_f32());
     }
 
-    /// Closes a step, committed or aborted, and publishes everything counted so far.
-    pub fn closed_step(&mut self, totals: StepTotals) {
+    /// Closes a step, committed or aborted, and publishes everything counted so far. Answers the sum of the hashes of the
+    /// rows that it has updated, over all tables.
+    pub fn closed_step(&mut self, totals: StepTotals) -> u64 {
         let StepTotals { version, declared_rows, step_rows, busy } = totals;
         let stats = &mut self.stats;
         stats.version = version;
         stats.declared_rows += declared_rows;
         stats.step_rows += step_rows;
         stats.busy += busy;
-        let mut chain = 0u64;
+        let (mut chain, mut step) = (0u64, 0u64);
         for (table, sum) in stats.tables.iter_mut().zip(&mut self.sums) {
+            step = step.wrapping_add(*sum);
             table.fingerprint.close(std::mem::take(sum));
             chain = chain.wrapping_add(table.fingerprint.chain);
         }
         stats.marks.note(Mark { version, fingerprint: control::Fingerprint(chain) });
         self.publish();
+        step
     }
 
     fn publish(&self) {

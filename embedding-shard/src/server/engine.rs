@@ -215,9 +215,9 @@ impl Engine {
                 pass(Point::ShardPrepared);
                 self.ledger.summed(step, sums);
             }
-            Report::Closed { step, written } => {
+            Report::Closed { step, written, fingerprint } => {
                 pass(Point::ShardAfterApply);
-                self.ledger.lane_closed(step);
+                self.ledger.lane_closed(step, fingerprint);
                 self.lane_written[lane] = written;
                 let (version, written_rows) = (self.ledger.version(), self.lane_written.iter().sum());
                 self.status.send_modify(|status| {

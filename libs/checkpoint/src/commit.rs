@@ -173,7 +173,7 @@ impl RunStore {
         self.move_aside(step, bytes).await
     }
 
-    async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
+    pub(crate) async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
         let hash = blake3::hash(&bytes).to_hex();
         self.put_once(&keys::damaged(step, hash.as_str()), bytes).await?;
         self.delete(&keys::manifest(step)).await

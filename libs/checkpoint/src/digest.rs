@@ -12,12 +12,14 @@
 //!   optimizer values)`.
 //! * Part `tables`: `hash(text("polygram tables 1") ‖ for each table, by number: u32(table) ‖ u32(rows it could have) ‖
 //!   u32(width) ‖ u32(optimizer values per row) ‖ u64(written rows) ‖ its hash)`.
-//! * Part `data`: `hash(text("polygram data 1") ‖ u64(seed) ‖ u64(samples) ‖ u64(tokens))`.
+//! * Part `data`: `hash(text("polygram data 1") ‖ u64(seed) ‖ u64(samples) ‖ u64(tokens) ‖ for each range of samples left
+//!   out, ascending: u64(its first) ‖ u64(its last + 1))`.
 //! * The whole: `hash(text("polygram state 1") ‖ u64(step) ‖ for each part, names ascending: text(name) ‖ its hash)`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use blake3::{Hash, Hasher};
+use polygram_domain::spikes::LeftOut;
 use polygram_domain::tables::BUCKETS;
 use polygram_domain::{Step, TableIndex};
 use serde::{Deserialize, Serialize};
@@ -121,8 +123,13 @@ impl StateDigest {
         self.tables.insert(table.shape.table.0, (table.shape, table.rows, table.hasher.finalize()));
     }
 
-    /// The digest of the state at `step` of a run with this `seed`, which has consumed so much data.
-    pub fn finish(&self, step: Step, seed: u64, cursor: crate::object::Cursor) -> Digest {
+    /// The digest of the state at `step` of a run with this `seed`, which has consumed so much data and leaves some out.
+    pub fn finish(
+        &self,
+        step: Step,
+        seed: u64,
+        (cursor, left_out): (crate::object::Cursor, &LeftOut),
+    ) -> Digest {
         let mut parts: BTreeMap<String, Hash> = BTreeMap::new();
         for (name, class) in [
             ("dense", TensorClass::Dense),
@@ -150,7 +157,7 @@ impl StateDigest {
         }
         parts.insert("tables".into(), hasher.finalize());
         let mut hasher = part("data");
-        for field in [seed, cursor.samples, cursor.tokens] {
+        for field in [seed, cursor.samples, cursor.tokens].iter().chain(left_out.ranges().as_flattened()) {
             hasher.update(&field.to_le_bytes());
         }
         parts.insert("data".into(), hasher.finalize());
@@ -229,7 +236,7 @@ impl RunStore {
     /// Errors: damage; [`CheckpointError::NoTensor`] or [`CheckpointError::NoBuckets`] if the manifest has holes.
     pub async fn digest(&self, manifest: &Manifest) -> Result<Digest, CheckpointError> {
         let state = self.state_digest(manifest).await?;
-        Ok(state.finish(manifest.step, manifest.seed, manifest.cursor))
+        Ok(state.finish(manifest.step, manifest.seed, (manifest.cursor, &manifest.policy.left_out)))
     }
 
     /// The same by tensor and table.

@@ -40,9 +40,7 @@ impl RunStore {
         if !lines.ends_with('\n') {
             return Err(CheckpointError::input(key, "events are whole lines"));
         }
-        let hash = blake3::hash(lines.as_bytes()).to_hex();
-        let text = format!("{lines}{TRAILER_HEAD}{hash}{TRAILER_TAIL}");
-        self.put_once(&key, Bytes::from(text)).await
+        self.put_once(&key, Bytes::from(seal_lines(lines))).await
     }
 
     /// Reads all events of `role`, by attempt and number, each verified. A gap in the numbers is damage.
@@ -88,7 +86,14 @@ impl RunStore {
     }
 }
 
-fn open_lines(key: &str, bytes: &[u8]) -> Result<String, CheckpointError> {
+/// Whole lines, with their hash in one more.
+pub(crate) fn seal_lines(lines: &str) -> String {
+    let hash = blake3::hash(lines.as_bytes()).to_hex();
+    format!("{lines}{TRAILER_HEAD}{hash}{TRAILER_TAIL}")
+}
+
+/// The lines of what [`seal_lines`] made.
+pub(crate) fn open_lines(key: &str, bytes: &[u8]) -> Result<String, CheckpointError> {
     let damaged = |reason: &str| CheckpointError::damaged(key, reason);
     let text = std::str::from_utf8(bytes).map_err(|_| damaged("not UTF-8"))?;
     let split = text.len().checked_sub(TRAILER_BYTES).and_then(|at| text.split_at_checked(at));

@@ -15,6 +15,10 @@ pub const DATA: &str = "ckpt/data";
 pub const PIN: &str = "ckpt/pin";
 /// Folder of coordinator terms.
 pub const COORD: &str = "coord";
+/// Folder of the ledger.
+pub const LEDGER: &str = "ledger";
+/// Folder of ways back from spikes.
+pub const ROLL_BACK: &str = "roll_back";
 /// The status object.
 pub const STATUS: &str = "status.json";
 
@@ -96,6 +100,27 @@ pub fn events_of(role: &str, key: &str) -> Option<(u64, u64)> {
     Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
 }
 
+/// The ledger: object `seq` of `attempt`.
+pub fn ledger(attempt: u64, seq: u64) -> String {
+    format!("{LEDGER}/{attempt:06}/{seq:08}.jsonl")
+}
+
+/// (attempt, sequence number) of a ledger object's key.
+pub fn ledger_of(key: &str) -> Option<(u64, u64)> {
+    let (attempt, seq) = key.strip_prefix(LEDGER)?.strip_prefix('/')?.split_once('/')?;
+    Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
+}
+
+/// A way back.
+pub fn roll_back(number: u64) -> String {
+    format!("{ROLL_BACK}/{number:08}.json")
+}
+
+/// The number of a way back's key.
+pub fn roll_back_of(key: &str) -> Option<u64> {
+    parse_digits(key.strip_prefix(ROLL_BACK)?.strip_prefix('/')?.strip_suffix(".json")?, 8)
+}
+
 /// Digits only, at least `width` of them, and longer only where the number needs it.
 fn parse_digits(text: &str, width: usize) -> Option<u64> {
     let legal = text.len() >= width
@@ -132,6 +157,8 @@ mod tests {
             assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
             assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
+            assert_eq!(roll_back_of(&roll_back(step)), Some(step));
+            assert_eq!(ledger_of(&ledger(step, step)), Some((step, step)));
         }
     }
 

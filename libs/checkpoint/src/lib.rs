@@ -10,6 +10,8 @@
 //! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
 //! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
+//! ledger/<attempt>/<seq>.jsonl                      one hash-chained line a step; numbered, never rewritten
+//! roll_back/<number>.json                           a way back from a spike: made once, it decides
 //! status.json                                       the run's present state; overwritten at will
 //! ```
 //!
@@ -28,6 +30,7 @@ pub mod blocks;
 mod cloud;
 pub mod commit;
 pub mod config;
+mod copy;
 pub mod cover;
 mod data_io;
 pub mod digest;
@@ -36,6 +39,7 @@ pub mod error;
 pub mod events;
 mod garbage;
 pub mod keys;
+pub mod ledger;
 pub mod manifest;
 pub mod metrics;
 pub mod object;
@@ -44,6 +48,7 @@ mod pin;
 mod probe;
 pub mod recovery;
 pub mod reshard;
+pub mod roll_back;
 pub mod root;
 pub mod row_io;
 pub mod rows;
@@ -63,12 +68,14 @@ pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};
 pub use error::{CheckpointError, FailedRequest};
+pub use ledger::{Chain, ChainHash, Entry, Heading};
 pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord, WentBackRecord};
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
 pub use patience::Patience;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
 pub use reshard::{Placement, Resharded};
+pub use roll_back::RollBack;
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};

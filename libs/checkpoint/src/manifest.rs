@@ -1,11 +1,13 @@
 //! The manifest: one small sealed JSON object that makes a checkpoint exist.
 
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{RunName, RunSpec, SCHEMA_VERSION, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigHash;
 use crate::cover::{CoverError, check_cover, check_entry};
 use crate::error::CheckpointError;
+use crate::ledger::ChainHash;
 use crate::object::{Content, Cursor, ObjectEntry, Part};
 use crate::sealed::{seal, unseal};
 
@@ -28,6 +30,12 @@ pub struct Manifest {
     /// As [`Part::table_decay`]; `None` where rows do not decay untouched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_decay: Option<u64>,
+    /// Hash of the ledger's line of this step; `None` where no run has trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<ChainHash>,
+    /// What the run remembers of spikes, and what it leaves out.
+    #[serde(default, skip_serializing_if = "PolicyState::is_empty")]
+    pub policy: PolicyState,
     /// When the manifest was made, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
     /// Every object, sorted by key.
@@ -41,6 +49,10 @@ pub struct ManifestHeader {
     pub step: Step,
     /// The frozen configuration.
     pub config: ConfigHash,
+    /// Hash of the ledger's line of this step.
+    pub ledger: Option<ChainHash>,
+    /// What the run remembers of spikes, and what it leaves out.
+    pub policy: PolicyState,
     /// Now, milliseconds since 1970 UTC.
     pub created_unix_ms: u64,
 }
@@ -61,6 +73,8 @@ impl Manifest {
             config: header.config,
             cursor,
             table_decay,
+            ledger: header.ledger,
+            policy: header.policy,
             created_unix_ms: header.created_unix_ms,
             objects,
         })

@@ -58,6 +58,17 @@ pub enum RecoveryLine {
         /// How far that is.
         step: Step,
     },
+    /// A step was skipped, or the run goes back from a spike.
+    Policy {
+        /// When.
+        at_unix_ms: u64,
+        /// The generation that it befell.
+        generation: Generation,
+        /// Updates applied before it.
+        step: Step,
+        /// What happened.
+        sentence: String,
+    },
     /// The attempt ended.
     Ended {
         /// When.

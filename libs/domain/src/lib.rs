@@ -12,20 +12,24 @@ pub mod hf_config;
 pub mod ids;
 pub mod layout;
 pub mod model;
+pub mod outcome;
 pub mod philox;
 pub mod plan;
 pub mod rank_layout;
 pub mod run_file;
 pub mod run_spec;
 pub mod schedule;
+pub mod spikes;
 pub mod square_sum;
 pub mod sum_tree;
 pub mod tables;
 pub mod topology;
+pub mod word_hash;
 
 pub use batch::CellBatch;
 pub use ids::{BucketIndex, Cell, Generation, Rank, RowId, RunName, ShardIndex, Step, TableIndex};
 pub use model::ModelSpec;
+pub use outcome::StepOutcome;
 pub use rank_layout::RankLayout;
 pub use run_file::{ConfigError, RunFile};
 pub use run_spec::RunSpec;
@@ -33,4 +37,4 @@ pub use tables::{TableSet, TableSpec};
 pub use topology::Topology;
 
 /// Version of every wire message and stored object. Members of another version are refused at the door.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;

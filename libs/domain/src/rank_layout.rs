@@ -17,6 +17,7 @@ use crate::layout::{ParameterSpec, StatePart, dense_parameters, state_part};
 use crate::model::ModelSpec;
 use crate::square_sum::BLOCK;
 use crate::topology::Topology;
+use crate::word_hash::{mix, word_hash};
 
 /// One named tensor of a rank's flat buffers.
 #[derive(Clone, Debug, PartialEq)]
@@ -243,6 +244,21 @@ impl RankLayout {
         sums
     }
 
+    /// Fingerprint of the blocks that this rank updates of the flat `weights`: a hash of each, named by its tensor and its
+    /// place there, added up (wrapping). The sum over all ranks is that of the whole model, however it is divided.
+    pub fn own_fingerprint(&self, weights: &[f32]) -> u64 {
+        let mut sum = 0u64;
+        for (entry, elements) in self.buckets.iter().flat_map(|bucket| self.within(bucket.own.clone())) {
+            let start = entry.range.start;
+            let values = &weights[start + elements.start..start + elements.end];
+            for (block, values) in (elements.start / BLOCK..).zip(values.chunks(BLOCK)) {
+                let name = mix((entry.number as u64) << 40 ^ block as u64);
+                sum = sum.wrapping_add(mix(word_hash(bytemuck::cast_slice(values), name)));
+            }
+        }
+        sum
+    }
+
     /// Blocks of every dense parameter of the model, in canonical order.
     pub fn blocks(&self) -> &[usize] {
         &self.blocks
@@ -287,6 +303,35 @@ mod tests {
     fn model() -> ModelSpec {
         let text = include_str!("../../../configs/tiny.toml");
         RunFile::parse(text, "tiny", &[]).and_then(|file| file.resolve()).unwrap().model
+    }
+
+    /// Whoever holds what, the sum over ranks is one number, and every element of every tensor counts in its place.
+    #[test]
+    fn fingerprints_add_up_to_that_of_the_whole_model() {
+        let model = model();
+        let value = |number: usize, element: usize| ((number * 7919 + element) as f32 * 0.37).sin();
+        let fill = |layout: &RankLayout| -> Vec<f32> {
+            let of =
+                |entry: &Entry| (0..entry.range.len()).map(|e| value(entry.number, e)).collect::<Vec<_>>();
+            layout.entries().iter().flat_map(of).collect()
+        };
+        let whole = RankLayout::whole(&model).unwrap();
+        let weights = fill(&whole);
+        let wanted = whole.own_fingerprint(&weights);
+        for (workers, expert_parallel) in [(1, 1), (2, 1), (2, 2), (4, 2), (8, 4), (8, 1)] {
+            let topology = Topology { workers, expert_parallel, shards: 1 };
+            let layouts = (0..workers).map(|rank| RankLayout::of(&model, &topology, Rank(rank)).unwrap());
+            let sum = layouts.map(|layout| layout.own_fingerprint(&fill(&layout)));
+            assert_eq!(sum.fold(0, u64::wrapping_add), wanted, "{workers} workers, {expert_parallel}");
+        }
+        for at in (0..weights.len()).step_by(weights.len() / 97).chain([weights.len() - 1]) {
+            let mut other = weights.clone();
+            other[at] = f32::from_bits(other[at].to_bits() ^ 1);
+            assert_ne!(whole.own_fingerprint(&other), wanted, "element {at}");
+        }
+        let mut swapped = weights.clone();
+        swapped.swap(0, 1);
+        assert_ne!(whole.own_fingerprint(&swapped), wanted);
     }
 
     /// Every parameter is held by somebody, and every trained block updated by exactly one rank.

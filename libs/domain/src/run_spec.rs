@@ -7,6 +7,7 @@ use crate::ids::RunName;
 use crate::layout::{ParameterSpec, dense_parameters};
 use crate::model::ModelSpec;
 use crate::schedule::Schedule;
+use crate::spikes::SpikeSpec;
 use crate::tables::TableSet;
 use crate::topology::Topology;
 
@@ -33,6 +34,8 @@ pub struct RunSpec {
     pub recovery: RecoverySpec,
     /// With how few workers it goes on in a pool.
     pub elasticity: ElasticitySpec,
+    /// What a run does about a spike of its loss or gradient norm.
+    pub spikes: SpikeSpec,
     /// Held-out evaluation; `None` switches it off.
     pub evaluation: Option<EvaluationSpec>,
     /// Device and threads of a worker.
@@ -199,8 +202,10 @@ pub enum OnNonfinite {
     /// The run fails and says where.
     #[default]
     Stop,
-    /// The step is skipped everywhere; ten in a row fail the run.
+    /// The step is skipped everywhere.
     Skip,
+    /// The run goes back and leaves out the samples of the steps around it, as `spikes` says.
+    RollBack,
 }
 
 /// When checkpoints are committed and which are kept.

@@ -4,6 +4,8 @@
 //! * `worker.before_push 3 kill FOLDER`: the process that passes this crash point for the third time is killed (or
 //!   `freeze`d, until somebody lets it go on). In front of the number may stand the slot, `1:3`: only worker 1 counts.
 //! * `1 25 exchanging freeze`: worker 1 freezes in this phase of step 25, after it has stayed there for a moment.
+//! * `sample 400 1e6`: whoever computes sample 400 multiplies the loss and the row gradients of its cell, so that the run
+//!   has a spike there, in any topology and again after every restart; `nan` is a factor too.
 //!
 //! The folder, which either form may have, makes a fault strike once whatever starts again: who strikes leaves a file
 //! there first. Where the variable is not set, passing a point costs the look at one pointer.
@@ -12,12 +14,13 @@ mod order;
 mod point;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use order::{Kind, Order, Place};
+use order::{Kind, Order, Place, Poison};
 pub use point::Point;
 
 /// The variable that orders faults.
@@ -28,7 +31,7 @@ const STAY: Duration = Duration::from_millis(1500);
 /// The variable holds something else than faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{VARIABLE} orders {order:?}; an order is a crash point, how often it is passed, kill or freeze, and a folder, or \
+    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill or freeze, and a folder, or \
      rank, step, phase, and kill or freeze: {rule}"
 )]
 pub struct FaultError {
@@ -42,6 +45,7 @@ pub struct FaultError {
 #[derive(Debug)]
 struct Plan {
     orders: Vec<(Order, AtomicU64)>,
+    poisons: Vec<Poison>,
 }
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
@@ -53,7 +57,8 @@ static PLAN: OnceLock<Plan> = OnceLock::new();
 pub fn expect(role: &str, index: u32) -> Result<(), FaultError> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let orders = order::parse(&text, role, index)?;
-    let plan = Plan { orders: orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect() };
+    let orders = orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect();
+    let plan = Plan { orders, poisons: order::poisons(&text) };
     // A second call finds the same variable.
     PLAN.get_or_init(|| plan);
     Ok(())
@@ -73,6 +78,14 @@ pub fn enter(step: u64, phase: &str) {
     if let Some(plan) = PLAN.get() {
         plan.pass(|place| matches!(place, Place::Phase { step: at, phase: in_phase } if *at == step && in_phase == phase));
     }
+}
+
+/// What the losses and row gradients of a cell of these samples are to be multiplied by.
+#[inline]
+pub fn poison(samples: Range<u64>) -> Option<f64> {
+    let mut here = PLAN.get()?.poisons.iter().filter(|poison| samples.contains(&poison.sample)).peekable();
+    here.peek()?;
+    Some(here.map(|poison| poison.factor).product())
 }
 
 impl Plan {
@@ -131,7 +144,8 @@ mod tests {
     #[test]
     fn other_places_are_passed_unharmed() {
         let orders = order::parse("worker.joined 2 kill; 0 7 reducing kill", "worker", 0).unwrap();
-        let plan = Plan { orders: orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect() };
+        let orders = orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect();
+        let plan = Plan { orders, poisons: Vec::new() };
         let at = |point: Point| move |place: &Place| matches!(place, Place::Point { point: at, .. } if *at == point);
         plan.pass(at(Point::WorkerJoined));
         plan.pass(at(Point::WorkerReady));

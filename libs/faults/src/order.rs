@@ -42,12 +42,37 @@ impl Order {
     }
 }
 
+/// A sample whose loss and row gradients are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Poison {
+    pub(crate) sample: u64,
+    pub(crate) factor: f64,
+}
+
+/// The poisoned samples of `text`, which [`parse`] has found legal.
+pub(crate) fn poisons(text: &str) -> Vec<Poison> {
+    let orders = text.split(';').map(|order| order.split_whitespace().collect::<Vec<&str>>());
+    orders.filter_map(|words| poison(&words)?.ok()).collect()
+}
+
+/// `sample NUMBER FACTOR`; `None` for another order.
+fn poison(words: &[&str]) -> Option<Result<Poison, String>> {
+    let ["sample", rest @ ..] = words else { return None };
+    let [sample, factor] = rest else { return Some(Err("it has too few or too many words".into())) };
+    let factor = factor.parse().map_err(|_| format!("{factor:?} is no factor"));
+    Some(number(sample).and_then(|sample| factor.map(|factor| Poison { sample, factor })))
+}
+
 /// The orders of `text` that are for the process `index` of `role`. All of them must be legal.
 pub(crate) fn parse(text: &str, role: &str, index: u32) -> Result<Vec<Order>, FaultError> {
     let mut orders = Vec::new();
     for (number, text) in text.split(';').map(str::trim).filter(|text| !text.is_empty()).enumerate() {
         let refuse = |rule: &str| FaultError { order: text.to_owned(), rule: rule.to_owned() };
         let words: Vec<&str> = text.split_whitespace().collect();
+        if let Some(poison) = poison(&words) {
+            poison.map_err(|rule| refuse(&rule))?;
+            continue;
+        }
         let is_point = words.first().is_some_and(|word| word.contains('.'));
         let parsed = if is_point { point(&words) } else { phase(&words) };
         let Parsed { role: of, index: at, place, rest } = parsed.map_err(|rule| refuse(&rule))?;
@@ -115,6 +140,18 @@ mod tests {
         assert_eq!(parse(text, "worker", 0).unwrap().len(), 1);
         assert_eq!(parse(text, "shard", 1).unwrap()[0].kind, Kind::Freeze);
         assert!(parse(text, "shard", 0).unwrap().is_empty() && parse("", "shard", 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn samples_are_poisoned_by_their_number() {
+        let text = "sample 400 1e6; worker.joined 1 kill; sample 7 nan";
+        assert_eq!(parse(text, "worker", 0).unwrap().len(), 1);
+        let found = poisons(text);
+        assert_eq!((found.len(), found[0]), (2, Poison { sample: 400, factor: 1e6 }));
+        assert!(found[1].sample == 7 && found[1].factor.is_nan());
+        for wrong in ["sample 4", "sample x 2", "sample 4 much", "sample 1 2 3"] {
+            assert!(parse(wrong, "shard", 0).unwrap_err().to_string().contains(wrong), "{wrong}");
+        }
     }
 
     #[test]

@@ -93,12 +93,16 @@ points! {
     CoordinatorPartNoted = "coordinator.part_noted",
     /// All parts of a checkpoint are here.
     CoordinatorPartsComplete = "coordinator.parts_complete",
+    /// The ledger's lines of a checkpoint are written, not its manifest.
+    CoordinatorLedgerWritten = "coordinator.ledger_written",
     /// The manifest is assembled and checked, not written.
     CoordinatorBeforeManifest = "coordinator.before_manifest",
     /// The manifest is written: the commit has happened.
     CoordinatorAfterManifest = "coordinator.after_manifest",
     /// Old checkpoints are removed.
     CoordinatorAfterRetention = "coordinator.after_retention",
+    /// A way back from a spike is decided, nothing is set aside.
+    CoordinatorRollBackDecided = "coordinator.roll_back_decided",
     /// Metrics are about to be written.
     CoordinatorBeforeFlush = "coordinator.before_flush",
     /// Metrics are written.

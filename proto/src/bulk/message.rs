@@ -33,8 +33,8 @@ pub enum Message {
     Prepared(PreparedBody),
     /// Vote to apply.
     Commit(Commit),
-    /// Applied.
-    Committed,
+    /// Applied; the sum of the hashes of all rows that the shard has updated.
+    Committed(u64),
     /// Vote to skip; whether a snapshot is wanted all the same.
     Abort {
         /// As in [`Commit::snapshot`].
@@ -83,7 +83,10 @@ impl Message {
                 }
                 _ => return malformed("commit", "it is not scale, lr and a flag of 0 or 1"),
             },
-            Kind::Committed => empty("committed", Message::Committed)?,
+            Kind::Committed => match words[..] {
+                [low, high] => Message::Committed(u64::from(low) | u64::from(high) << 32),
+                _ => return malformed("committed", "it is not a fingerprint of two words"),
+            },
             Kind::Abort => match words[..] {
                 [snapshot @ (0 | 1)] => Message::Abort { snapshot: snapshot == 1 },
                 _ => return malformed("abort", "it is not a flag of 0 or 1"),
@@ -123,7 +126,7 @@ impl Message {
             Message::Commit(Commit { scale, lr, snapshot }) => {
                 (Kind::Commit, vec![scale.to_bits(), lr.to_bits(), u32::from(*snapshot)])
             }
-            Message::Committed => (Kind::Committed, Vec::new()),
+            Message::Committed(fingerprint) => (Kind::Committed, halves(*fingerprint).to_vec()),
             Message::Abort { snapshot } => (Kind::Abort, vec![u32::from(*snapshot)]),
             Message::Aborted => (Kind::Aborted, Vec::new()),
             Message::Credit(bytes) => (Kind::Credit, vec![*bytes]),
@@ -186,7 +189,7 @@ mod tests {
                 sums: vec![(TableIndex(1), BucketIndex(2), 0.5), (TableIndex(1), BucketIndex(9), 1e300)],
             }),
             Message::Commit(Commit { scale: 0.25, lr: 1e-3, snapshot: true }),
-            Message::Committed,
+            Message::Committed(u64::MAX - 7),
             Message::Abort { snapshot: false },
             Message::Aborted,
             Message::Credit(1),

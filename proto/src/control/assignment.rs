@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Generation, Step};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,10 @@ pub struct Assignment {
     pub resume_step: Step,
     /// Object key of the manifest to restore; `None` for a fresh run.
     pub resume_manifest: Option<String>,
+    /// Samples that are left out.
+    pub left_out: LeftOut,
+    /// Updates applied before each spike that the run went back from.
+    pub ways_back: Vec<u64>,
 }
 
 impl Assignment {
@@ -42,6 +47,12 @@ impl Assignment {
         field(&self.resume_step.0.to_le_bytes());
         field(&[u8::from(self.resume_manifest.is_some())]);
         field(self.resume_manifest.as_deref().unwrap_or_default().as_bytes());
+        for numbers in [self.left_out.ranges().as_flattened(), &self.ways_back] {
+            field(&(numbers.len() as u64).to_le_bytes());
+            for number in numbers {
+                field(&number.to_le_bytes());
+            }
+        }
         AssignmentHash(*hasher.finalize().as_bytes())
     }
 }
@@ -141,13 +152,15 @@ mod tests {
             shards: vec!["127.0.0.1:3".parse().unwrap()],
             resume_step: Step(20),
             resume_manifest: Some("ckpt/commit/000000000020.json".into()),
+            left_out: LeftOut::default(),
+            ways_back: Vec::new(),
         }
     }
 
     #[test]
     fn every_field_changes_the_hash() {
         let base = assignment();
-        let mut others = vec![base.clone(); 6];
+        let mut others = vec![base.clone(); 8];
         others[0].generation = Generation(4);
         others[1].workers.swap(0, 1);
         others[2].resume_step = Step(21);
@@ -155,6 +168,8 @@ mod tests {
         others[4].resume_manifest = Some(String::new());
         let moved = others[5].workers.pop().unwrap();
         others[5].shards.insert(0, moved);
+        others[6].left_out.add(3..7);
+        others[7].ways_back = vec![3, 7];
         let mut hashes: Vec<_> = others.iter().map(Assignment::hash).collect();
         hashes.push(base.hash());
         for (i, a) in hashes.iter().enumerate() {

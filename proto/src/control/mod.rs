@@ -36,7 +36,9 @@ pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
 pub use recall::Recall;
-pub use report::{Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics};
+pub use report::{
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
+};
 pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;
 

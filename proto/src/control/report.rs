@@ -1,10 +1,10 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::{Generation, Step, StepOutcome};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
-use crate::control::counts::{InputReport, ShardReport};
+use crate::control::counts::{Fingerprint, InputReport, ShardReport};
 use crate::control::float;
 use crate::control::membership::{MemberId, MemberRef, Phase};
 
@@ -86,6 +86,24 @@ pub struct StepMetrics {
     pub snapshot_bytes: u64,
     /// Its time by phase.
     pub phases: PhaseSeconds,
+    /// What it was in every topology.
+    #[serde(default)]
+    pub proof: StepProof,
+}
+
+/// What a step was in every topology, beside its loss, norm and rate: what the run's ledger keeps of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepProof {
+    /// Number of its first sample, counted over epochs.
+    pub first_sample: u64,
+    /// Its samples, which follow one another.
+    pub samples: u64,
+    /// What became of the update.
+    pub outcome: StepOutcome,
+    /// Sum of the hashes of the rows that it has updated.
+    pub rows: Fingerprint,
+    /// Sum of the hashes of all blocks of dense weights after it.
+    pub dense: Fingerprint,
 }
 
 /// A held-out evaluation.
@@ -112,6 +130,8 @@ pub struct Failure {
     /// The peer whose end made it fail, if it knows one. The coordinator then waits a moment for that peer's own
     /// end, so that the first cause is blamed and not its consequence.
     pub suspect: Option<MemberRef>,
+    /// Nothing is broken: the run is to go back from a spike, which the message names.
+    pub roll_back: bool,
 }
 
 /// What a member reports on its stream.

@@ -284,6 +284,10 @@ impl Compute for Drill {
         Ok(())
     }
 
+    fn fingerprint(&self) -> u64 {
+        self.layout.own_fingerprint(&self.weights)
+    }
+
     fn optimizer_bytes(&self) -> u64 {
         ((self.exp_avg.len() + self.exp_avg_sq.len()) * size_of::<f32>()) as u64
     }

@@ -158,6 +158,9 @@ pub trait Compute: Send {
     /// passed over.
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError>;
 
+    /// Fingerprint of the part of the weights that this rank updates ([`RankLayout::own_fingerprint`]).
+    fn fingerprint(&self) -> u64;
+
     /// Bytes of optimizer state that are here.
     fn optimizer_bytes(&self) -> u64;
 }

@@ -109,6 +109,10 @@ impl Compute for Torch {
         Ok(self.model.state_written()?)
     }
 
+    fn fingerprint(&self) -> u64 {
+        self.model.layout().own_fingerprint(self.model.weights())
+    }
+
     fn optimizer_bytes(&self) -> u64 {
         self.model.optimizer_bytes()
     }

@@ -70,7 +70,13 @@ async fn write(
     target.root().probe_conditional_create().await?;
     let config = target.put_config(toml).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let header = ManifestHeader { step: manifest.step, config, created_unix_ms: now.as_millis() as u64 };
+    let header = ManifestHeader {
+        step: manifest.step,
+        config,
+        ledger: manifest.ledger,
+        policy: manifest.policy.clone(),
+        created_unix_ms: now.as_millis() as u64,
+    };
     source.reshard(manifest, (target, placement), (spec, header)).await
 }
 

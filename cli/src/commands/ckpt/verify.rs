@@ -22,6 +22,22 @@ struct Report {
     set_aside: bool,
 }
 
+/// What was read.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Verdict {
+    Checkpoint(Report),
+    Ledger { ledger: LedgerReport },
+}
+
+#[derive(Debug, Serialize)]
+struct LedgerReport {
+    sound: bool,
+    /// Steps that have a line.
+    steps: usize,
+    damaged: Vec<DamagedObject>,
+}
+
 #[derive(Debug, Serialize)]
 struct DamagedObject {
     key: String,
@@ -55,12 +71,27 @@ pub(crate) fn run(args: &CkptVerifyArgs, printer: &mut Printer) -> Outcome {
                 set_aside(&run.store, &report).await.map_err(failed)?;
                 report.set_aside = true;
             }
-            reports.push(report);
+            reports.push(Verdict::Checkpoint(report));
         }
+        let (chain, faults) = run.store.verify_ledger().await.map_err(failed)?;
+        let object = |fault: polygram_checkpoint::ledger::Fault| DamagedObject {
+            reason: if fault.reason.contains(&fault.key) {
+                fault.reason
+            } else {
+                format!("{}: {}", fault.key, fault.reason)
+            },
+            key: fault.key,
+        };
+        let damaged: Vec<DamagedObject> = faults.0.into_iter().map(object).collect();
+        let (sound, steps) = (damaged.is_empty(), chain.entries().count());
+        reports.push(Verdict::Ledger { ledger: LedgerReport { sound, steps, damaged } });
         Ok(reports)
     })?;
     printer.result(&reports, || reports.iter().map(human).collect())?;
-    let is_sound = reports.iter().all(|report| report.sound);
+    let is_sound = reports.iter().all(|verdict| match verdict {
+        Verdict::Checkpoint(report) => report.sound,
+        Verdict::Ledger { ledger } => ledger.sound,
+    });
     Ok(if is_sound { ExitStatus::Success } else { ExitStatus::Failed })
 }
 
@@ -103,7 +134,17 @@ async fn set_aside(store: &RunStore, report: &Report) -> Result<(), CheckpointEr
     store.set_aside_unsound(Step(report.step), &found).await
 }
 
-fn human(report: &Report) -> String {
+fn human(verdict: &Verdict) -> String {
+    let report = match verdict {
+        Verdict::Checkpoint(report) => report,
+        Verdict::Ledger { ledger: LedgerReport { sound: true, steps, .. } } => {
+            return format!("ledger: {steps} steps, each once, every line follows the one before\n");
+        }
+        Verdict::Ledger { ledger: LedgerReport { steps, damaged, .. } } => {
+            let lines: String = damaged.iter().map(|object| format!("  {}\n", object.reason)).collect();
+            return format!("ledger: {steps} steps, {} faults\n{lines}", damaged.len());
+        }
+    };
     let Report { step, objects, .. } = report;
     let size = units::bytes(report.bytes);
     if report.sound {

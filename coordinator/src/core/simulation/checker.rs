@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polygram_checkpoint::{ChainHash, ConfigHash};
+use polygram_domain::spikes::SpikeSpec;
 use polygram_domain::{Generation, Step};
 use polygram_proto::control::{
     Abort, AbortKind, AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
 };
 
 use crate::core::{Action, Event, Outcome, Record, Reply, State, Ticket, Time};
+use crate::ledger::{Base, Ledger};
 
 /// The invariants, from what was delivered and what was ordered.
 #[derive(Default)]
@@ -32,9 +35,26 @@ pub(super) struct Checker {
     pub(super) generations_started: u32,
     /// What a reader of the metrics finds.
     pub(super) recorded: BTreeMap<Step, Generation>,
+    /// The ledger, kept as the recorder keeps it; `None` where reports may be lost, for then a run fails in time.
+    pub(super) ledger: Option<Ledger>,
+    /// Ways back that this coordinator has asked for.
+    wished: BTreeSet<Step>,
+    /// What commits have named of it.
+    heads: BTreeMap<Step, ChainHash>,
 }
 
 impl Checker {
+    /// Keeps a ledger from `step` on.
+    pub(super) fn keep_ledger(&mut self, step: Step) {
+        let base = self.base(step);
+        self.ledger = Some(Ledger::new(1, base, (ConfigHash::of(""), SpikeSpec::off())));
+    }
+
+    fn base(&self, step: Step) -> Base {
+        let head = self.heads.get(&step).copied().unwrap_or_else(ChainHash::genesis);
+        Base { step, head, ..Base::genesis() }
+    }
+
     /// Notes what is delivered.
     pub(super) fn before(&mut self, event: &Event, state: &State) {
         self.follow(state.generation());
@@ -122,6 +142,10 @@ impl Checker {
                 assert_eq!(self.parts[step].len(), members, "no commit without all parts");
                 assert_eq!(self.committing, None, "one commit at a time");
                 assert!(self.committed.is_none_or(|before| before < *step), "commits ascend");
+                if let Some(ledger) = &self.ledger {
+                    let head = ledger.head(*step);
+                    self.heads.insert(*step, head.expect("a line of every step before its commit"));
+                }
                 self.committing = Some(*step);
             }
             Action::End(outcome) => self.ended = Some(*outcome),
@@ -129,8 +153,20 @@ impl Checker {
                 let newest = self.recorded.last_key_value().map(|(step, _)| *step);
                 assert!(newest.is_none_or(|newest| newest < metrics.step), "steps are recorded in order");
                 self.recorded.insert(metrics.step, state.generation());
+                if let Some(ledger) = &mut self.ledger {
+                    ledger.add(metrics).expect("each step has one line");
+                }
             }
-            Action::Record(Record::WentBack(step)) => drop(self.recorded.split_off(step)),
+            Action::Record(Record::WentBack(step)) => {
+                self.recorded.split_off(step);
+                let base = self.base(*step);
+                if let Some(ledger) = &mut self.ledger {
+                    ledger.go_back(base);
+                }
+            }
+            Action::RollBack { at, .. } => {
+                assert!(self.wished.insert(*at), "the store is asked once for each way back");
+            }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }
@@ -173,6 +209,11 @@ impl Checker {
 
     /// Another coordinator leads from here. It finds the metrics of attempts before it up to its resume point.
     pub(super) fn succeeded(&mut self) {
-        self.recorded.split_off(&self.committed.unwrap_or_default());
+        let newest = self.committed.unwrap_or_default();
+        self.wished.clear();
+        self.recorded.split_off(&newest);
+        if self.ledger.is_some() {
+            self.keep_ledger(newest);
+        }
     }
 }

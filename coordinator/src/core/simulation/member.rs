@@ -46,6 +46,8 @@ pub(super) struct Agent {
     /// What has come while it stood still.
     pub(super) unread: Vec<Delivery>,
     pub(super) told_failure: bool,
+    /// Whether its assignment left the spike's samples out.
+    pub(super) knows_way_back: bool,
     /// Number of its process; timers of an older one are over.
     pub(super) clock: u32,
 }
@@ -60,6 +62,7 @@ impl World {
             Directive::Assign(assignment) => {
                 (it.hash, it.stage) = (Some(assignment.hash()), Stage::Restoring);
                 it.step = assignment.resume_step.0;
+                it.knows_way_back = !assignment.ways_back.is_empty();
             }
             Directive::Start => it.stage = Stage::Running,
             Directive::Stop { .. } => {
@@ -123,7 +126,8 @@ impl World {
         }
         it.told_failure = true;
         let step = Step(it.step);
-        let failure = Failure { message: "peer gone".into(), step, phase: Phase::Reducing, suspect };
+        let failure =
+            Failure { message: "peer gone".into(), step, phase: Phase::Reducing, suspect, roll_back: false };
         self.report(agent, MemberReport::Failed(failure));
     }
 
@@ -205,6 +209,14 @@ impl World {
             }
             return;
         }
+        if Some(it.step) == self.weather.spike && !it.knows_way_back && it.step < limit {
+            // The step is not applied by anybody: all of them find the spike and ask to go back.
+            if it.step == slowest && all_here {
+                self.wish_back(agent);
+            }
+            return;
+        }
+        let it = &mut self.agents[agent];
         if it.step < limit && it.step == slowest && all_here {
             it.step += 1;
             let step = it.step;
@@ -231,6 +243,17 @@ impl World {
             let step = Step(it.step);
             self.report(agent, MemberReport::Finished { step });
         }
+    }
+
+    fn wish_back(&mut self, agent: usize) {
+        let it = &mut self.agents[agent];
+        if std::mem::replace(&mut it.told_failure, true) {
+            return;
+        }
+        let step = Step(it.step);
+        let message = "a spike".into();
+        let failure = Failure { message, step, phase: Phase::Reducing, suspect: None, roll_back: true };
+        self.report(agent, MemberReport::Failed(failure));
     }
 
     fn upload(&mut self, agent: usize, step: u64) {

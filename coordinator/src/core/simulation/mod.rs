@@ -58,6 +58,8 @@ struct Weather {
     partition: Option<(usize, u64, u64)>,
     /// The coordinator dies at these times, and another one takes over.
     successors: Vec<u64>,
+    /// The step after so many is a spike until its samples are left out.
+    spike: Option<u64>,
     /// The operator stops the run at this time.
     stop: Option<(u64, StopMode)>,
 }
@@ -282,5 +284,29 @@ fn hostile_schedules_with_restarts_keep_every_invariant() {
     };
     campaign("hostile restarts", 4000, weather, |state, world| {
         assert!(state.is_over(), "seed {} ended while {state}", world.seed);
+    });
+}
+
+/// A spike in the middle: decided on once, whoever dies, and every step behind it is there once.
+#[test]
+fn a_way_back_is_taken_once_whoever_dies() {
+    let weather = |random: &mut Random, members: usize| Weather {
+        restarts: true,
+        spike: Some(1 + random.below(STEPS - 1)),
+        successors: (0..random.below(3)).map(|_| random.below(15_000)).collect(),
+        doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+        crashes: if random.once_in(2) { some_crashes(random, members) } else { Vec::new() },
+        ..Weather::default()
+    };
+    campaign("spikes", 3000, weather, |state, world| {
+        let resumed = world.first_step;
+        let spike = world.weather.spike.unwrap_or_default();
+        let first = if world.policy.ways_back.is_empty() { resumed } else { 0 };
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        let expected: &[u64] = if spike < resumed { &[] } else { &[spike] };
+        assert_eq!(world.policy.ways_back, expected, "seed {}", world.seed);
+        let last = world.checker.recorded.last_key_value().map(|(step, _)| step.0 + 1);
+        assert!(last == Some(STEPS) && world.checker.recorded.len() as u64 <= STEPS - first);
     });
 }

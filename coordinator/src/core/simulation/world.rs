@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{Generation, Step, Topology};
 use polygram_proto::control::{
     Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, Role, RunState,
@@ -11,7 +12,7 @@ use polygram_proto::control::{
 use super::checker::Checker;
 use super::member::{Agent, Frozen, Stage};
 use super::{HORIZON, Random, STEPS, Weather};
-use crate::core::{Action, Event, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
+use crate::core::{Action, Event, Reply, Resume, RolledBack, Settings, State, Ticket, Time, Timeouts, apply};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Delivery {
@@ -32,6 +33,8 @@ pub(super) enum Delivery {
     Deserted(usize, MemberId),
     /// A peer of this membership is lost.
     PeerLost(usize, MemberId),
+    /// The store decides on a way back from the spike after so many steps.
+    Decide(Step),
     /// The coordinator dies and is started again.
     Successor,
 }
@@ -57,6 +60,10 @@ pub(super) struct World {
     pub(super) incarnations: u64,
     /// When the newest report of a membership arrives.
     streams: BTreeMap<(Generation, MemberId), u64>,
+    /// Checkpoints in the store.
+    commits: BTreeSet<Step>,
+    /// Ways back that the store has decided on.
+    pub(super) policy: PolicyState,
     /// Who is cut off from when until when.
     pub(super) partitions: Vec<(usize, u64, u64)>,
 }
@@ -85,6 +92,7 @@ impl World {
             tables: Vec::new(),
             timeouts: Timeouts::of(10.0),
             recovery: weather.recovery(),
+            policy: Default::default(),
         };
         let resume_step = settings.resume.as_ref().map_or(0, |resume| resume.step.0);
         let slot = |role, index| MemberRef { role, index };
@@ -102,6 +110,7 @@ impl World {
             frozen: Frozen::No,
             unread: Vec::new(),
             told_failure: false,
+            knows_way_back: false,
             clock: 0,
         });
         let now = Time(1_000_000);
@@ -123,9 +132,15 @@ impl World {
             first_step: resume_step,
             incarnations: 0,
             partitions: Vec::new(),
+            commits: BTreeSet::new(),
+            policy: PolicyState::default(),
             streams: BTreeMap::new(),
         };
         world.checker.committed = world.state.last_commit();
+        world.commits.extend(world.checker.committed);
+        if (world.weather.lost, world.weather.late) == (0, 0) {
+            world.checker.keep_ledger(Step(resume_step));
+        }
         for agent in 0..world.agents.len() {
             world.reborn(agent);
             let delay = world.random.below(3000);
@@ -337,8 +352,26 @@ impl World {
                     self.fail(agent, suspect.filter(|suspect| *suspect != self.agents[agent].who));
                 }
             }
+            // The recorder does one thing after the other.
+            Delivery::Decide(at) if self.checker.committing.is_some() => {
+                self.schedule(50, Delivery::Decide(at));
+            }
+            Delivery::Decide(at) => {
+                let to = self.decide(at);
+                let result = Ok(RolledBack { to, policy: self.policy.clone() });
+                self.feed(Event::RolledBack { at, result });
+            }
             Delivery::Successor => self.succeed(),
         }
+    }
+
+    /// The newest checkpoint before the spike becomes the newest there is.
+    fn decide(&mut self, at: Step) -> Option<Step> {
+        self.commits.split_off(&at);
+        let to = self.commits.last().copied();
+        self.policy.ways_back.push(at.0);
+        self.checker.committed = to;
+        to
     }
 
     /// The coordinator dies, and another one leads from what is in the store.
@@ -347,20 +380,35 @@ impl World {
             return;
         }
         // The commit under way was a single create: it happened, or it did not.
-        if let Some(step) = self.checker.committing.take()
+        let mut is_idle = true;
+        if let Some(step) = self.checker.committing.take() {
+            is_idle = self.random.once_in(2);
+            if is_idle {
+                self.checker.committed = Some(step);
+                self.commits.insert(step);
+            }
+        }
+        // So was the decision behind it.
+        let undecided = self.deliveries.values().find_map(|delivery| match delivery {
+            Delivery::Decide(at) => Some(*at),
+            _ => None,
+        });
+        if let Some(at) = undecided.filter(|_| is_idle)
             && self.random.once_in(2)
         {
-            self.checker.committed = Some(step);
+            self.decide(at);
         }
         let settings = Settings {
             attempt: self.state.settings().attempt + 1,
             resume: self.checker.committed.map(Resume::at),
+            policy: self.policy.clone(),
             ..self.state.settings().clone()
         };
         // Its calls die with it; reports of the past may still come, and must not matter.
         self.deliveries.retain(|_, delivery| match delivery {
             Delivery::ToCore(event) => matches!(event, Event::Report(_)),
             Delivery::ToAgent(..) | Delivery::Admitted(..) | Delivery::PartNoted(..) => false,
+            Delivery::Decide(_) => false,
             _ => true,
         });
         self.state = State::new(settings, self.now);
@@ -379,6 +427,11 @@ impl World {
     fn feed(&mut self, event: Event) {
         if self.checker.ended.is_some() {
             return;
+        }
+        if let Event::CommitDone { step, result: Ok(()) } = &event
+            && self.checker.committing == Some(*step)
+        {
+            self.commits.insert(*step);
         }
         self.checker.before(&event, &self.state);
         let attending = match &event {
@@ -423,6 +476,10 @@ impl World {
                     let delay = 1 + self.random.below(30) + self.cut_off_delay(agent);
                     self.schedule(delay, Delivery::ToAgent(agent, member, directive));
                 }
+            }
+            Action::RollBack { at, .. } => {
+                let delay = 1 + self.random.below(2000);
+                self.schedule(delay, Delivery::Decide(at));
             }
             Action::Commit { step } => {
                 let bad = self.random.once_in(self.weather.bad_commit);

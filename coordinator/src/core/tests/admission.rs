@@ -53,6 +53,8 @@ fn everybody_gets_the_same_table_and_one_start() {
         shards: vec![address(S0), address(S1)],
         resume_step: Step(20),
         resume_manifest: Some("ckpt/commit/20.json".into()),
+        left_out: Default::default(),
+        ways_back: Vec::new(),
     };
     assert_eq!(directives(&actions), vec![&Directive::Assign(expected); 4]);
     // Said twice counts once.
@@ -125,7 +127,13 @@ fn a_member_that_never_attends_is_found() {
 fn strangers_and_the_past_change_nothing() {
     let mut run = Run::running();
     let before = run.state.status(run.now);
-    let failure = Failure { message: "x".into(), step: Step(0), phase: Phase::Starting, suspect: None };
+    let failure = Failure {
+        message: "x".into(),
+        step: Step(0),
+        phase: Phase::Starting,
+        suspect: None,
+        roll_back: false,
+    };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);
     for (member, generation) in [

@@ -21,6 +21,7 @@ mod admission;
 mod checkpoints;
 mod counts;
 mod failures;
+mod policy;
 mod recovery;
 mod stopping;
 
@@ -42,6 +43,7 @@ fn settings() -> Settings {
         timeouts: Timeouts::of(10.0),
         stop_grace_ms: None,
         tables: Vec::new(),
+        policy: Default::default(),
         recovery: RecoverySpec {
             max_restarts: 0,
             max_fruitless_restarts: 2,
@@ -142,7 +144,13 @@ impl Run {
     }
 
     fn fail(&mut self, member: MemberRef, message: &str, suspect: Option<MemberRef>) -> Vec<Action> {
-        let failure = Failure { message: message.into(), step: Step(7), phase: Phase::Computing, suspect };
+        let failure = Failure {
+            message: message.into(),
+            step: Step(7),
+            phase: Phase::Computing,
+            suspect,
+            roll_back: false,
+        };
         self.report(member, MemberReport::Failed(failure))
     }
 

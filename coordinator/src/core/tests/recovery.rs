@@ -106,8 +106,13 @@ fn the_former_generation_is_refused_by_name() {
     run.apply(Event::Report(Envelope { member, generation, report }));
     assert_eq!(run.state.status(run.now), before);
     // Its last words are kept as what they are.
-    let failure =
-        Failure { message: "shard 1 is gone".into(), step: Step(3), phase: Phase::Lookup, suspect: None };
+    let failure = Failure {
+        message: "shard 1 is gone".into(),
+        step: Step(3),
+        phase: Phase::Lookup,
+        suspect: None,
+        roll_back: false,
+    };
     run.apply(Event::Report(Envelope { member, generation, report: MemberReport::Failed(failure) }));
     assert_eq!(run.state.status(run.now).consequences, ["worker 1: shard 1 is gone"]);
 }

@@ -202,7 +202,13 @@ impl State {
 }
 
 pub(crate) fn header(step: Step) -> ManifestHeader {
-    ManifestHeader { step, config: ConfigHash::of("config"), created_unix_ms: 1_700_000_000_000 }
+    ManifestHeader {
+        step,
+        config: ConfigHash::of("config"),
+        ledger: None,
+        policy: Default::default(),
+        created_unix_ms: 1_700_000_000_000,
+    }
 }
 
 /// Runs a future to its end on a runtime of its own, for property tests.

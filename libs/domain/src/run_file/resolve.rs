@@ -9,6 +9,7 @@ use crate::run_spec::{
     EvaluationSpec, RecoverySpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
+use crate::spikes::{SpikeAction, SpikeSpec};
 use crate::topology::Topology;
 
 impl RunFile {
@@ -38,6 +39,7 @@ impl RunFile {
             },
             recovery: self.recovery_spec()?,
             elasticity,
+            spikes: self.spike_spec()?,
             evaluation: self
                 .evaluation
                 .every_steps
@@ -152,6 +154,50 @@ impl RunFile {
             min_workers,
             wait_for_members_seconds: r.wait_for_members_seconds,
             resize_seconds: r.resize_seconds,
+        })
+    }
+
+    fn spike_spec(&self) -> Result<SpikeSpec, ConfigError> {
+        const LONGEST_HISTORY: u32 = 1024;
+        let s = &self.spikes;
+        for (key, value, most) in [
+            ("spikes.history_steps", u64::from(s.history_steps), u64::from(LONGEST_HISTORY)),
+            ("spikes.roll_back_steps", s.roll_back_steps.into(), u64::from(u32::MAX)),
+            ("spikes.skip_steps", s.skip_steps.into(), u64::from(u32::MAX)),
+            ("spikes.max_actions", s.max_actions.into(), u64::from(u32::MAX)),
+            ("spikes.window_steps", s.window_steps, u64::MAX),
+        ] {
+            if !(1..=most).contains(&value) {
+                return invalid(format!("{key} is {value}; it must be 1 to {most}"));
+            }
+        }
+        for (key, value) in
+            [("spikes.loss_deviations", s.loss_deviations), ("spikes.norm_factor", s.norm_factor)]
+        {
+            positive(&[(key, value.unwrap_or(1.0))])?;
+        }
+        if s.action != SpikeAction::Off && s.loss_deviations.is_none() && s.norm_factor.is_none() {
+            return invalid(
+                "spikes.action asks for something to look for: set spikes.loss_deviations, spikes.norm_factor or both"
+                    .into(),
+            );
+        }
+        if s.skip_steps > s.roll_back_steps {
+            return invalid(format!(
+                "spikes.skip_steps is {}, more than spikes.roll_back_steps = {}: samples are left out behind the commit \
+                 that the run goes back to",
+                s.skip_steps, s.roll_back_steps
+            ));
+        }
+        Ok(SpikeSpec {
+            action: s.action,
+            history_steps: s.history_steps,
+            loss_deviations: s.loss_deviations,
+            norm_factor: s.norm_factor,
+            roll_back_steps: s.roll_back_steps,
+            skip_steps: s.skip_steps,
+            max_actions: s.max_actions,
+            window_steps: s.window_steps,
         })
     }
 

@@ -6,6 +6,7 @@ use crate::embedding::{AdamBias, Numa, RowDecay, RowOptimizer, RowType, SameHost
 use crate::model::{Amplification, Normalizer, Placement, YarnSpec};
 use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, OnNonfinite};
 use crate::schedule::ScheduleKind;
+use crate::spikes::SpikeAction;
 
 /// A run file, section by section, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct RunFile {
     pub checkpoint: CheckpointSection,
     #[serde(default)]
     pub recovery: RecoverySection,
+    #[serde(default)]
+    pub spikes: SpikesSection,
     #[serde(default)]
     pub evaluation: EvaluationSection,
     #[serde(default)]
@@ -248,6 +251,16 @@ section!(RecoverySection {
     quarantine_seconds: f64 = 300.0,
     wait_for_members_seconds: f64 = 60.0,
     resize_seconds: f64 = 300.0,
+});
+section!(SpikesSection {
+    action: SpikeAction = SpikeAction::Off,
+    history_steps: u32 = 64,
+    loss_deviations: Option<f64> = None,
+    norm_factor: Option<f64> = None,
+    roll_back_steps: u32 = 1,
+    skip_steps: u32 = 1,
+    max_actions: u32 = 10,
+    window_steps: u64 = 1000,
 });
 section!(EvaluationSection { every_steps: Option<u64> = None, cells: u32 = 4 });
 section!(DeviceSection {

@@ -235,19 +235,20 @@ impl RowClient {
         }
     }
 
-    /// Votes to apply the step; resolves when every worker has sent the same bits and every shard has applied it.
-    pub async fn commit(&self, step: Step, commit: Commit) -> Result<(), RowError> {
+    /// Votes to apply the step; resolves when every worker has sent the same bits and every shard has applied it, to the
+    /// fingerprint of the rows updated: the sum of their hashes, in whatever way rows are divided.
+    pub async fn commit(&self, step: Step, commit: Commit) -> Result<u64, RowError> {
         self.vote(Key::Commit(step), Message::Commit(commit)).await
     }
 
     /// Votes to skip the step, leaving the tables as they are; the version moves on all the same.
     pub async fn abort(&self, step: Step) -> Result<(), RowError> {
-        self.vote(Key::Abort(step), Message::Abort { snapshot: false }).await
+        self.vote(Key::Abort(step), Message::Abort { snapshot: false }).await.map(drop)
     }
 
     /// As [`RowClient::abort`], with a snapshot of the rows as they are.
     pub async fn abort_with_snapshot(&self, step: Step) -> Result<(), RowError> {
-        self.vote(Key::Abort(step), Message::Abort { snapshot: true }).await
+        self.vote(Key::Abort(step), Message::Abort { snapshot: true }).await.map(drop)
     }
 
     /// Closes the connections once what is queued is sent, and joins their tasks.
@@ -268,9 +269,15 @@ impl RowClient {
         failure.map_or(Ok(()), Err)
     }
 
-    async fn vote(&self, key: Key, message: Message) -> Result<(), RowError> {
+    async fn vote(&self, key: Key, message: Message) -> Result<u64, RowError> {
         lock(&self.inner.declared).retain(|(step, _), _| *step != key.step());
-        self.inner.call(key, Partial::acks(self.inner.shards.len()), &message).await.map(|_| ())
+        match self.inner.call(key, Partial::acks(self.inner.shards.len()), &message).await? {
+            Answer::Done(rows) => Ok(rows),
+            _ => {
+                let rule = "a vote was answered by another message";
+                Err(self.inner.registry.call_error(key.step(), None, rule))
+            }
+        }
     }
 }
 

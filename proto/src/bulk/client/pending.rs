@@ -65,7 +65,8 @@ pub struct Prepared {
 pub(super) enum Answer {
     Rows(Vec<f32>),
     Prepared(Prepared),
-    Done,
+    /// All shards have done what was voted; the sum of their fingerprints of the rows updated.
+    Done(u64),
 }
 
 /// An answer in the making.
@@ -73,7 +74,7 @@ pub(super) enum Answer {
 pub(super) enum Partial {
     Rows(Gather),
     Sums { finite: bool, sums: Vec<(TableIndex, BucketIndex, f64)>, missing: Vec<Option<usize>> },
-    Acks { waiting: Vec<bool> },
+    Acks { waiting: Vec<bool>, rows: u64 },
 }
 
 impl Partial {
@@ -82,7 +83,7 @@ impl Partial {
     }
 
     pub(super) fn acks(shards: usize) -> Partial {
-        Partial::Acks { waiting: vec![true; shards] }
+        Partial::Acks { waiting: vec![true; shards], rows: 0 }
     }
 
     /// The first shard that has not answered in full.
@@ -90,7 +91,7 @@ impl Partial {
         match self {
             Partial::Rows(gather) => gather.awaited(),
             Partial::Sums { missing, .. } => missing.iter().position(|sums| *sums != Some(0)),
-            Partial::Acks { waiting } => waiting.iter().position(|&waits| waits),
+            Partial::Acks { waiting, .. } => waiting.iter().position(|&waits| waits),
         }
     }
 
@@ -102,7 +103,7 @@ impl Partial {
                 sums.sort_unstable_by_key(|&(table, bucket, _)| (table, bucket));
                 Answer::Prepared(Prepared { finite: *finite, sums })
             }
-            Partial::Acks { .. } => Answer::Done,
+            Partial::Acks { rows, .. } => Answer::Done(*rows),
         }
     }
 }
@@ -228,11 +229,13 @@ impl Registry {
         })
     }
 
-    /// Notes that a shard is done.
-    pub(super) fn acknowledge(&self, shard: usize, key: Key) -> Result<(), Cause> {
+    /// Notes that a shard is done, and its fingerprint of the rows that it has updated. Said again, it counts once.
+    pub(super) fn acknowledge(&self, shard: usize, key: Key, fingerprint: u64) -> Result<(), Cause> {
         self.update(key, |partial| match partial {
-            Partial::Acks { waiting } => {
-                waiting[shard] = false;
+            Partial::Acks { waiting, rows } => {
+                if std::mem::take(&mut waiting[shard]) {
+                    *rows = rows.wrapping_add(fingerprint);
+                }
                 Ok(())
             }
             _ => Err("an acknowledgement answers no vote".to_owned()),

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Generation, Step};
 
-use super::{address, phase, phase_number, present};
+use super::{address, malformed, phase, phase_number, present};
 use crate::control::assignment::{Abort, AbortKind, Assignment, Culprit, Directive};
 use crate::control::error::Malformed;
 use crate::control::wire;
@@ -46,6 +47,8 @@ impl From<Directive> for wire::Directive {
                 shards: strings(&a.shards),
                 resume_step: a.resume_step.0,
                 resume_manifest: a.resume_manifest,
+                left_out: a.left_out.ranges().as_flattened().to_vec(),
+                ways_back: a.ways_back,
             }),
             Directive::Start => Wire::Start(wire::Start {}),
             Directive::Stop { reason } => Wire::Stop(wire::Halt { reason }),
@@ -79,6 +82,8 @@ impl TryFrom<wire::Directive> for Directive {
                 shards: addresses(a.shards)?,
                 resume_step: Step(a.resume_step),
                 resume_manifest: a.resume_manifest,
+                left_out: left_out(&a.left_out)?,
+                ways_back: a.ways_back,
             }),
             Wire::Start(_) => Directive::Start,
             Wire::Stop(stop) => Directive::Stop { reason: stop.reason },
@@ -93,4 +98,15 @@ impl TryFrom<wire::Directive> for Directive {
             Wire::Exit(_) => Directive::Exit,
         })
     }
+}
+
+/// Ranges by their first and last + 1, ascending and apart.
+fn left_out(bounds: &[u64]) -> Result<LeftOut, Malformed> {
+    let (ranges, rest) = bounds.as_chunks::<2>();
+    if !rest.is_empty() || bounds.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err(malformed("Assignment", "left_out is not ranges, ascending and apart"));
+    }
+    let mut left_out = LeftOut::default();
+    ranges.iter().for_each(|[start, end]| left_out.add(*start..*end));
+    Ok(left_out)
 }

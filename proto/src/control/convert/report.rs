@@ -1,13 +1,14 @@
 //! What members report.
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::{Generation, Step, StepOutcome};
 
 use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
+use crate::control::counts::Fingerprint;
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberId, MemberRef};
 use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 use crate::control::wire;
 
@@ -29,13 +30,16 @@ impl From<StepMetrics> for wire::StepMetrics {
             commit_under_way: m.commit_under_way,
             snapshot_bytes: m.snapshot_bytes,
             phases: Some(m.phases.into()),
+            proof: Some(m.proof.into()),
         }
     }
 }
 
-impl From<wire::StepMetrics> for StepMetrics {
-    fn from(m: wire::StepMetrics) -> StepMetrics {
-        StepMetrics {
+impl TryFrom<wire::StepMetrics> for StepMetrics {
+    type Error = Malformed;
+
+    fn try_from(m: wire::StepMetrics) -> Result<StepMetrics, Malformed> {
+        Ok(StepMetrics {
             step: Step(m.step),
             loss: m.loss,
             grad_norm: m.grad_norm,
@@ -51,7 +55,49 @@ impl From<wire::StepMetrics> for StepMetrics {
             commit_under_way: m.commit_under_way,
             snapshot_bytes: m.snapshot_bytes,
             phases: m.phases.map(PhaseSeconds::from).unwrap_or_default(),
+            proof: present("StepMetrics", "proof", m.proof)?.try_into()?,
+        })
+    }
+}
+
+impl From<StepProof> for wire::StepProof {
+    fn from(p: StepProof) -> wire::StepProof {
+        let outcome = match p.outcome {
+            StepOutcome::Applied => wire::StepOutcome::Applied,
+            StepOutcome::SkippedNonfinite => wire::StepOutcome::SkippedNonfinite,
+            StepOutcome::SkippedLossSpike => wire::StepOutcome::SkippedLossSpike,
+            StepOutcome::SkippedNormSpike => wire::StepOutcome::SkippedNormSpike,
+        };
+        wire::StepProof {
+            first_sample: p.first_sample,
+            samples: p.samples,
+            outcome: outcome.into(),
+            rows: p.rows.0,
+            dense: p.dense.0,
         }
+    }
+}
+
+impl TryFrom<wire::StepProof> for StepProof {
+    type Error = Malformed;
+
+    fn try_from(p: wire::StepProof) -> Result<StepProof, Malformed> {
+        let outcome = match wire::StepOutcome::try_from(p.outcome) {
+            Ok(wire::StepOutcome::Applied) => StepOutcome::Applied,
+            Ok(wire::StepOutcome::SkippedNonfinite) => StepOutcome::SkippedNonfinite,
+            Ok(wire::StepOutcome::SkippedLossSpike) => StepOutcome::SkippedLossSpike,
+            Ok(wire::StepOutcome::SkippedNormSpike) => StepOutcome::SkippedNormSpike,
+            Ok(wire::StepOutcome::Unspecified) | Err(_) => {
+                return Err(malformed("StepProof", format!("there is no outcome number {}", p.outcome)));
+            }
+        };
+        Ok(StepProof {
+            first_sample: p.first_sample,
+            samples: p.samples,
+            outcome,
+            rows: Fingerprint(p.rows),
+            dense: Fingerprint(p.dense),
+        })
     }
 }
 
@@ -93,12 +139,15 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect }) => Report::Failed(wire::Failed {
-                message,
-                step: step.0,
-                phase: phase_number(phase),
-                suspect: suspect.map(Into::into),
-            }),
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back }) => {
+                Report::Failed(wire::Failed {
+                    message,
+                    step: step.0,
+                    phase: phase_number(phase),
+                    suspect: suspect.map(Into::into),
+                    roll_back,
+                })
+            }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
             MemberReport::Shard(report) => Report::Shard((*report).into()),
             MemberReport::Input(report) => Report::Input((*report).into()),
@@ -126,13 +175,14 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 })?;
                 MemberReport::Ready { assignment: AssignmentHash(bytes) }
             }
-            Report::Metrics(m) => MemberReport::Metrics(m.into()),
+            Report::Metrics(m) => MemberReport::Metrics(m.try_into()?),
             Report::Evaluation(e) => MemberReport::Evaluation(e.into()),
             Report::Failed(f) => MemberReport::Failed(Failure {
                 message: text(f.message),
                 step: Step(f.step),
                 phase: phase("Failed", f.phase)?,
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
+                roll_back: f.roll_back,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

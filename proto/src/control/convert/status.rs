@@ -7,6 +7,7 @@ use crate::control::assignment::Culprit;
 use crate::control::error::Malformed;
 use crate::control::membership::MemberRef;
 use crate::control::operator::StopMode;
+use crate::control::report::StepMetrics;
 use crate::control::status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 use crate::control::wire;
 
@@ -117,7 +118,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             resume_step: Step(s.resume_step),
             members: s.members.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             last_commit: s.last_commit.map(Step),
-            last_metrics: s.last_metrics.map(Into::into),
+            last_metrics: s.last_metrics.map(StepMetrics::try_from).transpose()?,
             last_evaluation: s.last_evaluation.map(Into::into),
             culprit: s.culprit.map(Culprit::try_from).transpose()?,
             consequences: s.consequences,
@@ -148,7 +149,7 @@ impl TryFrom<wire::WatchEvent> for WatchEvent {
         use wire::watch_event::Event;
         Ok(match present("WatchEvent", "event", message.event)? {
             Event::Status(status) => WatchEvent::Status(Box::new(status.try_into()?)),
-            Event::Metrics(metrics) => WatchEvent::Metrics(metrics.into()),
+            Event::Metrics(metrics) => WatchEvent::Metrics(metrics.try_into()?),
             Event::Evaluation(evaluation) => WatchEvent::Evaluation(evaluation.into()),
             Event::Committed(committed) => WatchEvent::Committed { step: Step(committed.step) },
         })

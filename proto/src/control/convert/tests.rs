@@ -1,14 +1,16 @@
 //! Everything survives the wire; nonsense is refused by name.
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::spikes::LeftOut;
+use polygram_domain::{Generation, Step, StepOutcome};
 
 use super::status::state;
 use super::*;
 use crate::control::assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
+use crate::control::counts::Fingerprint;
 use crate::control::joining::{JoinRequest, Joined};
 use crate::control::membership::MemberId;
 use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 use crate::control::status::RunState;
 
@@ -35,7 +37,28 @@ fn metrics(loss: f64) -> StepMetrics {
             reducing: 0.003,
             updating: 0.004,
         },
+        proof: StepProof {
+            first_sample: 1 << 40,
+            samples: 16,
+            outcome: StepOutcome::SkippedNormSpike,
+            rows: Fingerprint(u64::MAX - 5),
+            dense: Fingerprint(1 << 63),
+        },
     }
+}
+
+#[test]
+fn every_outcome_survives_the_wire_and_no_other_number_is_one() {
+    for outcome in StepOutcome::ALL {
+        let proof = StepProof { outcome, ..metrics(1.0).proof };
+        assert_eq!(StepProof::try_from(wire::StepProof::from(proof)).unwrap(), proof);
+    }
+    for number in [0, 9, -1] {
+        let wrong = wire::StepProof { outcome: number, ..metrics(1.0).proof.into() };
+        assert!(StepProof::try_from(wrong).unwrap_err().to_string().contains(&number.to_string()));
+    }
+    let bare = wire::StepMetrics { proof: None, ..metrics(1.0).into() };
+    assert!(StepMetrics::try_from(bare).unwrap_err().to_string().contains("proof"));
 }
 
 #[test]
@@ -50,6 +73,7 @@ fn reports_survive_the_wire() {
             step: Step(2),
             phase: Phase::Lookup,
             suspect: Some(MemberRef { role: Role::Shard, index: 1 }),
+            roll_back: true,
         }),
         MemberReport::Finished { step: Step(60) },
     ];
@@ -76,6 +100,13 @@ fn directives_survive_the_wire() {
             shards: vec!["[::1]:10".parse().unwrap()],
             resume_step: Step(0),
             resume_manifest: None,
+            left_out: {
+                let mut left_out = LeftOut::default();
+                left_out.add(4..8);
+                left_out.add(12..16);
+                left_out
+            },
+            ways_back: vec![9, 3],
         }),
         Directive::Start,
         Directive::Stop { reason: "operator".into() },

@@ -1,0 +1,139 @@
+//! The ledger's objects: a heading, lines, and the hash of all of it in the last line, as events have it.
+
+use bytes::Bytes;
+use polygram_domain::Step;
+use serde::{Deserialize, Serialize};
+
+use super::{Chain, ChainHash, Entry, Faults};
+use crate::config::ConfigHash;
+use crate::error::CheckpointError;
+use crate::events::{open_lines, seal_lines};
+use crate::keys;
+use crate::store::RunStore;
+
+/// The first line of an object: what its lines continue from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heading {
+    /// State version before its first line.
+    pub after: Step,
+    /// Hash of that version's line.
+    pub head: ChainHash,
+    /// The frozen configuration that its steps were done with.
+    pub config: ConfigHash,
+    /// That line is not in this run's ledger: the run began from another run's checkpoint.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub imported: bool,
+}
+
+/// An object as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) key: String,
+    pub(crate) heading: Heading,
+    pub(crate) entries: Vec<Entry>,
+}
+
+impl Page {
+    pub(crate) fn read(key: &str, bytes: &[u8]) -> Result<Page, CheckpointError> {
+        let text = open_lines(key, bytes)?;
+        let damaged =
+            |at: usize, reason: String| CheckpointError::damaged(key, format!("line {}: {reason}", at + 1));
+        let mut lines = text.lines().enumerate();
+        let heading = lines.next().map(|(_, line)| serde_json::from_str(line));
+        let heading = heading
+            .unwrap_or_else(|| serde_json::from_str(""))
+            .map_err(|error| damaged(0, format!("it is no heading: {error}")))?;
+        let entries = lines
+            .map(|(at, line)| Entry::read(line).map_err(|reason| damaged(at, reason)))
+            .collect::<Result<_, _>>()?;
+        Ok(Page { key: key.to_owned(), heading, entries })
+    }
+}
+
+impl RunStore {
+    /// Writes object `seq` of `attempt`'s ledger. Writing the same again is no error; writing another is.
+    ///
+    /// Errors: [`CheckpointError::Input`] for lines that do not follow one another from the heading.
+    pub async fn append_ledger(
+        &self,
+        (attempt, seq): (u64, u64),
+        heading: &Heading,
+        entries: &[Entry],
+    ) -> Result<(), CheckpointError> {
+        let key = keys::ledger(attempt, seq);
+        let refuse = |reason: String| CheckpointError::input(&key, reason);
+        let mut last = (heading.after.0, heading.head);
+        let mut text = serde_json::to_string(heading).map_err(|e| refuse(e.to_string()))? + "\n";
+        for entry in entries {
+            if (entry.step, entry.prev) != (last.0 + 1, last.1) {
+                return Err(refuse(format!(
+                    "the line of step {} does not follow that of step {}",
+                    entry.step, last.0
+                )));
+            }
+            last = (entry.step, entry.hash());
+            text.push_str(&entry.line());
+            text.push('\n');
+        }
+        self.put_once(&key, Bytes::from(seal_lines(&text))).await
+    }
+
+    /// Whether nothing of a ledger is there.
+    pub async fn has_no_ledger(&self) -> Result<bool, CheckpointError> {
+        Ok(self.list(keys::LEDGER).await?.iter().all(|object| keys::ledger_of(&object.key).is_none()))
+    }
+
+    /// Reads the whole ledger: of every step the line that counts, and everything that is wrong, with its place. Where a
+    /// line is missing, the chain goes on behind it. A store that fails is an error, not a fault.
+    pub async fn read_ledger(&self) -> Result<(Chain, Faults), CheckpointError> {
+        let listed = self.list(keys::LEDGER).await?;
+        let mut found: Vec<((u64, u64), &str)> =
+            listed.iter().filter_map(|o| Some((keys::ledger_of(&o.key)?, o.key.as_str()))).collect();
+        found.sort_unstable();
+        let (mut chain, mut faults) = (Chain::default(), Faults::default());
+        let mut expected = (0, 0);
+        for ((attempt, seq), key) in found {
+            let wanted = if attempt == expected.0 { expected.1 } else { 0 };
+            for missing in wanted..seq {
+                faults.note(&keys::ledger(attempt, missing), format!("it is missing, though {key} is there"));
+            }
+            expected = (attempt, seq.saturating_add(1));
+            match Page::read(key, &self.get(key).await?) {
+                Ok(page) => chain.take(&page, &mut faults),
+                Err(error) if error.is_damage() => faults.note(key, error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((chain, faults))
+    }
+
+    /// What is wrong with the run's ledger, and with what its checkpoints say of it.
+    pub async fn verify_ledger(&self) -> Result<(Chain, Faults), CheckpointError> {
+        // Checkpoints first: what they name is in the store by then.
+        let mut heads = Vec::new();
+        for step in self.committed_steps().await? {
+            match self.read_manifest(step).await {
+                Ok(manifest) => heads.extend(manifest.ledger.map(|head| (step, head))),
+                // Retention may take it meanwhile, and damage of manifests is told where they are verified.
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (chain, mut faults) = self.read_ledger().await?;
+        for (step, head) in heads {
+            let key = keys::manifest(step);
+            match chain.hash_at(step) {
+                Some(found) if found == head => {}
+                Some(found) => faults.note(
+                    &key,
+                    format!(
+                        "it names {head} as the hash of the ledger's line of step {step}, which is {found}"
+                    ),
+                ),
+                None => faults.note(&key, format!("the ledger has no line of its step {step}")),
+            }
+        }
+        Ok((chain, faults))
+    }
+}
