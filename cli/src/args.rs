@@ -434,6 +434,9 @@ pub(crate) struct BenchStepArgs {
     /// Steps before them, for caches, allocators and first touches
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) warmup: u64,
+    /// Commit a checkpoint every N steps, and say what that costs the steps beside it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) commit_every: Option<u64>,
 }
 
 #[derive(Debug, Args)]

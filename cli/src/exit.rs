@@ -61,6 +61,11 @@ impl Failure {
         Failure { status: ExitStatus::Failed, ..Failure::usage(message) }
     }
 
+    /// Somebody asked for the end before there was anything to commit.
+    pub(crate) fn stopped(message: impl Into<String>) -> Failure {
+        Failure { status: ExitStatus::Stopped, ..Failure::usage(message) }
+    }
+
     /// Adds an error and everything below it as causes.
     pub(crate) fn because(mut self, error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
         let error = error.into();

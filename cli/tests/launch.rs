@@ -89,8 +89,8 @@ fn stopping_before_the_beginning_leaves_nothing_behind() {
     until("the coordinator's start", || stage.pids().len() == 1);
     signal(&child, "TERM");
     let (code, _, stderr) = text(&child.wait_with_output().unwrap());
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("stopped before anything was trained"), "{stderr}");
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("stopped before the coordinator listened"), "{stderr}");
     assert!(stage.pids().into_iter().all(|pid| !lives(pid)));
 }
 

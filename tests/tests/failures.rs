@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use polygram_tests::{Cluster, Engine, Running, Status};
+use polygram_tests::{Cluster, Engine, Running, Status, wait_until};
 use rustix::process::Signal;
 
 /// A run that ends only when something ends it.
@@ -27,6 +27,8 @@ fn started(engine: Engine) -> Result<(Cluster, Running, Status)> {
     let cluster = Cluster::tiny(engine)?.with(&ENDLESS).with(&[DETECTION]);
     let mut running = cluster.start(&[])?;
     let status = cluster.await_step(&mut running, 25)?;
+    // Commits are made beside training, and may come later than the steps after them.
+    wait_until("a commit", END_LIMIT, || Ok((!cluster.commits()?.is_empty()).then_some(())))?;
     ensure!(status.members.len() == 4, "{status:?}");
     // The mark reaches every process, so that the silence afterwards means something.
     let processes = running.processes()?;

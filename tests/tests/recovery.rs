@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use polygram_faults::Point;
 use polygram_tests::{Cluster, Digest, Engine, Running};
 use rustix::process::Signal;
@@ -79,14 +79,61 @@ fn struck(engine: Engine, order: &str) -> Result<Option<f64>> {
     Ok(seconds)
 }
 
-/// Kills the role's process at each of its crash points in turn: at the first passing, and in the middle of the run.
-fn every_point_of(role: &str) {
+/// The run is told to stop at a crash point, does so in good order, and is continued.
+fn stopped(order: &str) -> Result<String> {
+    let cluster = Cluster::tiny(Engine::Drill)?.with(&RUN);
+    let marks = cluster.folder().join("marks");
+    std::fs::create_dir(&marks)?;
+    let order = format!("{order} {}", marks.display());
+    let variables = [(polygram_faults::VARIABLE, order.as_str())];
+    let mut running = cluster.start_with(&[], &variables)?;
+    let finished = running.wait(END_LIMIT)?;
+    running.wait_for_silence(END_LIMIT)?;
+    ensure!(!finished.stderr.contains("panicked at"), "{}", finished.said());
+    ensure!(std::fs::read_dir(&marks)?.count() == 1, "{order} was not carried out:\n{}", finished.said());
+    let last = finished.said().lines().last().unwrap_or_default().to_owned();
+    // 0: the run was over already; 3: stopped on request (docs/operations.md).
+    match finished.status.code() {
+        Some(0) => {}
+        Some(3) => {
+            let mut running = cluster.start_with(&[], &variables)?;
+            ends_undisturbed(&cluster, &mut running, Engine::Drill).context("continued")?;
+        }
+        _ => bail!("{}\n{}", finished.status, finished.said()),
+    }
+    ensure!(
+        trace(&cluster)? == *undisturbed(Engine::Drill),
+        "other bits, or other steps\n{}",
+        finished.said()
+    );
+    Ok(last)
+}
+
+/// SIGTERM to the launcher when the role's process is at each of its crash points in turn.
+fn stopped_at_every_point_of(role: &str) {
+    let mut failures = Vec::new();
+    for point in points_of(role) {
+        let order = format!("{} {} terminate", point.as_str(), passing(point));
+        match stopped(&order) {
+            Ok(last) => println!("{order}: {last}"),
+            Err(error) => failures.push(format!("{order}: {error:#}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+fn points_of(role: &str) -> Vec<Point> {
     // Ways back from spikes have a test of their own: spikes.rs.
     let here = |point: &Point| point.role() == role && *point != Point::CoordinatorRollBackDecided;
     let points: Vec<Point> = Point::ALL.iter().copied().filter(here).collect();
     assert!(points.len() >= 12, "{points:?}");
+    points
+}
+
+/// Kills the role's process at each of its crash points in turn: at the first passing, and in the middle of the run.
+fn every_point_of(role: &str) {
     let mut failures = Vec::new();
-    for point in points {
+    for point in points_of(role) {
         let order = format!("{} {} kill", point.as_str(), passing(point));
         match struck(Engine::Drill, &order) {
             Ok(Some(seconds)) => {
@@ -145,6 +192,21 @@ fn a_shard_may_die_at_every_crash_point() {
 #[test]
 fn a_coordinator_may_die_at_every_crash_point() {
     every_point_of("coordinator");
+}
+
+#[test]
+fn the_run_may_be_told_to_stop_at_every_crash_point_of_a_worker() {
+    stopped_at_every_point_of("worker");
+}
+
+#[test]
+fn the_run_may_be_told_to_stop_at_every_crash_point_of_a_shard() {
+    stopped_at_every_point_of("shard");
+}
+
+#[test]
+fn the_run_may_be_told_to_stop_at_every_crash_point_of_a_coordinator() {
+    stopped_at_every_point_of("coordinator");
 }
 
 #[test]

@@ -75,13 +75,15 @@ impl Trainer {
         while step < last {
             self.boundary.begin_step();
             let begun = Instant::now();
-            let between = (begun - ended).as_secs_f64();
+            let (boundary_seconds, commit_under_way) =
+                ((begun - ended).as_secs_f64(), self.boundary.commit_is_under_way());
             let sums = self.compute_cells(step)?;
             let outcome = self.finish_step(step, sums, begun)?;
             step = step.next();
             self.input.allow(step);
             ended = Instant::now();
-            self.boundary.report_step(StepMetrics { boundary_seconds: between, ..outcome.report })?;
+            let report = StepMetrics { boundary_seconds, commit_under_way, ..outcome.report };
+            self.boundary.report_step(report)?;
             self.evaluate_if_due(step)?;
             if outcome.commit {
                 self.boundary.commit(step, self.compute.as_ref(), &mut self.host_copy)?;
@@ -145,7 +147,6 @@ impl Trainer {
         mut sums: StepSums,
         begun: Instant,
     ) -> Result<Outcome, WorkerError> {
-        let commit_under_way = self.boundary.commit_is_under_way();
         let spec = Arc::clone(&self.spec);
         let training = &spec.training;
         pass(Point::WorkerBeforePrepare);
@@ -221,7 +222,6 @@ impl Trainer {
                 embedding_wait_seconds: sums.embedding_wait.as_secs_f64(),
                 optimizer_bytes: self.compute.optimizer_bytes(),
                 snapshot_bytes: self.host_copy.bytes(),
-                commit_under_way,
                 phases,
                 proof: StepProof {
                     first_sample: self.policy.first_sample(step),

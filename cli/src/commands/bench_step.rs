@@ -34,6 +34,26 @@ struct Measured {
     embedding_wait_ratio: f64,
     data_wait_ratio: f64,
     peak_rss_bytes: u64,
+    /// Where steps were taken beside a commit, and some were not.
+    commits: Option<Commits>,
+}
+
+/// What commits cost the steps beside them. A step's time counts from the end of the one before, so that the copy of the
+/// state is in it.
+#[derive(Debug, PartialEq, Serialize)]
+struct Commits {
+    /// Memory that rank 0 keeps for snapshots.
+    snapshot_bytes: u64,
+    /// The longest time between two steps: the copy of the state is in it.
+    longest_pause_seconds: f64,
+    /// Steps that began while a checkpoint was being written.
+    steps_beside: usize,
+    usual_step_seconds: Spread,
+    step_seconds_beside: Spread,
+    /// The slowest step beside a commit by the usual one (median).
+    slowest_beside_by_usual: f64,
+    /// The mean of all steps by the mean of the usual ones, less one.
+    slowdown: f64,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -47,6 +67,9 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     let mut file = args.file.clone();
     let last = args.warmup.saturating_add(args.steps);
     file.overrides.push(format!("training.stop_at_step={last}"));
+    if let Some(every) = args.commit_every {
+        file.overrides.push(format!("checkpoint.every_steps={every}"));
+    }
     let configuration = Configuration::load(&file, None)?;
     let spec = &configuration.spec;
     if spec.training.steps < last {
@@ -90,18 +113,11 @@ fn measure(steps: &[StepMetrics]) -> Measured {
     let sum = |of: &dyn Fn(&StepMetrics) -> f64| steps.iter().map(of).sum::<f64>();
     let mean = |of: fn(&PhaseSeconds) -> f64| sum(&|step| of(&step.phases)) / steps.len() as f64;
     let seconds = sum(&|step| step.seconds);
-    let mut sorted: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let median = match sorted.len() % 2 {
-        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
-        _ => sorted[middle],
-    };
     Measured {
         steps: steps.len(),
         tokens_per_step: steps[0].tokens,
         tokens_per_second: sum(&|step| step.tokens as f64) / seconds,
-        step_seconds: Spread { median, minimum: sorted[0], maximum: sorted[sorted.len() - 1] },
+        step_seconds: spread(steps.iter().map(|step| step.seconds).collect()),
         seconds_by_phase: PhaseSeconds {
             lookup: mean(|phases| phases.lookup),
             computing: mean(|phases| phases.computing),
@@ -112,7 +128,43 @@ fn measure(steps: &[StepMetrics]) -> Measured {
         embedding_wait_ratio: sum(&|step| step.embedding_wait_seconds) / seconds,
         data_wait_ratio: sum(&|step| step.data_wait_seconds) / seconds,
         peak_rss_bytes: steps.iter().map(|step| step.peak_resident_bytes).max().unwrap_or(0),
+        commits: commits(steps),
     }
+}
+
+/// Of at least one value.
+fn spread(mut values: Vec<f64>) -> Spread {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = match values.len() % 2 {
+        0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values[middle],
+    };
+    Spread { median, minimum: values[0], maximum: values[values.len() - 1] }
+}
+
+fn commits(steps: &[StepMetrics]) -> Option<Commits> {
+    let whole = |step: &StepMetrics| step.boundary_seconds + step.seconds;
+    let (beside, usual): (Vec<_>, Vec<_>) = steps.iter().partition(|step| step.commit_under_way);
+    if beside.is_empty() || usual.is_empty() {
+        return None;
+    }
+    let mean = |steps: &[&StepMetrics]| steps.iter().map(|s| whole(s)).sum::<f64>() / steps.len() as f64;
+    let all: Vec<&StepMetrics> = steps.iter().collect();
+    let slowdown = mean(&all) / mean(&usual) - 1.0;
+    let (usual, times) = (
+        spread(usual.into_iter().map(whole).collect()),
+        spread(beside.iter().map(|step| whole(step)).collect()),
+    );
+    Some(Commits {
+        snapshot_bytes: steps.iter().map(|step| step.snapshot_bytes).max().unwrap_or(0),
+        longest_pause_seconds: steps.iter().map(|step| step.boundary_seconds).fold(0.0, f64::max),
+        steps_beside: beside.len(),
+        slowest_beside_by_usual: times.maximum / usual.median,
+        usual_step_seconds: usual,
+        step_seconds_beside: times,
+        slowdown,
+    })
 }
 
 fn human(document: &StepDocument) -> String {
@@ -140,6 +192,21 @@ fn human(document: &StepDocument) -> String {
     text.push_str(&format!(
         "waited for rows {embedding:.2} % of the time, for tokens {data:.2} %; rank 0 took {peak} at most\n"
     ));
+    if let Some(commits) = &measured.commits {
+        text.push_str(&format!(
+            "{} steps beside a commit take {:.4} s ({:.4} to {:.4}), others {:.4} s: the slowest {:.2} times; the run is {:.1} % \
+             slower by them; a pause for the copy of {} takes {:.3} s at most\n",
+            commits.steps_beside,
+            commits.step_seconds_beside.median,
+            commits.step_seconds_beside.minimum,
+            commits.step_seconds_beside.maximum,
+            commits.usual_step_seconds.median,
+            commits.slowest_beside_by_usual,
+            100.0 * commits.slowdown,
+            units::bytes(commits.snapshot_bytes),
+            commits.longest_pause_seconds,
+        ));
+    }
     text
 }
 
@@ -162,6 +229,7 @@ mod tests {
         };
         let measured = measure(&[step(5, 1.0), step(6, 4.0), step(7, 2.0), step(8, 1.0)]);
         assert_eq!((measured.steps, measured.tokens_per_step, measured.peak_rss_bytes), (4, 100, 15));
+        assert_eq!(measured.commits, None);
         assert_eq!(measured.step_seconds, Spread { median: 1.5, minimum: 1.0, maximum: 4.0 });
         assert_eq!(measured.tokens_per_second, 50.0);
         assert_eq!(measured.embedding_wait_ratio, 0.05);
@@ -169,5 +237,22 @@ mod tests {
         let document =
             StepDocument { run_file: "run.toml".into(), workers: 1, shards: 2, warmup_steps: 5, measured };
         assert!(human(&document).contains("50 tokens/s"), "{}", human(&document));
+    }
+
+    #[test]
+    fn a_copy_counts_for_the_step_after_it() {
+        let step = |number: u64, boundary_seconds: f64, commit_under_way: bool| StepMetrics {
+            step: Step(number),
+            seconds: 1.0,
+            boundary_seconds,
+            commit_under_way,
+            snapshot_bytes: 64,
+            ..StepMetrics::default()
+        };
+        let steps = [step(1, 0.0, false), step(2, 0.5, true), step(3, 0.0, true), step(4, 0.0, false)];
+        let commits = commits(&steps).unwrap();
+        assert_eq!((commits.steps_beside, commits.snapshot_bytes), (2, 64));
+        assert_eq!((commits.slowest_beside_by_usual, commits.longest_pause_seconds), (1.5, 0.5));
+        assert_eq!(commits.slowdown, 0.125);
     }
 }

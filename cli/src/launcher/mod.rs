@@ -248,7 +248,9 @@ impl Launch<'_> {
                 }
                 () = self.signals.next() => {
                     self.children.wind_down(Duration::ZERO).await;
-                    return Err(Failure::failed("stopped before anything was trained"));
+                    return Err(Failure::stopped(
+                        "stopped before the coordinator listened; the same command goes on from the newest commit",
+                    ));
                 }
                 () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
             }

@@ -3,6 +3,7 @@
 //! `POLYGRAM_FAULT` orders them, separated by semicolons:
 //! * `worker.before_push 3 kill FOLDER`: the process that passes this crash point for the third time is killed (or
 //!   `freeze`d, until somebody lets it go on). In front of the number may stand the slot, `1:3`: only worker 1 counts.
+//!   `terminate` sends SIGTERM to whoever started the process, the launcher, and the process goes on.
 //! * `1 25 exchanging freeze`: worker 1 freezes in this phase of step 25, after it has stayed there for a moment.
 //! * `sample 400 1e6`: whoever computes sample 400 multiplies the loss and the row gradients of its cell, so that the run
 //!   has a spike there, in any topology and again after every restart; `nan` is a factor too.
@@ -31,8 +32,8 @@ const STAY: Duration = Duration::from_millis(1500);
 /// The variable holds something else than faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill or freeze, and a folder, or \
-     rank, step, phase, and kill or freeze: {rule}"
+    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill, freeze or terminate, and \
+     a folder, or rank, step, phase, and kill, freeze or terminate: {rule}"
 )]
 pub struct FaultError {
     /// What was ordered.
@@ -119,12 +120,15 @@ fn is_first(folder: &Path, order: &Order) -> bool {
 fn strike(order: &Order, stay: Duration) {
     tracing::warn!(order = order.name(), "a fault is ordered here");
     std::thread::sleep(stay);
-    let signal = match order.kind {
-        Kind::Kill => libc::SIGKILL,
-        Kind::Freeze => libc::SIGSTOP,
+    // SAFETY: these calls take no memory.
+    let (itself, parent) = unsafe { (libc::getpid(), libc::getppid()) };
+    let (process, signal) = match order.kind {
+        Kind::Kill => (itself, libc::SIGKILL),
+        Kind::Freeze => (itself, libc::SIGSTOP),
+        Kind::Terminate => (parent, libc::SIGTERM),
     };
-    // SAFETY: `kill` with this process's own id has no memory to get wrong.
-    unsafe { libc::kill(libc::getpid(), signal) };
+    // SAFETY: as above.
+    unsafe { libc::kill(process, signal) };
 }
 
 #[cfg(test)]

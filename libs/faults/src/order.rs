@@ -10,6 +10,8 @@ use crate::point::Point;
 pub(crate) enum Kind {
     Kill,
     Freeze,
+    /// Not to itself: whoever started it is told to end.
+    Terminate,
 }
 
 /// Where it happens.
@@ -84,7 +86,8 @@ pub(crate) fn parse(text: &str, role: &str, index: u32) -> Result<Vec<Order>, Fa
         let kind = match *kind {
             "kill" => Kind::Kill,
             "freeze" => Kind::Freeze,
-            other => return Err(refuse(&format!("{other:?} is neither kill nor freeze"))),
+            "terminate" => Kind::Terminate,
+            other => return Err(refuse(&format!("{other:?} is neither kill, freeze nor terminate"))),
         };
         if of == role && at.is_none_or(|at| at == index) {
             orders.push(Order { place, kind, once, number });

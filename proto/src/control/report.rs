@@ -80,7 +80,7 @@ pub struct StepMetrics {
     /// Seconds between the step before and this one: reports, evaluation, the copy of the state for a checkpoint.
     #[serde(with = "float")]
     pub boundary_seconds: f64,
-    /// Whether a checkpoint was being written when this step's updates were made.
+    /// Whether a checkpoint was being written when this step began.
     pub commit_under_way: bool,
     /// Memory that rank 0 keeps for snapshots.
     pub snapshot_bytes: u64,

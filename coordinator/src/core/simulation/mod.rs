@@ -62,6 +62,8 @@ struct Weather {
     spike: Option<u64>,
     /// The operator stops the run at this time.
     stop: Option<(u64, StopMode)>,
+    /// And does not wait longer than so many milliseconds for its commit.
+    grace: Option<u64>,
 }
 
 impl Weather {
@@ -192,8 +194,9 @@ fn hostile_schedules_keep_every_invariant() {
         };
         let (crash, freeze) = (victim(3), victim(4));
         let stop = random.once_in(3).then(|| (random.below(15_000), StopMode::Commit));
+        let grace = random.once_in(2).then(|| random.below(5_000));
         let crashes = crash.into_iter().collect();
-        Weather { lost, doubled, late, bad_commit, crashes, freeze, stop, ..Weather::default() }
+        Weather { lost, doubled, late, bad_commit, crashes, freeze, stop, grace, ..Weather::default() }
     };
     campaign("hostile", 6000, weather, |state, world| {
         assert!(state.is_over(), "seed {} ended while {state}", world.seed);

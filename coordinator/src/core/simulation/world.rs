@@ -91,6 +91,7 @@ impl World {
             attempt: 1 + random.below(5) as u32,
             tables: Vec::new(),
             timeouts: Timeouts::of(10.0),
+            stop_grace_ms: weather.grace,
             recovery: weather.recovery(),
             policy: Default::default(),
         };
