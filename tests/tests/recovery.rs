@@ -26,15 +26,16 @@ const END_LIMIT: Duration = Duration::from_secs(120);
 /// What the launcher may say at most of the time from noticing a loss to the next step.
 const GOING_ON_LIMIT_SECONDS: f64 = 60.0;
 
-/// What a run leaves: its digest and every recorded step.
+/// What a run leaves: its digest, every recorded step, and its ledger.
 #[derive(Debug, PartialEq)]
 struct Trace {
     digest: Digest,
     metrics: BTreeMap<u64, [u64; 3]>,
+    ledger: Vec<String>,
 }
 
 fn trace(cluster: &Cluster) -> Result<Trace> {
-    Ok(Trace { digest: cluster.digest()?, metrics: cluster.metrics()? })
+    Ok(Trace { digest: cluster.digest()?, metrics: cluster.metrics()?, ledger: cluster.ledger()? })
 }
 
 fn undisturbed(engine: Engine) -> &'static Trace {
@@ -286,13 +287,15 @@ fn soak(kills: u64, seed: u64) -> Result<()> {
     ensure!(finished.status.code() == Some(3), "{}", finished.said());
     running.wait_for_silence(END_LIMIT)?;
     println!("slowest recovery: {:?} s after the loss was noticed", slowest_recovery(&finished.stderr));
-    let digest = cluster.digest()?;
+    let found = trace(&cluster)?;
     let calm = Cluster::tiny(Engine::Drill)?.with(&sets);
-    let stop = format!("training.stop_at_step={}", digest.step);
+    let stop = format!("training.stop_at_step={}", found.digest.step);
     calm.start(&[&stop])?.wait(END_LIMIT * 5)?.success()?;
-    ensure!(calm.digest()? == digest, "other bits at step {}\n{}", digest.step, finished.said());
-    let (steps, calm) = (cluster.metrics()?, calm.metrics()?);
-    ensure!(steps == calm, "other steps: {} and {}", steps.len(), calm.len());
+    let calm = trace(&calm)?;
+    ensure!(calm.digest == found.digest, "other bits\n{}", finished.said());
+    ensure!(calm.metrics == found.metrics, "other steps: {} and {}", found.metrics.len(), calm.metrics.len());
+    ensure!(found.ledger.len() as u64 == found.digest.step, "{} lines in the ledger", found.ledger.len());
+    ensure!(calm.ledger == found.ledger, "another ledger");
     Ok(())
 }
 
