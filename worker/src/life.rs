@@ -55,7 +55,10 @@ impl Life {
     ) -> Result<(), WorkerError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = Arc::new(file.resolve()?);
-        let store = RunStore::open(&self.joined.root, &spec.name)?;
+        let root = polygram_checkpoint::open_root(&self.joined.root)?;
+        // Ranks of one machine read the same weights.
+        let root = if spec.topology.workers > 1 { root.shared() } else { root };
+        let store = RunStore::at(root, &spec.name);
         let cells = {
             let spec = Arc::clone(&spec);
             let rank = self.rank;

@@ -33,7 +33,7 @@ impl Disk {
     }
 
     fn write(&self, folder: &Path, chunks: &[Bytes]) -> io::Result<Draft> {
-        std::fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let (file, staged) = nameless(folder)?;
         let mut draft = Draft { disk: self.clone(), file, staged, sums: Checksums::default() };
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
@@ -89,7 +89,7 @@ impl Draft {
         }
     }
 
-    /// Gives the file its name, in place of one that has it, and syncs the folders that are new.
+    /// Gives the file its name, in place of one that has it, and syncs the name.
     pub(crate) fn publish(mut self, key: &Key) -> Result<(), Error> {
         let path = self.disk.store.path_to_filesystem(key)?;
         self.name(&path).map_err(|error| store_error(&path, error))
@@ -97,8 +97,7 @@ impl Draft {
 
     fn name(&mut self, path: &Path) -> io::Result<()> {
         let folder = path.parent().ok_or_else(|| io::Error::other("a file in no folder"))?;
-        let is_new = !folder.is_dir();
-        std::fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let staged = match self.staged.clone() {
             Some(staged) => staged,
             None => {
@@ -111,11 +110,7 @@ impl Draft {
         };
         std::fs::rename(staged, path)?;
         self.staged = None;
-        File::open(folder)?.sync_all()?;
-        if is_new && let Some(above) = folder.parent() {
-            File::open(above)?.sync_all()?;
-        }
-        Ok(())
+        File::open(folder)?.sync_all()
     }
 }
 
@@ -127,6 +122,21 @@ impl Drop for Draft {
             tracing::warn!(path = %staged.display(), %error, "an unfinished file is left");
         }
     }
+}
+
+/// Makes a folder and those above it that are missing, each synced into the one above it.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let Some(above) = folder.parent() else { return Ok(()) };
+    make_folder(above)?;
+    match std::fs::create_dir(folder) {
+        // Somebody else makes it at the same time.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    File::open(above)?.sync_all()
 }
 
 /// A file without a name below `folder`, or one with a preliminary name where there is no other way.
