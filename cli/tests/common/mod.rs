@@ -2,7 +2,6 @@
 #![allow(dead_code)] // each test file uses a part of it
 #![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -60,6 +59,13 @@ pub(crate) fn file(folder: &Path, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// Copies a program by another process: a file that this one had open for writing may be so still in a child that another
+/// test is just starting, and then it cannot be executed.
+fn install(from: &Path, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
+    assert!(status.success(), "cannot install {}", to.display());
+}
+
 /// A folder with the built program and stand-ins for its siblings: shell scripts.
 pub(crate) struct Stage {
     pub(crate) folder: tempfile::TempDir,
@@ -70,14 +76,15 @@ impl Stage {
     /// coordinator's announcement is to be written to `$announce`.
     pub(crate) fn new(coordinator: &str, member: &str) -> Stage {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_polygram"), folder.path().join("polygram")).unwrap();
+        install(Path::new(env!("CARGO_BIN_EXE_polygram")), &folder.path().join("polygram"));
         std::fs::copy(repository().join("configs/tiny.toml"), folder.path().join("tiny.toml")).unwrap();
         let options = "while [ $# -gt 0 ]; do case $1 in --announce-file) announce=$2;; esac; shift; done";
         for (name, body) in [("coordinator", coordinator), ("embedding-shard", member), ("worker", member)] {
             let path = folder.path().join(format!("polygram-{name}"));
             let pids = folder.path().join("pids").display().to_string();
-            std::fs::write(&path, format!("#!/bin/sh\necho $$ >>'{pids}'\n{options}\n{body}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let draft = path.with_extension("draft");
+            std::fs::write(&draft, format!("#!/bin/sh\necho $$ >>'{pids}'\n{options}\n{body}\n")).unwrap();
+            install(&draft, &path);
         }
         Stage { folder }
     }
