@@ -10,7 +10,7 @@ use polygram_checkpoint::Part;
 use polygram_domain::{Generation, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, UploadReport,
+    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, Upload, UploadReport,
     WatchEvent,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
-use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, apply};
+use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, Uploaded, apply};
 use crate::recorder::Order;
 
 /// Directives that may wait for one member; a member that reads none of so many is stuck.
@@ -195,8 +195,16 @@ impl Driver {
     }
 
     fn take_upload(&mut self, report: UploadReport, answer: Answer<()>) {
-        let UploadReport { member, generation, step, part_json } = report;
-        let part = serde_json::from_str::<Part>(&part_json);
+        let UploadReport { member, generation, step, upload } = report;
+        let (kind, json) = match upload {
+            Upload::Part { kind, json } => (kind, json),
+            Upload::NotWritten { reason } => {
+                let uploaded = Uploaded::NotWritten(reason);
+                let ticket = self.ticket(Pending::Upload { new: None, answer });
+                return self.events.push_back(Event::Upload { ticket, member, generation, step, uploaded });
+            }
+        };
+        let part = serde_json::from_str::<Part>(&json);
         let part = part.map_err(|e| format!("the part of step {step} is not legal: {e}")).and_then(|part| {
             if part.step != step {
                 return Err(format!("the report gives a part of step {} as one of step {step}", part.step));
@@ -220,7 +228,8 @@ impl Driver {
                     (step, who)
                 });
                 let ticket = self.ticket(Pending::Upload { new, answer });
-                self.events.push_back(Event::Upload { ticket, member, generation, step });
+                let uploaded = Uploaded::Part(kind);
+                self.events.push_back(Event::Upload { ticket, member, generation, step, uploaded });
             }
             Err(refusal) => send(answer, Err(Refusal::No(refusal))),
         }
@@ -251,10 +260,15 @@ impl Driver {
             Action::Direct { member, directive } => self.direct(member, directive),
             Action::Commit { step } => {
                 pass(Point::CoordinatorPartsComplete);
-                let of_step = self.parts.iter().filter(|((at, _), _)| *at == step);
-                let parts = of_step.map(|(_, part)| part.clone()).collect();
+                let parts = self.parts_of(step);
                 self.order(Order::Commit { step, parts });
             }
+            Action::KeepPoint { step } => {
+                pass(Point::CoordinatorPartsComplete);
+                let parts = self.parts_of(step);
+                self.order(Order::KeepPoint { step, parts });
+            }
+            Action::DropPoint { step, why } => self.order(Order::DropPoint { step, why }),
             Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
@@ -264,12 +278,18 @@ impl Driver {
                 self.show(WatchEvent::Status(Box::new(status)));
             }
             Action::Log(level, line) => match level {
+                Level::Debug => tracing::debug!("{line}"),
                 Level::Info => tracing::info!("{line}"),
                 Level::Warn => tracing::warn!("{line}"),
                 Level::Error => tracing::error!("{line}"),
             },
             Action::End(outcome) => self.outcome = Some(outcome),
         }
+    }
+
+    fn parts_of(&self, step: Step) -> Vec<Part> {
+        let of_step = self.parts.iter().filter(|((at, _), _)| *at == step);
+        of_step.map(|(_, part)| part.clone()).collect()
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, String>) {

@@ -17,6 +17,7 @@ mod clock;
 mod driver;
 mod ledger;
 mod metrics;
+mod points;
 mod recorder;
 mod service;
 

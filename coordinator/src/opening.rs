@@ -10,7 +10,7 @@ use polygram_checkpoint::{
     RunStore, Term, keys,
 };
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{ConfigError, RunFile, RunSpec};
+use polygram_domain::{ConfigError, RunFile, RunSpec, Step};
 use polygram_proto::control::{Announcement, OperatorClient, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
 use crate::ledger::Base;
+use crate::points::Points;
 
 /// What a coordinator is given.
 #[derive(Clone, Debug)]
@@ -93,6 +94,7 @@ pub struct Opened {
     pub(crate) config: ConfigHash,
     pub(crate) root: String,
     pub(crate) store: RunStore,
+    pub(crate) points: Option<Points>,
     pub(crate) term: Term,
     pub(crate) state: State,
     pub(crate) base: Base,
@@ -153,7 +155,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
         tracing::warn!(step = step.0, "checkpoint set aside: the run went back from a spike before it");
     }
-    let found = find_checkpoint(&store, &file, &spec).await?;
+    let points = Points::open(&origin.root, &spec).await;
+    let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
     let claim = CoordinatorAddress {
         address: address.to_string(),
         pid: std::process::id(),
@@ -170,10 +173,14 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         store.set_aside(damaged).await?;
     }
     let config = store.put_config(&origin.config_toml).await?;
+    if let Some(points) = &points {
+        points.put_config(&origin.config_toml).await;
+    }
     let clock = Clock::start();
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
+    let settings = Settings { committed: found.committed, ..settings };
     let state = State::new(settings, clock.now());
     let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
@@ -182,6 +189,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         spec,
         config,
         store,
+        points,
         term,
         state,
         base: found.base,
@@ -207,15 +215,34 @@ async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
 
 struct Found {
     resume: Option<Resume>,
+    /// The newest commit.
+    committed: Option<Step>,
     base: Base,
     policy: PolicyState,
     damaged: Vec<Damaged>,
 }
 
-async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Result<Found, OpeningError> {
+/// What the run goes on from: the newest commit, or a recovery point behind it.
+async fn find_checkpoint(
+    (store, points): (&RunStore, Option<&Points>),
+    file: &RunFile,
+    spec: &RunSpec,
+) -> Result<Found, OpeningError> {
     let run = spec.name.to_string();
     let roll_backs = store.roll_backs().await?;
     let latest = store.latest_manifest().await?;
+    let committed = latest.manifest.as_ref().map(|manifest| manifest.step);
+    let point = match points {
+        Some(points) => points.newest(store, &roll_backs, (committed, Step(spec.last_step()))).await,
+        None => None,
+    };
+    if let Some(manifest) = point {
+        check_fit(store, &manifest, file, spec).await?;
+        let resume = Some(Resume::at_point(manifest.step));
+        let base = Base::of(store, &manifest).await?;
+        let policy = policy_of(Some(&manifest), &roll_backs);
+        return Ok(Found { resume, committed, base, policy, damaged: latest.damaged });
+    }
     let Some(manifest) = latest.manifest else {
         if let Some(newest) = latest.damaged.first() {
             return Err(OpeningError::AllDamaged {
@@ -226,13 +253,14 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
             });
         }
         let policy = policy_of(None, &roll_backs);
-        return Ok(Found { resume: None, base: Base::genesis(), policy, damaged: Vec::new() });
+        let base = Base::genesis();
+        return Ok(Found { resume: None, committed, base, policy, damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
     let resume = Resume::at(manifest.step);
     let base = Base::of(store, &manifest).await?;
     let policy = policy_of(Some(&manifest), &roll_backs);
-    Ok(Found { resume: Some(resume), base, policy, damaged: latest.damaged })
+    Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
 }
 
 async fn check_fit(

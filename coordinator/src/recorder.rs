@@ -22,6 +22,7 @@ use crate::core::{Event, RolledBack};
 use crate::driver::Input;
 use crate::ledger::{Base, Ledger};
 use crate::opening::unix_ms;
+use crate::points::Points;
 
 /// Metrics and status are written this often.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +42,10 @@ pub(crate) enum Order {
     RollBack { at: Step, cause: String },
     /// Assemble and commit these parts.
     Commit { step: Step, parts: Vec<Part> },
+    /// Assemble and keep these parts as a recovery point.
+    KeepPoint { step: Step, parts: Vec<Part> },
+    /// Set a recovery point aside, for this reason.
+    DropPoint { step: Step, why: String },
 }
 
 /// The recorder's side of the store.
@@ -49,6 +54,8 @@ pub(crate) struct Recorder {
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) config: ConfigHash,
     pub(crate) term: Term,
+    /// Where recovery points go.
+    pub(crate) points: Option<Points>,
     /// What this attempt started from.
     pub(crate) base: Base,
     /// What the run leaves out, and how often it went back.
@@ -93,6 +100,16 @@ impl Recorder {
                         self.flush(&mut journal).await;
                         let result = self.commit(&mut journal, step, &parts).await;
                         self.tell(Event::CommitDone { step, result }).await;
+                    }
+                    Some(Order::KeepPoint { step, parts }) => {
+                        self.flush(&mut journal).await;
+                        let result = self.keep_point(&mut journal, step, &parts).await;
+                        self.tell(Event::PointDone { step, result }).await;
+                    }
+                    Some(Order::DropPoint { step, why }) => {
+                        if let Some(points) = &self.points {
+                            points.drop_point(step, why).await;
+                        }
                     }
                     Some(Order::RollBack { at, cause }) => {
                         self.flush(&mut journal).await;
@@ -181,8 +198,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// The lines of all steps before the checkpoint are in the store before it exists.
-    async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
+    /// The manifest of a checkpoint. The lines of all steps before it are in the store before it exists.
+    async fn assemble(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<Manifest, String> {
         let Some((head, memory)) = journal.ledger.head(step).zip(journal.ledger.memory(step)) else {
             return Err(format!("the ledger has no line of step {step}"));
         };
@@ -193,9 +210,13 @@ impl Recorder {
         let (config, created_unix_ms) = (self.config.clone(), unix_ms());
         let policy = PolicyState { memory, ..self.policy.clone() };
         let header = ManifestHeader { step, config, ledger: Some(head), policy, created_unix_ms };
-        let manifest = Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())?;
+        Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())
+    }
+
+    async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
+        let manifest = self.assemble(journal, step, parts).await?;
         pass(Point::CoordinatorBeforeManifest);
-        match self.store.commit(&manifest).await.map_err(store)? {
+        match self.store.commit(&manifest).await.map_err(|error| error.to_string())? {
             Committed::Now => {}
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
@@ -209,6 +230,15 @@ impl Recorder {
             Err(error) => tracing::error!(step = step.0, %error, "cannot remove old checkpoints"),
         }
         pass(Point::CoordinatorAfterRetention);
+        Ok(())
+    }
+
+    async fn keep_point(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
+        let Some(points) = &self.points else { return Err("the coordinator has no place for it".into()) };
+        let manifest = self.assemble(journal, step, parts).await?;
+        pass(Point::CoordinatorBeforeManifest);
+        points.keep(&manifest).await.map_err(|error| error.to_string())?;
+        pass(Point::CoordinatorAfterManifest);
         Ok(())
     }
 
@@ -232,6 +262,11 @@ impl Recorder {
         let all = self.store.roll_backs().await?;
         let superseded = self.store.set_aside_superseded(&all).await?;
         tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
+        if let Some(points) = &self.points
+            && let Err(error) = points.set_aside_superseded(&all).await
+        {
+            tracing::warn!(%error, "recovery points behind the spike are not set aside; they are not gone on from");
+        }
         self.policy = policy_of(to.as_ref(), &all);
         Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
     }

@@ -77,6 +77,7 @@ pub async fn serve(
         spec: Arc::new(opened.spec),
         config: opened.config,
         term: opened.term,
+        points: opened.points,
         base: opened.base,
         policy: opened.policy,
         orders: waiting_orders,

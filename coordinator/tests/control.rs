@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lead, PATIENCE, WORKER, leave, shard, started, tiny, token, train_to};
+use common::{Lead, PATIENCE, WORKER, leave, of_commit, shard, started, tiny, token, train_to};
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::{SCHEMA_VERSION, Step};
@@ -178,7 +178,7 @@ async fn a_run_goes_on_with_another_generation() {
         assert_eq!(abort.culprit.unwrap().member, shard(1));
     }
     let part = serde_json::to_string(&members[0].write_part(&lead, 4).await).unwrap();
-    let refused = members[0].reporter.report_upload(Step(4), part).await.unwrap_err();
+    let refused = members[0].reporter.report_upload(Step(4), of_commit(part)).await.unwrap_err();
     assert!(matches!(refused, ControlError::NotYet { .. }), "{refused}");
     assert!(refused.to_string().contains("the part of worker 0 is of generation 1.0"), "{refused}");
     drop(members);
@@ -245,7 +245,7 @@ async fn a_checkpoint_with_a_hole_is_not_committed() {
                 member.metrics(step, 1.0).await;
             }
         }
-        member.reporter.report_upload(Step(4), json).await.unwrap();
+        member.reporter.report_upload(Step(4), of_commit(json)).await.unwrap();
     }
     for mut member in members {
         let Directive::Abort(abort) = member.beyond_commits().await else { panic!("no abort") };
@@ -265,11 +265,11 @@ async fn parts_that_are_none_are_refused() {
     let mut members = lead.members().await;
     started(&mut members).await;
     let reporter = &members[0].reporter;
-    let refused = reporter.report_upload(Step(4), "{}".into()).await.unwrap_err();
+    let refused = reporter.report_upload(Step(4), of_commit("{}".into())).await.unwrap_err();
     assert!(matches!(refused, ControlError::Refused { .. }), "{refused}");
     let part = members[0].write_part(&lead, 4).await;
     let json = serde_json::to_string(&part).unwrap();
-    let refused = reporter.report_upload(Step(3), json).await.unwrap_err();
+    let refused = reporter.report_upload(Step(3), of_commit(json)).await.unwrap_err();
     assert!(refused.to_string().contains("a part of step 4 as one of step 3"), "{refused}");
     let status = OperatorClient::connect(&lead.address(), None).await.unwrap().status().await.unwrap();
     assert_eq!(status.state, RunState::Running);
@@ -369,7 +369,7 @@ async fn a_fenced_coordinator_commits_nothing() {
     for member in &members {
         // Refused or noted: the fence may be seen first by the status writer.
         let part = serde_json::to_string(&member.write_part(&lead, 4).await).unwrap();
-        let _either = member.reporter.report_upload(Step(4), part).await;
+        let _either = member.reporter.report_upload(Step(4), of_commit(part)).await;
     }
     for mut member in members {
         let Directive::Abort(abort) = member.beyond_commits().await else { panic!("no abort") };

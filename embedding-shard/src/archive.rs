@@ -1,19 +1,19 @@
-//! Where snapshots of rows go, and the run's store as one such place.
+//! Where snapshots of rows go, and the run's roots as such places.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use polygram_checkpoint::{CheckpointError, Manifest, Part, RowRecord, RowWriter, RunStore, TableShape};
-use polygram_domain::{Step, TableIndex};
+use polygram_checkpoint::{
+    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, TableShape,
+};
+use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
+use polygram_proto::bulk::SnapshotOrder;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
-use crate::error::ShardError;
-use crate::rows::DecayLog;
 use crate::server::SnapshotRows;
-use crate::shard::Shard;
 
 /// Why a snapshot was not archived.
 #[derive(Debug, Error)]
@@ -29,8 +29,33 @@ pub enum ArchiveError {
     Unreported,
 }
 
-/// A place for snapshots. One call per snapshot; training goes on meanwhile.
+/// Rows of a shard, as of its last closed step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Written.
+    pub written: u64,
+    /// Of which changed since a snapshot of [`Selection::AllAnew`].
+    pub changed: u64,
+}
+
+/// Which rows a snapshot hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All written ones.
+    All,
+    /// The same, and changes are counted from here on.
+    AllAnew,
+    /// Those that changed since.
+    Changed,
+}
+
+/// A place for snapshots. One call of each per snapshot; training goes on meanwhile.
 pub trait RowArchive: Send + Sync {
+    /// Decides which rows the snapshot that was ordered is to hand out: all, unless the place knows better.
+    fn select(&self, _order: SnapshotOrder, _rows: RowCounts) -> Selection {
+        Selection::All
+    }
+
     /// Takes all of a snapshot's rows. They exist only if this returns without an error.
     fn archive<'a>(
         &'a self,
@@ -38,26 +63,142 @@ pub trait RowArchive: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = Result<(), ArchiveError>> + Send + 'a>>;
 }
 
-/// Writes snapshots to the run's store and hands on what was written.
+/// What became of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shipment {
+    /// It is in its store.
+    Part {
+        /// What it is for.
+        kind: CheckpointKind,
+        /// What was written.
+        part: Part,
+    },
+    /// It is no part of a recovery point, for it could not be written.
+    NotWritten {
+        /// Updates in its rows.
+        step: Step,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// The recovery points that a shard goes on from: objects of all its rows, and what was written last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// The newest recovery point.
+    pub last: Step,
+    /// Objects that hold all written rows of some step, to be named by every recovery point of changes.
+    pub all: Vec<ObjectEntry>,
+}
+
+/// Where recovery points go.
+#[derive(Debug)]
+pub struct PointArchive {
+    /// Their store.
+    pub store: RunStore,
+    /// Changes alone are written while they are less than this part of the written rows.
+    pub changes_below: f64,
+    /// What the next one may go on from.
+    pub chain: Mutex<Option<Chain>>,
+}
+
+impl PointArchive {
+    /// The place that nothing has been written to yet, or that `chain` was.
+    pub fn new(store: RunStore, changes_below: f64, chain: Option<Chain>) -> PointArchive {
+        PointArchive { store, changes_below, chain: Mutex::new(chain) }
+    }
+
+    /// Changes may be written where the point that they follow is kept and small enough.
+    fn select(&self, after: Option<Step>, rows: RowCounts) -> Selection {
+        let chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        let follows = chain.as_ref().is_some_and(|chain| Some(chain.last) == after);
+        if follows && (rows.changed as f64) < self.changes_below * rows.written as f64 {
+            Selection::Changed
+        } else {
+            Selection::AllAnew
+        }
+    }
+
+    fn take_chain(&self) -> Option<Chain> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set_chain(&self, chain: Chain) {
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain);
+    }
+}
+
+/// Writes snapshots to the run's root, those for recovery points to theirs, and hands on what was written.
 #[derive(Debug)]
 pub struct StoreArchive {
     store: RunStore,
+    points: Option<PointArchive>,
     config: Arc<ShardConfig>,
-    parts: mpsc::Sender<Part>,
+    shipments: mpsc::Sender<Shipment>,
 }
 
 impl StoreArchive {
-    /// Archives into `store`; each snapshot's [`Part`] goes to `parts`.
-    pub fn new(store: RunStore, config: ShardConfig, parts: mpsc::Sender<Part>) -> StoreArchive {
-        StoreArchive { store, config: Arc::new(config), parts }
+    /// Archives into `store`; what becomes of each snapshot goes to `shipments`.
+    pub fn new(store: RunStore, config: ShardConfig, shipments: mpsc::Sender<Shipment>) -> StoreArchive {
+        StoreArchive { store, points: None, config: Arc::new(config), shipments }
     }
 
-    async fn write(&self, mut rows: SnapshotRows) -> Result<(), ArchiveError> {
+    /// The same, with a place for recovery points.
+    pub fn with_points(self, points: PointArchive) -> StoreArchive {
+        StoreArchive { points: Some(points), ..self }
+    }
+
+    async fn write(&self, rows: SnapshotRows) -> Result<(), ArchiveError> {
+        let step = rows.version();
+        let shipment = match (rows.order(), &self.points) {
+            (SnapshotOrder::Point { .. }, Some(points)) => match self.write_point(points, rows).await {
+                Ok(part) => Shipment::Part { kind: CheckpointKind::Point, part },
+                Err(ArchiveError::Store(error)) => {
+                    tracing::warn!(%step, %error, "this shard's part of a recovery point is not written");
+                    Shipment::NotWritten { step, reason: error.to_string() }
+                }
+                Err(error) => return Err(error),
+            },
+            (SnapshotOrder::Point { .. }, None) => {
+                let reason = "this shard has no place for recovery points".to_owned();
+                Shipment::NotWritten { step, reason }
+            }
+            _ => {
+                let part = self.write_rows(&self.store, rows).await?;
+                Shipment::Part { kind: CheckpointKind::Commit, part }
+            }
+        };
+        pass(Point::ShardUploaded);
+        self.shipments.send(shipment).await.map_err(|_| ArchiveError::Unreported)
+    }
+
+    async fn write_point(&self, points: &PointArchive, rows: SnapshotRows) -> Result<Part, ArchiveError> {
+        // Until this one is written there is nothing to go on from.
+        let before = points.take_chain();
+        let (step, selection) = (rows.version(), rows.selection());
+        let mut part = self.write_rows(&points.store, rows).await?;
+        let all = match before.filter(|_| selection == Selection::Changed) {
+            Some(chain) => {
+                part.objects.extend(chain.all.iter().cloned());
+                chain.all
+            }
+            None => part.objects.clone(),
+        };
+        points.set_chain(Chain { last: step, all });
+        Ok(part)
+    }
+
+    async fn write_rows(&self, store: &RunStore, mut rows: SnapshotRows) -> Result<Part, ArchiveError> {
         let (step, member) = (rows.version(), format!("shard-{}", self.config.index));
+        let scope = match rows.selection() {
+            Selection::Changed => RowScope::Changed,
+            Selection::All | Selection::AllAnew => RowScope::All,
+        };
         let mut objects = Vec::new();
         for spec in self.config.tables.iter() {
             let shape = TableShape::of(spec, self.config.state_values());
-            let mut writer = RowWriter::new(&self.store, step, &member, shape, self.config.buckets())?;
+            let buckets = self.config.buckets();
+            let mut writer = RowWriter::new(store, (step, &member), (shape, scope), buckets)?;
             while let Some(records) = rows.next(spec.index).await? {
                 for record in &records {
                     let values = &record.values;
@@ -68,13 +209,18 @@ impl StoreArchive {
         }
         let decays = self.config.embedding.all_rows_decay();
         let table_decay = decays.then(|| rows.decayed().units());
-        let part = Part { member, step, objects, cursor: None, table_decay };
-        pass(Point::ShardUploaded);
-        self.parts.send(part).await.map_err(|_| ArchiveError::Unreported)
+        Ok(Part { member, step, objects, cursor: None, table_decay })
     }
 }
 
 impl RowArchive for StoreArchive {
+    fn select(&self, order: SnapshotOrder, rows: RowCounts) -> Selection {
+        match (order, &self.points) {
+            (SnapshotOrder::Point { after }, Some(points)) => points.select(after, rows),
+            _ => Selection::All,
+        }
+    }
+
     fn archive<'a>(
         &'a self,
         rows: SnapshotRows,
@@ -83,29 +229,24 @@ impl RowArchive for StoreArchive {
     }
 }
 
-/// Why rows were not restored.
-#[derive(Debug, Error)]
-pub enum RestoreError {
-    /// The store's part.
-    #[error(transparent)]
-    Store(#[from] CheckpointError),
-    /// The shard's part.
-    #[error(transparent)]
-    Shard(#[from] ShardError),
-}
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunName;
 
-/// Reads a shard's rows, and only those, from a manifest of any topology.
-pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -> Result<(), RestoreError> {
-    let config = Arc::clone(shard.config());
-    for index in 0..config.tables.len() as u32 {
-        let table = TableIndex(index);
-        store
-            .read_rows(manifest, table, config.buckets(), |row| {
-                shard.restore_row(table, row).map_err(RestoreError::from)
-            })
-            .await?;
+    use super::*;
+
+    #[test]
+    fn changes_follow_a_kept_point_while_they_are_few() {
+        let store = RunStore::create("memory://", &RunName::new("r").unwrap()).unwrap();
+        let chain = Chain { last: Step(40), all: Vec::new() };
+        let points = PointArchive::new(store, 0.5, Some(chain));
+        let rows = |changed| RowCounts { written: 100, changed };
+        assert_eq!(points.select(Some(Step(40)), rows(49)), Selection::Changed);
+        assert_eq!(points.select(Some(Step(40)), rows(50)), Selection::AllAnew);
+        // The one before was given up, or is of another generation.
+        assert_eq!(points.select(Some(Step(30)), rows(1)), Selection::AllAnew);
+        assert_eq!(points.select(None, rows(1)), Selection::AllAnew);
+        assert!(points.take_chain().is_some());
+        assert_eq!(points.select(Some(Step(40)), rows(1)), Selection::AllAnew);
     }
-    shard.set_version(Step(manifest.step.0));
-    shard.set_decayed(DecayLog::from_units(manifest.table_decay.unwrap_or(0)));
-    Ok(())
 }

@@ -27,6 +27,8 @@ pub struct ShardConfig {
     pub tables: Arc<TableSet>,
     /// Update rule, lanes, limits.
     pub embedding: EmbeddingSpec,
+    /// Whether it is noted which rows change, for recovery points that hold no others.
+    pub tracks_changes: bool,
 }
 
 impl ShardConfig {
@@ -41,6 +43,7 @@ impl ShardConfig {
             seed: spec.seed,
             tables: Arc::new(spec.tables()),
             embedding: spec.embedding.clone(),
+            tracks_changes: spec.recovery_points.as_ref().is_some_and(|points| points.changes_below > 0.0),
         }
     }
 

@@ -12,7 +12,7 @@
 //! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
 //! * [`bench`]: what all this costs, against what the machine can do.
 //! * [`observe`]: what lanes count, and who is told. [`query`]: reading a shard from outside a run.
-//! * [`archive`]: where snapshots go and rows come back from. [`member`]: the shard's life under a coordinator.
+//! * [`archive`]: where snapshots go; [`restore`]: where rows come back from. [`member`]: the shard's life under a coordinator.
 
 pub mod archive;
 pub mod args;
@@ -29,6 +29,7 @@ pub mod observe;
 mod outside;
 pub mod pool;
 pub mod query;
+pub mod restore;
 pub mod rows;
 mod server;
 pub mod shard;

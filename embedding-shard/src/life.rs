@@ -2,22 +2,23 @@
 
 use std::time::Duration;
 
-use polygram_checkpoint::{Part, RunStore};
-use polygram_domain::{RunFile, RunSpec, ShardIndex, Step};
+use polygram_checkpoint::RunStore;
+use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
+    Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter, Upload,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::archive::{StoreArchive, restore};
+use crate::archive::{Chain, PointArchive, Shipment, StoreArchive};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::member::MemberError;
 use crate::outside::{Outside, Services};
+use crate::restore::{chain_of, restore};
 use crate::shard::{Shard, ShardStatus};
 
 /// A failed shard waits so long for the coordinator's answer.
@@ -53,17 +54,26 @@ impl Life {
             let text = format!("shard {} in a run of {shards} shards, {listed} of them assigned", self.index);
             return Err(MemberError::Assignment(text));
         }
+        let points = RunStore::of_points(&self.joined.root, &spec).unwrap_or_else(|error| {
+            tracing::warn!(%error, "recovery points are not written by this shard");
+            None
+        });
         let mut shard = Shard::new(config.clone())?;
+        let mut chain = None;
         if assignment.resume_manifest.is_some() {
-            let restored = restore_from(&mut shard, &store, &spec, assignment.resume_step);
+            let restored = restore_from(&mut shard, (&store, points.as_ref()), &spec, &assignment);
             tokio::select! {
-                restored = restored => restored?,
+                restored = restored => chain = restored?,
                 ended = before_start(directives) => return ended,
             }
         }
         pass(Point::ShardRestored);
-        let (parts, uploaded) = mpsc::channel(PARTS_IN_FLIGHT);
-        let shard = shard.with_archive(std::sync::Arc::new(StoreArchive::new(store, config, parts)));
+        let (shipments, shipped) = mpsc::channel(PARTS_IN_FLIGHT);
+        let mut archive = StoreArchive::new(store, config, shipments);
+        if let Some((store, points)) = points.zip(spec.recovery_points.as_ref()) {
+            archive = archive.with_points(PointArchive::new(store, points.changes_below, chain));
+        }
+        let shard = shard.with_archive(std::sync::Arc::new(archive));
         let status = shard.status();
         let outside = services.start(&shard, self.reporter.clone());
         let (shutdown, stop) = oneshot::channel::<()>();
@@ -71,7 +81,7 @@ impl Life {
             // Dropped or sent: the shard is to stop either way.
             let _either_way = stop.await;
         }));
-        let uploads = tokio::spawn(report_uploads(self.reporter.clone(), uploaded));
+        let uploads = tokio::spawn(report_uploads(self.reporter.clone(), shipped));
         progress.set(assignment.resume_step, Phase::Ready);
         pass(Point::ShardReady);
         self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
@@ -111,7 +121,10 @@ async fn assignment(directives: &mut Directives) -> Result<Option<Assignment>, M
             Directive::Assign(assignment) => return Ok(Some(assignment)),
             Directive::Abort(abort) => return Err(abort.into()),
             Directive::Exit => return Ok(None),
-            Directive::Start | Directive::Stop { .. } | Directive::Committed { .. } => {}
+            Directive::Start
+            | Directive::Stop { .. }
+            | Directive::Committed { .. }
+            | Directive::PointSettled { .. } => {}
         }
     }
 }
@@ -127,24 +140,42 @@ async fn before_start(directives: &mut Directives) -> Result<(), MemberError> {
     }
 }
 
+/// Restores what is assigned, from the run's store or that of its recovery points. Answers what the next recovery point may
+/// go on from.
 async fn restore_from(
     shard: &mut Shard,
-    store: &RunStore,
+    (commits, points): (&RunStore, Option<&RunStore>),
     spec: &RunSpec,
-    step: Step,
-) -> Result<(), MemberError> {
+    assignment: &Assignment,
+) -> Result<Option<Chain>, MemberError> {
+    let (step, kind) = (assignment.resume_step, assignment.resume_kind);
+    let store = match kind {
+        CheckpointKind::Commit => commits,
+        CheckpointKind::Point => points.ok_or_else(|| {
+            let reason = "it is a recovery point, and this shard has no place for them".to_owned();
+            MemberError::Resume { step, reason }
+        })?,
+    };
     let manifest = store.read_manifest(step).await?;
     manifest.check_cover(spec).map_err(|error| MemberError::Resume { step, reason: error.to_string() })?;
     restore(shard, store, &manifest).await?;
-    tracing::info!(%step, rows = shard.written(), "rows restored");
-    Ok(())
+    tracing::info!(%step, from = kind.noun(), rows = shard.written(), "rows restored");
+    Ok((kind == CheckpointKind::Point).then(|| chain_of(shard, &manifest)).flatten())
 }
 
-/// Tells the coordinator of every snapshot that is in the store.
-async fn report_uploads(reporter: Reporter, mut parts: mpsc::Receiver<Part>) -> Result<(), MemberError> {
-    while let Some(part) = parts.recv().await {
-        let step = part.step;
-        reporter.report_upload(step, serde_json::to_string(&part)?).await?;
+/// Tells the coordinator what became of every snapshot.
+async fn report_uploads(
+    reporter: Reporter,
+    mut shipments: mpsc::Receiver<Shipment>,
+) -> Result<(), MemberError> {
+    while let Some(shipment) = shipments.recv().await {
+        let (step, upload) = match shipment {
+            Shipment::Part { kind, part } => {
+                (part.step, Upload::Part { kind, json: serde_json::to_string(&part)? })
+            }
+            Shipment::NotWritten { step, reason } => (step, Upload::NotWritten { reason }),
+        };
+        reporter.report_upload(step, upload).await?;
         pass(Point::ShardReported);
     }
     Ok(())
@@ -171,7 +202,12 @@ impl Serving {
                     Ok(Directive::Exit) => break None,
                     Ok(Directive::Abort(abort)) => break Some(abort.into()),
                     Ok(Directive::Start) => self.progress.phase(Phase::Serving),
-                    Ok(Directive::Assign(_) | Directive::Stop { .. } | Directive::Committed { .. }) => {}
+                    Ok(
+                        Directive::Assign(_)
+                        | Directive::Stop { .. }
+                        | Directive::Committed { .. }
+                        | Directive::PointSettled { .. },
+                    ) => {}
                     Err(error) => break Some(error.into()),
                 },
                 served = &mut self.served => {

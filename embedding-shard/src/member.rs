@@ -16,10 +16,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::archive::RestoreError;
 use crate::error::ShardError;
 use crate::life::Life;
 use crate::outside::Services;
+use crate::restore::RestoreError;
 
 /// How a shard finds its run.
 #[derive(Clone, Debug)]

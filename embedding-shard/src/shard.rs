@@ -159,6 +159,12 @@ impl Shard {
         Ok(())
     }
 
+    /// Counts a row that was put back as changed since all rows were last written to a recovery point.
+    pub(crate) fn mark_changed(&mut self, table: TableIndex, row: RowId) {
+        let owner = self.stores.iter_mut().find(|store| store.rows_of(table).contains(&row.0));
+        owner.into_iter().for_each(|store| store.mark_changed(table, row));
+    }
+
     /// Written rows.
     pub fn written(&self) -> u64 {
         self.stores.iter().map(RowStore::written).sum()

@@ -18,13 +18,13 @@ use polygram_proto::bulk::client::Cause;
 use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
 use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece, run_hash};
 use polygram_proto::bulk::message::{HelloBody, Message, PreparedBody, Request, RowBlock};
-use polygram_proto::bulk::{Commit, Hello, Reason, RowClient};
+use polygram_proto::bulk::{Commit, Hello, Reason, RowClient, SnapshotOrder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 };
 const WORKLOAD: Workload = Workload { seed: 5, poisoned: Some(1) };
-const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: false };
+const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: SnapshotOrder::None };
 
 /// Looks up, computes and pushes every cell of a step through one worker.
 async fn push_step(cluster: &Cluster, client: &RowClient, step: Step) {
@@ -45,7 +45,7 @@ async fn a_step_that_is_not_finite_leaves_every_byte() {
     let before = client.read(Step(1), Arc::clone(&ids)).await.unwrap();
     push_step(&cluster, &client, Step(1)).await;
     assert!(!client.prepare(Step(1)).await.unwrap().finite);
-    client.abort(Step(1)).await.unwrap();
+    client.abort(Step(1), SnapshotOrder::None).await.unwrap();
     let after = client.read(Step(2), ids).await.unwrap();
     assert_eq!(before, after);
     client.close().await.unwrap();
@@ -210,7 +210,7 @@ async fn noise_never_harms_a_shard() {
         Message::Prepare,
         Message::Prepared(prepared),
         Message::Commit(COMMIT),
-        Message::Abort { snapshot: true },
+        Message::Abort { snapshot: SnapshotOrder::Commit },
         Message::Committed(9),
     ];
     let seal = |message: &Message| {

@@ -51,6 +51,7 @@ fn counted(config: &Arc<ShardConfig>) -> ShardView {
             lane.released(Duration::from_millis(2));
             lane.closed_step(StepTotals {
                 version: Step(u64::from(step) + 1),
+                changed_rows: 0,
                 declared_rows: 4,
                 step_rows: 3,
                 busy: Duration::from_millis(5),

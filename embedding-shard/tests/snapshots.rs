@@ -11,10 +11,11 @@ use common::cluster::{Cluster, new_shard, train_all};
 use common::reference::bits;
 use common::{RULES, Workload, overrides, spec};
 use polygram_checkpoint::{Part, RowRecord, RunStore};
-use polygram_domain::{RunSpec, Step, TableIndex};
-use polygram_embedding_shard::archive::{ArchiveError, RowArchive, StoreArchive};
+use polygram_domain::{CheckpointKind, RunSpec, Step, TableIndex};
+use polygram_embedding_shard::archive::{ArchiveError, RowArchive, Shipment, StoreArchive};
 use polygram_embedding_shard::rows::DecayLog;
 use polygram_embedding_shard::{Record, Shard, ShardError, SnapshotRows};
+use polygram_proto::bulk::SnapshotOrder;
 use tokio::sync::mpsc;
 
 const WORKLOAD: Workload = Workload { seed: 9, poisoned: None };
@@ -76,7 +77,13 @@ async fn training_on_from_memory_equals_training_through() {
         (0..2).map(|index| new_shard(&before, index).with_archive(Arc::new(archive.clone()))).collect();
     let cluster = Cluster::serve(&before, shards).await;
     // The run goes on while the snapshot is taken, so rows change under it.
-    train_all(&cluster, WORKLOAD, (0..STEPS, vec![SNAPSHOT_AT, SNAPSHOT_AT + 1]), 2).await;
+    train_all(
+        &cluster,
+        WORKLOAD,
+        (0..STEPS, [SNAPSHOT_AT, SNAPSHOT_AT + 1].map(|at| (at, SnapshotOrder::Commit)).into()),
+        2,
+    )
+    .await;
     assert_eq!(bits(&cluster.into_records().await), expected, "a snapshot changes nothing");
     let snapshots = archive.snapshots.lock().unwrap().clone();
     for version in [SNAPSHOT_AT + 1, SNAPSHOT_AT + 2] {
@@ -120,8 +127,12 @@ async fn through_a_store(rule: &[&str]) {
         })
         .collect();
     let cluster = Cluster::serve(&spec, shards).await;
-    train_all(&cluster, WORKLOAD, (0..SNAPSHOT_AT + 1, vec![SNAPSHOT_AT]), 2).await;
-    let parts: Vec<Part> = [written.recv().await.unwrap(), written.recv().await.unwrap()].into();
+    train_all(&cluster, WORKLOAD, (0..SNAPSHOT_AT + 1, vec![(SNAPSHOT_AT, SnapshotOrder::Commit)]), 2).await;
+    let mut part = async || match written.recv().await.unwrap() {
+        Shipment::Part { kind: CheckpointKind::Commit, part } => part,
+        other => panic!("{other:?}"),
+    };
+    let parts: Vec<Part> = [part().await, part().await].into();
     cluster.stop().await;
 
     let version = Step(SNAPSHOT_AT + 1);

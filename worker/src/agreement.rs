@@ -2,7 +2,7 @@
 //!
 //! After the reductions every rank must hold the same loss and the same norm, bit for bit. A rank that does not has
 //! computed another model; going on would commit it. The exchange also carries the wish to stop, so that all ranks
-//! stop at the same boundary.
+//! stop at the same boundary, and whether a checkpoint is on its way, so that all begin a recovery point or none does.
 
 use polygram_collective::Collective;
 use polygram_domain::{Rank, Step};
@@ -20,35 +20,46 @@ pub struct Opinion {
     pub grad_norm: f64,
     /// Whether this rank was asked to stop.
     pub stop: bool,
+    /// Whether a checkpoint is on its way that this rank has a part in.
+    pub busy: bool,
+}
+
+/// What holds for all ranks if it does for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// The run stops after this step.
+    pub stop: bool,
+    /// A checkpoint is on its way.
+    pub busy: bool,
 }
 
 impl Opinion {
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(25);
+        let mut bytes = Vec::with_capacity(26);
         bytes.extend_from_slice(&self.step.0.to_le_bytes());
         bytes.extend_from_slice(&self.loss.to_bits().to_le_bytes());
         bytes.extend_from_slice(&self.grad_norm.to_bits().to_le_bytes());
-        bytes.push(u8::from(self.stop));
+        bytes.extend([self.stop, self.busy].map(u8::from));
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Opinion> {
         let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        let stop = *bytes.get(24).filter(|_| bytes.len() == 25)?;
+        let [stop, busy] = <[u8; 2]>::try_from(bytes.get(24..)?).ok()?;
         Some(Opinion {
             step: Step(word(0)?),
             loss: f64::from_bits(word(8)?),
             grad_norm: f64::from_bits(word(16)?),
             stop: stop != 0,
+            busy: busy != 0,
         })
     }
 }
 
-/// Exchanges opinions. `Ok(true)` when any rank wants to stop after this step; an error that names the first rank
-/// of another opinion.
-pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, WorkerError> {
+/// Exchanges opinions; an error names the first rank of another one.
+pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<Agreed, WorkerError> {
     let all = collective.all_gather(&mine.encode())?;
-    let mut stop = false;
+    let mut agreed = Agreed::default();
     for (rank, bytes) in all.iter().enumerate() {
         let rank = Rank(rank as u32);
         let theirs = Opinion::decode(bytes).ok_or(WorkerError::Disagreement {
@@ -71,9 +82,10 @@ pub fn agree(collective: &mut dyn Collective, mine: &Opinion) -> Result<bool, Wo
         if let Some(what) = what {
             return Err(WorkerError::Disagreement { rank, step: mine.step, what });
         }
-        stop |= theirs.stop;
+        agreed.stop |= theirs.stop;
+        agreed.busy |= theirs.busy;
     }
-    Ok(stop)
+    Ok(agreed)
 }
 
 /// The sum of every rank's number modulo 2^64.
@@ -92,7 +104,7 @@ fn is_same(a: f64, b: f64) -> bool {
 mod tests {
     use super::*;
 
-    fn exchange(opinions: [Opinion; 2]) -> Vec<Result<bool, WorkerError>> {
+    fn exchange(opinions: [Opinion; 2]) -> Vec<Result<Agreed, WorkerError>> {
         let options = polygram_collective::Options::new("test", std::time::Duration::from_secs(10));
         let ranks = polygram_collective::Local::ranks(2, &options);
         let threads: Vec<_> = ranks
@@ -103,15 +115,14 @@ mod tests {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     }
 
-    const OPINION: Opinion = Opinion { step: Step(4), loss: 0.25, grad_norm: 2.0, stop: false };
+    const OPINION: Opinion = Opinion { step: Step(4), loss: 0.25, grad_norm: 2.0, stop: false, busy: false };
 
     #[test]
-    fn one_wish_to_stop_is_everybodys() {
-        for answer in exchange([OPINION, Opinion { stop: true, ..OPINION }]) {
-            assert!(answer.unwrap());
-        }
-        for answer in exchange([OPINION, OPINION]) {
-            assert!(!answer.unwrap());
+    fn what_holds_for_one_rank_holds_for_all() {
+        for (stop, busy) in [(false, false), (true, false), (false, true), (true, true)] {
+            for answer in exchange([OPINION, Opinion { stop, busy, ..OPINION }]) {
+                assert_eq!(answer.unwrap(), Agreed { stop, busy });
+            }
         }
     }
 
@@ -119,7 +130,7 @@ mod tests {
     fn nan_is_nan() {
         let other = f64::from_bits(f64::NAN.to_bits() | 1);
         for answer in exchange([Opinion { loss: f64::NAN, ..OPINION }, Opinion { loss: other, ..OPINION }]) {
-            assert!(!answer.unwrap());
+            assert_eq!(answer.unwrap(), Agreed::default());
         }
     }
 
@@ -135,10 +146,11 @@ mod tests {
 
     #[test]
     fn opinions_survive_the_wire() {
-        let opinion = Opinion { step: Step(1 << 40), loss: 0.1, grad_norm: f64::NAN, stop: true };
+        let opinion =
+            Opinion { step: Step(1 << 40), loss: 0.1, grad_norm: f64::NAN, stop: true, busy: false };
         let again = Opinion::decode(&opinion.encode()).unwrap();
         assert_eq!(again.encode(), opinion.encode());
         assert!(Opinion::decode(&[]).is_none());
-        assert!(Opinion::decode(&[0; 26]).is_none());
+        assert!(Opinion::decode(&[0; 27]).is_none());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use polygram_checkpoint::{Cursor, NamedTensor};
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{Rank, Step};
+use polygram_domain::{CheckpointKind, Rank, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
     Evaluation, MemberReport, Phase, PhaseSeconds, Progress, Reporter, StepMetrics,
@@ -22,10 +22,21 @@ use crate::memory::Resident;
 pub struct Snapshot {
     /// State version.
     pub step: Step,
+    /// What it is for.
+    pub kind: CheckpointKind,
     /// Its tensors.
     pub tensors: Vec<NamedTensor>,
     /// The data cursor, from rank 0 only.
     pub cursor: Option<Cursor>,
+}
+
+/// What became of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Its state version.
+    pub step: Step,
+    /// Whether it is kept; a recovery point may be given up.
+    pub kept: bool,
 }
 
 /// Where the time of a step goes.
@@ -65,10 +76,12 @@ pub struct Boundary {
     pub stop: Arc<AtomicBool>,
     /// Shares of checkpoints to upload.
     pub snapshots: mpsc::Sender<Snapshot>,
-    /// The newest committed state version.
-    pub committed: watch::Receiver<Option<Step>>,
-    /// The state version whose commit was not awaited yet.
-    pub awaited: Option<Step>,
+    /// What became of the newest checkpoint that is not on its way any more.
+    pub settled: watch::Receiver<Option<Settled>>,
+    /// The checkpoint that was not awaited yet.
+    pub awaited: Option<(Step, CheckpointKind)>,
+    /// The newest recovery point that is kept.
+    pub last_point: Option<Step>,
 }
 
 impl Boundary {
@@ -129,20 +142,21 @@ impl Boundary {
     }
 
     /// Copies the part of state version `step` that this rank is the one to keep, and has it uploaded beside training. Blocks
-    /// while the checkpoint before is not committed.
-    pub fn commit(
+    /// while the checkpoint before is on its way.
+    pub fn keep(
         &mut self,
-        step: Step,
+        (step, kind): (Step, CheckpointKind),
         compute: &dyn Compute,
         host_copy: &mut HostCopy,
     ) -> Result<(), WorkerError> {
-        self.await_commit(step)?;
+        self.await_checkpoint(step)?;
         self.enter(step, Phase::Snapshotting);
         let begun = Instant::now();
         let tensors = host_copy.take(compute.state(), || !self.snapshots.is_closed())?;
         pass(Point::WorkerSnapshotTaken);
         tracing::info!(
             step = step.0,
+            of = kind.noun(),
             mebibytes = host_copy.bytes() >> 20,
             seconds = begun.elapsed().as_secs_f64(),
             "state copied; it is written while training goes on"
@@ -151,24 +165,38 @@ impl Boundary {
             samples: step.0 * self.spec.samples_per_step(),
             tokens: step.0 * self.spec.tokens_per_step(),
         });
-        let snapshot = Snapshot { step, tensors, cursor };
+        let snapshot = Snapshot { step, kind, tensors, cursor };
         self.snapshots.blocking_send(snapshot).map_err(|_| WorkerError::OtherSide("session"))?;
-        self.awaited = Some(step);
+        self.awaited = Some((step, kind));
         Ok(())
     }
 
-    /// Whether a checkpoint is being written that this rank has a part in.
-    pub fn commit_is_under_way(&self) -> bool {
-        self.awaited.is_some_and(|step| *self.committed.borrow() < Some(step))
+    /// Whether a checkpoint is on its way that this rank has a part in.
+    pub fn is_busy(&self) -> bool {
+        self.awaited.is_some_and(|(step, _)| self.outcome_of(step).is_none())
     }
 
-    /// Blocks until the checkpoint that is being written, if there is one, is committed; `step` is where this rank is.
-    pub fn await_commit(&mut self, step: Step) -> Result<(), WorkerError> {
-        let Some(awaited) = self.awaited.take() else { return Ok(()) };
+    fn outcome_of(&self, step: Step) -> Option<Settled> {
+        self.settled.borrow().filter(|settled| settled.step >= step)
+    }
+
+    /// The newest recovery point that is kept, where no checkpoint is on its way.
+    pub fn last_point(&self) -> Option<Step> {
+        let awaited = self.awaited.filter(|(_, kind)| *kind == CheckpointKind::Point);
+        let outcome = awaited.and_then(|(step, _)| self.outcome_of(step));
+        outcome.filter(|settled| settled.kept).map(|settled| settled.step).or(self.last_point)
+    }
+
+    /// Blocks until the checkpoint that is on its way, if there is one, has come to its end; `step` is where this rank is.
+    pub fn await_checkpoint(&mut self, step: Step) -> Result<(), WorkerError> {
+        let Some((awaited, kind)) = self.awaited.take() else { return Ok(()) };
         self.enter(step, Phase::Uploading);
-        let mut committed = self.committed.clone();
-        let wait = committed.wait_for(|committed| *committed >= Some(awaited));
-        futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        let mut settled = self.settled.clone();
+        let wait = settled.wait_for(|settled| settled.is_some_and(|settled| settled.step >= awaited));
+        let outcome = *futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        if kind == CheckpointKind::Point && outcome.is_some_and(|settled| settled.kept) {
+            self.last_point = Some(awaited);
+        }
         pass(Point::WorkerCommitted);
         Ok(())
     }

@@ -80,6 +80,14 @@ pub enum WorkerError {
     /// The checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// There is no store for a kind of checkpoint.
+    #[error("this rank has no place for the {kind} of step {step}: see recovery_points.root of the run file")]
+    NoPlace {
+        /// Its step.
+        step: Step,
+        /// What it is.
+        kind: &'static str,
+    },
     /// The checkpoint to go on from is not one.
     #[error("cannot resume: {0}")]
     Resume(String),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use polygram_checkpoint::{NamedTensor, RunStore};
+use polygram_checkpoint::NamedTensor;
 use polygram_collective::{Bound, Membership};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
@@ -24,7 +24,7 @@ use crate::ranks::{Meeting, Ranks};
 use crate::restore;
 use crate::row_desk::row_desk;
 use crate::signals::Signals;
-use crate::snapshot;
+use crate::snapshot::{self, Stores};
 use crate::training::Training;
 
 /// One membership.
@@ -55,10 +55,7 @@ impl Life {
     ) -> Result<(), WorkerError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = Arc::new(file.resolve()?);
-        let root = polygram_checkpoint::open_root(&self.joined.root)?;
-        // Ranks of one machine read the same weights.
-        let root = if spec.topology.workers > 1 { root.shared() } else { root };
-        let store = RunStore::at(root, &spec.name);
+        let stores = Stores::open(&self.joined.root, &spec)?;
         let cells = {
             let spec = Arc::clone(&spec);
             let rank = self.rank;
@@ -67,7 +64,7 @@ impl Life {
                 .map_err(|_| WorkerError::OtherSide("data"))??
         };
         let (compute, thread) = compute_thread::spawn(Arc::clone(&spec), self.rank)?;
-        let work = Work { spec, store, cells };
+        let work = Work { spec, stores, cells };
         let lived = self.train(work, listener, compute, (directives, signals)).await;
         // All that held the thread's other ends is gone by now, so it ends as soon as it looks up.
         match (lived, thread.ended(self.joined.failure_detection).await) {
@@ -86,7 +83,7 @@ impl Life {
         compute: ComputeThread,
         (directives, signals): (&mut Directives, &mut Signals),
     ) -> Result<(), WorkerError> {
-        let Work { spec, store, cells } = work;
+        let Work { spec, stores, cells } = work;
         let progress = self.reporter.progress();
         let ComputeThread { restore, ready, start, mut outcome } = compute;
         let Some(assignment) = before_start(directives, signals, assigned).await? else { return Ok(()) };
@@ -94,7 +91,7 @@ impl Life {
         progress.set(assignment.resume_step, Phase::Restoring);
         let prepared = {
             let prepare = async {
-                let restored = self.restore(&spec, &store, &assignment, restore).await;
+                let restored = self.restore(&spec, &stores, &assignment, restore).await;
                 if ready.await.is_err() {
                     // The engine failed: its own error says more than the closed channel.
                     return Err((&mut outcome).await.map_or(WorkerError::OtherSide("compute"), |result| {
@@ -126,7 +123,7 @@ impl Life {
         let started = |directive| matches!(directive, Directive::Start).then_some(());
         let Some(()) = before_start(directives, signals, started).await? else { return Ok(()) };
         pass(Point::WorkerStarted);
-        let (committed_sender, committed) = watch::channel(None);
+        let (settled_sender, settled) = watch::channel(None);
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let aborts = ranks.abort_handles();
@@ -138,7 +135,7 @@ impl Life {
         tasks.spawn(declaring);
         tasks.spawn(fetching);
         tasks.spawn(desk);
-        tasks.spawn(snapshot::upload(store, self.rank, self.reporter.clone(), to_upload));
+        tasks.spawn(snapshot::upload(stores, self.rank, self.reporter.clone(), to_upload));
         let boundary = Boundary {
             clock: PhaseClock::default(),
             spec: Arc::clone(&spec),
@@ -147,14 +144,15 @@ impl Life {
             reporter: self.reporter.clone(),
             stop: Arc::clone(&stop),
             snapshots,
-            committed,
+            settled,
             awaited: None,
+            last_point: assignment.resume_point(),
         };
         let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary, policy };
         if start.send(order).is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }
-        Training { tasks, aborts, stop, committed: committed_sender, outcome }
+        Training { tasks, aborts, stop, settled: settled_sender, outcome }
             .watch(&self.reporter, directives, signals)
             .await
     }
@@ -163,14 +161,16 @@ impl Life {
     async fn restore(
         &self,
         spec: &RunSpec,
-        store: &RunStore,
+        stores: &Stores,
         assignment: &Assignment,
         engine: mpsc::Sender<NamedTensor>,
     ) -> Result<Memory, WorkerError> {
         if assignment.resume_manifest.is_none() {
             return Ok(Memory::default());
         }
-        let manifest = restore::manifest_at(store, spec, assignment.resume_step).await?;
+        let (step, kind) = (assignment.resume_step, assignment.resume_kind);
+        let store = stores.of(kind).ok_or(WorkerError::NoPlace { step, kind: kind.noun() })?;
+        let manifest = restore::manifest_at(store, spec, step).await?;
         restore::dense_state(store, &manifest, (spec, self.rank), engine).await?;
         Ok(manifest.policy.memory)
     }
@@ -221,7 +221,7 @@ impl Life {
 /// What a membership works with from its first moment.
 struct Work {
     spec: Arc<RunSpec>,
-    store: RunStore,
+    stores: Stores,
     cells: Cells,
 }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use polygram_domain::{Cell, Step};
-use polygram_proto::bulk::{Commit, Prepared, RowClient, UniqueIds};
+use polygram_proto::bulk::{Commit, Prepared, RowClient, SnapshotOrder, UniqueIds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::WorkerError;
@@ -22,8 +22,8 @@ pub struct CommitOrder {
     pub scale: f32,
     /// Learning rate of the tables.
     pub lr: f32,
-    /// Take a snapshot of the version that this commit makes.
-    pub snapshot: bool,
+    /// What is to be written of the version that this commit makes.
+    pub snapshot: SnapshotOrder,
     /// Not finite: advance the version without an update.
     pub skip: bool,
 }
@@ -100,12 +100,8 @@ async fn carry_out(client: RowClient, mut queue: mpsc::Receiver<Order>) -> Resul
                 reply.send(client.prepare(step).await?).ok();
             }
             Order::Commit { step, order, reply } if order.skip => {
-                let skipped = if order.snapshot {
-                    client.abort_with_snapshot(step).await
-                } else {
-                    client.abort(step).await
-                };
-                reply.send(skipped.map(|()| 0)?).ok();
+                client.abort(step, order.snapshot).await?;
+                reply.send(0).ok();
             }
             Order::Commit { step, order, reply } => {
                 let commit = Commit { scale: order.scale, lr: order.lr, snapshot: order.snapshot };

@@ -16,10 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polygram_collective::Collective;
+use polygram_domain::checkpoint::checkpoint_due;
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::sum_tree::SumTree;
-use polygram_domain::{Cell, Step, StepOutcome};
+use polygram_domain::{Cell, CheckpointKind, Step, StepOutcome};
 use polygram_faults::{Point, pass};
+use polygram_proto::bulk::SnapshotOrder;
 use polygram_proto::control::{Fingerprint, Phase, StepMetrics, StepProof};
 
 use crate::agreement::{self, Opinion};
@@ -76,7 +78,7 @@ impl Trainer {
             self.boundary.begin_step();
             let begun = Instant::now();
             let (boundary_seconds, commit_under_way) =
-                ((begun - ended).as_secs_f64(), self.boundary.commit_is_under_way());
+                ((begun - ended).as_secs_f64(), self.boundary.is_busy());
             let sums = self.compute_cells(step)?;
             let outcome = self.finish_step(step, sums, begun)?;
             step = step.next();
@@ -85,14 +87,14 @@ impl Trainer {
             let report = StepMetrics { boundary_seconds, commit_under_way, ..outcome.report };
             self.boundary.report_step(report)?;
             self.evaluate_if_due(step)?;
-            if outcome.commit {
-                self.boundary.commit(step, self.compute.as_ref(), &mut self.host_copy)?;
+            if let Some(kind) = outcome.checkpoint {
+                self.boundary.keep((step, kind), self.compute.as_ref(), &mut self.host_copy)?;
             }
             if outcome.stop {
                 break;
             }
         }
-        self.boundary.await_commit(step)?;
+        self.boundary.await_checkpoint(step)?;
         Ok(step)
     }
 
@@ -164,23 +166,29 @@ impl Trainer {
         let prepared = prepared.wait()?;
         pass(Point::WorkerAfterPrepare);
         let gradient = norm::clip(training, dense_square_sum, &prepared);
-        let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop: self.boundary.stop_wanted() };
-        let stop_asked = agreement::agree(self.collective.as_mut(), &opinion)?;
+        let (stop, busy) = (self.boundary.stop_wanted(), self.boundary.is_busy());
+        let opinion = Opinion { step, loss, grad_norm: gradient.norm, stop, busy };
+        let agreed = agreement::agree(self.collective.as_mut(), &opinion)?;
         pass(Point::WorkerAgreed);
         let finding = Finding { step, loss, norm: gradient.norm, rows_finite: prepared.finite };
         let outcome = self.policy.judge(&finding)?;
         let applies = outcome == StepOutcome::Applied;
 
         let reached = step.next();
-        let stop = stop_asked || reached.0 >= spec.last_step();
-        let due = spec.checkpoint.every_steps.is_some_and(|every| reached.0.is_multiple_of(every));
-        let commit = stop || due;
+        let stop = agreed.stop || reached.0 >= spec.last_step();
+        let due = checkpoint_due((&spec.checkpoint, spec.recovery_points.as_ref()), reached, stop);
+        // A recovery point is not worth waiting for the checkpoint before.
+        let checkpoint = due.filter(|kind| *kind == CheckpointKind::Commit || !agreed.busy);
         let lr = training.schedule.lr(step.0);
         self.boundary.enter(step, Phase::Updating);
         let order = CommitOrder {
             scale: gradient.table_scale,
             lr: (lr * spec.embedding.lr_multiplier) as f32,
-            snapshot: commit,
+            snapshot: match checkpoint {
+                None => SnapshotOrder::None,
+                Some(CheckpointKind::Commit) => SnapshotOrder::Commit,
+                Some(CheckpointKind::Point) => SnapshotOrder::Point { after: self.boundary.last_point() },
+            },
             skip: !applies,
         };
         let committed = self.rows.commit(step, order)?;
@@ -209,7 +217,7 @@ impl Trainer {
         self.policy.note(outcome, &finding);
         let phases = self.boundary.phases();
         Ok(Outcome {
-            commit,
+            checkpoint,
             stop,
             report: StepMetrics {
                 step,
@@ -264,6 +272,6 @@ impl Trainer {
 /// What a finished step leads to.
 struct Outcome {
     report: StepMetrics,
-    commit: bool,
+    checkpoint: Option<CheckpointKind>,
     stop: bool,
 }

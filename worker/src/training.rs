@@ -11,6 +11,7 @@ use polygram_proto::control::{Directive, Directives, MemberReport, Phase, Report
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::boundary::Settled;
 use crate::error::WorkerError;
 use crate::signals::Signals;
 
@@ -25,8 +26,8 @@ pub struct Training {
     pub aborts: Vec<AbortHandle>,
     /// The wish to stop, for the compute thread.
     pub stop: Arc<AtomicBool>,
-    /// Newest commit, for the compute thread.
-    pub committed: watch::Sender<Option<Step>>,
+    /// What became of the newest checkpoint, for the compute thread.
+    pub settled: watch::Sender<Option<Settled>>,
     /// The compute thread's result.
     pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
 }
@@ -50,7 +51,10 @@ impl Training {
                         self.stop.store(true, Ordering::Relaxed);
                     }
                     Ok(Directive::Committed { step }) => {
-                        self.committed.send_replace(Some(step));
+                        self.settled.send_replace(Some(Settled { step, kept: true }));
+                    }
+                    Ok(Directive::PointSettled { step, kept }) => {
+                        self.settled.send_replace(Some(Settled { step, kept }));
                     }
                     Ok(Directive::Exit) if finished => {
                         self.tasks.shutdown().await;

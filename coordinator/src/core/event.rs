@@ -1,7 +1,7 @@
 //! What happens to a run, and what is to be done about it.
 
 use polygram_checkpoint::RecoveryLine;
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 use polygram_proto::control::{
     Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
 };
@@ -56,7 +56,7 @@ pub enum Event {
         /// How it ended.
         message: String,
     },
-    /// A member's part of a checkpoint is in the store.
+    /// A member is done with its part of a checkpoint.
     Upload {
         /// Of the call.
         ticket: Ticket,
@@ -66,10 +66,19 @@ pub enum Event {
         generation: Generation,
         /// Updates applied in the checkpoint.
         step: Step,
+        /// What became of it.
+        uploaded: Uploaded,
     },
     /// A commit came to its end; the error says why it did not succeed.
     CommitDone {
         /// The checkpoint.
+        step: Step,
+        /// How it ended.
+        result: Result<(), String>,
+    },
+    /// A recovery point is kept; the error says why it could not be.
+    PointDone {
+        /// Updates applied in it.
         step: Step,
         /// How it ended.
         result: Result<(), String>,
@@ -102,6 +111,15 @@ pub enum Event {
     },
     /// Time passed.
     Tick,
+}
+
+/// What became of a member's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uploaded {
+    /// It is in its store.
+    Part(CheckpointKind),
+    /// It is one of a recovery point and could not be written: why, one sentence.
+    NotWritten(String),
 }
 
 /// The answer to a call.
@@ -151,6 +169,8 @@ pub enum Outcome {
 /// Who a log line is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// What goes on often and as it should.
+    Debug,
     /// The run's course.
     Info,
     /// Something odd that the run survives.
@@ -180,6 +200,18 @@ pub enum Action {
     Commit {
         /// The checkpoint.
         step: Step,
+    },
+    /// All parts of a recovery point are here: assemble and keep it, and answer with [`Event::PointDone`].
+    KeepPoint {
+        /// Updates applied in it.
+        step: Step,
+    },
+    /// Nobody is to go on from this recovery point again.
+    DropPoint {
+        /// Updates applied in it.
+        step: Step,
+        /// What is wrong with it, one sentence.
+        why: String,
     },
     /// Decide on a way back from a spike, behind whatever is being committed, and answer with [`Event::RolledBack`].
     RollBack {

@@ -166,7 +166,7 @@ impl Turn<'_> {
     pub(super) fn stop_uncommitted(&mut self, wish: &str, why: &str) {
         let state = &*self.state;
         let reached = state.reached();
-        let kept = state.last_commit().unwrap_or(Step(0));
+        let kept = state.newest().map_or(Step(0), |newest| newest.step);
         let lost = reached.0.saturating_sub(kept.0);
         let message = format!(
             "stopped without a commit: {why}; the same command goes on from step {kept}, {lost} steps are done again ({wish})"

@@ -1,6 +1,6 @@
 //! From pending to over: what the run waits for, and when it goes on.
 
-use polygram_domain::Step;
+use polygram_domain::{CheckpointKind, Step};
 use polygram_proto::control::{Assignment, Directive, MemberRef, Reason, Role, RunState};
 
 use super::event::Action;
@@ -100,7 +100,7 @@ impl Turn<'_> {
             (Reason::Stopping, format!("stopping at the next step boundary: {why}"))
         } else if let Some(step) = self.state.checkpoints.committing {
             (Reason::Committing, format!("training; committing step {step}"))
-        } else if let Some((&step, _)) = self.state.checkpoints.parts.first_key_value() {
+        } else if let Some(step) = self.state.next_incomplete() {
             (Reason::Committing, format!("training; {}", self.state.waiting_for_parts(step)))
         } else {
             (Reason::Training, format!("training from step {from} to step {to}"))
@@ -137,6 +137,7 @@ impl State {
             shards: of(Role::Shard).collect(),
             resume_step: self.resume_step(),
             resume_manifest: self.resume.as_ref().map(|resume| resume.manifest.clone()),
+            resume_kind: self.resume.as_ref().map(|resume| resume.kind).unwrap_or_default(),
             left_out: self.policy.state.left_out.clone(),
             ways_back: self.policy.state.ways_back.clone(),
         }
@@ -159,21 +160,27 @@ impl State {
     /// A member that is gone and whose part of `step` will never come.
     fn gone_without_part(&self, step: Step) -> Option<MemberRef> {
         let c = &self.checkpoints;
-        if c.committing.is_some() || c.complete.contains(&step) {
+        if c.committing.is_some() || c.complete.contains_key(&step) {
             return None;
         }
-        let reported = |who: &MemberRef| c.parts.get(&step).is_some_and(|parts| parts.contains(who));
+        let reported = |who: &MemberRef| c.parts.get(&step).is_some_and(|parts| parts.reported.contains(who));
         let gone = self.members.values().filter(|m| m.attendance == Attendance::Ended);
         gone.map(|m| m.who).find(|who| !reported(who))
     }
 
+    /// The first commit that some parts of are here. Recovery points come and go without a word.
+    fn next_incomplete(&self) -> Option<Step> {
+        let mut parts = self.checkpoints.parts.iter();
+        parts.find(|(_, parts)| parts.kind == CheckpointKind::Commit).map(|(step, _)| *step)
+    }
+
     fn waiting_for_parts(&self, step: Step) -> String {
         let c = &self.checkpoints;
-        if c.committing == Some(step) || c.complete.contains(&step) {
+        if c.committing == Some(step) || c.complete.contains_key(&step) {
             return "all parts are here".into();
         }
         self.waiting_for(&format!("to report their part of step {step}"), |slot| {
-            c.parts.get(&step).is_some_and(|parts| parts.contains(slot))
+            c.parts.get(&step).is_some_and(|parts| parts.reported.contains(slot))
         })
     }
 }

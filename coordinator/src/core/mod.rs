@@ -6,7 +6,8 @@
 //! * members are assigned once all of them attend, and started once all of them acknowledged the same table;
 //! * a step is committed only with the parts of every worker and every shard, steps in ascending order;
 //! * the first failure of a generation is its culprit for good, later ones are consequences;
-//! * a generation begins from the newest commit, and only after the commit that its forerunner had begun has ended;
+//! * a generation begins from the newest commit or recovery point, and only after what its forerunner had begun to commit or
+//!   keep has ended;
 //! * a state that is over is never left, and the end comes once, in bounded time.
 
 pub mod event;
@@ -28,7 +29,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time};
+pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time, Uploaded};
 pub use policy::RolledBack;
 pub use settings::{Resume, Settings, Timeouts};
 pub use state::State;
@@ -41,11 +42,12 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         Event::Attend { ticket, member, generation } => turn.attend(ticket, member, generation),
         Event::Report(envelope) => turn.report(envelope),
         Event::StreamEnded { member, message } => turn.stream_ended(member, message),
-        Event::Upload { ticket, member, generation, step } => {
-            let answer = turn.upload(member, generation, step);
+        Event::Upload { ticket, member, generation, step, uploaded } => {
+            let answer = turn.upload((member, generation), step, uploaded);
             turn.reply(ticket, answer);
         }
         Event::CommitDone { step, result } => turn.commit_done(step, result),
+        Event::PointDone { step, result } => turn.point_done(step, result),
         Event::RolledBack { at, result } => turn.rolled_back(at, result),
         Event::StoreFailed { message } => turn.store_failed(message),
         Event::Stop { ticket, mode, reason } => {

@@ -73,7 +73,7 @@ impl Turn<'_> {
                     newest.iter().map(|[start, end]| format!("{start}..{end}")).collect();
                 self.tell_policy(at, format!("back to {from}; samples {} are left out", ranges.join(", ")));
                 self.state.policy.state = policy;
-                self.state.checkpoints.committed = to;
+                (self.state.checkpoints.committed, self.state.checkpoints.point) = (to, None);
                 self.state.resume = to.map(Resume::at);
                 self.actions.push(Action::StatusChanged);
             }

@@ -1,4 +1,4 @@
-//! Going back to the last commit: when a lost member costs a generation, and when it costs the run.
+//! Going back to the last commit or recovery point: when a lost member costs a generation, and when it costs the run.
 //!
 //! A loss ends the generation. Its members are forgotten and told to join again, what they had reported for commits that
 //! had not begun is dropped, and a new generation is admitted at once. It is assigned once the commit under way has
@@ -135,6 +135,7 @@ impl Turn<'_> {
         let line = self.loss_line(reason, &culprit, host, why.clone());
         self.actions.push(Action::Record(Record::Recovery(line)));
         self.state.recovery.told.extend(Told::of(reason, &culprit));
+        self.distrust_point(reason, &sentence);
         self.state.culprit = Some(culprit);
         match (why, &self.state.stop) {
             (_, _) if !self.state.recovers() => self.fail(reason, sentence),
@@ -144,6 +145,19 @@ impl Turn<'_> {
             }
             (Some(why), None) => self.fail(reason, format!("{sentence}; {why} ({restarts} restarts so far)")),
             (None, None) => self.roll_back(reason, sentence),
+        }
+    }
+
+    /// A member that fails over a recovery point while it restores it makes the run go on from its last commit instead.
+    fn distrust_point(&mut self, reason: Reason, sentence: &str) {
+        let Some(step) = self.state.checkpoints.point else { return };
+        let is_restored =
+            self.state.run == RunState::Restoring && self.state.resume == Some(Resume::at_point(step));
+        if is_restored && reason == Reason::MemberFailed {
+            self.state.checkpoints.point = None;
+            let why = format!("it could not be restored: {sentence}");
+            self.log(Level::Error, format!("recovery point {step} is not gone on from again: {why}"));
+            self.actions.push(Action::DropPoint { step, why });
         }
     }
 
@@ -226,6 +240,7 @@ impl Turn<'_> {
         state.counts = Counts::default();
         state.checkpoints.parts.clear();
         state.checkpoints.complete.clear();
+        state.checkpoints.given_up = None;
         // The parts of a commit under way have gone with their order.
         self.actions.push(Action::DropParts { before: Step(u64::MAX) });
         let message = self.waiting_to_recover();
@@ -244,6 +259,11 @@ impl Turn<'_> {
         let waits = |what: String, turn: &Self| format!("{}; {what}", turn.going_back());
         if let Some(at) = self.state.undecided() {
             let message = format!("going back from the spike at step {at}: waiting for the store to decide");
+            self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
+            return false;
+        }
+        if let Some(step) = self.state.checkpoints.keeping {
+            let message = waits(format!("waiting for the recovery point of step {step}"), self);
             self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
             return false;
         }
@@ -278,7 +298,8 @@ impl Turn<'_> {
         if let Some(spike) = &self.state.recovery.spike {
             return format!("going back from a spike: {spike}");
         }
-        let from = self.state.last_commit().map_or("the beginning".into(), |step| format!("step {step}"));
+        let from =
+            self.state.newest().map_or("the beginning".into(), |newest| format!("step {}", newest.step));
         let last = self.state.recovery.last.as_ref();
         let why = last.map_or("a member was lost".into(), |last| last.culprit.to_string());
         let (restart, most) = (self.state.recovery.restarts, self.state.settings.recovery.max_restarts);
@@ -294,10 +315,7 @@ impl Turn<'_> {
         if self.state.recovery.lost_at.is_none() {
             return;
         }
-        let newest = self.state.last_commit();
-        if newest != self.state.resume.as_ref().map(|resume| resume.step) {
-            self.state.resume = newest.map(Resume::at);
-        }
+        self.state.resume = self.state.newest();
         let step = self.state.resume_step();
         self.state.evaluation = self.state.evaluation.filter(|evaluation| evaluation.step <= step);
         self.actions.push(Action::Record(Record::WentBack(step)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use polygram_checkpoint::keys;
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{RunSpec, Step, TableSpec, Topology};
+use polygram_domain::{CheckpointKind, RunSpec, Step, TableSpec, Topology};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///
@@ -52,14 +52,21 @@ impl Timeouts {
 pub struct Resume {
     /// Updates applied in the manifest.
     pub step: Step,
+    /// What it is of, and so in which root.
+    pub kind: CheckpointKind,
     /// Object key of the manifest.
     pub manifest: String,
 }
 
 impl Resume {
-    /// The checkpoint of `step`.
+    /// The commit of `step`.
     pub fn at(step: Step) -> Resume {
-        Resume { step, manifest: keys::manifest(step) }
+        Resume { step, kind: CheckpointKind::Commit, manifest: keys::manifest(step) }
+    }
+
+    /// The recovery point of `step`.
+    pub fn at_point(step: Step) -> Resume {
+        Resume { kind: CheckpointKind::Point, ..Resume::at(step) }
     }
 }
 
@@ -76,6 +83,8 @@ pub struct Settings {
     pub last_step: u64,
     /// What the attempt begins from; `None` for a fresh run.
     pub resume: Option<Resume>,
+    /// The newest commit, which is what is resumed from unless that is a recovery point.
+    pub committed: Option<Step>,
     /// Which start of the run this is, from 1.
     pub attempt: u32,
     /// Derived timeouts.
@@ -98,6 +107,7 @@ impl Settings {
             topology: spec.topology,
             total_steps: spec.training.steps,
             last_step: spec.last_step(),
+            committed: resume.as_ref().filter(|r| r.kind == CheckpointKind::Commit).map(|r| r.step),
             resume,
             attempt,
             timeouts: Timeouts::of(spec.failure_detection_seconds),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 use polygram_proto::control::{
     AssignmentHash, Culprit, Directive, Evaluation, Failure, Incarnation, MemberId, MemberRef, Phase, Reason,
     Role, RunState, StepMetrics,
@@ -77,14 +77,30 @@ pub(super) enum Attendance {
 /// What is reported, being committed and committed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Checkpoints {
-    /// Who has reported its part of a step that is not complete.
-    pub(super) parts: BTreeMap<Step, BTreeSet<MemberRef>>,
+    /// What is reported of a step that is not complete.
+    pub(super) parts: BTreeMap<Step, Parts>,
     /// Complete, not yet begun.
-    pub(super) complete: BTreeSet<Step>,
-    /// Begun.
+    pub(super) complete: BTreeMap<Step, CheckpointKind>,
+    /// The commit that has begun.
     pub(super) committing: Option<Step>,
+    /// The recovery point that is being kept; never beside a commit.
+    pub(super) keeping: Option<Step>,
     /// Newest committed.
     pub(super) committed: Option<Step>,
+    /// Newest recovery point that is kept, if it is newer than that.
+    pub(super) point: Option<Step>,
+    /// Newest recovery point that was given up by this generation.
+    pub(super) given_up: Option<Step>,
+}
+
+/// Parts of one checkpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    pub(super) kind: CheckpointKind,
+    /// Who is done with its part.
+    pub(super) reported: BTreeSet<MemberRef>,
+    /// Who could not write its part of a recovery point, and why.
+    pub(super) not_written: Option<String>,
 }
 
 /// A failure that blames a peer, waiting for the peer's own end.
@@ -106,7 +122,9 @@ pub(super) struct Ending {
 impl State {
     /// A run nobody has joined yet. One whose last step is already committed is over from the start.
     pub fn new(settings: Settings, now: Time) -> State {
-        let committed = settings.resume.as_ref().map(|resume| resume.step);
+        let point = settings.resume.as_ref().filter(|resume| resume.kind == CheckpointKind::Point);
+        let point = point.map(|resume| resume.step);
+        let committed = settings.committed;
         let mut state = State {
             run: RunState::Pending,
             reason: Reason::WaitingForMembers,
@@ -117,7 +135,7 @@ impl State {
             generation: Generation::of_attempt(settings.attempt),
             resume: settings.resume.clone(),
             assignment: None,
-            checkpoints: Checkpoints { committed, ..Checkpoints::default() },
+            checkpoints: Checkpoints { committed, point, ..Checkpoints::default() },
             stop: None,
             stop_until: None,
             suspicion: None,
@@ -166,6 +184,12 @@ impl State {
     /// Newest committed step of the run.
     pub fn last_commit(&self) -> Option<Step> {
         self.checkpoints.committed
+    }
+
+    /// What a generation goes on from that begins now.
+    pub(super) fn newest(&self) -> Option<Resume> {
+        let point = self.checkpoints.point.filter(|point| Some(*point) > self.checkpoints.committed);
+        point.map(Resume::at_point).or(self.checkpoints.committed.map(Resume::at))
     }
 
     /// The active generation.

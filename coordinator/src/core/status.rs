@@ -37,6 +37,7 @@ impl State {
                 })
                 .collect(),
             last_commit: self.checkpoints.committed,
+            last_point: self.checkpoints.point,
             last_metrics: self.metrics,
             last_evaluation: self.evaluation,
             culprit: self.culprit.clone(),

@@ -290,6 +290,7 @@ impl Driver {
             Action::Withdraw { member, seat } => self.send(member, PoolWord::Withdraw(seat)),
             Action::Drop { member } => drop(self.connections.remove(&member)),
             Action::Log(level, line) => match level {
+                Level::Debug => tracing::debug!("{line}"),
                 Level::Info => tracing::info!("{line}"),
                 Level::Warn => tracing::warn!("{line}"),
                 Level::Error => tracing::error!("{line}"),

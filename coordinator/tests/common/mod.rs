@@ -8,10 +8,10 @@ use std::time::Duration;
 use polygram_checkpoint::{Cursor, NamedTensor, Part, RunStore, TableShape, expected_tensors};
 use polygram_coordinator::{Ended, OpeningError, Origin, ServeError, open, serve};
 use polygram_domain::tables::buckets_of;
-use polygram_domain::{RunFile, RunSpec, ShardIndex, Step};
+use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex, Step};
 use polygram_proto::control::{
     Announcement, Assignment, ControlError, Directive, Directives, JoinOptions, Joined, MemberRef,
-    MemberReport, MemberSession, Phase, Reporter, Role, StepMetrics, Token,
+    MemberReport, MemberSession, Phase, Reporter, Role, StepMetrics, Token, Upload,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -163,7 +163,8 @@ impl Member {
             self.metrics(step - 1, 1.0).await;
         }
         let part = self.write_part(lead, step).await;
-        self.reporter.report_upload(Step(step), serde_json::to_string(&part).unwrap()).await.unwrap();
+        let upload = of_commit(serde_json::to_string(&part).unwrap());
+        self.reporter.report_upload(Step(step), upload).await.unwrap();
     }
 
     pub async fn metrics(&self, step: u64, loss: f64) {
@@ -222,4 +223,9 @@ pub async fn train_to(lead: Lead, from: u64, step: u64) -> Ended {
     members[0].finish(step).await;
     leave(members).await;
     lead.ended().await
+}
+
+/// The report of a part of a commit.
+pub fn of_commit(json: String) -> Upload {
+    Upload::Part { kind: CheckpointKind::Commit, json }
 }

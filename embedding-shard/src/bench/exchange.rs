@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Rank, RunSpec, ShardIndex, Step, TableSet};
 use polygram_ngram::UniqueRows;
-use polygram_proto::bulk::{ClientLimits, ClientOptions, Commit, Hello, RowClient, UniqueIds, rows_of_shard};
+use polygram_proto::bulk::{
+    ClientLimits, ClientOptions, Commit, Hello, RowClient, SnapshotOrder, UniqueIds, rows_of_shard,
+};
 
 use super::args::{ExchangeArgs, Sizes};
 use super::error::BenchError;
@@ -131,7 +133,7 @@ pub(super) async fn step(
     }
     client.prepare(step).await?;
     let pushed = Instant::now();
-    client.commit(step, Commit { scale: 1.0, lr: 1e-3, snapshot: false }).await?;
+    client.commit(step, Commit { scale: 1.0, lr: 1e-3, snapshot: SnapshotOrder::None }).await?;
     let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
     Ok(Parts {
         lookup: seconds(start, looked_up),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use polygram_domain::{RowId, TableIndex};
 
-use crate::rows::{Record, RowStore};
+use crate::rows::{ChangedRows, Record, RowStore};
 
 /// Rows of the index looked at per batch at most, so that a batch never delays a step for long.
 const SCAN_ROWS: u32 = 1 << 20;
@@ -30,16 +30,20 @@ pub(super) struct CopyOnWrite {
     /// The first row not copied yet.
     cursor: (TableIndex, u32),
     saved: HashMap<(TableIndex, RowId), Saved>,
+    /// The only rows that are copied, if it is not all.
+    only: Option<ChangedRows>,
 }
 
 impl CopyOnWrite {
-    pub(super) fn new() -> CopyOnWrite {
-        CopyOnWrite { cursor: (TableIndex(0), 0), saved: HashMap::new() }
+    /// Begins a snapshot of all written rows, or of these.
+    pub(super) fn new(only: Option<ChangedRows>) -> CopyOnWrite {
+        CopyOnWrite { cursor: (TableIndex(0), 0), saved: HashMap::new(), only }
     }
 
     /// Saves a row that is about to change, unless it is copied or saved already.
     pub(super) fn before_update(&mut self, store: &RowStore, table: TableIndex, row: RowId) {
-        if (table, row.0) >= self.cursor {
+        let is_wanted = || self.only.as_ref().is_none_or(|only| store.is_among(only, table, row));
+        if (table, row.0) >= self.cursor && is_wanted() {
             self.saved.entry((table, row)).or_insert_with(|| store.record(table, row));
         }
     }
@@ -55,7 +59,11 @@ impl CopyOnWrite {
         let mut batch = RowBatch::default();
         let (mut from, mut values) = (start, 0);
         while values < BATCH_VALUES {
-            let Some(row) = store.next_written(table, from, end) else {
+            let next = match &self.only {
+                None => store.next_written(table, from, end),
+                Some(only) => store.next_among(only, table, (from, end)),
+            };
+            let Some(row) = next else {
                 from = end;
                 break;
             };

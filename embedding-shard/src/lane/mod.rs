@@ -17,6 +17,7 @@ use polygram_proto::bulk::message::{Request, RowBlock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::archive::{RowCounts, Selection};
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
 use crate::numa::pin_thread;
@@ -40,8 +41,8 @@ pub(crate) enum Command {
     Add { step: Step, request: Arc<Request>, blocks: Vec<Arc<RowBlock>> },
     /// All cells are in: report sums of squares.
     Sum { step: Step },
-    /// Apply the step, or skip it; `snapshot`: begin one of the rows as they are then.
-    Close { step: Step, rates: Option<Rates>, snapshot: bool },
+    /// Apply the step, or skip it; `snapshot`: begin one of these rows as they are then.
+    Close { step: Step, rates: Option<Rates>, snapshot: Option<Selection> },
     /// The next rows of the running snapshot.
     Batch { table: TableIndex, reply: oneshot::Sender<RowBatch> },
     /// The snapshot is over.
@@ -57,8 +58,8 @@ pub(crate) enum Report {
     Counted { rows: u64 },
     /// A step's sums of squares, ascending by (table, bucket).
     Summed { step: Step, sums: Vec<(TableIndex, BucketIndex, f64)> },
-    /// A step is closed; rows that are written now, and the sum of the hashes of those that the step has updated.
-    Closed { step: Step, written: u64, fingerprint: u64 },
+    /// A step is closed; what rows there are now, and the sum of the hashes of those that the step has updated.
+    Closed { step: Step, rows: RowCounts, fingerprint: u64 },
     /// The lane cannot go on.
     Failed(ShardError),
 }
@@ -179,10 +180,16 @@ impl Lane {
             }
             Command::Close { step, rates, snapshot } => {
                 let fingerprint = self.close(step, rates)?;
-                if snapshot {
-                    self.snapshot = Some(CopyOnWrite::new());
+                if let Some(selection) = snapshot {
+                    if selection == Selection::AllAnew {
+                        self.store.begin_changes();
+                    }
+                    let changes = || self.store.changes();
+                    let only = (selection == Selection::Changed).then(changes).flatten();
+                    self.snapshot = Some(CopyOnWrite::new(only));
                 }
-                Ok(Some(Report::Closed { step, written: self.store.written(), fingerprint }))
+                let rows = RowCounts { written: self.store.written(), changed: self.store.changed() };
+                Ok(Some(Report::Closed { step, rows, fingerprint }))
             }
             Command::Batch { table, reply } => {
                 let batch = match &mut self.snapshot {
@@ -275,6 +282,7 @@ impl Lane {
             version: self.version,
             declared_rows: sites * rows.contributions(),
             step_rows: sites * rows.len() as u64,
+            changed_rows: self.store.changed(),
             busy: std::mem::take(&mut self.busy),
         });
         for Parked { rows, reply, since } in self.parked.remove(&step.0).unwrap_or_default() {

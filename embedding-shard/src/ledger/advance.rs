@@ -75,11 +75,11 @@ impl Ledger {
             return false;
         };
         let (vote, prepared) = (*vote, Arc::clone(prepared));
-        if vote.snapshot() && self.snapshot_is_running {
+        if vote.snapshot().is_some() && self.snapshot_is_running {
             return false;
         }
         let Some(open) = self.open.remove(&step) else { return false };
-        self.snapshot_is_running |= vote.snapshot();
+        self.snapshot_is_running |= vote.snapshot().is_some();
         self.closed.insert(
             step,
             ClosedStep {

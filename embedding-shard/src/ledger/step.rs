@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use polygram_domain::{BucketIndex, Rank, TableIndex};
-use polygram_proto::bulk::message::{Commit, PreparedBody, Reason, Refusal, Request, RowBlock};
+use polygram_proto::bulk::message::{
+    Commit, PreparedBody, Reason, Refusal, Request, RowBlock, SnapshotOrder,
+};
 
 use super::Peer;
 
@@ -81,14 +83,14 @@ pub enum Vote {
     Commit(Commit),
     /// Leave the tables as they are.
     Abort {
-        /// Snapshot wanted.
-        snapshot: bool,
+        /// What is to be written all the same.
+        snapshot: SnapshotOrder,
     },
 }
 
 impl Vote {
-    /// Whether a snapshot is wanted.
-    pub fn snapshot(&self) -> bool {
+    /// What is to be written of the rows as they are then.
+    pub fn snapshot(&self) -> SnapshotOrder {
         match self {
             Vote::Commit(commit) => commit.snapshot,
             Vote::Abort { snapshot } => *snapshot,
@@ -112,9 +114,9 @@ impl fmt::Display for Vote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Vote::Commit(Commit { scale, lr, snapshot }) => {
-                write!(f, "commit with scale {scale:?}, lr {lr:?}, snapshot {snapshot}")
+                write!(f, "commit with scale {scale:?}, lr {lr:?}, snapshot {snapshot:?}")
             }
-            Vote::Abort { snapshot } => write!(f, "abort with snapshot {snapshot}"),
+            Vote::Abort { snapshot } => write!(f, "abort with snapshot {snapshot:?}"),
         }
     }
 }

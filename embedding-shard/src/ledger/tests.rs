@@ -6,7 +6,7 @@ use polygram_domain::embedding::RowType;
 use polygram_domain::{BucketIndex, Cell, Generation, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex};
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::frame::Kind;
-use polygram_proto::bulk::message::{Commit, Message, Reason, Refusal, Request, RowBlock};
+use polygram_proto::bulk::message::{Commit, Message, Reason, Refusal, Request, RowBlock, SnapshotOrder};
 
 use super::{Effect, Ledger, Peer, Vote};
 use crate::config::ShardConfig;
@@ -44,7 +44,7 @@ fn block(first: u32, rows: u32) -> RowBlock {
     }
 }
 
-const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: false };
+const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: SnapshotOrder::None };
 
 /// Effects in one word each.
 fn names(ledger: &mut Ledger) -> Vec<String> {
@@ -177,7 +177,7 @@ fn repeated_frames_change_nothing() {
     l.vote(peer(1), Step(0), Vote::Commit(COMMIT)).unwrap();
     l.prepare(peer(1), Step(0)).unwrap();
     assert_eq!(names(&mut l), ["Committed 0 to 1", "Prepared 0 to 1"]);
-    let late = l.vote(peer(1), Step(0), Vote::Abort { snapshot: false }).unwrap_err();
+    let late = l.vote(peer(1), Step(0), Vote::Abort { snapshot: SnapshotOrder::None }).unwrap_err();
     assert_eq!(late.reason, Reason::Conflict);
 }
 
@@ -201,8 +201,9 @@ fn disagreement_names_both_workers_and_ends_everything() {
     let votes = [
         Vote::Commit(Commit { scale: 0.5, ..COMMIT }),
         Vote::Commit(Commit { lr: 0.2, ..COMMIT }),
-        Vote::Commit(Commit { snapshot: true, ..COMMIT }),
-        Vote::Abort { snapshot: false },
+        Vote::Commit(Commit { snapshot: SnapshotOrder::Commit, ..COMMIT }),
+        Vote::Commit(Commit { snapshot: SnapshotOrder::Point { after: None }, ..COMMIT }),
+        Vote::Abort { snapshot: SnapshotOrder::None },
     ];
     for other in votes {
         let mut l = ledger();
@@ -247,7 +248,7 @@ fn votes_need_sums_and_finite_ones() {
     let refusal = l.vote(peer(0), Step(0), Vote::Commit(COMMIT)).unwrap_err();
     assert!(refusal.text.contains("not finite"));
     for rank in 0..2 {
-        l.vote(peer(rank), Step(0), Vote::Abort { snapshot: false }).unwrap();
+        l.vote(peer(rank), Step(0), Vote::Abort { snapshot: SnapshotOrder::None }).unwrap();
     }
     assert_eq!(names(&mut l), ["skip 0"]);
     assert_eq!(l.version(), Step(1));
@@ -269,7 +270,7 @@ fn reads_are_answered_at_exactly_their_version() {
 #[test]
 fn a_snapshot_waits_for_the_one_before() {
     let mut l = ledger();
-    let vote = Vote::Commit(Commit { snapshot: true, ..COMMIT });
+    let vote = Vote::Commit(Commit { snapshot: SnapshotOrder::Commit, ..COMMIT });
     for (step, effects) in [(0, &["apply 0"][..]), (1, &[])] {
         prepared(&mut l, step);
         for rank in 0..2 {

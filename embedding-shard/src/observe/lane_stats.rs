@@ -38,6 +38,8 @@ pub struct LaneStats {
     pub declared_rows: u64,
     /// Rows declared by steps, counted once a step.
     pub step_rows: u64,
+    /// Rows that changed since all were last written to a recovery point.
+    pub changed_rows: u64,
     /// Norms of rows after an update (see [`norm_is_sampled`]).
     pub norms: LogHistogram,
     /// Seconds that lookups were held back.
@@ -70,6 +72,8 @@ pub struct StepTotals {
     pub declared_rows: u64,
     /// The same, counted once.
     pub step_rows: u64,
+    /// Rows of this lane that changed since all were last written to a recovery point.
+    pub changed_rows: u64,
     /// Time the lane worked since the step before was closed.
     pub busy: Duration,
 }
@@ -133,11 +137,12 @@ impl LaneObserver {
     /// Closes a step, committed or aborted, and publishes everything counted so far. Answers the sum of the hashes of the
     /// rows that it has updated, over all tables.
     pub fn closed_step(&mut self, totals: StepTotals) -> u64 {
-        let StepTotals { version, declared_rows, step_rows, busy } = totals;
+        let StepTotals { version, declared_rows, step_rows, changed_rows, busy } = totals;
         let stats = &mut self.stats;
         stats.version = version;
         stats.declared_rows += declared_rows;
         stats.step_rows += step_rows;
+        stats.changed_rows = changed_rows;
         stats.busy += busy;
         let (mut chain, mut step) = (0u64, 0u64);
         for (table, sum) in stats.tables.iter_mut().zip(&mut self.sums) {

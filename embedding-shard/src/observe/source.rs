@@ -27,6 +27,7 @@ impl Source for ShardSource {
         page.counter(names::ROW_UPDATES_TOTAL, by_table(|table| table.updates))?;
         page.counter(names::DECLARED_ROWS_TOTAL, [Sample::plain(stats.declared_rows as f64)])?;
         page.counter(names::STEP_ROWS_TOTAL, [Sample::plain(stats.step_rows as f64)])?;
+        page.gauge(names::CHANGED_ROWS, [Sample::plain(stats.changed_rows as f64)])?;
         page.gauge(names::OVERLAP_RATIO, stats.overlap_ratio().map(Sample::plain))?;
         page.histogram(names::PARK_SECONDS, [Sample::plain(stats.park.to_metric())])?;
         let busy = stats.lane_busy.iter().enumerate();

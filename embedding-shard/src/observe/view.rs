@@ -44,6 +44,8 @@ pub struct ShardStats {
     pub declared_rows: u64,
     /// Rows declared by steps, counted once a step.
     pub step_rows: u64,
+    /// Rows that changed since all were last written to a recovery point; 0 where changes are not counted.
+    pub changed_rows: u64,
     /// Norms of rows after an update, one row in eight.
     pub norms: LogHistogram,
     /// Seconds that lookups were held back.
@@ -131,6 +133,7 @@ impl ShardView {
             tables: tables.collect(),
             declared_rows: lanes.iter().map(|lane| lane.declared_rows).sum(),
             step_rows: lanes.iter().map(|lane| lane.step_rows).sum(),
+            changed_rows: lanes.iter().map(|lane| lane.changed_rows).sum(),
             norms: sum(|lane| &lane.norms),
             park: sum(|lane| &lane.park),
             hot: HotRows::merged(lanes.iter().map(|lane| &lane.hot)),
@@ -179,6 +182,7 @@ mod tests {
                     version: Step(step + 1),
                     declared_rows: 24 / count as u64,
                     step_rows: 8 / count as u64,
+                    changed_rows: 16 / count as u64,
                     busy,
                 };
                 lane.closed_step(totals);
@@ -193,6 +197,7 @@ mod tests {
         let (four, ..) = shard(4, 3);
         assert_eq!(one.version, Step(3));
         assert_eq!((one.touched_rows(), one.tables[0].updates, one.tables[0].touched_rows), (16, 24, 8));
+        assert_eq!(one.changed_rows, 16);
         assert!(one.owned_rows() > 1000);
         assert!((one.overlap_ratio().unwrap() - 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(one.lane_skew_ratio(), Some(0.0));
@@ -211,7 +216,13 @@ mod tests {
     #[test]
     fn between_two_versions_the_older_one_is_told() {
         let (at_five, view, mut lanes) = shard(2, 5);
-        let totals = StepTotals { version: Step(6), declared_rows: 0, step_rows: 0, busy: Duration::ZERO };
+        let totals = StepTotals {
+            version: Step(6),
+            declared_rows: 0,
+            step_rows: 0,
+            changed_rows: 0,
+            busy: Duration::ZERO,
+        };
         lanes[0].closed_step(totals);
         let between = view.stats();
         assert_eq!(between.version, Step(5));

@@ -1,10 +1,12 @@
 //! A lane's rows: virtual until written, then records in an arena.
 //!
-//! * [`store`](RowStore): which row is where, gathering and updating; `saved`: rows out to checkpoints and back.
+//! * [`store`](RowStore): which row is where, gathering and updating; `saved`: rows out to checkpoints and back;
+//!   `changed`: which of them a recovery point needs.
 //! * `layout`, `arena`, `region`: records and the memory they are in.
 //! * [`optimizer`](RowRule), [`decay`](DecayLog), `rounding`, [`virtual_rows`](VirtualRows): the arithmetic.
 
 mod arena;
+mod changed;
 mod decay;
 mod layout;
 mod optimizer;
@@ -16,6 +18,7 @@ mod store;
 mod tests;
 mod virtual_rows;
 
+pub(crate) use changed::ChangedRows;
 pub use decay::DecayLog;
 pub use optimizer::{Rates, RowRule, RowState, square_sum};
 pub(crate) use region::prefetch;

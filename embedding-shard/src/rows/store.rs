@@ -11,6 +11,7 @@ use polygram_domain::embedding::RowType;
 use polygram_domain::{RowId, TableIndex};
 
 use super::arena::Arena;
+use super::changed::ChangedRows;
 use super::decay::DecayLog;
 use super::layout::RecordLayout;
 use super::optimizer::{Rates, RowRule, RowState};
@@ -89,6 +90,8 @@ pub struct RowStore {
     weight_decay: f64,
     /// How far rows have decayed by now.
     decayed: DecayLog,
+    /// Rows that changed since [`RowStore::begin_changes`], where the run makes recovery points of them.
+    changed: Option<ChangedRows>,
 }
 
 impl RowStore {
@@ -132,6 +135,7 @@ impl RowStore {
             rule: RowRule::of(&config.embedding),
             weight_decay: config.embedding.weight_decay,
             decayed: DecayLog::default(),
+            changed: config.tracks_changes.then(|| ChangedRows::none_of(entries)),
             layout,
         })
     }
@@ -144,6 +148,49 @@ impl RowStore {
     /// Written rows.
     pub fn written(&self) -> u64 {
         u64::from(self.arena.records())
+    }
+
+    /// Rows that changed since the last [`RowStore::begin_changes`]; 0 where nobody needs to know.
+    pub fn changed(&self) -> u64 {
+        self.changed.as_ref().map_or(0, ChangedRows::count)
+    }
+
+    /// From now on rows count as changed that change from now on.
+    pub(crate) fn begin_changes(&mut self) {
+        if let Some(changed) = &mut self.changed {
+            changed.take();
+        }
+    }
+
+    /// Which rows have changed by now.
+    pub(crate) fn changes(&self) -> Option<ChangedRows> {
+        self.changed.clone()
+    }
+
+    /// Whether an owned row is among `changes`.
+    pub(crate) fn is_among(&self, changes: &ChangedRows, table: TableIndex, row: RowId) -> bool {
+        changes.has(self.entry(table, row))
+    }
+
+    /// The first row of `changes` of `table` at or after `from` and before `end`, all of them owned.
+    pub(crate) fn next_among(
+        &self,
+        changes: &ChangedRows,
+        table: TableIndex,
+        (from, end): (u32, u32),
+    ) -> Option<RowId> {
+        let TableRows { rows, first } = &self.tables[table.index()];
+        let entry = |row: u32| first + (row - rows.start) as usize;
+        let found = changes.next(entry(from), entry(end))?;
+        Some(RowId(rows.start + (found - first) as u32))
+    }
+
+    /// Counts an owned row as changed.
+    pub(crate) fn mark_changed(&mut self, table: TableIndex, row: RowId) {
+        let entry = self.entry(table, row);
+        if let Some(changed) = &mut self.changed {
+            changed.mark(entry);
+        }
     }
 
     /// Rows of `table` that belong to this store.
@@ -391,6 +438,10 @@ impl RowStore {
         let mut slots = [0; BATCH_ROWS];
         for (batch, rows) in rows.chunks(BATCH_ROWS).enumerate() {
             self.read_slots(table, rows, &mut slots);
+            if let Some(changed) = &mut self.changed {
+                let TableRows { rows: owned, first } = &self.tables[table.index()];
+                rows.iter().for_each(|&row| changed.mark(first + (row - owned.start) as usize));
+            }
             for (slot, &row) in slots.iter_mut().zip(rows).filter(|(slot, _)| **slot == 0) {
                 *slot = self.write_first(table, RowId(row), &mut wide)?;
             }

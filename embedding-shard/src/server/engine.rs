@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::connection::{Admission, End, Event, Fence, PATIENCE};
 use super::outbox::Outbox;
 use super::snapshot::SnapshotRows;
-use crate::archive::{ArchiveError, RowArchive};
+use crate::archive::{ArchiveError, RowArchive, RowCounts};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, ReplyTo, Report};
@@ -54,7 +54,8 @@ pub(super) struct Engine {
     pub(super) archive: Option<Arc<dyn RowArchive>>,
     pub(super) status: watch::Sender<ShardStatus>,
     pub(super) snapshots: JoinSet<Result<(), ArchiveError>>,
-    pub(super) lane_written: Vec<u64>,
+    /// What each lane has, as of its last closed step.
+    pub(super) lane_rows: Vec<RowCounts>,
     /// How far rows have decayed that no step touched, as every lane knows it too.
     pub(super) decayed: DecayLog,
     workers: HashMap<u64, Worker>,
@@ -66,12 +67,16 @@ impl Engine {
     pub(super) fn new(
         config: Arc<ShardConfig>,
         version: Step,
-        lane_written: Vec<u64>,
+        lane_rows: Vec<RowCounts>,
         lanes: Vec<mpsc::Sender<Command>>,
         status: watch::Sender<ShardStatus>,
     ) -> Engine {
         Engine {
-            ledger: Ledger::new(Arc::clone(&config), version, lane_written.clone()),
+            ledger: Ledger::new(
+                Arc::clone(&config),
+                version,
+                lane_rows.iter().map(|rows| rows.written).collect(),
+            ),
             fence: Fence::new(Arc::clone(&config)),
             archive: None,
             snapshots: JoinSet::new(),
@@ -81,7 +86,7 @@ impl Engine {
             config,
             lanes,
             status,
-            lane_written,
+            lane_rows,
         }
     }
 
@@ -215,11 +220,11 @@ impl Engine {
                 pass(Point::ShardPrepared);
                 self.ledger.summed(step, sums);
             }
-            Report::Closed { step, written, fingerprint } => {
+            Report::Closed { step, rows, fingerprint } => {
                 pass(Point::ShardAfterApply);
                 self.ledger.lane_closed(step, fingerprint);
-                self.lane_written[lane] = written;
-                let (version, written_rows) = (self.ledger.version(), self.lane_written.iter().sum());
+                self.lane_rows[lane] = rows;
+                let (version, written_rows) = (self.ledger.version(), self.rows().written);
                 self.status.send_modify(|status| {
                     (status.version, status.written_rows) = (version, written_rows);
                 });
@@ -227,6 +232,14 @@ impl Engine {
             Report::Failed(error) => return Err(error),
         }
         self.act().await
+    }
+
+    /// What the shard has, as of the last closed step of each lane.
+    pub(super) fn rows(&self) -> RowCounts {
+        self.lane_rows.iter().fold(RowCounts::default(), |all, lane| RowCounts {
+            written: all.written + lane.written,
+            changed: all.changed + lane.changed,
+        })
     }
 
     /// Passes a look from outside on to its lane.
@@ -298,20 +311,21 @@ impl Engine {
         {
             self.decayed = self.decayed.after(rates.lr, self.config.embedding.weight_decay);
         }
-        let snapshot = vote.snapshot();
+        let (order, version) = (vote.snapshot(), step.next());
         pass(Point::ShardBeforeApply);
-        self.tell_all(|| Command::Close { step, rates, snapshot }).await?;
-        if snapshot {
-            let version = step.next();
-            let Some(archive) = self.archive.clone() else {
-                let reason = "this shard has no archive".to_owned();
-                return Err(ShardError::Snapshot { version, reason });
-            };
-            let rows = SnapshotRows::new((version, self.decayed), self.lanes.clone());
-            self.status.send_modify(|status| status.is_snapshotting = true);
-            self.snapshots.spawn(async move { archive.archive(rows).await });
-            pass(Point::ShardSnapshotBegun);
+        if !order.is_some() {
+            return self.tell_all(|| Command::Close { step, rates, snapshot: None }).await;
         }
+        let Some(archive) = self.archive.clone() else {
+            let reason = "this shard has no archive".to_owned();
+            return Err(ShardError::Snapshot { version, reason });
+        };
+        let selection = archive.select(order, self.rows());
+        self.tell_all(|| Command::Close { step, rates, snapshot: Some(selection) }).await?;
+        let rows = SnapshotRows::new((version, self.decayed), (order, selection), self.lanes.clone());
+        self.status.send_modify(|status| status.is_snapshotting = true);
+        self.snapshots.spawn(async move { archive.archive(rows).await });
+        pass(Point::ShardSnapshotBegun);
         Ok(())
     }
 

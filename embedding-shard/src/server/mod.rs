@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::archive::RowArchive;
+use crate::archive::{RowArchive, RowCounts};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, Lane, Report};
@@ -57,24 +57,26 @@ pub(crate) async fn serve(
 ) -> Result<Ended, ShardError> {
     let Job { config, version, stores, archive, status, observers, mut peeks } = job;
     let decayed = stores.first().map(RowStore::decayed).unwrap_or_default();
-    let written: Vec<u64> = stores.iter().map(RowStore::written).collect();
-    status.send_modify(|status| (status.version, status.written_rows) = (version, written.iter().sum()));
+    let of_lane = |store: &RowStore| RowCounts { written: store.written(), changed: store.changed() };
+    let rows: Vec<RowCounts> = stores.iter().map(of_lane).collect();
     // A lane has at most three reports a step on their way, and steps beyond the window are refused: the queue holds
     // them all, so that a lane never waits for an engine that waits for a lane.
     let open_steps = config.embedding.prefetch_steps as usize + 4;
     let (report, mut reports) = mpsc::channel(4 * open_steps * stores.len() + 1);
     let mut threads = Vec::with_capacity(stores.len());
     let mut lanes = Vec::with_capacity(stores.len());
-    let rows = stores.into_iter().zip(observers).zip(config.lane_buckets());
-    for (index, ((store, observer), buckets)) in rows.enumerate() {
+    let homes = stores.into_iter().zip(observers).zip(config.lane_buckets());
+    for (index, ((store, observer), buckets)) in homes.enumerate() {
         let lane = Lane::new(Arc::clone(&config), &buckets, (version, store), observer);
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
         threads.push(start(index, lane, queue, report.clone())?);
         lanes.push(commands);
     }
     drop(report);
-    let mut engine = Engine::new(config, version, written, lanes, status);
+    let mut engine = Engine::new(config, version, rows, lanes, status);
     (engine.archive, engine.decayed) = (archive, decayed);
+    let written = engine.rows().written;
+    engine.status.send_modify(|status| (status.version, status.written_rows) = (version, written));
     let mut connections = JoinSet::new();
     let inlets = Inlets { listener: &listener, reports: &mut reports, peeks: &mut peeks };
     let served = run(&mut engine, inlets, &mut connections, shutdown).await;

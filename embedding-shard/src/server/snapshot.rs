@@ -1,16 +1,19 @@
 //! A snapshot as its archive sees it: rows of one table after the other, in row order, pulled from the lanes.
 
 use polygram_domain::{Step, TableIndex};
+use polygram_proto::bulk::SnapshotOrder;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::archive::ArchiveError;
+use crate::archive::{ArchiveError, Selection};
 use crate::lane::Command;
 use crate::rows::{DecayLog, Record};
 
-/// The rows of a shard as they were at one version. Tables must be asked for in ascending order.
+/// Rows of a shard as they were at one version. Tables must be asked for in ascending order.
 #[derive(Debug)]
 pub struct SnapshotRows {
     version: Step,
+    order: SnapshotOrder,
+    selection: Selection,
     decayed: DecayLog,
     lanes: Vec<mpsc::Sender<Command>>,
     /// Lane that has the next rows.
@@ -20,9 +23,20 @@ pub struct SnapshotRows {
 impl SnapshotRows {
     pub(super) fn new(
         (version, decayed): (Step, DecayLog),
+        (order, selection): (SnapshotOrder, Selection),
         lanes: Vec<mpsc::Sender<Command>>,
     ) -> SnapshotRows {
-        SnapshotRows { version, decayed, lanes, lane: 0 }
+        SnapshotRows { version, order, selection, decayed, lanes, lane: 0 }
+    }
+
+    /// What it was ordered for.
+    pub fn order(&self) -> SnapshotOrder {
+        self.order
+    }
+
+    /// Which rows it hands out.
+    pub fn selection(&self) -> Selection {
+        self.selection
     }
 
     /// Updates in the rows.
@@ -35,7 +49,7 @@ impl SnapshotRows {
         self.decayed
     }
 
-    /// The next written rows of `table`, ascending; `None` when there are no more, after which the next table may be
+    /// The next of its rows of `table`, ascending; `None` when there are no more, after which the next table may be
     /// asked for. A batch may be empty.
     pub async fn next(&mut self, table: TableIndex) -> Result<Option<Vec<Record>>, ArchiveError> {
         let Some(lane) = self.lanes.get(self.lane) else {

@@ -9,7 +9,9 @@ use std::time::Duration;
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunSpec, ShardIndex, Step};
 use polygram_embedding_shard::{Record, Shard, ShardConfig, ShardError};
-use polygram_proto::bulk::{ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError};
+use polygram_proto::bulk::{
+    ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError, SnapshotOrder,
+};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -102,8 +104,8 @@ pub(crate) struct Trainer {
     pub(crate) client: RowClient,
     /// Shuffles what may be shuffled.
     pub(crate) shuffle: u64,
-    /// Steps that end with a snapshot.
-    pub(crate) snapshots: Vec<u64>,
+    /// Steps that end with a snapshot, and what it is for.
+    pub(crate) snapshots: Vec<(u64, SnapshotOrder)>,
 }
 
 impl Trainer {
@@ -141,13 +143,14 @@ impl Trainer {
                 self.client.push(step, cell, grads).await?;
             }
             let prepared = self.client.prepare(step).await?;
-            let snapshot = self.snapshots.contains(&step.0);
+            let ordered = self.snapshots.iter().find(|(at, _)| *at == step.0);
+            let snapshot = ordered.map(|(_, order)| *order).unwrap_or_default();
             match prepared.finite {
                 true => {
                     let commit = Commit { snapshot, ..self.workload.commit(step) };
                     self.client.commit(step, commit).await?;
                 }
-                false => self.client.abort(step).await?,
+                false => self.client.abort(step, snapshot).await?,
             }
             seen.prepared.insert(step, prepared);
         }
@@ -159,7 +162,7 @@ impl Trainer {
 pub(crate) async fn train_all(
     cluster: &Cluster,
     workload: Workload,
-    (steps, snapshots): (Range<u64>, Vec<u64>),
+    (steps, snapshots): (Range<u64>, Vec<(u64, SnapshotOrder)>),
     shuffle: u64,
 ) -> Vec<Seen> {
     let mut workers = Vec::new();

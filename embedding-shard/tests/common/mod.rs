@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::{Cell, RunFile, RunSpec, Step};
-use polygram_proto::bulk::{Commit, UniqueIds};
+use polygram_proto::bulk::{Commit, SnapshotOrder, UniqueIds};
 
 /// The tiny run with overrides.
 pub(crate) fn spec(overrides: &[String]) -> RunSpec {
@@ -93,6 +93,10 @@ impl Workload {
     /// How a step is committed.
     pub(crate) fn commit(&self, step: Step) -> Commit {
         let word = self.random().words(1 << 50, step.0)[0];
-        Commit { scale: 0.5 + (word % 100) as f32 / 200.0, lr: 1e-3 * (1 + step.0) as f32, snapshot: false }
+        Commit {
+            scale: 0.5 + (word % 100) as f32 / 200.0,
+            lr: 1e-3 * (1 + step.0) as f32,
+            snapshot: SnapshotOrder::None,
+        }
     }
 }

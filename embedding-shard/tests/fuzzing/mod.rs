@@ -3,7 +3,7 @@
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Rank, RunSpec, Step};
 use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Kind, Outgoing, run_hash};
-use polygram_proto::bulk::message::{HelloBody, Message, Request, RowBlock};
+use polygram_proto::bulk::message::{HelloBody, Message, Request, RowBlock, SnapshotOrder};
 
 use crate::common::Workload;
 use crate::common::cluster::GENERATION;
@@ -114,7 +114,7 @@ impl Conversation {
             frames.push(seal(&Message::Prepare, step, 0));
             frames.push(match expected.prepared.finite {
                 true => seal(&Message::Commit(workload.commit(Step(step))), step, 0),
-                false => seal(&Message::Abort { snapshot: false }, step, 0),
+                false => seal(&Message::Abort { snapshot: SnapshotOrder::None }, step, 0),
             });
         }
         Conversation { run, frames }

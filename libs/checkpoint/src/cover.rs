@@ -9,7 +9,8 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{RunSpec, Step};
 
 use crate::blocks::BlockSums;
-use crate::object::{Content, Cursor, ObjectEntry, Part, TensorEntry, element_count};
+use crate::keys;
+use crate::object::{Content, Cursor, ObjectEntry, Part, RowScope, TensorEntry, element_count};
 use crate::rows::TableShape;
 
 /// Why parts are no checkpoint. Every message names the member and the tensor, or the table and its buckets.
@@ -63,6 +64,14 @@ pub enum CoverError {
     /// Buckets written twice.
     #[error("buckets {start}..{end} of table {table} were written twice, by {first} and {second}")]
     BucketsTwice { table: u32, start: u32, end: u32, first: String, second: String },
+    /// Rows of an earlier step, without what has changed since.
+    #[error(
+        "buckets {start}..{end} of table {table} were written at step {written}, and nobody wrote what changed since"
+    )]
+    MissingChanges { table: u32, start: u32, end: u32, written: Step },
+    /// Changed rows of another step.
+    #[error("{member}: object {key} holds rows that changed until another step than {step}")]
+    StaleChanges { member: String, key: String, step: Step },
     /// No part carries a position in the data.
     #[error("nobody reported the position in the data")]
     MissingCursor,
@@ -146,7 +155,7 @@ pub(crate) fn check_cover(
 ) -> Result<(Cursor, Option<u64>), CoverError> {
     check_members(step, parts)?;
     check_tensors(&expected_tensors(spec), parts)?;
-    check_tables(&expected_tables(spec), parts)?;
+    check_tables(&expected_tables(spec), step, parts)?;
     Ok((check_cursor(parts)?, check_decay(spec, parts)?))
 }
 
@@ -190,7 +199,7 @@ pub(crate) fn check_entry(object: &ObjectEntry) -> Result<(), String> {
     match &object.content {
         Content::Tensors { tensors } if tensors.is_empty() => Err("it holds no tensor".into()),
         Content::Tensors { tensors } => tensors.iter().try_for_each(|t| check_tensor_entry(t, object.bytes)),
-        Content::Rows { table_rows, width, state_values, buckets, rows, table } => {
+        Content::Rows { table_rows, width, state_values, buckets, rows, table, scope: _ } => {
             let shape = TableShape {
                 table: polygram_domain::TableIndex(*table),
                 rows: *table_rows,
@@ -291,14 +300,26 @@ fn missing_tensor(name: &str) -> CoverError {
     }
 }
 
-fn check_tables(expected: &[TableShape], parts: &[Part]) -> Result<(), CoverError> {
-    let mut written: Vec<Pieces<'_, u32>> = vec![Vec::new(); expected.len()];
+/// Rows of one table that the parts hold.
+#[derive(Clone, Default)]
+struct TableParts<'a> {
+    /// Objects of all rows of their buckets.
+    all: Pieces<'a, u32>,
+    /// Those of them that are of this step, and objects of the rows that changed until this step.
+    now: Pieces<'a, u32>,
+    /// Buckets of the other ones.
+    earlier: Vec<(Range<u32>, Step)>,
+}
+
+fn check_tables(expected: &[TableShape], step: Step, parts: &[Part]) -> Result<(), CoverError> {
+    let mut written: Vec<TableParts<'_>> = vec![TableParts::default(); expected.len()];
     for (member, object) in objects(parts) {
-        let Content::Rows { table, table_rows, width, state_values, buckets, .. } = &object.content else {
+        let Content::Rows { table, table_rows, width, state_values, buckets, scope, .. } = &object.content
+        else {
             continue;
         };
         let (table, member_name) = (*table, || member.to_owned());
-        let (Some(shape), Some(pieces)) = (expected.get(table as usize), written.get_mut(table as usize))
+        let (Some(shape), Some(parts)) = (expected.get(table as usize), written.get_mut(table as usize))
         else {
             return Err(CoverError::UnknownTable { member: member_name(), table, tables: expected.len() });
         };
@@ -313,18 +334,45 @@ fn check_tables(expected: &[TableShape], parts: &[Part]) -> Result<(), CoverErro
                 expected: words(shape.rows, shape.width, shape.state_values),
             });
         }
-        pieces.push((buckets.clone(), member));
+        let piece = (buckets.clone(), member);
+        let earlier = keys::step_of_data(&object.key).filter(|written| *written != step);
+        match (scope, earlier) {
+            (RowScope::All, Some(written)) if written < step => {
+                parts.earlier.push((buckets.clone(), written))
+            }
+            (RowScope::Changed, Some(_)) => {
+                return Err(CoverError::StaleChanges {
+                    member: member_name(),
+                    key: object.key.clone(),
+                    step,
+                });
+            }
+            _ => parts.now.push(piece.clone()),
+        }
+        if *scope == RowScope::All {
+            parts.all.push(piece);
+        }
     }
-    for (shape, pieces) in expected.iter().zip(&mut written) {
+    for (shape, parts) in expected.iter().zip(&mut written) {
         let table = shape.table.0;
-        match first_fault(pieces, 0..BUCKETS) {
+        let twice = |Range { start, end }, first, second| {
+            Err(CoverError::BucketsTwice { table, start, end, first, second })
+        };
+        match first_fault(&mut parts.all, 0..BUCKETS) {
             None => {}
             Some(Fault::Hole(Range { start, end })) => {
                 return Err(CoverError::MissingBuckets { table, start, end });
             }
-            Some(Fault::Twice(Range { start, end }, first, second)) => {
-                return Err(CoverError::BucketsTwice { table, start, end, first, second });
+            Some(Fault::Twice(buckets, first, second)) => return twice(buckets, first, second),
+        }
+        match first_fault(&mut parts.now, 0..BUCKETS) {
+            None => {}
+            Some(Fault::Hole(Range { start, end })) => {
+                let of_start = parts.earlier.iter().find(|(buckets, _)| buckets.contains(&start));
+                let written = of_start.map_or(step, |(_, written)| *written);
+                return Err(CoverError::MissingChanges { table, start, end, written });
             }
+            Some(Fault::Twice(buckets, first, second)) => return twice(buckets, first, second),
         }
     }
     Ok(())

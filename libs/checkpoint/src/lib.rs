@@ -71,7 +71,7 @@ pub use error::{CheckpointError, FailedRequest};
 pub use ledger::{Chain, ChainHash, Entry, Heading};
 pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord, WentBackRecord};
-pub use object::{Content, Cursor, DType, ObjectEntry, Part, TensorEntry};
+pub use object::{Content, Cursor, DType, ObjectEntry, Part, RowScope, TensorEntry};
 pub use patience::Patience;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
 pub use reshard::{Placement, Resharded};

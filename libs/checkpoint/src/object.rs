@@ -79,7 +79,40 @@ pub enum Content {
         buckets: Range<u32>,
         /// Written rows.
         rows: u64,
+        /// Which of them.
+        #[serde(default, skip_serializing_if = "RowScope::is_all")]
+        scope: RowScope,
     },
+}
+
+/// Which written rows of its buckets a row object holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowScope {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that changed since the objects of the same manifest that hold all: of a row that both have, this one counts.
+    Changed,
+}
+
+impl RowScope {
+    fn is_all(&self) -> bool {
+        *self == RowScope::All
+    }
+
+    /// As the header of a row object says it.
+    pub(crate) fn word(self) -> u32 {
+        match self {
+            RowScope::All => 0,
+            RowScope::Changed => 1,
+        }
+    }
+
+    /// The way back from [`RowScope::word`].
+    pub(crate) fn of_word(word: u32) -> Option<RowScope> {
+        [RowScope::All, RowScope::Changed].into_iter().find(|scope| scope.word() == word)
+    }
 }
 
 /// A run of consecutive elements of one tensor.

@@ -14,7 +14,7 @@ use crate::cover::expected_tables;
 use crate::digest::Digest;
 use crate::error::CheckpointError;
 use crate::manifest::{Manifest, ManifestHeader};
-use crate::object::{Content, ObjectEntry, Part};
+use crate::object::{Content, ObjectEntry, Part, RowScope};
 use crate::row_io::{OwnedRow, RowWriter};
 use crate::rows::{RowRecord, TableShape};
 use crate::store::RunStore;
@@ -110,7 +110,8 @@ impl RunStore {
         let (member, buckets) = (format!("shard-{shard}"), buckets_of(shard, spec.topology.shards));
         let mut objects = Vec::new();
         for shape in expected_tables(spec) {
-            let mut writer = RowWriter::new(target, manifest.step, &member, shape, buckets.clone())?;
+            let mut writer =
+                RowWriter::new(target, (manifest.step, &member), (shape, RowScope::All), buckets.clone())?;
             for piece in pieces(manifest, &shape, &buckets) {
                 let mut rows: Vec<OwnedRow> = Vec::new();
                 self.read_rows::<CheckpointError>(manifest, shape.table, piece, |record| {

@@ -10,7 +10,7 @@ use crate::data_io::DataName;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::{Content, ObjectEntry};
+use crate::object::{Content, ObjectEntry, RowScope};
 use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
 use crate::store::RunStore;
 use crate::threads::off_thread;
@@ -27,6 +27,7 @@ pub struct RowWriter<'a> {
     step: Step,
     member: String,
     shape: TableShape,
+    scope: RowScope,
     buckets: Range<u32>,
     previous: Option<u32>,
     encoder: RowEncoder,
@@ -34,12 +35,11 @@ pub struct RowWriter<'a> {
 }
 
 impl<'a> RowWriter<'a> {
-    /// Begins the rows of `buckets` of one table.
+    /// Begins all written rows of `buckets` of one table, or those that changed.
     pub fn new(
         store: &'a RunStore,
-        step: Step,
-        member: &str,
-        shape: TableShape,
+        (step, member): (Step, &str),
+        (shape, scope): (TableShape, RowScope),
         buckets: Range<u32>,
     ) -> Result<RowWriter<'a>, CheckpointError> {
         keys::check_word("member", member)?;
@@ -54,8 +54,9 @@ impl<'a> RowWriter<'a> {
             step,
             member: member.to_owned(),
             shape,
+            scope,
             previous: None,
-            encoder: RowEncoder::new(shape, buckets.start),
+            encoder: RowEncoder::new((shape, scope), buckets.start),
             buckets,
             written: Vec::new(),
         })
@@ -84,7 +85,8 @@ impl<'a> RowWriter<'a> {
         if bucket > self.encoder.bucket()
             && self.encoder.bytes() >= self.store.object_bytes() / OBJECTS_PER_TENSOR_OBJECT
         {
-            let full = std::mem::replace(&mut self.encoder, RowEncoder::new(self.shape, bucket));
+            let full =
+                std::mem::replace(&mut self.encoder, RowEncoder::new((self.shape, self.scope), bucket));
             self.put(full, bucket).await?;
         }
         self.encoder.push(bucket, record);
@@ -95,14 +97,18 @@ impl<'a> RowWriter<'a> {
     async fn put(&mut self, encoder: RowEncoder, end: u32) -> Result<(), CheckpointError> {
         let (chunks, content) = encoder.finish(end);
         let number = format!("r{}.{}", self.shape.table, end);
-        let name = DataName { step: self.step, member: &self.member, number, kind: "rows" };
+        let kind = match self.scope {
+            RowScope::All => "rows",
+            RowScope::Changed => "changes",
+        };
+        let name = DataName { step: self.step, member: &self.member, number, kind };
         self.written.push(self.store.put_data(name, chunks, content).await?);
         Ok(())
     }
 
     /// Closes the last object; together the objects answer for all the buckets, written rows or none.
     pub async fn finish(mut self) -> Result<Vec<ObjectEntry>, CheckpointError> {
-        let last = std::mem::replace(&mut self.encoder, RowEncoder::new(self.shape, 0));
+        let last = std::mem::replace(&mut self.encoder, RowEncoder::new((self.shape, self.scope), 0));
         let end = self.buckets.end;
         self.put(last, end).await?;
         Ok(self.written)
@@ -133,7 +139,7 @@ impl RunStore {
         I: IntoIterator<Item = OwnedRow>,
         I::IntoIter: Send,
     {
-        let mut writer = RowWriter::new(self, step, member, shape, buckets)?;
+        let mut writer = RowWriter::new(self, (step, member), (shape, RowScope::All), buckets)?;
         for OwnedRow { row, updates, values } in rows {
             writer.push(RowRecord { row, updates, values: &values }).await?;
         }
@@ -180,6 +186,21 @@ impl RunStore {
         buckets: Range<u32>,
         mut each: impl FnMut(RowRecord<'_>) -> Result<(), E> + Send,
     ) -> Result<(), E> {
+        self.read_scoped_rows(manifest, table, buckets, |row, _| each(row)).await
+    }
+
+    /// As [`RunStore::read_rows`]; `each` is also told whether the row is of those that changed since the others were
+    /// written.
+    ///
+    /// Errors: as there.
+    pub async fn read_scoped_rows<E: From<CheckpointError>>(
+        &self,
+        manifest: &Manifest,
+        table: TableIndex,
+        buckets: Range<u32>,
+        mut each: impl FnMut(RowRecord<'_>, RowScope) -> Result<(), E> + Send,
+    ) -> Result<(), E> {
+        let changed = manifest.row_objects_of(table, RowScope::Changed);
         let mut next = buckets.start;
         for (range, entry) in manifest.row_objects(table) {
             if range.end <= next || range.start >= buckets.end {
@@ -188,8 +209,14 @@ impl RunStore {
             if range.start > next {
                 break;
             }
-            let wanted = next..buckets.end;
-            self.read_row_part(entry, &wanted).await?.records(wanted, &mut each)?;
+            let wanted = next..buckets.end.min(range.end);
+            let mut changes = Vec::new();
+            for (range, change) in &changed {
+                if range.start < wanted.end && wanted.start < range.end {
+                    changes.push(self.read_row_part(change, &wanted).await?);
+                }
+            }
+            self.read_row_part(entry, &wanted).await?.records_under(&changes, wanted.clone(), &mut each)?;
             next = range.end;
         }
         if next < buckets.end {
@@ -201,13 +228,20 @@ impl RunStore {
 }
 
 impl Manifest {
-    /// The row objects of `table` with the buckets they answer for, by first bucket.
+    /// The row objects of `table` that hold all rows of the buckets they answer for, with those, by first bucket.
     pub fn row_objects(&self, table: TableIndex) -> Vec<(Range<u32>, &ObjectEntry)> {
+        self.row_objects_of(table, RowScope::All)
+    }
+
+    /// The row objects of `table` of one scope, in the same way.
+    pub fn row_objects_of(&self, table: TableIndex, scope: RowScope) -> Vec<(Range<u32>, &ObjectEntry)> {
         let mut objects: Vec<_> = self
             .objects
             .iter()
             .filter_map(|entry| match &entry.content {
-                Content::Rows { table: t, buckets, .. } if *t == table.0 => Some((buckets.clone(), entry)),
+                Content::Rows { table: t, buckets, scope: s, .. } if *t == table.0 && *s == scope => {
+                    Some((buckets.clone(), entry))
+                }
                 _ => None,
             })
             .collect();

@@ -12,7 +12,7 @@
 //! | 24 | 4 | optimizer values per row, u32 |
 //! | 28 | 4 | first bucket, u32 |
 //! | 32 | 4 | one past the last bucket, u32 |
-//! | 36 | 4 | zero |
+//! | 36 | 4 | 0: all written rows of the buckets; 1: those that changed since such an object, u32 |
 //! | 40 | 8 | records, u64 |
 //! | 48 | 4 · buckets | records of each bucket, u32 |
 //! | … | (8 + 4·(width + state)) · records | records |
@@ -28,7 +28,7 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{BucketIndex, RowId, SCHEMA_VERSION, TableIndex, TableSpec};
 
 use crate::error::CheckpointError;
-use crate::object::{Content, ObjectEntry, decode_f32, extend_f32};
+use crate::object::{Content, ObjectEntry, RowScope, decode_f32, extend_f32};
 
 const MAGIC: &[u8; 8] = b"PGRMROWS";
 const HEADER_BYTES: usize = 48;
@@ -98,7 +98,7 @@ impl TableShape {
         }
     }
 
-    pub(crate) fn content(&self, buckets: Range<u32>, rows: u64) -> Content {
+    pub(crate) fn content(&self, buckets: Range<u32>, rows: u64, scope: RowScope) -> Content {
         Content::Rows {
             table: self.table.0,
             table_rows: self.rows,
@@ -106,6 +106,7 @@ impl TableShape {
             state_values: self.state_values,
             buckets,
             rows,
+            scope,
         }
     }
 }
@@ -125,6 +126,7 @@ pub struct RowRecord<'a> {
 #[derive(Debug)]
 pub(crate) struct RowEncoder {
     shape: TableShape,
+    scope: RowScope,
     first_bucket: u32,
     counts: Vec<u32>,
     records: u64,
@@ -132,8 +134,8 @@ pub(crate) struct RowEncoder {
 }
 
 impl RowEncoder {
-    pub(crate) fn new(shape: TableShape, first_bucket: u32) -> RowEncoder {
-        RowEncoder { shape, first_bucket, counts: Vec::new(), records: 0, data: Vec::new() }
+    pub(crate) fn new((shape, scope): (TableShape, RowScope), first_bucket: u32) -> RowEncoder {
+        RowEncoder { shape, scope, first_bucket, counts: Vec::new(), records: 0, data: Vec::new() }
     }
 
     /// Bytes of records so far.
@@ -164,14 +166,16 @@ impl RowEncoder {
         let mut head = Vec::with_capacity(HEADER_BYTES + 4 * self.counts.len());
         head.extend(MAGIC);
         let TableShape { table, rows, width, state_values } = self.shape;
-        for field in [SCHEMA_VERSION, table.0, rows, width, state_values, buckets.start, buckets.end, 0] {
+        for field in [SCHEMA_VERSION, table.0, rows, width, state_values, buckets.start, buckets.end] {
             head.extend(field.to_le_bytes());
         }
+        head.extend(self.scope.word().to_le_bytes());
         head.extend(self.records.to_le_bytes());
         for count in &self.counts {
             head.extend(count.to_le_bytes());
         }
-        (vec![Bytes::from(head), Bytes::from(self.data)], self.shape.content(buckets, self.records))
+        let content = self.shape.content(buckets, self.records, self.scope);
+        (vec![Bytes::from(head), Bytes::from(self.data)], content)
     }
 }
 
@@ -179,6 +183,7 @@ impl RowEncoder {
 #[derive(Clone, Debug)]
 pub(crate) struct RowHead {
     shape: TableShape,
+    scope: RowScope,
     buckets: Range<u32>,
     records: u64,
     /// Number of the first record of each bucket, and of all records.
@@ -207,9 +212,15 @@ impl RowHead {
         let (table, rows) = (TableIndex(word(12)), word(16));
         let shape = TableShape { table, rows, width: word(20), state_values: word(24) };
         let buckets = word(28)..word(32);
-        if shape.rows == 0 || buckets.is_empty() || buckets.end > BUCKETS || word(36) != 0 {
-            return Err(damaged(format!("illegal header: {} rows, buckets {buckets:?}", shape.rows)));
-        }
+        let scope = RowScope::of_word(word(36));
+        let Some(scope) = scope.filter(|_| shape.rows > 0 && !buckets.is_empty() && buckets.end <= BUCKETS)
+        else {
+            let rows = shape.rows;
+            return Err(damaged(format!(
+                "illegal header: {rows} rows, buckets {buckets:?}, scope {}",
+                word(36)
+            )));
+        };
         let records = u64::from(word(40)) | u64::from(word(44)) << 32;
         let counts = bytes.get(HEADER_BYTES..RowHead::bytes(&buckets) as usize);
         let mut starts = vec![0u64];
@@ -223,12 +234,12 @@ impl RowHead {
                 "{length} bytes, {total} records counted in buckets and {records} in all"
             )));
         }
-        Ok(RowHead { shape, buckets, records, starts })
+        Ok(RowHead { shape, scope, buckets, records, starts })
     }
 
     /// Whether `entry` says the same.
     fn check_entry(&self, entry: &ObjectEntry) -> Result<(), CheckpointError> {
-        let found = self.shape.content(self.buckets.clone(), self.records);
+        let found = self.shape.content(self.buckets.clone(), self.records, self.scope);
         if found == entry.content {
             return Ok(());
         }
@@ -346,16 +357,40 @@ impl RowObject {
         buckets: Range<u32>,
         mut each: impl FnMut(RowRecord<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.records_under(&[], buckets, |record, _| each(record))
+    }
+
+    /// The same where rows of `changes`, whose buckets ascend, take the place of those here or come between them; `each` is
+    /// told which records are theirs.
+    pub(crate) fn records_under<E>(
+        &self,
+        changes: &[RowObject],
+        buckets: Range<u32>,
+        mut each: impl FnMut(RowRecord<'_>, RowScope) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut values = Vec::with_capacity(self.head.shape.values());
-        for index in self.span(buckets) {
-            let record = self.record(index);
+        let mut hand = |object: &RowObject, index: u64| {
+            let record = object.record(index);
             decode_f32(&record[8..], &mut values);
-            each(RowRecord {
+            let record = RowRecord {
                 row: RowId(u32::from_le_bytes([record[0], record[1], record[2], record[3]])),
                 updates: u32::from_le_bytes([record[4], record[5], record[6], record[7]]),
                 values: &values,
-            })?;
+            };
+            each(record, object.head.scope)
+        };
+        let of_change = |change| RowObject::span(change, buckets.clone()).map(move |index| (change, index));
+        let mut changed = changes.iter().flat_map(of_change).peekable();
+        for index in self.span(buckets.clone()) {
+            let row = self.row_at(index);
+            while let Some((change, new)) = changed.next_if(|(change, new)| change.row_at(*new) < row) {
+                hand(change, new)?;
+            }
+            match changed.next_if(|(change, new)| change.row_at(*new) == row) {
+                Some((change, new)) => hand(change, new)?,
+                None => hand(self, index)?,
+            }
         }
-        Ok(())
+        changed.try_for_each(|(change, new)| hand(change, new))
     }
 }

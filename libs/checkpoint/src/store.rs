@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::{ObjectStore, PutPayload};
-use polygram_domain::RunName;
+use polygram_domain::{RunName, RunSpec};
 
 use crate::error::CheckpointError;
 use crate::root::{Root, create_root, open_root};
@@ -42,6 +42,17 @@ impl RunStore {
     /// The same, making the folder of a local root if it is missing.
     pub fn create(root: &str, run: &RunName) -> Result<RunStore, CheckpointError> {
         Ok(RunStore::at(create_root(root)?, run))
+    }
+
+    /// The recovery points of the run of `spec` under `root`, where it makes any; a missing folder is made.
+    pub fn of_points(root: &str, spec: &RunSpec) -> Result<Option<RunStore>, CheckpointError> {
+        let points = spec.recovery_points.as_ref();
+        points.map(|points| RunStore::create(&points.root(root), &spec.name)).transpose()
+    }
+
+    /// The same store, for one of several processes of a machine that read the same ([`Root::shared`]).
+    pub fn shared(self) -> RunStore {
+        RunStore { root: self.root.shared(), ..self }
     }
 
     /// `run` under a root that is already open.

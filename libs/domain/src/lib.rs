@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod bf16;
+pub mod checkpoint;
 pub mod embedding;
 pub mod hf_config;
 pub mod ids;
@@ -27,6 +28,7 @@ pub mod topology;
 pub mod word_hash;
 
 pub use batch::CellBatch;
+pub use checkpoint::CheckpointKind;
 pub use ids::{BucketIndex, Cell, Generation, Rank, RowId, RunName, ShardIndex, Step, TableIndex};
 pub use model::ModelSpec;
 pub use outcome::StepOutcome;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{CheckpointSpec, RecoveryPointSpec};
 use crate::embedding::EmbeddingSpec;
 use crate::ids::RunName;
 use crate::layout::{ParameterSpec, dense_parameters};
@@ -30,6 +31,8 @@ pub struct RunSpec {
     pub topology: Topology,
     /// When checkpoints are committed and which are kept.
     pub checkpoint: CheckpointSpec,
+    /// What is kept between them; `None`: nothing.
+    pub recovery_points: Option<RecoveryPointSpec>,
     /// What a run does about a lost member.
     pub recovery: RecoverySpec,
     /// With how few workers it goes on in a pool.
@@ -206,15 +209,6 @@ pub enum OnNonfinite {
     Skip,
     /// The run goes back and leaves out the samples of the steps around it, as `spikes` says.
     RollBack,
-}
-
-/// When checkpoints are committed and which are kept.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CheckpointSpec {
-    /// Commit every so many updates; `None`: only at the end and when stopped.
-    pub every_steps: Option<u64>,
-    /// Newest checkpoints kept; at least 2.
-    pub keep: u32,
 }
 
 /// What a run does about a lost member: how often it goes back to its last commit and starts again, and when it gives

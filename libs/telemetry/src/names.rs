@@ -37,6 +37,8 @@ metrics! {
     LIVE_MEMBERS = "polygram_live_members";
     /// Rows that have been written, by table.
     TOUCHED_ROWS = "polygram_touched_rows";
+    /// Rows that changed since a shard last wrote all of its rows to a recovery point.
+    CHANGED_ROWS = "polygram_changed_rows";
     /// Rows that are still the function of their number that they began as, by table.
     VIRTUAL_ROWS = "polygram_virtual_rows";
     /// Bytes of records of written rows.

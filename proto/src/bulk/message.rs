@@ -5,7 +5,7 @@ pub use super::block::RowBlock;
 use super::frame::{Kind, Piece, WireError};
 pub use super::greeting::{HelloBody, WelcomeBody, tables_hash};
 use super::payload::malformed;
-pub use super::payload::{Commit, PreparedBody, Reason, Refusal, Request};
+pub use super::payload::{Commit, PreparedBody, Reason, Refusal, Request, SnapshotOrder};
 use super::pool::PooledWords;
 
 /// A decoded payload. The header says which run, generation, step and cell it belongs to.
@@ -35,10 +35,10 @@ pub enum Message {
     Commit(Commit),
     /// Applied; the sum of the hashes of all rows that the shard has updated.
     Committed(u64),
-    /// Vote to skip; whether a snapshot is wanted all the same.
+    /// Vote to skip; what is to be written all the same.
     Abort {
         /// As in [`Commit::snapshot`].
-        snapshot: bool,
+        snapshot: SnapshotOrder,
     },
     /// Skipped.
     Aborted,
@@ -73,23 +73,25 @@ impl Message {
             Kind::Push => Message::Push(RowBlock::decode(words, shape)?),
             Kind::Prepare => empty("prepare", Message::Prepare)?,
             Kind::Prepared => Message::Prepared(PreparedBody::decode(&words)?),
-            Kind::Commit => match words[..] {
-                [scale, lr, snapshot @ (0 | 1)] => {
-                    let (scale, lr) = (f32::from_bits(scale), f32::from_bits(lr));
-                    if ![scale, lr].iter().all(|value| value.is_finite() && *value >= 0.0) {
-                        return malformed("commit", format!("scale {scale} or lr {lr} is not a finite rate"));
-                    }
-                    Message::Commit(Commit { scale, lr, snapshot: snapshot == 1 })
+            Kind::Commit => {
+                let rates = words.split_first_chunk::<2>();
+                let order = rates.and_then(|(rates, order)| Some((rates, SnapshotOrder::decode(order)?)));
+                let Some((rates, snapshot)) = order else {
+                    return malformed("commit", "it is not scale, lr and what to write");
+                };
+                let [scale, lr] = rates.map(f32::from_bits);
+                if ![scale, lr].iter().all(|value| value.is_finite() && *value >= 0.0) {
+                    return malformed("commit", format!("scale {scale} or lr {lr} is not a finite rate"));
                 }
-                _ => return malformed("commit", "it is not scale, lr and a flag of 0 or 1"),
-            },
+                Message::Commit(Commit { scale, lr, snapshot })
+            }
             Kind::Committed => match words[..] {
                 [low, high] => Message::Committed(u64::from(low) | u64::from(high) << 32),
                 _ => return malformed("committed", "it is not a fingerprint of two words"),
             },
-            Kind::Abort => match words[..] {
-                [snapshot @ (0 | 1)] => Message::Abort { snapshot: snapshot == 1 },
-                _ => return malformed("abort", "it is not a flag of 0 or 1"),
+            Kind::Abort => match SnapshotOrder::decode(&words) {
+                Some(snapshot) => Message::Abort { snapshot },
+                None => return malformed("abort", "it does not say what to write"),
             },
             Kind::Aborted => empty("aborted", Message::Aborted)?,
             Kind::Credit => match words[..] {
@@ -124,10 +126,10 @@ impl Message {
                 (Kind::Prepared, words)
             }
             Message::Commit(Commit { scale, lr, snapshot }) => {
-                (Kind::Commit, vec![scale.to_bits(), lr.to_bits(), u32::from(*snapshot)])
+                (Kind::Commit, [vec![scale.to_bits(), lr.to_bits()], snapshot.encode()].concat())
             }
             Message::Committed(fingerprint) => (Kind::Committed, halves(*fingerprint).to_vec()),
-            Message::Abort { snapshot } => (Kind::Abort, vec![u32::from(*snapshot)]),
+            Message::Abort { snapshot } => (Kind::Abort, snapshot.encode()),
             Message::Aborted => (Kind::Aborted, Vec::new()),
             Message::Credit(bytes) => (Kind::Credit, vec![*bytes]),
             Message::Path => (Kind::Path, Vec::new()),
@@ -188,9 +190,15 @@ mod tests {
                 total: 3,
                 sums: vec![(TableIndex(1), BucketIndex(2), 0.5), (TableIndex(1), BucketIndex(9), 1e300)],
             }),
-            Message::Commit(Commit { scale: 0.25, lr: 1e-3, snapshot: true }),
+            Message::Commit(Commit { scale: 0.25, lr: 1e-3, snapshot: SnapshotOrder::Commit }),
+            Message::Commit(Commit {
+                scale: 0.25,
+                lr: 1e-3,
+                snapshot: SnapshotOrder::Point { after: Some(Step(1 << 40)) },
+            }),
             Message::Committed(u64::MAX - 7),
-            Message::Abort { snapshot: false },
+            Message::Abort { snapshot: SnapshotOrder::None },
+            Message::Abort { snapshot: SnapshotOrder::Point { after: None } },
             Message::Aborted,
             Message::Credit(1),
             Message::Path,

@@ -44,4 +44,4 @@ mod testing;
 
 pub use client::{ClientLimits, ClientOptions, Hello, Prepared, RowClient, RowError};
 pub use ids::{UniqueIds, rows_of_shard};
-pub use message::{Commit, Reason, Refusal};
+pub use message::{Commit, Reason, Refusal, SnapshotOrder};

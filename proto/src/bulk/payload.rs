@@ -3,7 +3,7 @@
 //! Legend: C = tables per site. A *position* is a row's place in the request that a shard received: 0.. over its site
 //! tables in order. Greetings are in [`super::greeting`], row blocks in [`super::block`].
 
-use polygram_domain::{BucketIndex, TableIndex};
+use polygram_domain::{BucketIndex, Step, TableIndex};
 
 use super::frame::WireError;
 
@@ -105,8 +105,52 @@ pub struct Commit {
     pub scale: f32,
     /// Learning rate of the tables at this step.
     pub lr: f32,
-    /// Whether the shards must write their rows, as they are after this step, to the run's store.
-    pub snapshot: bool,
+    /// Whether the shards must write their rows as they are after this step.
+    pub snapshot: SnapshotOrder,
+}
+
+/// What is to be written of the rows that a step leaves behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotOrder {
+    /// Nothing.
+    #[default]
+    None,
+    /// All rows, into the run's root.
+    Commit,
+    /// A recovery point.
+    Point {
+        /// The newest recovery point that is kept, as far as this generation has made it or begun from it: a shard may
+        /// write what changed since.
+        after: Option<Step>,
+    },
+}
+
+impl SnapshotOrder {
+    /// Whether anything is to be written.
+    pub fn is_some(self) -> bool {
+        self != SnapshotOrder::None
+    }
+
+    pub(super) fn encode(self) -> Vec<u32> {
+        match self {
+            SnapshotOrder::None => vec![0],
+            SnapshotOrder::Commit => vec![1],
+            SnapshotOrder::Point { after: None } => vec![2],
+            SnapshotOrder::Point { after: Some(Step(step)) } => vec![3, step as u32, (step >> 32) as u32],
+        }
+    }
+
+    pub(super) fn decode(words: &[u32]) -> Option<SnapshotOrder> {
+        Some(match words {
+            [0] => SnapshotOrder::None,
+            [1] => SnapshotOrder::Commit,
+            [2] => SnapshotOrder::Point { after: None },
+            [3, low, high] => {
+                SnapshotOrder::Point { after: Some(Step(u64::from(*low) | u64::from(*high) << 32)) }
+            }
+            _ => return None,
+        })
+    }
 }
 
 /// Why a request is refused.

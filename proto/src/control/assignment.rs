@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use polygram_domain::spikes::LeftOut;
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::control::membership::{MemberRef, Phase};
@@ -22,6 +22,8 @@ pub struct Assignment {
     pub resume_step: Step,
     /// Object key of the manifest to restore; `None` for a fresh run.
     pub resume_manifest: Option<String>,
+    /// What that manifest is of, and so in which root it is.
+    pub resume_kind: CheckpointKind,
     /// Samples that are left out.
     pub left_out: LeftOut,
     /// Updates applied before each spike that the run went back from.
@@ -29,6 +31,12 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// The recovery point that is continued from, if it is one.
+    pub fn resume_point(&self) -> Option<Step> {
+        let is_point = self.resume_manifest.is_some() && self.resume_kind == CheckpointKind::Point;
+        is_point.then_some(self.resume_step)
+    }
+
     /// BLAKE3 over the table's fields, each preceded by its length, so that no two tables share their bytes.
     /// Members acknowledge it before the run starts.
     pub fn hash(&self) -> AssignmentHash {
@@ -47,6 +55,7 @@ impl Assignment {
         field(&self.resume_step.0.to_le_bytes());
         field(&[u8::from(self.resume_manifest.is_some())]);
         field(self.resume_manifest.as_deref().unwrap_or_default().as_bytes());
+        field(&[u8::from(self.resume_kind == CheckpointKind::Point)]);
         for numbers in [self.left_out.ranges().as_flattened(), &self.ways_back] {
             field(&(numbers.len() as u64).to_le_bytes());
             for number in numbers {
@@ -135,6 +144,13 @@ pub enum Directive {
         /// Updates applied in it.
         step: Step,
     },
+    /// The recovery point of this step is kept, or was given up: the run goes on without it.
+    PointSettled {
+        /// Updates applied in it.
+        step: Step,
+        /// Whether it is kept.
+        kept: bool,
+    },
     /// Stop now, commit nothing.
     Abort(Abort),
     /// The run is over: leave.
@@ -152,6 +168,7 @@ mod tests {
             shards: vec!["127.0.0.1:3".parse().unwrap()],
             resume_step: Step(20),
             resume_manifest: Some("ckpt/commit/000000000020.json".into()),
+            resume_kind: CheckpointKind::Commit,
             left_out: LeftOut::default(),
             ways_back: Vec::new(),
         }
@@ -160,7 +177,7 @@ mod tests {
     #[test]
     fn every_field_changes_the_hash() {
         let base = assignment();
-        let mut others = vec![base.clone(); 8];
+        let mut others = vec![base.clone(); 9];
         others[0].generation = Generation(4);
         others[1].workers.swap(0, 1);
         others[2].resume_step = Step(21);
@@ -170,6 +187,7 @@ mod tests {
         others[5].shards.insert(0, moved);
         others[6].left_out.add(3..7);
         others[7].ways_back = vec![3, 7];
+        others[8].resume_kind = CheckpointKind::Point;
         let mut hashes: Vec<_> = others.iter().map(Assignment::hash).collect();
         hashes.push(base.hash());
         for (i, a) in hashes.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 
 use crate::control::membership::{Incarnation, MemberId, MemberRef};
 
@@ -43,7 +43,7 @@ pub struct Joined {
     pub attempt: u32,
 }
 
-/// A member's part of a checkpoint is in the store.
+/// A member is done with its part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadReport {
     /// The sender's admission.
@@ -52,6 +52,23 @@ pub struct UploadReport {
     pub generation: Generation,
     /// Updates applied in the checkpoint.
     pub step: Step,
-    /// The part, as the checkpoint crate writes it.
-    pub part_json: String,
+    /// What there is to tell of it.
+    pub upload: Upload,
+}
+
+/// What became of a member's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// It is in the store.
+    Part {
+        /// What the checkpoint is for.
+        kind: CheckpointKind,
+        /// The part, as the checkpoint crate writes it.
+        json: String,
+    },
+    /// It is one of a recovery point and could not be written.
+    NotWritten {
+        /// One sentence.
+        reason: String,
+    },
 }

@@ -16,7 +16,7 @@ use tonic::Code;
 
 use crate::control::assignment::{Abort, AbortKind, Directive};
 use crate::control::error::{ControlError, Tried};
-use crate::control::joining::{JoinRequest, Joined, UploadReport};
+use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::{Incarnation, MemberRef, Phase};
 use crate::control::progress::Progress;
 use crate::control::recall::Recall;
@@ -183,15 +183,15 @@ impl Reporter {
         self.reports.blocking_send(report).map_err(|_closed| self.fate())
     }
 
-    /// Tells the coordinator that this member's part of the checkpoint of `step` is in the store. Idempotent: tried
-    /// again until the run's failure detection has passed.
+    /// Tells the coordinator what became of this member's part of the checkpoint of `step`. Idempotent: tried again until
+    /// the run's failure detection has passed.
     ///
     /// # Errors
     /// [`ControlError::Refused`] when the part does not fit (another member id, an old generation, not a part).
-    pub async fn report_upload(&self, step: Step, part_json: String) -> Result<(), ControlError> {
+    pub async fn report_upload(&self, step: Step, upload: Upload) -> Result<(), ControlError> {
         let (started, deadline) = (Instant::now(), self.joined.failure_detection);
         let report =
-            UploadReport { member: self.joined.member, generation: self.joined.generation, step, part_json };
+            UploadReport { member: self.joined.member, generation: self.joined.generation, step, upload };
         let mut attempts = 0;
         loop {
             attempts += 1;

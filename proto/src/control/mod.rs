@@ -30,7 +30,7 @@ pub use counts::{
     TableRows, TableStatus, common_marks,
 };
 pub use error::{ControlError, Malformed};
-pub use joining::{JoinRequest, Joined, UploadReport};
+pub use joining::{JoinRequest, Joined, Upload, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use operator::{OperatorClient, StopMode, WatchStream};

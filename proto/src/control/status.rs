@@ -203,6 +203,9 @@ pub struct RunStatus {
     pub members: Vec<MemberStatus>,
     /// Newest committed step of the run.
     pub last_commit: Option<Step>,
+    /// Newest recovery point that is kept, if it is newer than that.
+    #[serde(default)]
+    pub last_point: Option<Step>,
     /// Newest update.
     pub last_metrics: Option<StepMetrics>,
     /// Newest evaluation.

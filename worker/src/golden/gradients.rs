@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polygram_domain::{RowId, Step};
-use polygram_proto::bulk::Commit;
+use polygram_proto::bulk::{Commit, SnapshotOrder};
 use safetensors::SafeTensors;
 
 use super::{Golden, Member, floats, on_ranks, path, run_of};
@@ -48,7 +48,7 @@ fn check(model: &str, mut member: Member) {
         }
     }
     assert!(checked > 0, "{model}: this rank updates nothing");
-    let commit = Commit { scale: 1.0, lr: 1.0, snapshot: false };
+    let commit = Commit { scale: 1.0, lr: 1.0, snapshot: SnapshotOrder::None };
     member.runtime.block_on(member.client.commit(Step(0), commit)).unwrap();
     member.runtime.block_on(member.client.close()).unwrap();
 }

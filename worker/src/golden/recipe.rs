@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polygram_domain::Step;
-use polygram_proto::bulk::Commit;
+use polygram_proto::bulk::{Commit, SnapshotOrder};
 
 use super::{Golden, Member, json, on_ranks, run_of};
 use crate::compute::{Compute, DenseUpdate};
@@ -35,7 +35,7 @@ fn train(mut member: Member, golden: &Golden) {
         let commit = Commit {
             scale: gradient.table_scale,
             lr: (lr * spec.embedding.lr_multiplier) as f32,
-            snapshot: false,
+            snapshot: SnapshotOrder::None,
         };
         member.runtime.block_on(member.client.commit(step, commit)).unwrap();
         let update = DenseUpdate {

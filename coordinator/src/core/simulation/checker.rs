@@ -26,6 +26,12 @@ pub(super) struct Checker {
     pub(super) parts: BTreeMap<Step, BTreeSet<MemberId>>,
     pub(super) committing: Option<Step>,
     pub(super) committed: Option<Step>,
+    /// The recovery point that is being kept.
+    pub(super) keeping: Option<Step>,
+    /// The newest that is kept.
+    pub(super) point: Option<Step>,
+    /// Generations that were started from one.
+    pub(super) resumed_from_points: u32,
     pub(super) over: Option<(RunState, Time)>,
     pub(super) culprit: Option<Culprit>,
     pub(super) ended: Option<Outcome>,
@@ -62,7 +68,7 @@ impl Checker {
             Event::Join { ticket, .. } | Event::Attend { ticket, .. } | Event::Stop { ticket, .. } => {
                 self.asked.insert(*ticket);
             }
-            Event::Upload { ticket, member, generation, step } => {
+            Event::Upload { ticket, member, generation, step, .. } => {
                 self.asked.insert(*ticket);
                 if *generation == self.generation {
                     self.parts.entry(*step).or_default().insert(*member);
@@ -82,6 +88,12 @@ impl Checker {
                 self.committing = None;
                 if result.is_ok() {
                     self.committed = Some(*step);
+                }
+            }
+            Event::PointDone { step, result } if self.keeping == Some(*step) => {
+                self.keeping = None;
+                if result.is_ok() {
+                    self.point = Some(*step);
                 }
             }
             _ => {}
@@ -111,11 +123,20 @@ impl Checker {
                 match directive {
                     Directive::Assign(assignment) => {
                         assert_eq!(assignment.generation, state.generation(), "one active generation");
-                        assert_eq!(self.committing, None, "no generation begins beside a commit");
-                        let newest = self.committed.unwrap_or_default();
                         assert_eq!(
-                            assignment.resume_step, newest,
-                            "a generation begins from the newest commit"
+                            (self.committing, self.keeping),
+                            (None, None),
+                            "no generation begins beside a commit"
+                        );
+                        assert_eq!(
+                            assignment.resume_step,
+                            self.newest(),
+                            "a generation begins from the newest commit or recovery point"
+                        );
+                        assert_eq!(
+                            assignment.resume_point(),
+                            self.point.filter(|point| Some(*point) > self.committed),
+                            "and says which of them it is"
                         );
                         assert_eq!(assignment.workers.len() + assignment.shards.len(), members);
                         let before = self.assigned.insert(*member, assignment.hash());
@@ -128,9 +149,11 @@ impl Checker {
                         assert!(self.started.insert(*member), "one start");
                         if self.started.len() == members {
                             self.generations_started += 1;
+                            self.resumed_from_points += u32::from(self.point > self.committed);
                         }
                     }
                     Directive::Committed { step } => assert_eq!(self.committed, Some(*step)),
+                    Directive::PointSettled { step, kept } => assert_eq!(*kept, self.point == Some(*step)),
                     Directive::Stop { .. } => assert!(self.started.contains(member)),
                     Directive::Abort(Abort { kind: AbortKind::Rejoin { generation }, .. }) => {
                         assert_eq!(*generation, state.generation(), "told to join the active generation");
@@ -140,13 +163,20 @@ impl Checker {
             }
             Action::Commit { step } => {
                 assert_eq!(self.parts[step].len(), members, "no commit without all parts");
-                assert_eq!(self.committing, None, "one commit at a time");
-                assert!(self.committed.is_none_or(|before| before < *step), "commits ascend");
-                if let Some(ledger) = &self.ledger {
-                    let head = ledger.head(*step);
-                    self.heads.insert(*step, head.expect("a line of every step before its commit"));
-                }
+                assert_eq!((self.committing, self.keeping), (None, None), "one commit at a time");
+                assert!(self.newest() < *step || self.committed.is_none(), "commits ascend");
+                self.note_head(*step);
                 self.committing = Some(*step);
+            }
+            Action::KeepPoint { step } => {
+                assert_eq!(self.parts[step].len(), members, "no recovery point without all parts");
+                assert_eq!((self.committing, self.keeping), (None, None), "one checkpoint at a time");
+                assert!(self.newest() < *step, "recovery points ascend");
+                self.note_head(*step);
+                self.keeping = Some(*step);
+            }
+            Action::DropPoint { step, .. } => {
+                assert_eq!(self.point.take(), Some(*step), "the point that was resumed from is dropped");
             }
             Action::End(outcome) => self.ended = Some(*outcome),
             Action::Record(Record::Metrics(metrics)) => {
@@ -169,6 +199,18 @@ impl Checker {
             }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
+    }
+
+    fn note_head(&mut self, step: Step) {
+        if let Some(ledger) = &self.ledger {
+            let head = ledger.head(step);
+            self.heads.insert(step, head.expect("a line of every step before its commit"));
+        }
+    }
+
+    /// What a generation goes on from that begins now.
+    pub(super) fn newest(&self) -> Step {
+        self.committed.max(self.point).unwrap_or_default()
     }
 
     /// Judges the state after all orders of an event.
@@ -209,7 +251,7 @@ impl Checker {
 
     /// Another coordinator leads from here. It finds the metrics of attempts before it up to its resume point.
     pub(super) fn succeeded(&mut self) {
-        let newest = self.committed.unwrap_or_default();
+        let newest = self.newest();
         self.wished.clear();
         self.recorded.split_off(&newest);
         if self.ledger.is_some() {

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{Generation, SCHEMA_VERSION, Step};
+use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
     Abort, AbortKind, AssignmentHash, Directive, Failure, Heartbeat, Incarnation, JoinRequest, MemberId,
     MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
 
 use super::world::{Delivery, World};
-use super::{EVERY, STEPS};
-use crate::core::Event;
+use super::{EVERY, Random, STEPS};
+use crate::core::{Event, Uploaded};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -69,7 +69,7 @@ impl World {
                 let furthest = self.workers().map(|a| a.step).max().unwrap_or(0);
                 self.stop_at.get_or_insert((furthest + 1).min(STEPS));
             }
-            Directive::Committed { .. } => {}
+            Directive::Committed { .. } | Directive::PointSettled { .. } => {}
             Directive::Abort(Abort { kind: AbortKind::Rejoin { .. }, .. }) => self.rejoin(agent),
             Directive::Abort(_) | Directive::Exit => self.leave(agent, "left"),
         }
@@ -201,11 +201,9 @@ impl World {
         let it = &mut self.agents[agent];
         if it.who.role == Role::Shard {
             // A shard is asked for a snapshot when all workers have come to a boundary.
-            while it.step < slowest {
-                it.step += 1;
-                if it.step.is_multiple_of(EVERY) || it.step == limit {
-                    it.unacknowledged.insert(it.step);
-                }
+            while self.agents[agent].step < slowest {
+                self.agents[agent].step += 1;
+                self.keep_if_due(agent);
             }
             return;
         }
@@ -220,9 +218,7 @@ impl World {
         if it.step < limit && it.step == slowest && all_here {
             it.step += 1;
             let step = it.step;
-            if step.is_multiple_of(EVERY) || step == limit {
-                it.unacknowledged.insert(step);
-            }
+            self.keep_if_due(agent);
             if agent == 0 {
                 let metrics = StepMetrics {
                     step: Step(step - 1),
@@ -256,10 +252,40 @@ impl World {
         self.report(agent, MemberReport::Failed(failure));
     }
 
+    /// A boundary: commits are due at some, and at others a recovery point, if the ranks agree on one.
+    fn keep_if_due(&mut self, agent: usize) {
+        let (step, generation) = (self.agents[agent].step, self.agents[agent].generation);
+        let (points, random) = (self.weather.points, &mut self.random);
+        let agreed = match self.kind_of(step) {
+            CheckpointKind::Commit => true,
+            CheckpointKind::Point => {
+                *self.points.entry((generation, step)).or_insert_with(|| random.once_in(points))
+            }
+        };
+        if agreed {
+            self.agents[agent].unacknowledged.insert(step);
+        }
+    }
+
+    fn kind_of(&self, step: u64) -> CheckpointKind {
+        match step.is_multiple_of(EVERY) || step == self.stop_at.unwrap_or(STEPS) {
+            true => CheckpointKind::Commit,
+            false => CheckpointKind::Point,
+        }
+    }
+
     fn upload(&mut self, agent: usize, step: u64) {
         let Some(member) = self.agents[agent].id else { return };
         let ticket = self.ticket(agent, step);
         let generation = self.agents[agent].generation;
-        self.send_of(agent, Event::Upload { ticket, member, generation, step: Step(step) });
+        let kind = self.kind_of(step);
+        // A part that is said again is the same part.
+        let mut fate = Random(self.seed ^ generation.0 ^ (step << 8) ^ (agent as u64) << 16);
+        let is_lost = kind == CheckpointKind::Point && fate.once_in(self.weather.bad_points);
+        let uploaded = match is_lost {
+            true => Uploaded::NotWritten("disk full".into()),
+            false => Uploaded::Part(kind),
+        };
+        self.send_of(agent, Event::Upload { ticket, member, generation, step: Step(step), uploaded });
     }
 }

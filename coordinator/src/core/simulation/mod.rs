@@ -46,6 +46,10 @@ struct Weather {
     late: u64,
     /// One commit in so many fails.
     bad_commit: u64,
+    /// One boundary in so many between commits has a recovery point; 0: none.
+    points: u64,
+    /// One recovery point in so many cannot be kept, and one part in so many cannot be written.
+    bad_points: u64,
     /// The run goes back after a loss, and what died is started again.
     restarts: bool,
     /// Members die at these times, and their streams end.
@@ -228,6 +232,31 @@ fn a_run_that_loses_members_completes_all_the_same() {
     campaign("losses", 4000, weather, completes_with_every_step);
 }
 
+/// Recovery points between the commits: kept, given up, lost with a coordinator, distrusted; and no step is lost or told twice.
+#[test]
+fn a_run_goes_on_from_its_newest_recovery_point() {
+    let weather = |random: &mut Random, members: usize| Weather {
+        restarts: true,
+        points: 1 + random.below(2),
+        bad_points: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+        crashes: some_crashes(random, members),
+        successors: (0..random.below(3)).map(|_| random.below(12_000)).collect(),
+        doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
+        spike: random.once_in(4).then(|| 1 + random.below(STEPS - 1)),
+        ..Weather::default()
+    };
+    let resumed = std::cell::Cell::new(0);
+    campaign("points", 3000, weather, |state, world| {
+        resumed.set(resumed.get() + world.checker.resumed_from_points);
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        if world.policy.ways_back.is_empty() {
+            completes_with_every_step(state, world);
+        }
+    });
+    assert!(resumed.get() > 500, "only {} generations began from a recovery point", resumed.get());
+}
+
 /// The stopped and the cut off come back as zombies: what they still say is of another generation.
 #[test]
 fn zombies_do_no_harm() {
@@ -267,6 +296,7 @@ fn hostile_schedules_with_restarts_keep_every_invariant() {
     let weather = |random: &mut Random, members: usize| {
         let mut some = |bound: u64| if random.once_in(2) { 2 + random.below(bound) } else { 0 };
         let (lost, doubled, late, bad_commit) = (some(30), some(10), some(15), some(20));
+        let (points, bad_points) = (some(2), some(10));
         let stop = random.once_in(3).then(|| (random.below(15_000), StopMode::Commit));
         let crashes = some_crashes(random, members);
         let successors = (0..random.below(3)).map(|_| random.below(15_000)).collect();
@@ -277,6 +307,8 @@ fn hostile_schedules_with_restarts_keep_every_invariant() {
             doubled,
             late,
             bad_commit,
+            points,
+            bad_points,
             restarts: true,
             crashes,
             nap,

@@ -62,6 +62,8 @@ pub(super) struct World {
     streams: BTreeMap<(Generation, MemberId), u64>,
     /// Checkpoints in the store.
     commits: BTreeSet<Step>,
+    /// At which boundaries the ranks of a generation begin a recovery point.
+    pub(super) points: BTreeMap<(Generation, u64), bool>,
     /// Ways back that the store has decided on.
     pub(super) policy: PolicyState,
     /// Who is cut off from when until when.
@@ -79,14 +81,13 @@ pub(super) struct Asker {
 impl World {
     pub(super) fn new(seed: u64, topology: Topology, weather: Weather) -> World {
         let mut random = Random(seed);
-        let resume = random
-            .once_in(2)
-            .then(|| Resume { step: Step(random.below(STEPS)), manifest: "ckpt/commit/x.json".into() });
+        let resume = random.once_in(2).then(|| Resume::at(Step(random.below(STEPS))));
         let settings = Settings {
             run: "sim".into(),
             topology,
             total_steps: STEPS,
             last_step: STEPS,
+            committed: resume.as_ref().map(|resume| resume.step),
             resume,
             attempt: 1 + random.below(5) as u32,
             tables: Vec::new(),
@@ -134,6 +135,7 @@ impl World {
             incarnations: 0,
             partitions: Vec::new(),
             commits: BTreeSet::new(),
+            points: BTreeMap::new(),
             policy: PolicyState::default(),
             streams: BTreeMap::new(),
         };
@@ -354,7 +356,7 @@ impl World {
                 }
             }
             // The recorder does one thing after the other.
-            Delivery::Decide(at) if self.checker.committing.is_some() => {
+            Delivery::Decide(at) if self.checker.committing.or(self.checker.keeping).is_some() => {
                 self.schedule(50, Delivery::Decide(at));
             }
             Delivery::Decide(at) => {
@@ -371,7 +373,7 @@ impl World {
         self.commits.split_off(&at);
         let to = self.commits.last().copied();
         self.policy.ways_back.push(at.0);
-        self.checker.committed = to;
+        (self.checker.committed, self.checker.point) = (to, None);
         to
     }
 
@@ -389,6 +391,14 @@ impl World {
                 self.commits.insert(step);
             }
         }
+        // A recovery point may be lost with the coordinator's disk.
+        if let Some(step) = self.checker.keeping.take() {
+            is_idle = self.random.once_in(2);
+            self.checker.point = if is_idle { Some(step) } else { self.checker.point };
+        }
+        if self.random.once_in(4) {
+            self.checker.point = None;
+        }
         // So was the decision behind it.
         let undecided = self.deliveries.values().find_map(|delivery| match delivery {
             Delivery::Decide(at) => Some(*at),
@@ -401,7 +411,11 @@ impl World {
         }
         let settings = Settings {
             attempt: self.state.settings().attempt + 1,
-            resume: self.checker.committed.map(Resume::at),
+            resume: match self.checker.point.filter(|point| Some(*point) > self.checker.committed) {
+                Some(point) => Some(Resume::at_point(point)),
+                None => self.checker.committed.map(Resume::at),
+            },
+            committed: self.checker.committed,
             policy: self.policy.clone(),
             ..self.state.settings().clone()
         };
@@ -481,6 +495,12 @@ impl World {
             Action::RollBack { at, .. } => {
                 let delay = 1 + self.random.below(2000);
                 self.schedule(delay, Delivery::Decide(at));
+            }
+            Action::KeepPoint { step } => {
+                let bad = self.random.once_in(self.weather.bad_points);
+                let result = if bad { Err("disk full".into()) } else { Ok(()) };
+                let delay = 1 + self.random.below(1000);
+                self.schedule(delay, Delivery::ToCore(Event::PointDone { step, result }));
             }
             Action::Commit { step } => {
                 let bad = self.random.once_in(self.weather.bad_commit);

@@ -38,7 +38,8 @@ fn waiting_reasons_are_plain_words() {
 #[test]
 fn everybody_gets_the_same_table_and_one_start() {
     let mut settings = settings();
-    settings.resume = Some(Resume { step: Step(20), manifest: "ckpt/commit/20.json".into() });
+    settings.resume = Some(Resume::at(Step(20)));
+    settings.committed = Some(Step(20));
     let mut run = Run::new(settings);
     for who in ALL {
         run.join(who).unwrap();
@@ -52,7 +53,8 @@ fn everybody_gets_the_same_table_and_one_start() {
         workers: vec![address(W0), address(W1)],
         shards: vec![address(S0), address(S1)],
         resume_step: Step(20),
-        resume_manifest: Some("ckpt/commit/20.json".into()),
+        resume_manifest: Some("ckpt/commit/000000000020.json".into()),
+        resume_kind: CheckpointKind::Commit,
         left_out: Default::default(),
         ways_back: Vec::new(),
     };
@@ -150,7 +152,7 @@ fn strangers_and_the_past_change_nothing() {
 #[test]
 fn a_run_that_is_done_is_over_from_the_start() {
     for (step, last_step, state) in [(60, 60, RunState::Completed), (30, 30, RunState::Stopped)] {
-        let resume = Some(Resume { step: Step(step), manifest: "m".into() });
+        let resume = Some(Resume::at(Step(step)));
         let mut run = Run::new(Settings { resume, last_step, ..settings() });
         assert_eq!(run.state.run_state(), state);
         assert!(run.join(W0).unwrap_err().contains("nothing is left to do"));

@@ -44,12 +44,14 @@ fn parts_that_cannot_be_are_refused() {
     let mut run = Run::running();
     assert!(run.upload(W0, 61).0.unwrap_err().contains("61"));
     let (member, generation) = (run.id(W0), Generation::of_attempt(2));
-    let (answer, _) = run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20) });
+    let (answer, _) =
+        run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20), uploaded: WRITTEN });
     assert!(
         matches!(answer, Ok(Reply::Later(why)) if why.contains("of generation 2.0, the active one is 3.0"))
     );
     let (member, generation) = (MemberId(900), Generation::of_attempt(3));
-    let (answer, _) = run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20) });
+    let (answer, _) =
+        run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20), uploaded: WRITTEN });
     assert!(answer.is_err());
     for step in 1..=8 {
         run.upload(W0, step).0.unwrap();

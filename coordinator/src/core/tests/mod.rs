@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 
 use polygram_domain::run_spec::RecoverySpec;
-use polygram_domain::{Generation, SCHEMA_VERSION, Step, Topology};
+use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
     Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
     JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
 };
 
-use super::{Action, Event, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Timeouts, apply};
+use super::{
+    Action, Event, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Timeouts, Uploaded, apply,
+};
 
 const W0: MemberRef = MemberRef { role: Role::Worker, index: 0 };
 const W1: MemberRef = MemberRef { role: Role::Worker, index: 1 };
@@ -21,9 +23,13 @@ mod admission;
 mod checkpoints;
 mod counts;
 mod failures;
+mod points;
 mod policy;
 mod recovery;
 mod stopping;
+
+/// A part of a commit that is in the store.
+const WRITTEN: Uploaded = Uploaded::Part(CheckpointKind::Commit);
 
 /// A run of two workers and two shards, driven by hand.
 struct Run {
@@ -39,6 +45,7 @@ fn settings() -> Settings {
         total_steps: 60,
         last_step: 60,
         resume: None,
+        committed: None,
         attempt: 3,
         timeouts: Timeouts::of(10.0),
         stop_grace_ms: None,
@@ -135,7 +142,7 @@ impl Run {
             self.report(W0, MemberReport::Metrics(metrics(step - 1, 1.0)));
         }
         let (member, generation) = (self.id(member), self.state.generation());
-        self.call(|ticket| Event::Upload { ticket, member, generation, step: Step(step) })
+        self.call(|ticket| Event::Upload { ticket, member, generation, step: Step(step), uploaded: WRITTEN })
     }
 
     fn ended(&mut self, member: MemberRef) -> Vec<Action> {

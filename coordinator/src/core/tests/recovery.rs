@@ -94,7 +94,8 @@ fn the_former_generation_is_refused_by_name() {
     let mut run = recovering();
     let (member, generation) = (run.id(W1), run.state.generation());
     run.ended(S1);
-    let (answer, _) = run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20) });
+    let (answer, _) =
+        run.call(|ticket| Event::Upload { ticket, member, generation, step: Step(20), uploaded: WRITTEN });
     assert!(
         matches!(&answer, Ok(Reply::Later(why)) if why.contains("the part of worker 1 is of generation 3.0"))
     );

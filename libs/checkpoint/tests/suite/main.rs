@@ -9,6 +9,7 @@ mod digests;
 mod faults;
 mod faulty;
 mod keeping;
+mod layers;
 mod ledger;
 mod mutations;
 mod records;

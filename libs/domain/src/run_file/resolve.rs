@@ -1,12 +1,14 @@
 //! From a run file to a [`RunSpec`]: every rule, each refusal naming its key, its value and the cure.
 
+use super::sections::RecoveryPointsSection;
 use super::{ConfigError, RunFile};
+use crate::checkpoint::{CheckpointSpec, RecoveryPointSpec};
 use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, CheckpointSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec,
-    EvaluationSpec, RecoverySpec, RunSpec, TrainingSpec,
+    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
+    RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::spikes::{SpikeAction, SpikeSpec};
@@ -37,6 +39,7 @@ impl RunFile {
                 every_steps: self.checkpoint.every_steps,
                 keep: self.checkpoint.keep,
             },
+            recovery_points: self.recovery_point_spec()?,
             recovery: self.recovery_spec()?,
             elasticity,
             spikes: self.spike_spec()?,
@@ -73,6 +76,7 @@ impl RunFile {
         let optional = [
             ("training.stop_at_step", t.stop_at_step, "run to training.steps"),
             ("checkpoint.every_steps", self.checkpoint.every_steps, "switch it off"),
+            ("recovery_points.every_steps", self.recovery_points.every_steps, "switch it off"),
             ("evaluation.every_steps", self.evaluation.every_steps, "switch it off"),
         ];
         match optional.iter().find(|(_, value, _)| *value == Some(0)) {
@@ -99,6 +103,19 @@ impl RunFile {
             ));
         }
         Ok(())
+    }
+
+    fn recovery_point_spec(&self) -> Result<Option<RecoveryPointSpec>, ConfigError> {
+        let RecoveryPointsSection { every_steps, root, changes_below } = self.recovery_points.clone();
+        if !(0.0..=1.0).contains(&changes_below) {
+            return invalid(format!(
+                "recovery_points.changes_below is {changes_below}; it is a part of the written rows, from 0 to 1"
+            ));
+        }
+        if root.as_deref() == Some("") {
+            return invalid("recovery_points.root is empty; leave it out to keep them beside the run".into());
+        }
+        Ok(every_steps.map(|every_steps| RecoveryPointSpec { every_steps, root, changes_below }))
     }
 
     fn recovery_spec(&self) -> Result<RecoverySpec, ConfigError> {

@@ -26,6 +26,8 @@ pub struct RunFile {
     #[serde(default)]
     pub checkpoint: CheckpointSection,
     #[serde(default)]
+    pub recovery_points: RecoveryPointsSection,
+    #[serde(default)]
     pub recovery: RecoverySection,
     #[serde(default)]
     pub spikes: SpikesSection,
@@ -243,6 +245,7 @@ section!(TopologySection {
     min_workers: Option<u32> = None,
 });
 section!(CheckpointSection { every_steps: Option<u64> = None, keep: u32 = 3 });
+section!(RecoveryPointsSection { every_steps: Option<u64> = None, root: Option<String> = None, changes_below: f64 = 0.5 });
 section!(RecoverySection {
     max_restarts: u32 = 100,
     max_fruitless_restarts: u32 = 8,

@@ -38,7 +38,7 @@ use super::block::BlockShape;
 use super::credit::Inflow;
 use super::frame::{Outgoing, run_hash};
 use super::ids::{ShardRows, UniqueIds, divide};
-use super::message::{Commit, HelloBody, Message, tables_hash};
+use super::message::{Commit, HelloBody, Message, SnapshotOrder, tables_hash};
 use super::pool::Buffers;
 use super::queue::SendQueue;
 use super::same_host::incarnation;
@@ -241,14 +241,10 @@ impl RowClient {
         self.vote(Key::Commit(step), Message::Commit(commit)).await
     }
 
-    /// Votes to skip the step, leaving the tables as they are; the version moves on all the same.
-    pub async fn abort(&self, step: Step) -> Result<(), RowError> {
-        self.vote(Key::Abort(step), Message::Abort { snapshot: false }).await.map(drop)
-    }
-
-    /// As [`RowClient::abort`], with a snapshot of the rows as they are.
-    pub async fn abort_with_snapshot(&self, step: Step) -> Result<(), RowError> {
-        self.vote(Key::Abort(step), Message::Abort { snapshot: true }).await.map(drop)
+    /// Votes to skip the step, leaving the tables as they are, and to write them as `snapshot` says; the version moves on
+    /// all the same.
+    pub async fn abort(&self, step: Step, snapshot: SnapshotOrder) -> Result<(), RowError> {
+        self.vote(Key::Abort(step), Message::Abort { snapshot }).await.map(drop)
     }
 
     /// Closes the connections once what is queued is sent, and joins their tasks.

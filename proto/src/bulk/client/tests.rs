@@ -147,7 +147,7 @@ async fn requests_do_not_wait_behind_pushes_without_credit() {
     let _answer = client.lookup(Step(1), Cell(1), ids(1));
     let (header, next) = shard.next().await;
     assert!(matches!(next, Message::Lookup(_)) && header.step == Step(1), "{next:?} came first");
-    let vote = client.commit(Step(0), Commit { scale: 1.0, lr: 0.5, snapshot: false });
+    let vote = client.commit(Step(0), Commit { scale: 1.0, lr: 0.5, snapshot: SnapshotOrder::None });
     let mut vote = std::pin::pin!(vote);
     assert!(deadline_of(timeout(Duration::from_millis(5), &mut vote).await));
     assert!(matches!(shard.next().await.1, Message::Commit(_)));

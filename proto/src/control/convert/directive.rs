@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use polygram_domain::spikes::LeftOut;
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 
-use super::{address, malformed, phase, phase_number, present};
+use super::{address, kind, malformed, phase, phase_number, present};
 use crate::control::assignment::{Abort, AbortKind, Assignment, Culprit, Directive};
 use crate::control::error::Malformed;
 use crate::control::wire;
@@ -47,12 +47,14 @@ impl From<Directive> for wire::Directive {
                 shards: strings(&a.shards),
                 resume_step: a.resume_step.0,
                 resume_manifest: a.resume_manifest,
+                resume_from_point: a.resume_kind == CheckpointKind::Point,
                 left_out: a.left_out.ranges().as_flattened().to_vec(),
                 ways_back: a.ways_back,
             }),
             Directive::Start => Wire::Start(wire::Start {}),
             Directive::Stop { reason } => Wire::Stop(wire::Halt { reason }),
             Directive::Committed { step } => Wire::Committed(wire::Committed { step: step.0 }),
+            Directive::PointSettled { step, kept } => Wire::Point(wire::PointSettled { step: step.0, kept }),
             Directive::Abort(Abort { reason, culprit, kind }) => Wire::Abort(wire::Abort {
                 reason,
                 culprit: culprit.map(Into::into),
@@ -82,12 +84,14 @@ impl TryFrom<wire::Directive> for Directive {
                 shards: addresses(a.shards)?,
                 resume_step: Step(a.resume_step),
                 resume_manifest: a.resume_manifest,
+                resume_kind: kind(a.resume_from_point),
                 left_out: left_out(&a.left_out)?,
                 ways_back: a.ways_back,
             }),
             Wire::Start(_) => Directive::Start,
             Wire::Stop(stop) => Directive::Stop { reason: stop.reason },
             Wire::Committed(c) => Directive::Committed { step: Step(c.step) },
+            Wire::Point(p) => Directive::PointSettled { step: Step(p.step), kept: p.kept },
             Wire::Abort(a) => Directive::Abort(Abort {
                 reason: a.reason,
                 culprit: a.culprit.map(Culprit::try_from).transpose()?,

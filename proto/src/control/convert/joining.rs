@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use polygram_domain::{Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step};
 
-use super::{address, malformed, present, text};
+use super::{address, kind, malformed, present, text};
 use crate::control::error::Malformed;
-use crate::control::joining::{JoinRequest, Joined, UploadReport};
+use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::{Incarnation, MemberId};
 use crate::control::wire;
 
@@ -79,11 +79,17 @@ impl TryFrom<wire::JoinReply> for Joined {
 
 impl From<UploadReport> for wire::ReportUploadRequest {
     fn from(report: UploadReport) -> wire::ReportUploadRequest {
+        let (kind, part_json, not_written) = match report.upload {
+            Upload::Part { kind, json } => (kind, json, None),
+            Upload::NotWritten { reason } => (CheckpointKind::Point, String::new(), Some(reason)),
+        };
         wire::ReportUploadRequest {
             member_id: report.member.0,
             generation: report.generation.0,
             step: report.step.0,
-            part_json: report.part_json,
+            part_json,
+            point: kind == CheckpointKind::Point,
+            not_written,
         }
     }
 }
@@ -94,7 +100,10 @@ impl From<wire::ReportUploadRequest> for UploadReport {
             member: MemberId(request.member_id),
             generation: Generation(request.generation),
             step: Step(request.step),
-            part_json: request.part_json,
+            upload: match request.not_written {
+                Some(reason) => Upload::NotWritten { reason: text(reason) },
+                None => Upload::Part { kind: kind(request.point), json: request.part_json },
+            },
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::CheckpointKind;
+
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberRef, Phase, Role};
 use crate::control::wire;
@@ -28,6 +30,11 @@ pub(crate) fn present<T>(
 
 pub(super) fn address(message: &'static str, text: &str) -> Result<SocketAddr, Malformed> {
     text.parse().map_err(|_| malformed(message, format!("{text:?} is not an address of the form ip:port")))
+}
+
+/// What a checkpoint is for, of the flag that says it is a recovery point.
+fn kind(is_point: bool) -> CheckpointKind {
+    if is_point { CheckpointKind::Point } else { CheckpointKind::Commit }
 }
 
 /// Longest free text that is kept; a member cannot make the coordinator hold more.

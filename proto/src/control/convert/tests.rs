@@ -7,7 +7,7 @@ use super::status::state;
 use super::*;
 use crate::control::assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
 use crate::control::counts::Fingerprint;
-use crate::control::joining::{JoinRequest, Joined};
+use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::MemberId;
 use crate::control::report::{
     Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
@@ -85,6 +85,17 @@ fn reports_survive_the_wire() {
 }
 
 #[test]
+fn parts_survive_the_wire() {
+    let part = |kind| Upload::Part { kind, json: "{}".into() };
+    let not_written = Upload::NotWritten { reason: "no space left".into() };
+    for upload in [part(CheckpointKind::Commit), part(CheckpointKind::Point), not_written] {
+        let report = UploadReport { member: MemberId(3), generation: Generation(7), step: Step(20), upload };
+        let wire = wire::ReportUploadRequest::from(report.clone());
+        assert_eq!(UploadReport::from(wire), report);
+    }
+}
+
+#[test]
 fn directives_survive_the_wire() {
     let culprit = Culprit {
         member: MemberRef { role: Role::Worker, index: 0 },
@@ -100,6 +111,7 @@ fn directives_survive_the_wire() {
             shards: vec!["[::1]:10".parse().unwrap()],
             resume_step: Step(0),
             resume_manifest: None,
+            resume_kind: CheckpointKind::Commit,
             left_out: {
                 let mut left_out = LeftOut::default();
                 left_out.add(4..8);
@@ -111,6 +123,8 @@ fn directives_survive_the_wire() {
         Directive::Start,
         Directive::Stop { reason: "operator".into() },
         Directive::Committed { step: Step(20) },
+        Directive::PointSettled { step: Step(24), kept: true },
+        Directive::PointSettled { step: Step(26), kept: false },
         Directive::Abort(Abort {
             reason: "worker 0 failed".into(),
             culprit: Some(culprit.clone()),

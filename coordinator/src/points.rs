@@ -1,0 +1,137 @@
+//! The coordinator's hand on recovery points: the newest one that may be gone on from, and keeping the next.
+//!
+//! They lie in a root of their own, which may be lost at any time. So nothing that is wrong with them ends a run: it is told,
+//! and the run goes on from its last commit. A recovery point counts only if the run's own ledger has the line that it names;
+//! one of another past, or of another run of that name, is set aside.
+
+use polygram_checkpoint::{CheckpointError, ConfigHash, Fault, Manifest, RollBack, RunStore, Verified, keys};
+use polygram_domain::{RunSpec, Step};
+
+/// The place of recovery points.
+#[derive(Clone, Debug)]
+pub(crate) struct Points {
+    store: RunStore,
+}
+
+impl Points {
+    /// Those of `spec` under `root`; `None` where it makes none, or where their place cannot be used.
+    pub(crate) async fn open(root: &str, spec: &RunSpec) -> Option<Points> {
+        match Points::try_open(root, spec).await {
+            Ok(points) => points,
+            Err(error) => {
+                tracing::error!(%error, "recovery points cannot be used; a loss costs the steps since the last commit");
+                None
+            }
+        }
+    }
+
+    async fn try_open(root: &str, spec: &RunSpec) -> Result<Option<Points>, CheckpointError> {
+        let Some(store) = RunStore::of_points(root, spec)? else { return Ok(None) };
+        store.root().probe_conditional_create().await?;
+        Ok(Some(Points { store }))
+    }
+
+    /// Freezes the configuration beside the points too, so that they can be read without the run.
+    pub(crate) async fn put_config(&self, config_toml: &str) {
+        if let Err(error) = self.store.put_config(config_toml).await {
+            tracing::warn!(%error, "the configuration is not written beside the recovery points");
+        }
+    }
+
+    /// The newest point that is newer than `committed` and before `last`, where this session ends. What cannot be believed is
+    /// set aside on the way.
+    pub(crate) async fn newest(
+        &self,
+        run: &RunStore,
+        roll_backs: &[RollBack],
+        (committed, last): (Option<Step>, Step),
+    ) -> Option<Manifest> {
+        match self.try_newest(run, roll_backs, (committed, last)).await {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                tracing::error!(%error, "recovery points cannot be read: going on from the last commit");
+                None
+            }
+        }
+    }
+
+    async fn try_newest(
+        &self,
+        run: &RunStore,
+        roll_backs: &[RollBack],
+        (committed, last): (Option<Step>, Step),
+    ) -> Result<Option<Manifest>, CheckpointError> {
+        self.set_aside_superseded(roll_backs).await?;
+        let latest = self.store.latest_manifest().await?;
+        for damaged in &latest.damaged {
+            tracing::error!(
+                key = damaged.key,
+                reason = damaged.reason,
+                "recovery point set aside: it is damaged"
+            );
+            self.store.set_aside(damaged).await?;
+        }
+        let newer =
+            latest.manifest.filter(|manifest| Some(manifest.step) > committed && manifest.step < last);
+        let Some(manifest) = newer else { return Ok(None) };
+        if let Some(why) = foreign(run, &manifest).await? {
+            let step = manifest.step;
+            tracing::error!(step = step.0, why, "recovery point set aside: it is not of this run's past");
+            self.set_aside(step, why).await?;
+            return Ok(None);
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Sets a point aside that nobody is to go on from.
+    pub(crate) async fn drop_point(&self, step: Step, why: String) {
+        if let Err(error) = self.set_aside(step, why).await {
+            tracing::warn!(step = step.0, %error, "the recovery point is not set aside");
+        }
+    }
+
+    async fn set_aside(&self, step: Step, reason: String) -> Result<(), CheckpointError> {
+        let faults = vec![Fault { key: keys::manifest(step), reason }];
+        self.store.set_aside_unsound(step, &Verified { faults, ..Verified::default() }).await
+    }
+
+    /// Sets aside what ways back have made void.
+    pub(crate) async fn set_aside_superseded(&self, roll_backs: &[RollBack]) -> Result<(), CheckpointError> {
+        for step in self.store.set_aside_superseded(roll_backs).await? {
+            tracing::warn!(
+                step = step.0,
+                "recovery point set aside: the run went back from a spike before it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Keeps a point, and lets go of older ones.
+    pub(crate) async fn keep(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        self.store.commit(manifest).await?;
+        // The newest alone is ever gone back to.
+        if let Err(error) = self.store.retain(1).await {
+            tracing::warn!(%error, "cannot remove old recovery points");
+        }
+        Ok(())
+    }
+}
+
+/// Why a recovery point is not of the past of `run`.
+async fn foreign(run: &RunStore, manifest: &Manifest) -> Result<Option<String>, CheckpointError> {
+    let ConfigHash(hash) = &manifest.config;
+    match run.read_config(&manifest.config).await {
+        Ok(_) => {}
+        Err(CheckpointError::Missing { .. }) => {
+            return Ok(Some(format!("the run does not know its configuration {hash}")));
+        }
+        Err(error) => return Err(error),
+    }
+    let Some(head) = manifest.ledger else { return Ok(Some("it names no line of a ledger".into())) };
+    let (ledger, _) = run.read_ledger().await?;
+    Ok(match ledger.hash_at(manifest.step) {
+        Some(found) if found == head => None,
+        Some(found) => Some(format!("it names {head} as its line of the ledger, which has {found} there")),
+        None => Some(format!("the ledger has no line of step {}", manifest.step)),
+    })
+}

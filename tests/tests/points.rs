@@ -1,0 +1,256 @@
+//! Recovery points between commits: a loss costs the steps since the last one, whatever is wrong with them costs nothing more,
+//! and the bits are those of a run that has none.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, times are told
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use polygram_tests::{Cluster, Digest, Engine, Finished, wait_until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// One commit in the middle and one at the end, and a recovery point at every second step between.
+const RUN: [&str; 8] = [
+    "training.steps=40",
+    "checkpoint.every_steps=20",
+    "recovery_points.every_steps=2",
+    "recovery_points.changes_below=0.9",
+    "topology.workers=2",
+    "topology.shards=2",
+    "embedding.lanes=2",
+    "run.failure_detection_seconds=3",
+];
+const END_LIMIT: Duration = Duration::from_secs(120);
+
+fn cluster() -> Cluster {
+    Cluster::tiny(Engine::Drill).unwrap().with(&RUN)
+}
+
+/// What a run without recovery points leaves: digest, and the ledger.
+fn plain() -> &'static (Digest, Vec<String>) {
+    static PLAIN: OnceLock<(Digest, Vec<String>)> = OnceLock::new();
+    PLAIN.get_or_init(|| {
+        let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&[&RUN[..2], &RUN[4..]].concat());
+        cluster.train(&[]).unwrap().success().unwrap();
+        (cluster.digest().unwrap(), cluster.ledger().unwrap())
+    })
+}
+
+fn ends_as_plain(cluster: &Cluster, finished: Finished) -> Result<Finished> {
+    let finished = finished.success()?;
+    let (digest, ledger) = plain();
+    ensure!(cluster.digest()? == *digest, "other bits\n{}", finished.said());
+    ensure!(cluster.ledger()? == *ledger, "another ledger\n{}", finished.said());
+    ensure!(cluster.metrics()?.len() == 40, "other steps\n{}", finished.said());
+    Ok(finished)
+}
+
+fn points_root(cluster: &Cluster) -> PathBuf {
+    cluster.root().join("recovery-points")
+}
+
+/// Steps of the recovery points under `root`, ascending, with their manifests.
+fn points(root: &Path) -> Vec<(u64, String)> {
+    let Ok(folder) = std::fs::read_dir(root.join("runs/tiny/ckpt/commit")) else { return Vec::new() };
+    let mut found = Vec::new();
+    for entry in folder {
+        let path = entry.unwrap().path();
+        let step =
+            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok()).unwrap();
+        // The newest may take its place meanwhile.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        found.push((step, text));
+    }
+    found.sort_by_key(|(step, _)| *step);
+    found
+}
+
+/// The step that each loss was gone back to, as the story tells it.
+fn went_back_to(cluster: &Cluster) -> Vec<u64> {
+    let told = cluster.polygram(&["why", "tiny", "--root", cluster.root_url(), "-o", "jsonl"]).unwrap();
+    let told = told.success().unwrap().stdout;
+    let attempts = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let losses = attempts.flat_map(|attempt| attempt["losses"].as_array().cloned().unwrap_or_default());
+    losses.filter_map(|loss| loss["resumed_from"].as_u64()).collect()
+}
+
+/// Trains with a fault that strikes once.
+fn struck(cluster: &Cluster, order: &str) -> Result<Finished> {
+    let marks = cluster.folder().join("marks");
+    std::fs::create_dir(&marks)?;
+    let order = format!("{order} {}", marks.display());
+    let mut running = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)])?;
+    let finished = running.wait(END_LIMIT)?;
+    running.wait_for_silence(END_LIMIT)?;
+    ensure!(std::fs::read_dir(&marks)?.count() == 1, "{order} was not carried out:\n{}", finished.said());
+    ends_as_plain(cluster, finished).context(order)
+}
+
+#[test]
+fn a_loss_costs_the_steps_since_the_last_point() {
+    // The 31st push of a worker of two cells a step is in step 15, the 17th update of a shard step 16.
+    for order in
+        ["worker.before_push 1:31 kill", "shard.before_apply 0:17 kill", "worker.before_push 1:31 freeze"]
+    {
+        let cluster = cluster();
+        struck(&cluster, order).unwrap();
+        let steps = went_back_to(&cluster);
+        assert_eq!(steps.len(), 1, "{order}: {steps:?}");
+        // How many points there are by then depends on how fast the machine is.
+        assert!(steps[0] > 0 && steps[0] < 20 && steps[0].is_multiple_of(2), "{order}: {steps:?}");
+        println!("{order}: back to {steps:?}");
+    }
+}
+
+#[test]
+fn every_process_may_die_over_a_recovery_point() {
+    for order in [
+        "worker.snapshot_taken 1:3 kill",
+        "worker.uploaded 0:2 kill",
+        "worker.reported 1:2 kill",
+        "worker.committed 0:2 kill",
+        "worker.restored 1:1 kill",
+        "shard.snapshot_begun 1:3 kill",
+        "shard.uploaded 0:2 kill",
+        "shard.reported 1:2 kill",
+        "coordinator.parts_complete 3 kill",
+        "coordinator.ledger_written 3 kill",
+        "coordinator.before_manifest 3 kill",
+        "coordinator.after_manifest 3 kill",
+        "coordinator.part_noted 9 kill",
+    ] {
+        struck(&cluster(), order).unwrap();
+    }
+}
+
+#[test]
+fn the_next_session_goes_on_from_a_point_in_another_topology() {
+    for sets in
+        [&["topology.shards=3"][..], &["topology.workers=4"], &["topology.shards=1", "topology.workers=1"]]
+    {
+        let cluster = cluster();
+        let mut running = cluster.start(&[]).unwrap();
+        wait_until("a recovery point of changes", END_LIMIT, || {
+            let is_of_changes = |(_, manifest): &(u64, String)| manifest.contains("\"changed\"");
+            Ok(points(&points_root(&cluster)).iter().any(is_of_changes).then_some(()))
+        })
+        .unwrap();
+        running.signal(running.pid(), Signal::KILL).unwrap();
+        running.wait(END_LIMIT).unwrap();
+        running.wait_for_silence(END_LIMIT).unwrap();
+        let newest = points(&points_root(&cluster)).last().unwrap().0;
+        let committed = cluster.commits().unwrap().last().copied();
+        let from = committed.unwrap_or(0).max(newest);
+        let finished = cluster.train(sets).unwrap();
+        assert!(finished.said().contains(&format!("step {from}")), "from {from}: {}", finished.said());
+        ends_as_plain(&cluster, finished).unwrap();
+        // They read as any checkpoint does.
+        let root = format!("file://{}", points_root(&cluster).display());
+        let step = points(&points_root(&cluster)).last().unwrap().0;
+        cluster.polygram(&["ckpt", "verify", "tiny", "--root", &root]).unwrap().success().unwrap();
+        let shown = cluster.polygram(&["ckpt", "show", "tiny", "--root", &root]).unwrap().success().unwrap();
+        assert!(shown.stdout.contains(&format!("at step {step}")), "{}", shown.said());
+    }
+}
+
+/// Kills the launcher once there is a point newer than any commit, and gives its step.
+fn interrupted(cluster: &Cluster, sets: &[&str]) -> u64 {
+    let mut running = cluster.start(sets).unwrap();
+    let newest = wait_until("a recovery point", END_LIMIT, || {
+        let newest = points(&points_root(cluster)).last().map(|(step, _)| *step);
+        Ok(newest.filter(|step| *step >= 4))
+    });
+    running.signal(running.pid(), Signal::KILL).unwrap();
+    running.wait(END_LIMIT).unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    newest.unwrap();
+    points(&points_root(cluster)).last().unwrap().0
+}
+
+/// All objects under `folder`, by file name.
+fn objects(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn damaged_points_are_passed_over_loudly() {
+    let data = |cluster: &Cluster| points_root(cluster).join("runs/tiny/ckpt/data");
+    let harms: [(&str, fn(&Path)); 3] = [
+        ("flip", |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }),
+        ("cut", |path| {
+            let bytes = std::fs::read(path).unwrap();
+            std::fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
+        }),
+        ("remove", |path| std::fs::remove_file(path).unwrap()),
+    ];
+    for (name, harm) in harms {
+        let cluster = cluster();
+        // No commit before the points: without them the run begins anew, which is what it would have done.
+        interrupted(&cluster, &["checkpoint.every_steps=1000"]);
+        objects(&data(&cluster)).iter().for_each(|path| harm(path));
+        let finished = cluster.train(&[]).unwrap();
+        assert!(finished.stderr.contains("recovery point"), "{name}: {}", finished.said());
+        ends_as_plain(&cluster, finished).context(name).unwrap();
+    }
+}
+
+#[test]
+fn points_of_another_past_are_not_gone_on_from() {
+    let other = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).with(&["run.seed=99"]);
+    interrupted(&other, &[]);
+    let cluster = cluster();
+    cluster.train(&["training.stop_at_step=1"]).unwrap().success().unwrap();
+    let mine = points_root(&cluster);
+    std::fs::remove_dir_all(&mine).ok();
+    std::fs::rename(points_root(&other), &mine).unwrap();
+    let stale = points(&mine).last().unwrap().0;
+    let finished = cluster.train(&[]).unwrap();
+    let told = finished.stderr.contains("not of this run's past");
+    assert!(told && finished.said().contains("step 1"), "stale {stale}: {}", finished.said());
+    ends_as_plain(&cluster, finished).unwrap();
+}
+
+#[test]
+fn a_root_that_cannot_be_used_costs_nothing_else() {
+    let cluster = cluster();
+    // A file where a folder should be.
+    let place = cluster.folder().join("occupied");
+    std::fs::write(&place, "").unwrap();
+    let root = format!("recovery_points.root=\"{}\"", place.join("points").display());
+    let finished = cluster.train(&[&root]).unwrap();
+    assert!(finished.stderr.contains("recovery points"), "{}", finished.said());
+    ends_as_plain(&cluster, finished).unwrap();
+    assert_eq!(cluster.commits().unwrap(), [20, 40]);
+}
+
+#[test]
+fn the_real_model_goes_on_from_a_point() {
+    let sets = [&RUN[1..], &["training.steps=12"]].concat();
+    let calm = Cluster::tiny(Engine::Torch).unwrap().with(&sets);
+    calm.train(&[]).unwrap().success().unwrap();
+    let cluster = Cluster::tiny(Engine::Torch).unwrap().with(&sets);
+    let marks = cluster.folder().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    let order = format!("worker.before_push 1:19 kill {}", marks.display());
+    let mut running = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)]).unwrap();
+    let finished = running.wait(END_LIMIT).unwrap().success().unwrap();
+    assert_eq!(cluster.digest().unwrap(), calm.digest().unwrap(), "{}", finished.said());
+    assert!(went_back_to(&cluster)[0] > 0);
+}
