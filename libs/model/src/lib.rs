@@ -51,5 +51,4 @@ pub use inspect::{Inspection, RoutingTrace};
 pub use kernels::Products;
 pub use options::Options;
 pub use runtime::{cuda_device, set_threads, tune_allocator};
-pub use state::StateView;
 pub use tch::Device;
