@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod bf16;
 pub mod embedding;
+pub mod float;
 pub mod hf_config;
 pub mod ids;
 pub mod layout;

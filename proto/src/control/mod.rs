@@ -9,7 +9,6 @@ pub mod announcement;
 pub mod assignment;
 pub mod counts;
 pub mod error;
-pub mod float;
 pub mod joining;
 pub mod member;
 pub mod membership;
