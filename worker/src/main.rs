@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use polygram_domain::Rank;
 use polygram_proto::control::Token;
-use polygram_telemetry::{Identity, Logging, Role};
+use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::pool::PoolWorkerOptions;
 use polygram_worker::{WorkerOptions, run};
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
@@ -33,8 +34,6 @@ fn main() -> ExitCode {
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     let identity = Identity { run: member.run, role: Role::Worker, index: member.rank };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    #[cfg(feature = "torch")]
-    polygram_model::tune_allocator();
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listen = member.listen;
