@@ -122,7 +122,7 @@ pub(crate) fn is_full(error: &Error) -> bool {
 
 /// The nearest cause of this type.
 fn caused_by<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
-    std::iter::successors(error.source(), |cause| cause.source()).find_map(|cause| cause.downcast_ref())
+    std::iter::successors(error.source(), |&cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
 /// Whether the store itself spoke, however rudely.
