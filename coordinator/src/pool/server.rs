@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polygram_proto::control::{MESSAGE_LIMIT_BYTES, Token};
+use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, Token};
 use polygram_proto::pool::wire::pool_server::PoolServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -66,9 +66,10 @@ pub async fn serve(
     let state = State::new(rules, kept, clock.now());
     let (inbox, inputs) = mpsc::channel(INBOX);
     let closing = CancellationToken::new();
-    let door = PoolServer::new(Door { inbox: inbox.clone(), token: token.clone() })
+    let door = PoolServer::new(Door { inbox: inbox.clone() })
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let door = Guarded::new(door, token.clone());
     let server = Server::builder().add_service(door).serve_with_incoming_shutdown(
         TcpIncoming::from(listener).with_nodelay(Some(true)),
         closing.clone().cancelled_owned(),
