@@ -10,12 +10,17 @@ use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{self, Pool, Store};
-use polygram_coordinator::{Ended, Origin, interrupts, open, serve};
-use polygram_domain::RunFile;
+use polygram_coordinator::{Ended, OpeningError, Origin, interrupts, open, serve};
+use polygram_domain::{ConfigError, RunFile};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 use polygram_telemetry::{Identity, Logging, Role};
 use tokio::net::TcpListener;
+
+/// Exit status of a failure.
+const FAILURE: u8 = 1;
+/// Exit status of a configuration that is not legal, or does not fit the run: nothing was started or written.
+const CONFIGURATION: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -31,7 +36,14 @@ async fn main() -> ExitCode {
     let Err(error) = ended else { return ExitCode::SUCCESS };
     // Nothing is left to do about a closed stderr.
     let _closed = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
+    ExitCode::from(if is_of_configuration(&error) { CONFIGURATION } else { FAILURE })
+}
+
+/// Whether the run's configuration is what has to be changed.
+fn is_of_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>() || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
+    })
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
