@@ -143,8 +143,8 @@ impl Checker {
                 assert_eq!(self.committing, None, "one commit at a time");
                 assert!(self.committed.is_none_or(|before| before < *step), "commits ascend");
                 if let Some(ledger) = &self.ledger {
-                    let head = ledger.head(*step);
-                    self.heads.insert(*step, head.expect("a line of every step before its commit"));
+                    let line = ledger.at(*step).expect("a line of every step before its commit");
+                    self.heads.insert(*step, line.head);
                 }
                 self.committing = Some(*step);
             }
