@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{Pool, PoolError, Store, serve};
-use polygram_domain::RunFile;
-use polygram_proto::control::{ControlError, OperatorClient, Role, Token};
+use polygram_domain::{RunFile, ShardIndex};
+use polygram_proto::control::{
+    ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Role, Token,
+};
 use polygram_proto::pool::{Engagement, JobState, OfferOptions, PoolClient, PoolOffer, Submission};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -27,13 +29,17 @@ struct Up {
 }
 
 async fn up(folder: &Path) -> Up {
+    up_with(folder, Rules::of(10_000)).await
+}
+
+async fn up_with(folder: &Path, rules: Rules) -> Up {
     let root = folder.join("root").display().to_string();
     let store = Store::open(&folder.join("state.sqlite"), &root).unwrap();
     let token = Token::new("a-secret-of-this-test").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (interrupts, waiting) = mpsc::channel(4);
-    let pool = Pool { store, root, token: token.clone(), rules: Rules::of(10_000) };
+    let pool = Pool { store, root, token: token.clone(), rules };
     Up { address, token, interrupts, serving: tokio::spawn(serve(pool, listener, waiting)) }
 }
 
@@ -57,6 +63,15 @@ fn submission(run: &str) -> Submission {
     let sets = [format!("run.name=\"{run}\""), "topology.shards=1".into(), "device.engine=drill".into()];
     let file = RunFile::parse(TINY, "tiny", &sets).unwrap();
     Submission { config_toml: file.to_toml().unwrap(), priority: 0, preemptible: false }
+}
+
+async fn until_offered(client: &mut PoolClient, count: usize) {
+    let there = async {
+        while client.members().await.unwrap().len() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, there).await.unwrap();
 }
 
 async fn engaged(offer: &mut PoolOffer) -> Engagement {
@@ -102,6 +117,50 @@ async fn members_are_placed_recalled_and_placed_again() {
     .await
     .unwrap();
     assert_eq!(client.members().await.unwrap().len(), 2);
+    up.down().await;
+}
+
+/// A member that has its seat and does not join the run, although it says that it lives, makes room for a spare.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_hangs_before_it_joins_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = up_with(folder.path(), Rules::of(1_000)).await;
+    let (mut one, mut other, mut shard) =
+        (up.offer(Role::Worker), up.offer(Role::Worker), up.offer(Role::Shard));
+    let mut client = up.client().await;
+    until_offered(&mut client, 3).await;
+    let mut submission = submission("hangs");
+    let file = RunFile::parse(&submission.config_toml, "t", &["run.failure_detection_seconds=1.0".into()]);
+    submission.config_toml = file.unwrap().to_toml().unwrap();
+    let job = client.submit(submission).await.unwrap();
+    let (first, second) = timeout(LIMIT, async {
+        tokio::select! {
+            engagement = one.engaged() => (engagement.unwrap(), &mut other),
+            engagement = other.engaged() => (engagement.unwrap(), &mut one),
+        }
+    })
+    .await
+    .unwrap();
+    let serving = engaged(&mut shard).await;
+    // The shard joins.
+    let mut join = JoinOptions::new(
+        serving.placement.address.clone(),
+        up.token.clone(),
+        MemberRef::shard(ShardIndex(0)),
+        "127.0.0.1:4000".parse().unwrap(),
+    );
+    join.recall = serving.recall.clone();
+    let (session, _joined) = MemberSession::join(join).await.unwrap();
+    let (_reporter, _directives) = session.split();
+    // The worker does not. Its time is up after two seconds.
+    let mut recall = first.recall.clone();
+    timeout(LIMIT, recall.called()).await.unwrap();
+    let again = engaged(second).await;
+    assert_eq!(again.placement.seat, first.placement.seat);
+    let members = client.members().await.unwrap();
+    let seated = members.iter().filter(|member| member.seat.is_some() && !member.leaving);
+    assert_eq!(seated.count(), 2, "{members:?}");
+    client.cancel(job).await.unwrap();
     up.down().await;
 }
 

@@ -23,7 +23,7 @@ impl World {
             return;
         }
         let life = agent.life;
-        if agent.frozen {
+        if agent.frozen || agent.hangs {
             return self.after(500, Happening::ToMember(index, coordinator, word));
         }
         match word {
@@ -51,7 +51,7 @@ impl World {
         if agent.life != life || agent.seat != Some(seat) {
             return;
         }
-        if agent.frozen {
+        if agent.frozen || agent.hangs {
             return self.after(500, Happening::Leaves(index, life, seat));
         }
         if agent.wanted == Some(seat) {
@@ -113,7 +113,8 @@ impl World {
     pub(super) fn die(&mut self, index: usize) {
         let agent = &mut self.agents[index];
         let (life, stream) = (agent.life, agent.stream);
-        (agent.life, agent.frozen, agent.stream, agent.wanted, agent.seat) = (0, false, None, None, None);
+        (agent.life, agent.stream, agent.wanted, agent.seat) = (0, None, None, None);
+        (agent.frozen, agent.hangs) = (false, false);
         if stream == Some(self.coordinator) {
             let member = World::id(index, life);
             let gone = Event::Gone { member, message: "it died".into() };
