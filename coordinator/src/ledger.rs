@@ -375,12 +375,14 @@ mod tests {
                 let most = KEPT.max(ledger.waiting.len());
                 assert!(ledger.recent.len() <= most, "seed {seed}, turn {turn}: {}", ledger.recent.len());
             }
+            // A way back voids lines in the store once the next one is written.
+            ledger.add(&metrics(all.len() as u64 - 1, 0.5)).unwrap();
             ledger.flush(&store).await.unwrap();
             let (chain, faults) = store.read_ledger().await.unwrap();
             assert!(faults.0.is_empty(), "seed {seed}: {faults:?}");
             let kept: Vec<ChainHash> = chain.entries().map(Entry::hash).collect();
-            let named: Vec<ChainHash> = all[1..].iter().map(|named| named.head).collect();
-            assert_eq!(kept, named, "seed {seed}");
+            assert_eq!(kept.len(), all.len(), "seed {seed}");
+            assert!(all[1..].iter().zip(&kept).all(|(named, head)| named.head == *head), "seed {seed}");
         }
         assert!(refilled > 20, "the schedules are too tame: {refilled}");
     }

@@ -52,6 +52,15 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
+async fn bind_metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for metrics; choose another address, or port 0 for a free port")
+    })?;
+    tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    Ok(Some(listener))
+}
+
 async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
     let identity = Identity { run: "pool".into(), role: Role::Coordinator, index: None };
     polygram_telemetry::init(
@@ -67,13 +76,14 @@ async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
     let token = Token::read(&args.token_file)?;
     let store = Store::open(&args.state, &args.root)?;
     let listener = bind(args.listen).await?;
+    let metrics = bind_metrics(args.metrics_listen).await?;
     let announcement = PoolAnnouncement { address: listener.local_addr()?, pid: std::process::id() };
     let (interrupts, listening) = interrupts::listen()?;
     if let Some(path) = &args.announce_file {
         announcement.write(path)?;
     }
     let rules = Rules::of(args.member_silence_seconds * 1000);
-    pool::serve(Pool { store, root: args.root, token, rules }, listener, interrupts).await?;
+    pool::serve(Pool { store, root: args.root, token, rules, metrics }, listener, interrupts).await?;
     listening.await.context("the signal task failed")
 }
 
@@ -92,13 +102,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     let listener = bind(args.listen).await?;
     let origin = Origin { config_toml, config_name, root: args.root };
     let mut opened = open(origin, listener.local_addr()?).await?;
-    if let Some(address) = args.metrics_listen {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "cannot listen on {address} for metrics; choose another address, or port 0 for a free port"
-            )
-        })?;
-        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    if let Some(listener) = bind_metrics(args.metrics_listen).await? {
         opened = opened.with_metrics(listener);
     }
     let (interrupts, listening) = interrupts::listen()?;

@@ -62,8 +62,8 @@ async fn a_run_refuses_strangers_before_it_reads() {
     refuses_strangers(&lead.address(), "polygram.control.v1.Coordinator", &RUN).await;
     // What nobody can make sense of, and what anybody may ask.
     let mut raw = connect(&lead.address()).await;
-    let stop = "/polygram.control.v1.Coordinator/Stop";
-    assert_eq!(call(&mut raw, stop, Some("a-token-for-tests-only"), 1).await, Code::Internal);
+    let join = "/polygram.control.v1.Coordinator/Join";
+    assert_eq!(call(&mut raw, join, Some("a-token-for-tests-only"), 1).await, Code::Internal);
     for open in polygram_proto::control::OPEN_CALLS {
         assert_ne!(call(&mut raw, open, None, 1).await, Code::Unauthenticated, "{open}");
     }
@@ -79,7 +79,7 @@ async fn a_pool_refuses_strangers_before_it_reads() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (interrupts, waiting) = mpsc::channel(4);
-    let pool = Pool { store, root, token: token(), rules: Rules::of(10_000) };
+    let pool = Pool { store, root, token: token(), rules: Rules::of(10_000), metrics: None };
     let serving = tokio::spawn(serve(pool, listener, waiting));
     refuses_strangers(&address, "polygram.pool.v1.Pool", &POOL).await;
     interrupts.send("the test".into()).await.unwrap();

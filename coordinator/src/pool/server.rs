@@ -12,6 +12,7 @@ use tonic::transport::server::{Server, TcpIncoming};
 
 use super::core::{Rules, State};
 use super::driver::{Driver, Ground};
+use super::metrics;
 use super::service::Door;
 use super::store::{Store, StoreError};
 use crate::clock::Clock;
@@ -32,6 +33,8 @@ pub struct Pool {
     pub token: Token,
     /// Time limits.
     pub rules: Rules,
+    /// Where it tells its metrics.
+    pub metrics: Option<TcpListener>,
 }
 
 /// What broke under the pool itself. Its jobs are as they were last kept.
@@ -58,7 +61,7 @@ pub async fn serve(
     listener: TcpListener,
     interrupts: mpsc::Receiver<String>,
 ) -> Result<(), PoolError> {
-    let Pool { store, root, token, rules } = pool;
+    let Pool { store, root, token, rules, metrics: scraped } = pool;
     let address = listener.local_addr()?;
     let clock = Clock::start();
     let kept = store.jobs()?;
@@ -75,6 +78,9 @@ pub async fn serve(
         closing.clone().cancelled_owned(),
     );
     let serving = AbortOnDropHandle::new(tokio::spawn(server));
+    // Ends with this function: whoever scrapes then, finds nobody.
+    let _scraping =
+        scraped.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, inbox.clone()))));
     let ground = Ground { root, listen: address.ip(), token, inbox };
     let led = Driver::new(state, clock, store, ground).run(inputs, interrupts).await;
     closing.cancel();

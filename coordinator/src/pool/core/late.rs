@@ -60,7 +60,7 @@ impl Turn<'_> {
             member.hangs = true;
             let who = format!("a {} (pid {} on {})", member.role, member.pid, member.host);
             let what = if member.place == Place::Placed(seat) {
-                self.state.seats_taken_back += 1;
+                self.state.tallies.seats_taken_back += 1;
                 self.vacate(id, seat);
                 self.withdraw(id);
                 format!("{who} has not joined as {seat} within {waited:.1} s: a spare may have its seat")

@@ -125,7 +125,7 @@ impl Turn<'_> {
         let (role, pid) = (member.role, member.pid);
         match member.place {
             Place::Placed(seat) => {
-                self.state.members_lost += 1;
+                self.state.tallies.members_lost += 1;
                 self.vacate(id, seat);
                 self.log(Level::Warn, format!("lost a {role} (pid {pid}), {seat}: {message}"));
             }

@@ -24,7 +24,7 @@ mod tests;
 
 pub use event::{Action, Event, Reply, SessionEnd};
 pub use job::{JobRecord, Needs};
-pub use state::{Rules, State};
+pub use state::{Rules, State, Tallies};
 
 use crate::core::Time;
 

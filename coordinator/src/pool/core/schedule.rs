@@ -223,7 +223,7 @@ impl Turn<'_> {
         }
         for victim in chosen {
             let why = format!("it makes way for job {id} of priority {priority}");
-            self.state.preemptions += 1;
+            self.state.tallies.preemptions += 1;
             self.close(victim, Purpose::Requeue(why.clone()), why);
         }
     }

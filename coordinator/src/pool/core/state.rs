@@ -40,12 +40,18 @@ pub struct State {
     pub(super) seats_wait_until: Time,
     pub(super) interrupts: u32,
     pub(super) last_tick: Time,
-    /// Seats that were taken back from members that did not join, since this coordinator began.
-    pub(super) seats_taken_back: u64,
-    /// Sessions that were ended for a job of higher priority, since then.
-    pub(super) preemptions: u64,
-    /// Members that were lost at work, since then.
-    pub(super) members_lost: u64,
+    pub(super) tallies: Tallies,
+}
+
+/// What happened since this coordinator began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// Seats that were taken back from members that did not join.
+    pub seats_taken_back: u64,
+    /// Sessions that were ended for a job of higher priority.
+    pub preemptions: u64,
+    /// Members that were lost at work.
+    pub members_lost: u64,
 }
 
 /// A process that offers itself.
@@ -94,15 +100,18 @@ impl State {
             seats_wait_until,
             interrupts: 0,
             last_tick: now,
-            seats_taken_back: 0,
-            preemptions: 0,
-            members_lost: 0,
+            tallies: Tallies::default(),
         }
     }
 
     /// What is to be kept, by job.
     pub fn records(&self) -> impl Iterator<Item = &JobRecord> {
         self.jobs.values().map(|job| &job.record)
+    }
+
+    /// What happened since this coordinator began.
+    pub fn tallies(&self) -> Tallies {
+        self.tallies
     }
 
     /// The jobs, oldest first. The run's own progress is not known here.

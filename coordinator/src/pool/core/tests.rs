@@ -96,7 +96,7 @@ fn a_member_that_does_not_join_loses_its_seat_to_a_spare() {
     pool.awaits(&[WORKER]);
     assert_eq!(pool.pass(PATIENCE - 4_000), [], "it has this long");
     assert_eq!(pool.pass(1_000), [(1, None), (2, Some(SEAT))]);
-    assert_eq!(pool.state.seats_taken_back, 1);
+    assert_eq!(pool.state.tallies.seats_taken_back, 1);
     // The spare has its own time, and joins.
     assert_eq!(pool.pass(PATIENCE), []);
     pool.awaits(&[]);

@@ -30,8 +30,8 @@ impl Checker {
     pub(super) fn check(&mut self, state: &State, kept: &BTreeMap<JobId, JobRecord>, now: Time) {
         Checker::seats_have_one_member(state);
         Checker::nobody_is_waited_for_too_long(state, now);
-        self.taken_back += state.seats_taken_back.saturating_sub(self.counted);
-        self.counted = state.seats_taken_back;
+        self.taken_back += state.tallies.seats_taken_back.saturating_sub(self.counted);
+        self.counted = state.tallies.seats_taken_back;
         let records: BTreeMap<JobId, JobRecord> = state.records().map(|r| (r.job, r.clone())).collect();
         assert_eq!(&records, kept, "what is kept is not what is so");
         for job in state.jobs.values() {

@@ -138,7 +138,7 @@ impl World {
         }
         let member = World::id(index, life);
         // One that comes back before its end was noticed is not gone: the driver knows streams apart.
-        if self.state.members.contains_key(&member) {
+        if self.is_up && self.state.members.contains_key(&member) {
             self.apply(Event::Gone { member, message: "its connection broke".into() });
         }
         if !frozen {
