@@ -153,8 +153,17 @@ impl Default for MetricsDesk {
 impl MetricsDesk {
     /// Of a process that is in no run yet; `run` is the name to tell until it is.
     pub fn new(run: &str) -> MetricsDesk {
+        MetricsDesk(Arc::new(watch::Sender::new(MetricsDesk::in_no_run(run))))
+    }
+
+    fn in_no_run(run: &str) -> Arc<Metrics> {
         let identity = Identity { run: run.to_owned(), role: Role::Worker, index: None };
-        MetricsDesk(Arc::new(watch::Sender::new(Arc::new(Metrics::new(&identity).with(Arc::new(Process))))))
+        Arc::new(Metrics::new(&identity).with(Arc::new(Process)))
+    }
+
+    /// The membership is over, and its numbers are told no more; `run` is as in [`MetricsDesk::new`].
+    pub fn end(&self, run: &str) {
+        self.0.send_replace(MetricsDesk::in_no_run(run));
     }
 
     /// Numbers of a new membership, which are told from now on.
@@ -263,6 +272,10 @@ mod tests {
         let text = scrape(address).await;
         assert!(!text.contains("first"), "{text}");
         assert_eq!(sample(&text, &["direction=\"received\"", "rank=\"0\""]), Some(20.0), "{text}");
+        desk.end("pool");
+        let text = scrape(address).await;
+        assert!(!text.contains("second") && !text.contains("rank="), "{text}");
+        assert!(sample(&text, &["polygram_resident_bytes{", "run=\"pool\""]).is_some(), "{text}");
         serving.abort();
         assert!(serving.await.unwrap_err().is_cancelled());
     }

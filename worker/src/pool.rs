@@ -50,6 +50,7 @@ pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
             metrics: metrics.clone(),
         };
         let ended = take_part(&taken, &recall, &mut signals).await;
+        metrics.end("pool");
         let failure = ended.as_ref().err().filter(|error| !is_in_order(error)).map(WorkerError::to_string);
         offer.released(&placement, failure).await;
         match ended {
