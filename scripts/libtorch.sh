@@ -6,20 +6,14 @@
 # path is written to standard output.
 set -euo pipefail
 
+what=libtorch
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
 version=2.11.0
 wheels=(torch==$version nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # Only libraries and headers are used, so any Python for which a wheel exists will do; the one at hand just runs pip.
 wheel_python=3.12
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/polygram
 home=$cache/libtorch-$version
-
-say() { printf '%s\n' "$*" >&2; }
-die() {
-  say "libtorch: $1"
-  shift
-  [ $# -eq 0 ] || printf '  %s\n' "$@" >&2
-  exit 1
-}
 
 # The version of the libtorch in folder $1, without "+cu130" and the like; empty where no file tells.
 version_of() {
@@ -44,17 +38,10 @@ if [ -n "${LIBTORCH:-}" ]; then
   exit 0
 fi
 
-if ! is_whole "$home"; then
-  mkdir -p "$cache"
-  command -v flock >/dev/null || die "the command flock is missing" "install util-linux"
-  exec 9>"$cache/libtorch.lock"
-  flock -n 9 || {
-    say "libtorch: another process is installing it; waiting"
-    flock 9
-  }
-fi
-# Whoever held the lock may have installed it.
-if ! is_whole "$home"; then
+is_installed() { is_whole "$home"; }
+
+install_libtorch() {
+  local python
   python=$(command -v python3) || die "python3 is missing" "install python3 and pip, or set LIBTORCH to a libtorch $version"
   "$python" -m pip --version >/dev/null 2>&1 ||
     die "$python has no pip" "install it (Debian: apt-get install python3-pip), or set LIBTORCH to a libtorch $version"
@@ -73,5 +60,7 @@ if ! is_whole "$home"; then
   rm -rf "$home" # never whole here
   mv -T "$new" "$home"
   trap - EXIT
-fi
+}
+
+install_once is_installed install_libtorch
 printf '%s\n' "$home/torch"

@@ -1,33 +1,19 @@
 #!/usr/bin/env bash
 # Prints the Python that has moto, a stand-in for Amazon S3 that the tests run on this machine; installs it first where
-# it is missing, into a cache that all clones of one user share. Nothing but the path is written to standard output.
+# it is missing. Nothing but the path is written to standard output.
 set -euo pipefail
 
+what=moto
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
 version=5.2.5
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/polygram
 home=$cache/moto-$version
-# Made last: a folder without it is not whole.
-seal=$home/whole
 
-say() { printf '%s\n' "$*" >&2; }
-die() {
-  say "moto: $1"
-  shift
-  [ $# -eq 0 ] || printf '  %s\n' "$@" >&2
-  exit 1
-}
+# The mark is made last: a folder without it is not whole.
+is_whole() { [ -e "$home/whole" ]; }
 
-if [ ! -e "$seal" ]; then
-  mkdir -p "$cache"
-  command -v flock >/dev/null || die "the command flock is missing" "install util-linux"
-  exec 9>"$cache/moto.lock"
-  flock -n 9 || {
-    say "moto: another process is installing it; waiting"
-    flock 9
-  }
-fi
-# Whoever held the lock may have installed it.
-if [ ! -e "$seal" ]; then
+install_moto() {
+  local python
   python=$(command -v python3) || die "python3 is missing" "install python3 with pip and venv"
   say "moto: installing $version into $home (about 60 MB, once per user)"
   rm -rf "$home" # never whole here
@@ -37,6 +23,8 @@ if [ ! -e "$seal" ]; then
     "moto[server,s3]==$version" >&2 9>&- ||
     die "pip could not install moto $version" \
       "pip's own message is above: without network, or behind a proxy that pip does not know, nothing can be fetched"
-  touch "$seal"
-fi
+  touch "$home/whole"
+}
+
+install_once is_whole install_moto
 printf '%s\n' "$home/bin/python"

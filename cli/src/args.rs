@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use polygram_domain::OutputFormat;
 
 /// Trains language models whose parameters live mostly in hashed n-gram embedding tables.
 #[derive(Debug, Parser)]
@@ -29,17 +30,6 @@ pub(crate) struct GlobalArgs {
     /// Say more on standard error
     #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-}
-
-/// Form of results.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    /// For eyes
-    Human,
-    /// One JSON document
-    Json,
-    /// One JSON object per line
-    Jsonl,
 }
 
 #[derive(Debug, Subcommand)]

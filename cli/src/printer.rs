@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::args::OutputFormat;
 use crate::exit::{Failure, Outcome};
+use polygram_domain::OutputFormat;
 
 /// Back to the first column, and nothing in the line.
 const CLEAR_LINE: &str = "\r\x1b[2K";

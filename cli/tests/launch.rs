@@ -32,12 +32,15 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
 
 #[test]
 fn a_coordinator_that_refuses_has_the_last_word() {
-    let stage =
-        Stage::new("echo 'error: run tiny was trained with another model' >&2; exit 1", "exec sleep 600");
-    let (code, stdout, stderr) = text(&stage.train(&[]).output().unwrap());
-    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
-    assert!(stderr.contains("error: coordinator: run tiny was trained with another model"), "{stderr}");
-    assert_eq!(stage.pids().len(), 1, "no member was started");
+    // Its status is passed on: 2 says that the configuration is wrong.
+    for status in [1, 2] {
+        let refusal = format!("echo 'error: run tiny was trained with another model' >&2; exit {status}");
+        let stage = Stage::new(&refusal, "exec sleep 600");
+        let (code, stdout, stderr) = text(&stage.train(&[]).output().unwrap());
+        assert_eq!((code, stdout.as_str()), (Some(status), ""), "{stderr}");
+        assert!(stderr.contains("error: coordinator: run tiny was trained with another model"), "{stderr}");
+        assert_eq!(stage.pids().len(), 1, "no member was started");
+    }
 }
 
 #[test]

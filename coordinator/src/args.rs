@@ -37,6 +37,9 @@ pub struct PoolArgs {
     /// Address to listen on, one that members can reach; runs listen on its IP too. Port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Address to tell the pool's metrics on, at /metrics; none unless given
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
     /// File with the secret token of the pool and its runs
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,

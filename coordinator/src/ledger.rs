@@ -1,14 +1,19 @@
 //! The recorder's hand on the ledger: lines in the order of steps, written in batches before what names them.
+//!
+//! Memory holds the lines that are not written yet, and the newest [`MOST_KEPT`] others: enough for whoever names a line
+//! some steps later. What is older is read from the store again in the rare case that it is asked for.
 
 use std::collections::BTreeMap;
 
-use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, Manifest, RunStore};
+use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, Manifest, RunStore, keys};
 use polygram_domain::spikes::{Memory, SpikeSpec};
 use polygram_domain::{Step, StepOutcome};
 use polygram_proto::control::StepMetrics;
 
 /// Lines that may wait for a commit.
 const MOST_WAITING: usize = 1024;
+/// Lines that stay in memory although they are written.
+const MOST_KEPT: usize = 4096;
 
 /// What a chain goes on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,36 @@ impl Base {
     }
 }
 
+/// A line as those name it who go on from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// The state version that its step made.
+    pub(crate) step: Step,
+    /// Its hash.
+    pub(crate) head: ChainHash,
+    /// What the run remembers there, as workers remember it.
+    pub(crate) memory: Memory,
+}
+
+impl Named {
+    /// Takes the next line.
+    fn take(&mut self, spikes: &SpikeSpec, entry: &Entry, head: ChainHash) {
+        match entry.outcome {
+            StepOutcome::Applied => self.memory.applied(spikes, (entry.loss, entry.norm)),
+            _ => self.memory.skipped(spikes, entry.step - 1),
+        }
+        (self.step, self.head) = (Step(entry.step), head);
+    }
+}
+
+/// An object of the ledger that has lines since the newest commit.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    seq: u64,
+    /// Its newest line that counts.
+    last: Step,
+}
+
 /// The ledger of one attempt.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -45,45 +80,35 @@ pub(crate) struct Ledger {
     heading: Heading,
     /// Lines that are not in the store.
     waiting: Vec<Entry>,
-    /// Hashes of lines from the newest commit on.
-    heads: BTreeMap<Step, ChainHash>,
     spikes: SpikeSpec,
-    /// What was remembered at the oldest of them.
-    remembered: (Step, Memory),
-    /// Lines behind that.
-    since: BTreeMap<Step, Entry>,
+    /// What the newest commit named, or the ledger goes on from.
+    anchor: Named,
+    /// Lines since the newest commit are in these, and in memory.
+    written: Vec<Written>,
+    /// The line before those in memory; never before the anchor.
+    before: Named,
+    /// Lines in memory, with their hashes.
+    recent: BTreeMap<Step, (Entry, ChainHash)>,
+    most_kept: usize,
 }
 
 impl Ledger {
     /// The ledger of `attempt`, continued from `base` with a configuration and its idea of spikes.
     pub(crate) fn new(attempt: u64, base: Base, (config, spikes): (ConfigHash, SpikeSpec)) -> Ledger {
-        let heading = Heading { after: base.step, head: base.head, config, imported: base.is_imported };
+        let Base { step, head, is_imported, memory } = base;
+        let anchor = Named { step, head, memory };
         Ledger {
             attempt,
             seq: 0,
-            heading,
+            heading: Heading { after: step, head, config, imported: is_imported },
             waiting: Vec::new(),
-            heads: BTreeMap::from([(base.step, base.head)]),
             spikes,
-            remembered: (base.step, base.memory),
-            since: BTreeMap::new(),
+            before: anchor.clone(),
+            anchor,
+            written: Vec::new(),
+            recent: BTreeMap::new(),
+            most_kept: MOST_KEPT,
         }
-    }
-
-    /// What is remembered at `step`, if it is not older than the newest commit: as workers remember it.
-    pub(crate) fn memory(&self, step: Step) -> Option<Memory> {
-        let (from, memory) = &self.remembered;
-        if step < *from {
-            return None;
-        }
-        let mut memory = memory.clone();
-        for entry in self.since.range(..=step).map(|(_, entry)| entry) {
-            match entry.outcome {
-                StepOutcome::Applied => memory.applied(&self.spikes, (entry.loss, entry.norm)),
-                _ => memory.skipped(&self.spikes, entry.step - 1),
-            }
-        }
-        Some(memory)
     }
 
     /// Adds the line of the next step; the error is one sentence.
@@ -104,20 +129,69 @@ impl Ledger {
             dense: m.proof.dense.0,
             prev,
         };
-        self.heads.insert(m.step.next(), entry.hash());
-        self.since.insert(m.step.next(), entry);
+        self.recent.insert(m.step.next(), (entry, entry.hash()));
         self.waiting.push(entry);
+        self.forget();
         Ok(())
     }
 
-    fn last(&self) -> (Step, ChainHash) {
-        let last = self.heads.last_key_value().map(|(step, head)| (*step, *head));
-        last.unwrap_or((self.heading.after, self.heading.head))
+    /// Lets go of the oldest lines in memory that are in the store.
+    fn forget(&mut self) {
+        while self.recent.len() > self.most_kept
+            && let Some(oldest) = self.recent.first_entry()
+            && *oldest.key() <= self.heading.after
+        {
+            let (entry, head) = oldest.remove();
+            self.before.take(&self.spikes, &entry, head);
+        }
     }
 
-    /// The hash of the line of `step`, if it is not older than the newest commit.
-    pub(crate) fn head(&self, step: Step) -> Option<ChainHash> {
-        self.heads.get(&step).copied()
+    fn last(&self) -> (Step, ChainHash) {
+        let last = self.recent.last_key_value().map(|(step, (_, head))| (*step, *head));
+        last.unwrap_or((self.before.step, self.before.head))
+    }
+
+    /// The line of `step`, if it is in memory.
+    pub(crate) fn at(&self, step: Step) -> Option<Named> {
+        if step == self.anchor.step {
+            return Some(self.anchor.clone());
+        }
+        if step != self.before.step && !self.recent.contains_key(&step) {
+            return None;
+        }
+        let mut named = self.before.clone();
+        for (entry, head) in self.recent.range(..=step).map(|(_, line)| line) {
+            named.take(&self.spikes, entry, *head);
+        }
+        Some(named)
+    }
+
+    /// The line of `step`, from memory or from `store`; `None` where there is none since the newest commit.
+    pub(crate) async fn named(&self, store: &RunStore, step: Step) -> Result<Option<Named>, CheckpointError> {
+        if let Some(named) = self.at(step) {
+            return Ok(Some(named));
+        }
+        if step < self.anchor.step || step > self.before.step {
+            return Ok(None);
+        }
+        let mut named = self.anchor.clone();
+        for Written { seq, last } in &self.written {
+            let entries = store.read_ledger_lines(self.attempt, *seq).await?;
+            let counts = |entry: &&Entry| entry.step <= last.0.min(step.0);
+            for entry in entries.iter().filter(counts) {
+                // Those up to the anchor are known.
+                if entry.step == named.step.0 + 1 && entry.prev == named.head {
+                    named.take(&self.spikes, entry, entry.hash());
+                }
+            }
+            if named.step == step {
+                return Ok(Some(named));
+            }
+        }
+        Err(CheckpointError::Damaged {
+            key: keys::ledger(self.attempt, self.written.last().map_or(0, |written| written.seq)),
+            reason: format!("up to it the line of step {} is missing", named.step.next()),
+        })
     }
 
     /// Whether so many lines wait that they are to be written.
@@ -127,15 +201,24 @@ impl Ledger {
 
     /// Goes on from an earlier step: later lines are void.
     pub(crate) fn go_back(&mut self, base: Base) {
-        self.heads.split_off(&base.step.next());
-        self.heads.insert(base.step, base.head);
-        self.since.split_off(&base.step.next());
-        if base.step < self.remembered.0 {
-            self.remembered = (base.step, base.memory);
+        let Base { step, head, is_imported, memory } = base;
+        self.recent.split_off(&step.next());
+        self.waiting.retain(|entry| entry.step <= step.0);
+        // An object counts as far as its lines do.
+        let first_void = self.written.partition_point(|written| written.last <= step);
+        if let Some(written) = self.written.get_mut(first_void) {
+            written.last = step;
         }
-        self.waiting.retain(|entry| entry.step <= base.step.0);
-        if base.step < self.heading.after {
-            let Base { step, head, is_imported, .. } = base;
+        self.written.truncate(first_void + 1);
+        let named = Named { step, head, memory };
+        if step < self.before.step {
+            self.before = named.clone();
+        }
+        if step < self.anchor.step {
+            self.written.clear();
+            self.anchor = named;
+        }
+        if step < self.heading.after {
             self.heading = Heading { after: step, head, imported: is_imported, ..self.heading.clone() };
         }
     }
@@ -145,25 +228,29 @@ impl Ledger {
         let Some(newest) = self.waiting.last() else { return Ok(()) };
         let (after, head) = (Step(newest.step), newest.hash());
         store.append_ledger((self.attempt, self.seq), &self.heading, &self.waiting).await?;
+        self.written.push(Written { seq: self.seq, last: after });
         self.heading = Heading { after, head, imported: false, ..self.heading.clone() };
         self.seq += 1;
         self.waiting.clear();
+        self.forget();
         Ok(())
     }
 
-    /// A commit names the line of `step`: earlier ones are not asked for again.
-    pub(crate) fn committed(&mut self, step: Step) {
-        if let Some(memory) = self.memory(step) {
-            self.remembered = (step, memory);
+    /// A commit names this line: earlier ones are not asked for again.
+    pub(crate) fn committed(&mut self, named: Named) {
+        self.written.retain(|written| written.last > named.step);
+        if named.step >= self.before.step {
+            self.recent = self.recent.split_off(&named.step.next());
+            self.before = named.clone();
         }
-        self.since = self.since.split_off(&step.next());
-        self.heads = self.heads.split_off(&step);
+        self.anchor = named;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use polygram_domain::RunName;
+    use polygram_domain::spikes::SpikeAction;
 
     use super::*;
 
@@ -193,11 +280,11 @@ mod tests {
             first.add(&metrics(step, 1.0)).unwrap();
             if step == 3 {
                 first.flush(&store).await.unwrap();
-                first.committed(Step(4));
+                first.committed(first.at(Step(4)).unwrap());
             }
         }
         // Back to the commit before the two waiting lines are written, and again when they are.
-        let base = Base { step: Step(4), head: first.head(Step(4)).unwrap(), ..Base::genesis() };
+        let base = Base { step: Step(4), head: first.at(Step(4)).unwrap().head, ..Base::genesis() };
         first.go_back(base.clone());
         assert!(first.add(&metrics(5, 2.0)).unwrap_err().contains("step 4"));
         first.add(&metrics(4, 2.0)).unwrap();
@@ -218,6 +305,126 @@ mod tests {
         second.add(&metrics(0, 5.0)).unwrap();
         second.flush(&store).await.unwrap();
         assert_eq!(lines(&store).await, [(1, 5.0)]);
+    }
+
+    /// SplitMix64 (Steele, Lea and Flood 2014).
+    fn word(state: &mut u64) -> u64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Steps, commits of steps long past, and ways back, against a ledger that forgets nothing: what is named is the same,
+    /// and memory holds no more than it may.
+    #[tokio::test]
+    async fn what_is_forgotten_is_read_again() {
+        const KEPT: usize = 6;
+        let spikes =
+            SpikeSpec { action: SpikeAction::Skip, history_steps: 5, window_steps: 9, ..SpikeSpec::off() };
+        let mut refilled = 0;
+        for seed in 0..200u64 {
+            let mut random = seed;
+            let store = store();
+            let mut ledger = Ledger::new(1, Base::genesis(), (ConfigHash::of("c"), spikes.clone()));
+            ledger.most_kept = KEPT;
+            // By step, what a ledger without bounds would name.
+            let mut all = vec![ledger.at(Step(0)).unwrap()];
+            let mut newest_commit = 0;
+            for turn in 0..120u64 {
+                let reached = all.len() - 1;
+                match word(&mut random) % 12 {
+                    0 => ledger.flush(&store).await.unwrap(),
+                    1 if reached > newest_commit => {
+                        let step = newest_commit + 1 + word(&mut random) as usize % (reached - newest_commit);
+                        let named = ledger.named(&store, Step(step as u64)).await.unwrap().unwrap();
+                        assert_eq!(named, all[step], "seed {seed}, turn {turn}: commit of step {step}");
+                        ledger.flush(&store).await.unwrap();
+                        ledger.committed(named);
+                        newest_commit = step;
+                    }
+                    2 => {
+                        // To the newest commit or a later step, and now and then further.
+                        let oldest = if word(&mut random).is_multiple_of(4) { 0 } else { newest_commit };
+                        let step = oldest + word(&mut random) as usize % (reached - oldest + 1);
+                        refilled +=
+                            u32::from(step >= newest_commit && ledger.at(Step(step as u64)).is_none());
+                        let named = match ledger.named(&store, Step(step as u64)).await.unwrap() {
+                            Some(named) => named,
+                            None => all[step].clone(),
+                        };
+                        assert_eq!(named, all[step], "seed {seed}, turn {turn}: back to step {step}");
+                        let Named { step: at, head, memory } = named;
+                        ledger.go_back(Base { step: at, head, is_imported: false, memory });
+                        all.truncate(step + 1);
+                        newest_commit = newest_commit.min(step);
+                    }
+                    _ => {
+                        let mut metrics = metrics(reached as u64, turn as f64);
+                        if word(&mut random).is_multiple_of(3) {
+                            metrics.proof.outcome = StepOutcome::SkippedNonfinite;
+                        }
+                        ledger.add(&metrics).unwrap();
+                        let mut next = all[reached].clone();
+                        let entry = ledger.waiting.last().unwrap();
+                        next.take(&spikes, entry, entry.hash());
+                        all.push(next);
+                    }
+                }
+                let most = KEPT.max(ledger.waiting.len());
+                assert!(ledger.recent.len() <= most, "seed {seed}, turn {turn}: {}", ledger.recent.len());
+            }
+            // A way back voids lines in the store once the next one is written.
+            ledger.add(&metrics(all.len() as u64 - 1, 0.5)).unwrap();
+            ledger.flush(&store).await.unwrap();
+            let (chain, faults) = store.read_ledger().await.unwrap();
+            assert!(faults.0.is_empty(), "seed {seed}: {faults:?}");
+            let kept: Vec<ChainHash> = chain.entries().map(Entry::hash).collect();
+            assert_eq!(kept.len(), all.len(), "seed {seed}");
+            assert!(all[1..].iter().zip(&kept).all(|(named, head)| named.head == *head), "seed {seed}");
+        }
+        assert!(refilled > 20, "the schedules are too tame: {refilled}");
+    }
+
+    /// Thousands of steps without a commit, in the recorder's way of writing them.
+    #[tokio::test]
+    async fn a_run_without_commits_needs_no_more_memory() {
+        let store = store();
+        let mut ledger = ledger(1, Base::genesis());
+        for step in 0..20_000 {
+            ledger.add(&metrics(step, 1.0)).unwrap();
+            if ledger.is_long() {
+                ledger.flush(&store).await.unwrap();
+            }
+            assert!(ledger.recent.len() <= MOST_KEPT && ledger.waiting.len() < MOST_WAITING);
+        }
+        assert!(ledger.written.len() <= 20);
+        let (chain, _) = store.read_ledger().await.unwrap();
+        let early = ledger.named(&store, Step(3)).await.unwrap().unwrap();
+        assert_eq!(Some(early.head), chain.hash_at(Step(3)));
+        assert_eq!(ledger.named(&store, Step(20_001)).await.unwrap(), None);
+        ledger.committed(early);
+        assert_eq!(ledger.named(&store, Step(2)).await.unwrap(), None);
+    }
+
+    /// Where the store has lost a line that is needed, that is said and nothing is made up.
+    #[tokio::test]
+    async fn a_line_that_is_nowhere_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().display().to_string();
+        let store = RunStore::create(&root, &RunName::new("r").unwrap()).unwrap();
+        let mut ledger = ledger(1, Base::genesis());
+        ledger.most_kept = 2;
+        for step in 0..9 {
+            ledger.add(&metrics(step, 1.0)).unwrap();
+            ledger.flush(&store).await.unwrap();
+        }
+        assert_eq!(ledger.named(&store, Step(4)).await.unwrap().map(|named| named.step), Some(Step(4)));
+        let key = keys::ledger(1, 2);
+        std::fs::remove_file(folder.path().join("runs/r").join(&key)).unwrap();
+        let error = ledger.named(&store, Step(4)).await.unwrap_err().to_string();
+        assert!(error.contains(&key), "{error}");
     }
 
     #[tokio::test]

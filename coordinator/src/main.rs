@@ -10,12 +10,17 @@ use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{self, Pool, Store};
-use polygram_coordinator::{Ended, Origin, interrupts, open, serve};
-use polygram_domain::RunFile;
+use polygram_coordinator::{Ended, OpeningError, Origin, interrupts, open, serve};
+use polygram_domain::{ConfigError, RunFile};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 use polygram_telemetry::{Identity, Logging, Role};
 use tokio::net::TcpListener;
+
+/// Exit status of a failure.
+const FAILURE: u8 = 1;
+/// Exit status of a configuration that is not legal, or does not fit the run: nothing was started or written.
+const CONFIGURATION: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -31,13 +36,29 @@ async fn main() -> ExitCode {
     let Err(error) = ended else { return ExitCode::SUCCESS };
     // Nothing is left to do about a closed stderr.
     let _closed = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::FAILURE
+    ExitCode::from(if is_of_configuration(&error) { CONFIGURATION } else { FAILURE })
+}
+
+/// Whether the run's configuration is what has to be changed.
+fn is_of_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>() || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
+    })
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}; choose another address, or port 0 for a free port")
     })
+}
+
+async fn bind_metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for metrics; choose another address, or port 0 for a free port")
+    })?;
+    tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    Ok(Some(listener))
 }
 
 async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
@@ -55,13 +76,14 @@ async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
     let token = Token::read(&args.token_file)?;
     let store = Store::open(&args.state, &args.root)?;
     let listener = bind(args.listen).await?;
+    let metrics = bind_metrics(args.metrics_listen).await?;
     let announcement = PoolAnnouncement { address: listener.local_addr()?, pid: std::process::id() };
     let (interrupts, listening) = interrupts::listen()?;
     if let Some(path) = &args.announce_file {
         announcement.write(path)?;
     }
     let rules = Rules::of(args.member_silence_seconds * 1000);
-    pool::serve(Pool { store, root: args.root, token, rules }, listener, interrupts).await?;
+    pool::serve(Pool { store, root: args.root, token, rules, metrics }, listener, interrupts).await?;
     listening.await.context("the signal task failed")
 }
 
@@ -80,13 +102,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     let listener = bind(args.listen).await?;
     let origin = Origin { config_toml, config_name, root: args.root };
     let mut opened = open(origin, listener.local_addr()?).await?;
-    if let Some(address) = args.metrics_listen {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "cannot listen on {address} for metrics; choose another address, or port 0 for a free port"
-            )
-        })?;
-        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+    if let Some(listener) = bind_metrics(args.metrics_listen).await? {
         opened = opened.with_metrics(listener);
     }
     let (interrupts, listening) = interrupts::listen()?;

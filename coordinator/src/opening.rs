@@ -86,6 +86,13 @@ pub enum OpeningError {
     },
 }
 
+impl OpeningError {
+    /// Whether the configuration is what has to be changed. Nothing of the run was written then.
+    pub fn is_of_configuration(&self) -> bool {
+        matches!(self, OpeningError::Config(_) | OpeningError::Incompatible { .. })
+    }
+}
+
 /// A run that this process may lead.
 #[derive(Debug)]
 pub struct Opened {

@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::core::{Event, RolledBack};
 use crate::driver::Input;
-use crate::ledger::{Base, Ledger};
+use crate::ledger::{Base, Ledger, Named};
 use crate::opening::unix_ms;
 use crate::points::Points;
 
@@ -151,10 +151,9 @@ impl Recorder {
 
     /// What the ledger goes on from at `step`.
     async fn base_at(&self, journal: &Journal, step: Step) -> Result<Base, CheckpointError> {
-        match journal.ledger.head(step) {
-            Some(head) => {
+        match journal.ledger.named(&self.store, step).await? {
+            Some(Named { head, memory, .. }) => {
                 let is_imported = step == self.base.step && self.base.is_imported;
-                let memory = journal.ledger.memory(step).unwrap_or_default();
                 Ok(Base { step, head, is_imported, memory })
             }
             None if step == Step(0) => Ok(Base::genesis()),
@@ -198,30 +197,37 @@ impl Recorder {
         Ok(())
     }
 
-    /// The manifest of a checkpoint. The lines of all steps before it are in the store before it exists.
-    async fn assemble(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<Manifest, String> {
-        let Some((head, memory)) = journal.ledger.head(step).zip(journal.ledger.memory(step)) else {
+    /// The manifest of a checkpoint, and the line of the ledger that it names. The lines of all steps before it are in the
+    /// store before it exists.
+    async fn assemble(
+        &self,
+        journal: &mut Journal,
+        step: Step,
+        parts: &[Part],
+    ) -> Result<(Manifest, Named), String> {
+        let store = |error: CheckpointError| error.to_string();
+        let Some(named) = journal.ledger.named(&self.store, step).await.map_err(store)? else {
             return Err(format!("the ledger has no line of step {step}"));
         };
-        let store = |error: CheckpointError| error.to_string();
         self.store.check_term(self.term).await.map_err(store)?;
         journal.ledger.flush(&self.store).await.map_err(store)?;
         pass(Point::CoordinatorLedgerWritten);
         let (config, created_unix_ms) = (self.config.clone(), unix_ms());
-        let policy = PolicyState { memory, ..self.policy.clone() };
-        let header = ManifestHeader { step, config, ledger: Some(head), policy, created_unix_ms };
-        Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())
+        let policy = PolicyState { memory: named.memory.clone(), ..self.policy.clone() };
+        let header = ManifestHeader { step, config, ledger: Some(named.head), policy, created_unix_ms };
+        let manifest = Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())?;
+        Ok((manifest, named))
     }
 
     async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
-        let manifest = self.assemble(journal, step, parts).await?;
+        let (manifest, named) = self.assemble(journal, step, parts).await?;
         pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await.map_err(|error| error.to_string())? {
             Committed::Now => {}
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
         pass(Point::CoordinatorAfterManifest);
-        journal.ledger.committed(step);
+        journal.ledger.committed(named);
         // The checkpoint exists; old ones that stay are space, not truth.
         match self.store.retain(self.spec.checkpoint.keep as usize).await {
             Ok(retained) => {
@@ -235,7 +241,7 @@ impl Recorder {
 
     async fn keep_point(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
         let Some(points) = &self.points else { return Err("the coordinator has no place for it".into()) };
-        let manifest = self.assemble(journal, step, parts).await?;
+        let (manifest, _) = self.assemble(journal, step, parts).await?;
         pass(Point::CoordinatorBeforeManifest);
         points.keep(&manifest).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorAfterManifest);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
-use polygram_proto::control::{MESSAGE_LIMIT_BYTES, RunStatus, Token};
+use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, RunStatus, Token};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
@@ -87,9 +87,10 @@ pub async fn serve(
     // Dropping this future ends both tasks with it.
     let recording = AbortOnDropHandle::new(tokio::spawn(recorder.run()));
     let closing = CancellationToken::new();
-    let door = CoordinatorServer::new(Door { inbox: inbox.clone(), token })
+    let door = CoordinatorServer::new(Door { inbox: inbox.clone() })
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let door = Guarded::new(door, token).except(OPEN_CALLS);
     let server = Server::builder()
         .http2_keepalive_interval(Some(timeouts.detection()))
         .http2_keepalive_timeout(Some(timeouts.detection()))

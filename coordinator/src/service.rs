@@ -1,11 +1,12 @@
-//! The gRPC door: checks the token, turns messages into ours and back. The only place here that names generated types.
+//! The gRPC door: turns messages into ours and back. The only place here that names generated types. Tokens have been
+//! checked when a call comes here ([`Guarded`](polygram_proto::control::Guarded)).
 
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
 use polygram_proto::control::wire::coordinator_server::Coordinator;
 use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, Malformed, StopMode, Token, UploadReport, WatchEvent, wire,
+    Directive, Envelope, JoinRequest, Malformed, StopMode, UploadReport, WatchEvent, wire,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
@@ -18,7 +19,6 @@ type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service over the driver's inbox.
 pub(crate) struct Door {
     pub(crate) inbox: mpsc::Sender<Input>,
-    pub(crate) token: Token,
 }
 
 impl Door {
@@ -46,7 +46,6 @@ fn malformed(error: Malformed) -> Status {
 #[tonic::async_trait]
 impl Coordinator for Door {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinReply>, Status> {
-        self.token.authorize(&request)?;
         let message = request.into_inner();
         // Another version's message may well lack what ours has: its version is looked at first.
         let (theirs, ours) = (message.schema_version, polygram_domain::SCHEMA_VERSION);
@@ -67,7 +66,6 @@ impl Coordinator for Door {
         &self,
         request: Request<Streaming<wire::MemberReport>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        self.token.authorize(&request)?;
         let mut messages = request.into_inner();
         let first = messages.message().await?;
         let first =
@@ -88,7 +86,6 @@ impl Coordinator for Door {
         &self,
         request: Request<wire::ReportUploadRequest>,
     ) -> Result<Response<wire::ReportUploadReply>, Status> {
-        self.token.authorize(&request)?;
         let report = UploadReport::from(request.into_inner());
         let noted = self.ask(|answer| Input::Upload { report, answer }).await?;
         noted.map_err(refused)?;
@@ -124,7 +121,6 @@ impl Coordinator for Door {
     }
 
     async fn stop(&self, request: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {
-        self.token.authorize(&request)?;
         let mode = StopMode::try_from(request.get_ref().mode()).map_err(malformed)?;
         let reason = request.into_inner().reason;
         let message = self.ask(|answer| Input::Stop { mode, reason, answer }).await?;

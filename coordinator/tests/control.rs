@@ -395,6 +395,7 @@ async fn what_does_not_fit_the_checkpoint_is_refused_by_its_key() {
     ] {
         let error = Lead::start(folder.path(), tiny(&[change])).await.err().unwrap();
         assert!(matches!(error, OpeningError::Incompatible { .. }), "{error}");
+        assert!(error.is_of_configuration(), "{error}");
         assert!(error.to_string().contains(key), "{error}");
     }
     assert_eq!(store.latest_coordinator().await.unwrap(), before, "a refusal writes nothing");
@@ -409,5 +410,6 @@ async fn checkpoints_that_do_not_verify_are_not_trained_over() {
     std::fs::write(&manifest, "{}").unwrap();
     let error = Lead::start(folder.path(), tiny(&[])).await.err().unwrap();
     assert!(matches!(error, OpeningError::AllDamaged { count: 1, .. }), "{error}");
+    assert!(!error.is_of_configuration(), "{error}");
     assert_eq!(std::fs::read_to_string(&manifest).unwrap(), "{}");
 }

@@ -23,7 +23,6 @@ mod lane;
 pub mod ledger;
 mod life;
 pub mod member;
-pub mod memory;
 pub mod numa;
 pub mod observe;
 mod outside;

@@ -8,9 +8,8 @@ use polygram_domain::ShardIndex;
 use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberOptions, run};
-use polygram_embedding_shard::memory::keep_freed_memory;
 use polygram_proto::control::{Recall, Token};
-use polygram_telemetry::{Identity, Logging, Role};
+use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
 fn main() -> ExitCode {
     keep_freed_memory();

@@ -15,10 +15,12 @@ use polygram_embedding_shard::observe::{LaneObserver, ShardView, StepTotals, Upd
 use polygram_embedding_shard::query::{Peek, PeekError, Peeked, QueryServer, ShardReader, serve};
 use polygram_embedding_shard::{Shard, ShardConfig};
 use polygram_proto::control::Token;
+use polygram_proto::control::wire::StopReply;
 use polygram_proto::rows::{ROWS_LIMIT, ReadError, RowReader};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -28,6 +30,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
+const REFUSED: tonic::Code = tonic::Code::Unauthenticated;
 const SERVICE: &str = "polygram.rows.v1.RowService";
 
 fn token() -> Token {
@@ -173,6 +176,33 @@ async fn what_makes_no_sense_is_refused_and_says_why() {
     tokio::time::timeout(DEADLINE, served.server).await.unwrap().unwrap();
     assert!(matches!(reader.stats().await, Err(ReadError::Unavailable { .. })));
     assert!(matches!(RowReader::connect(&address, &token()).await, Err(ReadError::Connect { .. })));
+}
+
+/// Tokens are looked at first: whoever has none cannot make a shard read, and learns nothing of its limits.
+#[tokio::test]
+async fn a_stranger_is_refused_whatever_it_sends() {
+    let served = start(|_| 2).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.address)).unwrap();
+    let mut raw = tonic::client::Grpc::new(endpoint.connect().await.unwrap());
+    // As text, the first field fits no request; and 64 KiB are the most that a request may have.
+    for (bytes, mine) in [(1, tonic::Code::Internal), (1 << 20, tonic::Code::OutOfRange)] {
+        for (token, code) in
+            [(Some("a-token-for-tests-only"), mine), (Some("another-token-of-tests"), REFUSED)]
+                .into_iter()
+                .chain([(None, REFUSED)])
+        {
+            let mut request = tonic::Request::new(StopReply { message: "x".repeat(bytes) });
+            if let Some(token) = token {
+                let header = format!("Bearer {token}").parse().unwrap();
+                request.metadata_mut().insert("authorization", header);
+            }
+            raw.ready().await.unwrap();
+            let codec = tonic_prost::ProstCodec::<StopReply, StopReply>::default();
+            let path = PathAndQuery::from_static("/polygram.rows.v1.RowService/Lookup");
+            let refusal = raw.unary(request, path, codec).await.unwrap_err();
+            assert_eq!(refusal.code(), code, "{bytes} bytes: {refusal}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -146,6 +146,8 @@ fn another_model_under_the_same_name_is_refused() {
     let before = cluster.digest().unwrap();
     refused(&cluster, &["model.hidden_size=96"], &["hidden_size"]).unwrap();
     refused(&cluster, &["run.seed=99"], &["seed"]).unwrap();
+    // The status says that it is the configuration.
+    assert_eq!(cluster.train(&["run.seed=99"]).unwrap().status.code(), Some(2));
     assert_eq!(cluster.digest().unwrap(), before);
     cluster.train(&[]).unwrap().success().unwrap();
 }

@@ -1,6 +1,6 @@
 //! The worker's command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +38,9 @@ pub struct MemberArgs {
     /// Address to listen on for the other ranks; the system chooses the port.
     #[arg(long, default_value = "127.0.0.1")]
     pub listen: IpAddr,
+    /// Address to tell metrics on, at /metrics; none unless given.
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Work outside a run.

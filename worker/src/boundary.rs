@@ -17,6 +17,7 @@ use crate::compute::{Compute, ExchangeWatch};
 use crate::error::WorkerError;
 use crate::host_copy::HostCopy;
 use crate::memory::Resident;
+use crate::observe::WorkerView;
 
 /// This rank's share of a checkpoint, on its way to the store.
 pub struct Snapshot {
@@ -72,6 +73,8 @@ pub struct Boundary {
     pub clock: PhaseClock,
     /// Reports to the coordinator.
     pub reporter: Reporter,
+    /// Numbers for whoever scrapes this worker.
+    pub view: WorkerView,
     /// Set by a Stop directive or a signal.
     pub stop: Arc<AtomicBool>,
     /// Shares of checkpoints to upload.
@@ -123,8 +126,9 @@ impl Boundary {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Rank 0 reports a finished step, with the memory that it has.
+    /// Notes a finished step; rank 0 reports it, with the memory that it has.
     pub fn report_step(&self, metrics: StepMetrics) -> Result<(), WorkerError> {
+        self.view.step(metrics);
         if self.rank != Rank(0) {
             return Ok(());
         }
@@ -191,9 +195,11 @@ impl Boundary {
     pub fn await_checkpoint(&mut self, step: Step) -> Result<(), WorkerError> {
         let Some((awaited, kind)) = self.awaited.take() else { return Ok(()) };
         self.enter(step, Phase::Uploading);
+        let begun = Instant::now();
         let mut settled = self.settled.clone();
         let wait = settled.wait_for(|settled| settled.is_some_and(|settled| settled.step >= awaited));
         let outcome = *futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        self.view.waited_for_commit(begun.elapsed());
         if kind == CheckpointKind::Point && outcome.is_some_and(|settled| settled.kept) {
             self.last_point = Some(awaited);
         }

@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use polygram_checkpoint::{NamedTensor, Values};
+use polygram_domain::layout::StateView;
 
-use crate::compute::StateView;
 use crate::error::WorkerError;
 
 /// Bytes below which a second thread costs more than it brings.

@@ -9,6 +9,7 @@ pub mod args;
 pub mod boundary;
 pub mod compute;
 pub mod compute_thread;
+pub mod counted;
 pub mod error;
 pub mod evaluate;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub mod life;
 pub mod logits;
 pub mod memory;
 pub mod norm;
+pub mod observe;
 pub mod policy;
 pub mod pool;
 pub mod ranks;

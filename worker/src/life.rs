@@ -19,6 +19,7 @@ use crate::boundary::{Boundary, PhaseClock};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
+use crate::observe::MetricsDesk;
 use crate::policy::Policy;
 use crate::ranks::{Meeting, Ranks};
 use crate::restore;
@@ -35,6 +36,8 @@ pub struct Life {
     pub reporter: Reporter,
     /// What the coordinator said at the door.
     pub joined: Joined,
+    /// Where its metrics are told.
+    pub metrics: MetricsDesk,
 }
 
 /// Everything that a membership has brought up before it starts.
@@ -126,6 +129,8 @@ impl Life {
         let (settled_sender, settled) = watch::channel(None);
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
+        let view = self.metrics.begin(&spec.name, self.rank);
+        let ranks = ranks.counted(&view);
         let aborts = ranks.abort_handles();
         let cells = cells.leaving_out(assignment.left_out.clone());
         let (input, declaring, fetching) =
@@ -142,6 +147,7 @@ impl Life {
             rank: self.rank,
             progress,
             reporter: self.reporter.clone(),
+            view,
             stop: Arc::clone(&stop),
             snapshots,
             settled,

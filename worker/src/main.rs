@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use polygram_domain::Rank;
 use polygram_proto::control::Token;
-use polygram_telemetry::{Identity, Logging, Role};
+use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 use polygram_worker::args::{Args, Command, MemberArgs};
+use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
 use polygram_worker::{WorkerOptions, run};
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
@@ -31,20 +33,20 @@ fn main() -> ExitCode {
 }
 
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
+    let metrics = MetricsDesk::new(if member.pool.is_some() { "pool" } else { &member.run });
     let identity = Identity { run: member.run, role: Role::Worker, index: member.rank };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    #[cfg(feature = "torch")]
-    polygram_model::tune_allocator();
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let listen = member.listen;
+    let _told = runtime.block_on(metrics.listen(member.metrics_listen))?;
     let result = match (member.pool, member.coordinator, member.rank) {
         (Some(pool), _, _) => {
-            runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen }))
+            runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen, metrics }))
         }
         (None, Some(coordinator), Some(rank)) => {
             polygram_faults::expect("worker", rank)?;
-            runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen }))
+            runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen, metrics }))
         }
         _ => anyhow::bail!("give --coordinator and --rank, or --pool; see --help"),
     };

@@ -7,6 +7,7 @@ use polygram_proto::control::{ControlError, Role, Token};
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 
 use crate::error::WorkerError;
+use crate::observe::MetricsDesk;
 use crate::session::{WorkerOptions, take_part};
 use crate::signals::Signals;
 
@@ -19,12 +20,14 @@ pub struct PoolWorkerOptions {
     pub token: Token,
     /// Address to listen on for the other ranks; its port is chosen by the system.
     pub listen: IpAddr,
+    /// Where its metrics are told.
+    pub metrics: MetricsDesk,
 }
 
 /// Offers this process until a signal ends it. A failure that is this process's own ends it too: a new process is the
 /// better start.
 pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
-    let PoolWorkerOptions { pool, token, listen } = options;
+    let PoolWorkerOptions { pool, token, listen, metrics } = options;
     let mut signals = Signals::listen()?;
     let mut offer = PoolOffer::begin(OfferOptions { pool, token: token.clone(), role: Role::Worker })?;
     loop {
@@ -39,9 +42,15 @@ pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
         if let Err(error) = polygram_faults::expect("worker", seat.slot.index) {
             tracing::error!(%error, "no faults");
         }
-        let taken =
-            WorkerOptions { coordinator: address, rank: Rank(seat.slot.index), token: token.clone(), listen };
+        let taken = WorkerOptions {
+            coordinator: address,
+            rank: Rank(seat.slot.index),
+            token: token.clone(),
+            listen,
+            metrics: metrics.clone(),
+        };
         let ended = take_part(&taken, &recall, &mut signals).await;
+        metrics.end("pool");
         let failure = ended.as_ref().err().filter(|error| !is_in_order(error)).map(WorkerError::to_string);
         offer.released(&placement, failure).await;
         match ended {

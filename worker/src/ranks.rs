@@ -7,7 +7,9 @@ use polygram_collective::{AbortHandle, Bound, Collective, JoinError, Membership,
 use polygram_domain::rank_layout::SumGroup;
 use polygram_domain::run_spec::RunSpec;
 
+use crate::counted::Counted;
 use crate::gradients::SumRanks;
+use crate::observe::{Group, WorkerView};
 
 /// A rank's seats.
 pub struct Ranks {
@@ -64,6 +66,22 @@ impl Ranks {
         Ok(Ranks { workers, sums, experts })
     }
 
+    /// The same, with the bytes that this rank brings to calls counted in `view`.
+    pub fn counted(self, view: &WorkerView) -> Ranks {
+        let count = |ranks: Box<dyn Collective>, group| -> Box<dyn Collective> {
+            Box::new(Counted::new(ranks, group, view))
+        };
+        let Ranks { workers, sums: SumRanks { workers: sums, same_experts }, experts } = self;
+        Ranks {
+            workers: count(workers, Group::Workers),
+            sums: SumRanks {
+                workers: count(sums, Group::Gradients),
+                same_experts: same_experts.map(|ranks| count(ranks, Group::ExpertGradients)),
+            },
+            experts: experts.map(|ranks| count(ranks, Group::Experts)),
+        }
+    }
+
     /// Handles that end the calls of every group.
     pub fn abort_handles(&self) -> Vec<AbortHandle> {
         let groups = [
@@ -99,7 +117,8 @@ mod tests {
                     let membership = Membership::new("tiny", Generation(1), rank);
                     let membership = &membership;
                     let meeting = Meeting { membership, addresses, deadline: time, patience: time };
-                    let mut ranks = Ranks::meet(spec, listener, &meeting).unwrap();
+                    let view = WorkerView::default();
+                    let mut ranks = Ranks::meet(spec, listener, &meeting).unwrap().counted(&view);
                     assert_eq!(ranks.abort_handles().len(), 4);
                     let ask = |group: &mut dyn Collective| {
                         let mut sum = [f64::from(1 << rank.0)];
@@ -112,6 +131,12 @@ mod tests {
                     assert_eq!(ask(experts.as_mut()), if rank.0 < 2 { 0b0011 } else { 0b1100 });
                     let same = ranks.sums.same_experts.as_mut().unwrap();
                     assert_eq!(ask(same.as_mut()), if rank.0.is_multiple_of(2) { 0b0101 } else { 0b1010 });
+                    // One number of eight bytes each.
+                    assert_eq!(Group::ALL.map(|group| view.bytes_brought(group)), [8; 4]);
+                    let sends: Vec<&[u8]> = vec![&[7; 3]; 4];
+                    let received = ranks.workers.all_to_all_v(&sends).unwrap();
+                    assert_eq!(received, vec![vec![7; 3]; 4]);
+                    assert_eq!(view.bytes_brought(Group::Workers), 8 + 9, "what stays here is not sent");
                 });
             }
         });

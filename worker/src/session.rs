@@ -14,6 +14,7 @@ use polygram_proto::control::{
 
 use crate::error::WorkerError;
 use crate::life::Life;
+use crate::observe::MetricsDesk;
 use crate::signals::Signals;
 
 /// A worker that failed waits so long for the coordinator's answer.
@@ -30,6 +31,8 @@ pub struct WorkerOptions {
     pub token: Token,
     /// Address to listen on for the other ranks; its port is chosen by the system.
     pub listen: IpAddr,
+    /// Where its metrics are told.
+    pub metrics: MetricsDesk,
 }
 
 /// Takes part in a run until its end. Errors have been reported to the coordinator.
@@ -95,7 +98,8 @@ async fn member(
     pass(Point::WorkerJoined);
     let patience = rejoin_patience(joined.failure_detection);
     let (reporter, mut directives) = session.split();
-    let life = Life { rank: options.rank, reporter: reporter.clone(), joined };
+    let life =
+        Life { rank: options.rank, reporter: reporter.clone(), joined, metrics: options.metrics.clone() };
     let error = match life.live(listener, &mut directives, signals).await {
         Ok(()) => return Ok(directives.leave().await.map_err(WorkerError::from)?),
         Err(error) => error,

@@ -134,6 +134,7 @@ impl Trainer {
             } else {
                 sums.routing_counts.iter_mut().zip(&routing_counts).for_each(|(sum, count)| *sum += count);
             }
+            self.boundary.view.rows(ready.work.rows_suw.len(), row_gradients_suw.len());
             self.boundary.enter(step, Phase::Pushing);
             pass(Point::WorkerBeforePush);
             self.rows.push(step, cell, row_gradients_suw)?;

@@ -4,7 +4,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use crate::args::{BenchArgs, OutputFormat};
+use polygram_domain::OutputFormat;
+
+use crate::args::BenchArgs;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;

@@ -1,8 +1,9 @@
 //! `polygram ledger`: the lines of a run's ledger, each step once, and what is wrong with it.
 
 use polygram_checkpoint::Entry;
+use polygram_domain::OutputFormat;
 
-use crate::args::{LedgerArgs, OutputFormat};
+use crate::args::LedgerArgs;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;

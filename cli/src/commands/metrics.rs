@@ -1,8 +1,9 @@
 //! `polygram metrics`: the history of a run, one record a step. Floats read back to the same bits.
 
 use polygram_checkpoint::MetricsRecord;
+use polygram_domain::OutputFormat;
 
-use crate::args::{OutputFormat, RunArgs};
+use crate::args::RunArgs;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;

@@ -1,9 +1,10 @@
 //! `polygram why`: the chain of causes of every loss of a run, from the store alone.
 
 use polygram_checkpoint::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
+use polygram_domain::OutputFormat;
 use serde::Serialize;
 
-use crate::args::{OutputFormat, RunArgs};
+use crate::args::RunArgs;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;

@@ -24,7 +24,7 @@ use polygram_proto::control::{Announcement, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::exit::{Failure, Outcome};
+use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root};
 use children::{Children, Ended};
@@ -193,7 +193,7 @@ impl Launch<'_> {
             let was_killed = ended.status.code().is_none();
             match self.supervisor.died(COORDINATOR) {
                 Verdict::Again(pause) if was_killed => tokio::time::sleep(pause).await,
-                _ => return Err(self.failure_of(&ended)),
+                _ => return Err(self.refusal_of(&ended)),
             }
         }
     }
@@ -277,6 +277,16 @@ impl Launch<'_> {
             }
             _ => Failure::failed(format!("{name} (pid {pid}) {}{}", ended.how(), self.tail_of(name))),
         }
+    }
+
+    /// The failure of a coordinator that ended before it listened.
+    fn refusal_of(&self, ended: &Ended) -> Failure {
+        let mut failure = self.failure_of(ended);
+        // Its statuses mean what ours do.
+        if ended.status.code() == Some(ExitStatus::Usage.code().into()) {
+            failure.status = ExitStatus::Usage;
+        }
+        failure
     }
 
     /// The end of a process's log, as lines to append to a message; empty when it wrote nothing.

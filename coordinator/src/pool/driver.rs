@@ -19,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::core::event::Admission;
 use super::core::{Action, Event, Needs, Reply, SessionEnd, State, apply};
+use super::metrics::Numbers;
 use super::session::Session;
 use super::store::{Store, StoreError};
 use crate::clock::Clock;
@@ -76,6 +77,9 @@ pub(super) enum Input {
     Members {
         answer: oneshot::Sender<Vec<PoolMemberStatus>>,
     },
+    Numbers {
+        answer: oneshot::Sender<Numbers>,
+    },
 }
 
 /// A call that waits for the core's answer.
@@ -89,6 +93,13 @@ struct Leading {
     session: u32,
     interrupts: mpsc::Sender<String>,
     statuses: Option<watch::Receiver<Arc<RunStatus>>>,
+}
+
+impl Leading {
+    /// Times that its run went back because a member was lost.
+    fn restarts(&self) -> u64 {
+        self.statuses.as_ref().map_or(0, |statuses| statuses.borrow().restarts.into())
+    }
 }
 
 /// What sessions are made of.
@@ -112,6 +123,8 @@ pub(super) struct Driver {
     connected: u64,
     readers: JoinSet<()>,
     sessions: HashMap<JobId, Leading>,
+    /// Of sessions that have ended.
+    restarts: u64,
     leading: JoinSet<(JobId, u32, SessionEnd)>,
     events: VecDeque<Event>,
     may_leave: bool,
@@ -130,6 +143,7 @@ impl Driver {
             connected: 0,
             readers: JoinSet::new(),
             sessions: HashMap::new(),
+            restarts: 0,
             leading: JoinSet::new(),
             events: VecDeque::new(),
             may_leave: false,
@@ -158,7 +172,7 @@ impl Driver {
                 Some(input) = inbox.recv() => self.take(input),
                 Some(ended) = self.leading.join_next(), if !self.leading.is_empty() => match ended {
                     Ok((job, session, end)) => {
-                        self.sessions.remove(&job);
+                        self.restarts += self.sessions.remove(&job).map_or(0, |leading| leading.restarts());
                         self.events.push_back(Event::SessionEnded { job, session, end });
                     }
                     Err(error) => tracing::error!(%error, "the task around a session failed"),
@@ -218,6 +232,7 @@ impl Driver {
             }
             Input::Jobs { answer } => drop(answer.send(self.job_statuses())),
             Input::Members { answer } => drop(answer.send(self.state.member_statuses(self.clock.now()))),
+            Input::Numbers { answer } => drop(answer.send(self.numbers())),
         }
     }
 
@@ -262,6 +277,15 @@ impl Driver {
             }
         }
         jobs
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            jobs: self.state.job_statuses(),
+            members: self.state.member_statuses(self.clock.now()),
+            tallies: self.state.tallies(),
+            restarts: self.restarts + self.sessions.values().map(Leading::restarts).sum::<u64>(),
+        }
     }
 
     fn ticket(&mut self, pending: Pending) -> Ticket {

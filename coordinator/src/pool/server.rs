@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polygram_proto::control::{MESSAGE_LIMIT_BYTES, Token};
+use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, Token};
 use polygram_proto::pool::wire::pool_server::PoolServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -12,6 +12,7 @@ use tonic::transport::server::{Server, TcpIncoming};
 
 use super::core::{Rules, State};
 use super::driver::{Driver, Ground};
+use super::metrics;
 use super::service::Door;
 use super::store::{Store, StoreError};
 use crate::clock::Clock;
@@ -32,6 +33,8 @@ pub struct Pool {
     pub token: Token,
     /// Time limits.
     pub rules: Rules,
+    /// Where it tells its metrics.
+    pub metrics: Option<TcpListener>,
 }
 
 /// What broke under the pool itself. Its jobs are as they were last kept.
@@ -58,7 +61,7 @@ pub async fn serve(
     listener: TcpListener,
     interrupts: mpsc::Receiver<String>,
 ) -> Result<(), PoolError> {
-    let Pool { store, root, token, rules } = pool;
+    let Pool { store, root, token, rules, metrics: scraped } = pool;
     let address = listener.local_addr()?;
     let clock = Clock::start();
     let kept = store.jobs()?;
@@ -66,14 +69,18 @@ pub async fn serve(
     let state = State::new(rules, kept, clock.now());
     let (inbox, inputs) = mpsc::channel(INBOX);
     let closing = CancellationToken::new();
-    let door = PoolServer::new(Door { inbox: inbox.clone(), token: token.clone() })
+    let door = PoolServer::new(Door { inbox: inbox.clone() })
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let door = Guarded::new(door, token.clone());
     let server = Server::builder().add_service(door).serve_with_incoming_shutdown(
         TcpIncoming::from(listener).with_nodelay(Some(true)),
         closing.clone().cancelled_owned(),
     );
     let serving = AbortOnDropHandle::new(tokio::spawn(server));
+    // Ends with this function: whoever scrapes then, finds nobody.
+    let _scraping =
+        scraped.map(|listener| AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, inbox.clone()))));
     let ground = Ground { root, listen: address.ip(), token, inbox };
     let led = Driver::new(state, clock, store, ground).run(inputs, interrupts).await;
     closing.cancel();

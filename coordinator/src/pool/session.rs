@@ -1,10 +1,11 @@
 //! One session of a job's run: the run's own coordinator, from opening the run to its last word.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use polygram_domain::{ConfigError, RunFile};
-use polygram_proto::control::{Reason, RunState, RunStatus, Token};
+use polygram_proto::control::{MemberRef, Reason, Role, RunState, RunStatus, Token};
 use polygram_proto::pool::JobId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -45,11 +46,12 @@ impl Session {
         let origin = Origin { config_toml, config_name, root: self.root.clone() };
         let opened = open(origin, address).await?;
         let statuses = opened.statuses();
+        let shards = opened.spec().topology.shards;
         let is_over = opened.announcement().state.is_over();
         let leading = serve(opened, listener, self.token.clone(), interrupts);
         let following = async {
             if !is_over {
-                self.follow(address, statuses).await;
+                self.follow((address, shards), statuses).await;
             }
         };
         let (ended, ()) = tokio::join!(leading, following);
@@ -57,12 +59,23 @@ impl Session {
     }
 
     /// Tells the pool where the run is in its life.
-    async fn follow(&self, address: SocketAddr, mut statuses: watch::Receiver<Arc<RunStatus>>) {
+    async fn follow(
+        &self,
+        (address, shards): (SocketAddr, u32),
+        mut statuses: watch::Receiver<Arc<RunStatus>>,
+    ) {
         let (job, session) = (self.job, self.session);
         self.tell(Input::Opened { job, session, address, statuses: statuses.clone() }).await;
-        let mut has_started = false;
+        let (mut has_started, mut awaited) = (false, BTreeSet::new());
         loop {
-            let state = statuses.borrow_and_update().state;
+            let (state, slots) = {
+                let status = statuses.borrow_and_update();
+                (status.state, missing(&status, self.workers, shards))
+            };
+            if awaited != slots {
+                awaited.clone_from(&slots);
+                self.tell(Input::Happened(Event::Awaited { job, session, slots })).await;
+            }
             if state == RunState::Running && !std::mem::replace(&mut has_started, true) {
                 self.tell(Input::Happened(Event::RunStarted { job, session })).await;
             }
@@ -80,6 +93,18 @@ impl Session {
             tracing::debug!("the pool's driver is gone");
         }
     }
+}
+
+/// Slots that a run waits for: nobody has joined there.
+fn missing(status: &RunStatus, workers: u32, shards: u32) -> BTreeSet<MemberRef> {
+    if status.reason != Reason::WaitingForMembers {
+        return BTreeSet::new();
+    }
+    let slots = |role, count| (0..count).map(move |index| MemberRef { role, index });
+    let wanted = slots(Role::Worker, workers).chain(slots(Role::Shard, shards));
+    let joined =
+        |slot: &MemberRef| status.members.iter().any(|m| (m.role, m.index) == (slot.role, slot.index));
+    wanted.filter(|slot| !joined(slot)).collect()
 }
 
 /// The same run file for another number of workers.

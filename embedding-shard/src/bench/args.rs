@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use polygram_domain::{RunFile, RunSpec};
+use polygram_domain::{OutputFormat, RunFile, RunSpec};
 
 use super::error::BenchError;
 use super::ids::Distribution;
-use super::report::Format;
 
 /// Measures this machine with the shard's own code, and in the same run what the machine can do at best.
 #[derive(Clone, Debug, Parser)]
@@ -80,8 +79,8 @@ pub(super) struct Sizes {
     pub(super) overrides: Vec<String>,
     /// Form of the report
     #[arg(short = 'o', long = "output-format", global = true, value_enum, value_name = "FORMAT")]
-    #[arg(default_value_t = Format::Human, overrides_with = "output_format")]
-    pub(super) output_format: Format,
+    #[arg(default_value_t = OutputFormat::Human, overrides_with = "output_format")]
+    pub(super) output_format: OutputFormat,
 }
 
 /// Sizes of the exchange.
@@ -200,7 +199,7 @@ mod tests {
     fn flags_go_before_and_after_the_section() {
         for line in ["bench --rows 977 gather -o json", "bench gather --rows 977 -o jsonl -o json"] {
             let args = BenchArgs::try_parse_from(line.split(' ')).unwrap();
-            assert_eq!((args.sizes.rows, args.sizes.output_format), (977, Format::Json));
+            assert_eq!((args.sizes.rows, args.sizes.output_format), (977, OutputFormat::Json));
             assert_eq!(args.sizes.spec(&[]).unwrap().tables().rows(), 12 * 977 + 2 * 66);
         }
     }

@@ -4,23 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use clap::ValueEnum;
+use polygram_domain::OutputFormat;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::error::BenchError;
-
-/// Form of a report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For eyes.
-    #[default]
-    Human,
-    /// One JSON document.
-    Json,
-    /// One JSON document on one line.
-    Jsonl,
-}
 
 /// The middle value; the mean of the two middle ones where their number is even. Zero for none.
 pub(super) fn median(values: &[f64]) -> f64 {
@@ -160,11 +148,11 @@ impl Report {
     }
 
     /// Writes the report to standard output.
-    pub(super) fn print(&self, format: Format) -> Result<(), BenchError> {
+    pub(super) fn print(&self, format: OutputFormat) -> Result<(), BenchError> {
         let text = match format {
-            Format::Human => self.text(),
-            Format::Json => serde_json::to_string_pretty(self)? + "\n",
-            Format::Jsonl => serde_json::to_string(self)? + "\n",
+            OutputFormat::Human => self.text(),
+            OutputFormat::Json => serde_json::to_string_pretty(self)? + "\n",
+            OutputFormat::Jsonl => serde_json::to_string(self)? + "\n",
         };
         let mut out = std::io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_proto::control::Token;
+use polygram_proto::control::{Guarded, Token};
 use polygram_proto::rows::wire::row_service_server::RowServiceServer;
 use polygram_proto::rows::{FILE_DESCRIPTORS, MESSAGE_LIMIT_BYTES};
 use thiserror::Error;
@@ -57,10 +57,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), QueryServerError> {
     let QueryServer { reader, view, token } = served;
-    let door = Door { reader, view, token, reads: Arc::new(Semaphore::new(READS)) };
+    let door = Door { reader, view, reads: Arc::new(Semaphore::new(READS)) };
     let rows = RowServiceServer::new(door)
         .max_decoding_message_size(REQUEST_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let rows = Guarded::new(rows, token);
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<RowServiceServer<Door>>().await;
     let describe = || {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use polygram_domain::float;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
@@ -47,7 +48,8 @@ pub struct WentBackRecord {
     pub step: u64,
 }
 
-/// One update.
+/// One update. What lies in stores has its own form: a report of the wire counts steps otherwise, has more fields, and
+/// may change with any release.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRecord {
     /// Updates applied after it: the state version it reached, from 1.
@@ -159,48 +161,12 @@ impl RunStore {
     }
 }
 
-/// Floats that survive JSON; for `#[serde(with = …)]`.
-pub mod float {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Number(f64),
-        Word(String),
-        Null(()),
-    }
-
-    /// Writes a finite value as a number, another as a word.
-    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        match value {
-            v if v.is_nan() => serializer.serialize_str("NaN"),
-            v if v.is_infinite() => serializer.serialize_str(if *v > 0.0 { "inf" } else { "-inf" }),
-            v => serializer.serialize_f64(*v),
-        }
-    }
-
-    /// Reads what [`serialize`] wrote; `null` is NaN.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        match Written::deserialize(deserializer)? {
-            Written::Number(value) => Ok(value),
-            Written::Null(()) => Ok(f64::NAN),
-            Written::Word(word) => match word.as_str() {
-                "NaN" => Ok(f64::NAN),
-                "inf" => Ok(f64::INFINITY),
-                "-inf" => Ok(f64::NEG_INFINITY),
-                other => Err(serde::de::Error::custom(format!("{other:?} is no number"))),
-            },
-        }
-    }
-}
-
 mod optional_float {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
     #[serde(transparent)]
-    struct Float(#[serde(with = "super::float")] f64);
+    struct Float(#[serde(with = "polygram_domain::float")] f64);
 
     pub(super) fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
         value.map(Float).serialize(serializer)

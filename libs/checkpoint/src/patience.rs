@@ -111,26 +111,18 @@ fn status(error: &Error) -> Option<u16> {
 
 /// Whether nothing listens where the store should be.
 pub(crate) fn is_unreachable(error: &Error) -> bool {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(http) = cause.downcast_ref::<HttpError>() {
-            return http.kind() == HttpErrorKind::Connect;
-        }
-        next = cause.source();
-    }
-    false
+    caused_by::<HttpError>(error).is_some_and(|http| http.kind() == HttpErrorKind::Connect)
 }
 
 /// Whether there is no room left.
 pub(crate) fn is_full(error: &Error) -> bool {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        }
-        next = cause.source();
-    }
-    false
+    caused_by::<io::Error>(error)
+        .is_some_and(|io| matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// The nearest cause of this type.
+fn caused_by<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
+    std::iter::successors(error.source(), |&cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
 /// Whether the store itself spoke, however rudely.

@@ -1,19 +1,11 @@
 //! Reading everything of a checkpoint and believing nothing.
 
 use crate::error::CheckpointError;
+use crate::fault::Fault;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::ObjectEntry;
 use crate::store::RunStore;
-
-/// An object that is missing, cut or altered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The object.
-    pub key: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
 
 /// What a look at every object of a checkpoint has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! The named dense parameters of a model: names, shapes, kinds. Names are global and rank-free (Hugging Face's,
 //! docs/model.md); checkpoints are checked against this list, so that nothing is missing or doubled.
 
+use std::ops::Range;
+
 use crate::model::{ModelSpec, Placement};
 
 /// What the name of a parameter's first moment begins with.
@@ -28,6 +30,19 @@ pub fn state_part(name: &str) -> (StatePart, &str) {
     } else {
         (StatePart::Weight, name)
     }
+}
+
+/// One tensor of the training state, or a run of its elements, where it lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateView<'a> {
+    /// Global name, with the prefix of a moment where it is one.
+    pub name: String,
+    /// Shape of the whole tensor.
+    pub shape: &'a [u64],
+    /// Which of its elements these are, row-major.
+    pub elements: Range<usize>,
+    /// Their values.
+    pub values: &'a [f32],
 }
 
 /// The part of the model that a parameter belongs to, for counting.

@@ -6,14 +6,15 @@
 use std::time::Instant;
 
 use polygram_domain::{CellBatch, RunFile, TableSet};
-use polygram_model::{CellInput, Device, Model, Options, Update, set_threads, tune_allocator};
+use polygram_model::{CellInput, Device, Model, Options, Update, set_threads};
+use polygram_telemetry::keep_freed_memory;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().map_or("configs/demo.toml", String::as_str);
     let threads = arguments.get(1).map_or(1, |text| text.parse().unwrap());
     if arguments.get(2).is_none_or(|text| text == "tuned") {
-        tune_allocator();
+        keep_freed_memory();
     }
     set_threads(threads);
     let repetitions = arguments.get(3).map_or(24, |text| text.parse().unwrap());

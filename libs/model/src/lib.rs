@@ -50,6 +50,5 @@ pub use gradient::TakeBucket;
 pub use inspect::{Inspection, RoutingTrace};
 pub use kernels::Products;
 pub use options::Options;
-pub use runtime::{cuda_device, set_threads, tune_allocator};
-pub use state::StateView;
+pub use runtime::{cuda_device, set_threads};
 pub use tch::Device;

@@ -1,4 +1,4 @@
-//! Process-wide settings of libtorch and of the allocator beneath it.
+//! Process-wide settings of libtorch.
 
 use std::ffi::CStr;
 use std::sync::Once;
@@ -18,28 +18,6 @@ pub fn set_threads(threads: u32) {
             tch::set_num_interop_threads(1);
         }
     });
-}
-
-/// Makes glibc's malloc keep the memory it has: one arena grown from the heap, no `mmap` for large blocks, no trimming.
-/// Training allocates and frees the same large tensors at every step; by default each of them is mapped and unmapped,
-/// and the first touch of fresh pages costs more than the arithmetic on them. Call it once, first thing in `main`.
-///
-/// Does nothing where the C library is not glibc.
-pub fn tune_allocator() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const TOP_PAD_BYTES: libc::c_int = 64 << 20;
-        for (parameter, value) in [
-            (libc::M_ARENA_MAX, 1),
-            (libc::M_MMAP_MAX, 0),
-            (libc::M_TRIM_THRESHOLD, -1),
-            (libc::M_TOP_PAD, TOP_PAD_BYTES),
-        ] {
-            // SAFETY: mallopt takes two integers, may be called at any time, and only sets tuning values; it answers 0
-            // where it does not know a parameter, which leaves the default in place.
-            unsafe { libc::mallopt(parameter, value) };
-        }
-    }
 }
 
 /// The CUDA device of a worker's local rank. Programs link only libtorch's CPU part; this opens the CUDA part of the same
@@ -90,7 +68,6 @@ mod tests {
     #[test]
     fn settings_may_be_made_twice() {
         for _ in 0..2 {
-            tune_allocator();
             set_threads(1);
         }
         assert_eq!(tch::get_num_threads(), 1);

@@ -4,23 +4,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, StatePart, state_part};
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, StatePart, StateView, state_part};
 
 use crate::decoder::Model;
 use crate::error::{ModelError, Result};
-
-/// One tensor of the state, or a run of its elements, borrowed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StateView<'a> {
-    /// Global name.
-    pub name: String,
-    /// Shape of the whole tensor.
-    pub shape: &'a [u64],
-    /// Which of its elements these are, row-major.
-    pub elements: Range<usize>,
-    /// Their values.
-    pub values: &'a [f32],
-}
 
 impl Model {
     /// The state that this rank is the one to keep: the part of the weights that it updates, in the layout's order, then,

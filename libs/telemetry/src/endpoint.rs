@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -33,13 +34,23 @@ const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers on `listener` until `shutdown`, then drops every connection.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, shutdown: impl Future<Output = ()>) {
+    let (_sender, latest) = watch::channel(metrics);
+    serve_latest(listener, latest, shutdown).await;
+}
+
+/// The same with metrics that others take the place of: each request is answered with the newest.
+pub async fn serve_latest(
+    listener: TcpListener,
+    metrics: watch::Receiver<Arc<Metrics>>,
+    shutdown: impl Future<Output = ()>,
+) {
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => return,
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _peer)) => drop(connections.spawn(answer(stream, Arc::clone(&metrics)))),
+                Ok((stream, _peer)) => drop(connections.spawn(answer(stream, metrics.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection for metrics");
                     sleep(PAUSE).await;
@@ -54,9 +65,10 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, shutdown: impl 
     }
 }
 
-async fn answer(stream: TcpStream, metrics: Arc<Metrics>) {
+async fn answer(stream: TcpStream, metrics: watch::Receiver<Arc<Metrics>>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let reply = page(&request, &metrics);
+        let newest = Arc::clone(&metrics.borrow());
+        let reply = page(&request, &newest);
         async move { Ok::<_, Infallible>(reply) }
     });
     let connection = http1::Builder::new()

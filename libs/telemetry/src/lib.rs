@@ -3,8 +3,9 @@
 //! Logs go to stderr, for people or as one JSON object a line; every line carries the run, the role and the rank of
 //! its process. The level comes as an argument; the environment is not read. Metrics ([`metrics`]) are asked for, never
 //! pushed: [`endpoint`] answers `GET /metrics`, and whoever owns a number says it then. [`sketch`] counts what is too
-//! much to keep, [`collisions`] judges a table by it.
+//! much to keep, [`collisions`] judges a table by it. Beside that, a setting that members share: [`allocator`].
 
+pub mod allocator;
 pub mod collisions;
 pub mod endpoint;
 mod format;
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod names;
 pub mod sketch;
 
+pub use allocator::keep_freed_memory;
 pub use collisions::Collisions;
 pub use logging::{Format, Identity, Logging, Role, TelemetryError, init};
 pub use metrics::{Histogram, Metric, Metrics, Page, Sample, Source};

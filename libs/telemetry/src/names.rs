@@ -1,5 +1,5 @@
 //! Every metric: its name and its help. Base units, `_total` for counters, `_ratio` for values from 0 to 1. Labels are
-//! `run`, `role` and `rank`, and where it says so `table` or `lane`; never the step.
+//! `run`, `role` and `rank`, and those that a metric names; never the step.
 
 use crate::metrics::Metric;
 
@@ -27,12 +27,30 @@ metrics! {
     COMMITTED_UPDATES_TOTAL = "polygram_committed_updates_total";
     /// Tokens of the latest update.
     UPDATE_TOKENS = "polygram_update_tokens";
+    /// Time between the latest update and the one before it: reports, evaluation, checkpoints.
+    BOUNDARY_SECONDS = "polygram_boundary_seconds";
+    /// Of the latest update's wall time, by phase.
+    PHASE_SECONDS = "polygram_phase_seconds";
     /// Wall time of the latest update.
     UPDATE_SECONDS = "polygram_update_seconds";
     /// Of the latest update's wall time, waiting for data.
     DATA_WAIT_SECONDS = "polygram_data_wait_seconds";
     /// Of the latest update's wall time, waiting for rows.
     EMBEDDING_WAIT_SECONDS = "polygram_embedding_wait_seconds";
+    /// Time that steps have waited for a checkpoint to be committed.
+    COMMIT_WAIT_SECONDS_TOTAL = "polygram_commit_wait_seconds_total";
+    /// Bytes of rows received from shards and of their gradients sent to them, by direction; frames aside.
+    ROW_EXCHANGE_BYTES_TOTAL = "polygram_row_exchange_bytes_total";
+    /// Bytes that this rank brought to calls with other ranks, by group.
+    COLLECTIVE_BYTES_TOTAL = "polygram_collective_bytes_total";
+    /// Memory of the process that is resident.
+    RESIDENT_BYTES = "polygram_resident_bytes";
+    /// The most that it ever was.
+    PEAK_RESIDENT_BYTES = "polygram_peak_resident_bytes";
+    /// Optimizer state of the rank.
+    OPTIMIZER_BYTES = "polygram_optimizer_bytes";
+    /// Memory that the rank keeps for snapshots.
+    SNAPSHOT_BYTES = "polygram_snapshot_bytes";
     /// Members of the run that take part.
     LIVE_MEMBERS = "polygram_live_members";
     /// Rows that have been written, by table.
@@ -72,6 +90,24 @@ metrics! {
     IDEAL_ROWS = "polygram_ideal_rows";
     /// Share of those rows that the table's hash did not reach, by table; about 0 for a good size.
     EXCESS_COLLISIONS_RATIO = "polygram_excess_collisions_ratio";
+    /// Members that offer themselves to a pool, by what they can be (member) and where they are (place).
+    POOL_MEMBERS = "polygram_pool_members";
+    /// Jobs that a pool ever had, by state.
+    POOL_JOBS = "polygram_pool_jobs";
+    /// Time from a job's submission to its first members.
+    POOL_QUEUE_WAIT_SECONDS = "polygram_pool_queue_wait_seconds";
+    /// Time for which a job has been waiting for its first members: the longest of all.
+    POOL_LONGEST_WAIT_SECONDS = "polygram_pool_longest_wait_seconds";
+    /// Times that runs of the pool were opened.
+    POOL_SESSIONS_TOTAL = "polygram_pool_sessions_total";
+    /// Times that a job was asked to make way for another, since the pool's coordinator began.
+    POOL_PREEMPTIONS_TOTAL = "polygram_pool_preemptions_total";
+    /// Times that runs went back to a commit because a member was lost, since the pool's coordinator began.
+    POOL_RESTARTS_TOTAL = "polygram_pool_restarts_total";
+    /// Members that the pool lost out of a seat, since its coordinator began.
+    POOL_MEMBERS_LOST_TOTAL = "polygram_pool_members_lost_total";
+    /// Seats that the pool took back from members that did not join their runs, since its coordinator began.
+    POOL_SEATS_TAKEN_BACK_TOTAL = "polygram_pool_seats_taken_back_total";
 }
 
 #[cfg(test)]

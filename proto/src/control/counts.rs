@@ -3,10 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use polygram_domain::Step;
+use polygram_domain::{Step, float};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::control::float;
 
 /// A fingerprint of row updates. As text it has sixteen hexadecimal digits, in JSON too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

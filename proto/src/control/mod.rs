@@ -9,7 +9,7 @@ pub mod announcement;
 pub mod assignment;
 pub mod counts;
 pub mod error;
-pub mod float;
+pub mod guard;
 pub mod joining;
 pub mod member;
 pub mod membership;
@@ -30,6 +30,7 @@ pub use counts::{
     TableRows, TableStatus, common_marks,
 };
 pub use error::{ControlError, Malformed};
+pub use guard::Guarded;
 pub use joining::{JoinRequest, Joined, Upload, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};
 pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
@@ -44,6 +45,10 @@ pub use token::Token;
 
 /// Largest control message either side accepts, in bytes: a part of a checkpoint lists every tensor it holds.
 pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
+
+/// Calls of the coordinator that only look, and need no token.
+pub const OPEN_CALLS: &[&str] =
+    &["/polygram.control.v1.Coordinator/Status", "/polygram.control.v1.Coordinator/Watch"];
 
 /// Types generated from the schema. Only the conversions here and the coordinator's `service.rs` name them.
 #[allow(missing_docs, clippy::all)]

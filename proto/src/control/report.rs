@@ -1,11 +1,10 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{Generation, Step, StepOutcome};
+use polygram_domain::{Generation, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
 use crate::control::counts::{Fingerprint, InputReport, ShardReport};
-use crate::control::float;
 use crate::control::membership::{MemberId, MemberRef, Phase};
 
 /// A member's sign of life: where it is.

@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use tonic::{Request, Status};
+use tonic::Status;
+use tonic::codegen::http::HeaderMap;
 
 use crate::control::error::ControlError;
 
@@ -57,12 +58,9 @@ impl Token {
         own.len() == given.len() && different == 0
     }
 
-    /// Checks that a request carries this token.
-    ///
-    /// # Errors
-    /// `Unauthenticated` when it carries none, or another.
-    pub fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        match request.metadata().get("authorization") {
+    /// Checks that a call's headers carry this token. The error is `Unauthenticated`: they carry none, or another.
+    pub(crate) fn authorize(&self, headers: &HeaderMap) -> Result<(), Status> {
+        match headers.get("authorization") {
             Some(header) if self.matches_header(header.as_bytes()) => Ok(()),
             Some(_) => Err(Status::unauthenticated("this is not the run's token")),
             None => Err(Status::unauthenticated("the run's token is missing")),

@@ -11,13 +11,13 @@ use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
 use polygram_domain::RankLayout;
 use polygram_domain::batch::IGNORED_TARGET;
-use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, Part, StatePart, state_part};
+use polygram_domain::layout::{EXP_AVG, EXP_AVG_SQ, Part, StatePart, StateView, state_part};
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::rank_layout::copy_own;
 use polygram_domain::run_spec::{AdamWSpec, RunSpec};
 use polygram_domain::sum_tree::SumTree;
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, StateView, TakeBucket};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// Parameters, moments and the pending gradient.

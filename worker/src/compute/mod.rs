@@ -9,11 +9,11 @@ pub mod drill;
 #[cfg(feature = "torch")]
 pub mod torch;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
+use polygram_domain::layout::StateView;
 use polygram_domain::run_spec::{Engine, RunSpec};
 use polygram_domain::{CellBatch, Rank, RankLayout};
 use polygram_ngram::UniqueRows;
@@ -91,18 +91,6 @@ pub struct DenseUpdate<'a> {
     pub routing_counts: &'a [u64],
     /// Rate of the router bias update.
     pub bias_rate: f64,
-}
-
-/// A run of elements of one tensor of the training state, where it lies.
-pub struct StateView<'a> {
-    /// Global name.
-    pub name: String,
-    /// Shape of the whole tensor.
-    pub shape: &'a [u64],
-    /// Which of its elements these are, row-major.
-    pub elements: Range<usize>,
-    /// Their values.
-    pub values: &'a [f32],
 }
 
 /// Takes the finished sum of a bucket: its index and its values.

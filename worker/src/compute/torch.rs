@@ -3,11 +3,11 @@
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
 use polygram_domain::RankLayout;
-use polygram_domain::layout::state_part;
+use polygram_domain::layout::{StateView, state_part};
 use polygram_domain::run_spec::{DeviceKind, RunSpec};
 use polygram_model::{CellInput, Device, Model, Options, Update};
 
-use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, StateView, TakeBucket};
+use super::{CellResult, CellWork, Compute, ComputeError, DenseUpdate, ExchangeWatch, TakeBucket};
 use crate::gradients::SummedGradient;
 
 /// A rank's part of the model of a run.
@@ -89,13 +89,7 @@ impl Compute for Torch {
     }
 
     fn state(&self) -> Vec<StateView<'_>> {
-        let view = |polygram_model::StateView { name, shape, elements, values }| StateView {
-            name,
-            shape,
-            elements,
-            values,
-        };
-        self.model.state().into_iter().map(view).collect()
+        self.model.state()
     }
 
     fn restore(&mut self, tensors: &mut dyn Iterator<Item = NamedTensor>) -> Result<(), ComputeError> {

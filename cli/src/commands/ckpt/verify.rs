@@ -17,7 +17,7 @@ struct Report {
     sound: bool,
     objects: usize,
     bytes: u64,
-    damaged: Vec<DamagedObject>,
+    damaged: Vec<Fault>,
     /// Whether the run will pass it over from now on.
     set_aside: bool,
 }
@@ -35,13 +35,7 @@ struct LedgerReport {
     sound: bool,
     /// Steps that have a line.
     steps: usize,
-    damaged: Vec<DamagedObject>,
-}
-
-#[derive(Debug, Serialize)]
-struct DamagedObject {
-    key: String,
-    reason: String,
+    damaged: Vec<Fault>,
 }
 
 pub(crate) fn run(args: &CkptVerifyArgs, printer: &mut Printer) -> Outcome {
@@ -74,15 +68,12 @@ pub(crate) fn run(args: &CkptVerifyArgs, printer: &mut Printer) -> Outcome {
             reports.push(Verdict::Checkpoint(report));
         }
         let (chain, faults) = run.store.verify_ledger().await.map_err(failed)?;
-        let object = |fault: polygram_checkpoint::ledger::Fault| DamagedObject {
-            reason: if fault.reason.contains(&fault.key) {
-                fault.reason
-            } else {
-                format!("{}: {}", fault.key, fault.reason)
-            },
-            key: fault.key,
+        // A line is printed without its object's key.
+        let with_key = |Fault { key, reason }: Fault| {
+            let reason = if reason.contains(&key) { reason } else { format!("{key}: {reason}") };
+            Fault { key, reason }
         };
-        let damaged: Vec<DamagedObject> = faults.0.into_iter().map(object).collect();
+        let damaged: Vec<Fault> = faults.0.into_iter().map(with_key).collect();
         let (sound, steps) = (damaged.is_empty(), chain.entries().count());
         reports.push(Verdict::Ledger { ledger: LedgerReport { sound, steps, damaged } });
         Ok(reports)
@@ -99,7 +90,7 @@ async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<R
     let manifest = match store.read_manifest(step).await {
         Ok(manifest) => manifest,
         Err(error) if error.is_damage() => {
-            let damaged = vec![DamagedObject { key: keys::manifest(step), reason: error.to_string() }];
+            let damaged = vec![Fault { key: keys::manifest(step), reason: error.to_string() }];
             return Ok(Report {
                 step: step.0,
                 sound: false,
@@ -113,7 +104,7 @@ async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<R
     };
     let (total, mut read) = (manifest.bytes(), 0u64);
     let is_live = printer.is_live();
-    let Verified { objects, bytes, faults } = store
+    let Verified { objects, bytes, faults: damaged } = store
         .verify(&manifest, |entry| {
             if is_live {
                 let (done, all) = (units::bytes(read), units::bytes(total));
@@ -122,14 +113,11 @@ async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<R
             read = read.saturating_add(entry.bytes);
         })
         .await?;
-    let damaged: Vec<DamagedObject> =
-        faults.into_iter().map(|fault| DamagedObject { key: fault.key, reason: fault.reason }).collect();
     Ok(Report { step: step.0, sound: damaged.is_empty(), objects, bytes, damaged, set_aside: false })
 }
 
 async fn set_aside(store: &RunStore, report: &Report) -> Result<(), CheckpointError> {
-    let fault = |object: &DamagedObject| Fault { key: object.key.clone(), reason: object.reason.clone() };
-    let faults = report.damaged.iter().map(fault).collect();
+    let faults = report.damaged.clone();
     let found = Verified { objects: report.objects, bytes: report.bytes, faults };
     store.set_aside_unsound(Step(report.step), &found).await
 }

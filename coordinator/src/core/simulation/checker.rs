@@ -203,8 +203,8 @@ impl Checker {
 
     fn note_head(&mut self, step: Step) {
         if let Some(ledger) = &self.ledger {
-            let head = ledger.head(step);
-            self.heads.insert(step, head.expect("a line of every step before its commit"));
+            let line = ledger.at(step).expect("a line of every step before its commit");
+            self.heads.insert(step, line.head);
         }
     }
 

@@ -1,9 +1,10 @@
 //! What happens to a pool, and what is to be done about it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use polygram_proto::control::StopMode;
+use polygram_proto::control::{MemberRef, StopMode};
 use polygram_proto::pool::{JobId, Offering, Placement, PoolMemberId, Seat};
 
 use super::job::{JobRecord, Needs};
@@ -97,6 +98,15 @@ pub enum Event {
         session: u32,
         /// Where.
         address: SocketAddr,
+    },
+    /// A session's run waits for members: nobody has joined it in these slots. All others have somebody, or nobody is let in.
+    Awaited {
+        /// The job.
+        job: JobId,
+        /// The session.
+        session: u32,
+        /// The slots.
+        slots: BTreeSet<MemberRef>,
     },
     /// A session's run does its steps.
     RunStarted {

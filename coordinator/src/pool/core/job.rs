@@ -25,6 +25,8 @@ pub struct Needs {
     pub elasticity: ElasticitySpec,
     /// Updates of the whole run.
     pub total_steps: u64,
+    /// Its own failure detection.
+    pub detection_ms: u64,
 }
 
 impl Needs {
@@ -35,6 +37,7 @@ impl Needs {
             shards: spec.topology.shards,
             elasticity: spec.elasticity.clone(),
             total_steps: spec.training.steps,
+            detection_ms: (spec.failure_detection_seconds * 1000.0) as u64,
         }
     }
 
@@ -99,6 +102,8 @@ pub(super) struct Active {
     pub(super) stage: Stage,
     pub(super) workers: u32,
     pub(super) seats: BTreeMap<MemberRef, Option<PoolMemberId>>,
+    /// Slots in which nobody has joined the run, and since when it waits for them.
+    pub(super) awaited: BTreeMap<MemberRef, Time>,
     /// Since when some seat is vacant.
     pub(super) vacant_since: Option<Time>,
     /// When it was given this number of workers.
@@ -157,6 +162,7 @@ impl Active {
             stage: Stage::Due,
             workers,
             seats: slots(Role::Worker, workers).chain(slots(Role::Shard, shards)).collect(),
+            awaited: BTreeMap::new(),
             vacant_since: Some(now),
             since: now,
         }

@@ -7,7 +7,7 @@ use polygram_proto::pool::{JobId, JobState};
 
 use super::event::{Action, Admission, Reply, SessionEnd};
 use super::job::{Active, Job, JobRecord, Purpose, Stage};
-use super::state::{Place, Turn};
+use super::state::Turn;
 use crate::core::{Level, Ticket, Time};
 
 impl Turn<'_> {
@@ -96,7 +96,7 @@ impl Turn<'_> {
     }
 
     /// The job's active session, if it is this one.
-    fn session(&mut self, id: JobId, session: u32) -> Option<&mut Active> {
+    pub(super) fn session(&mut self, id: JobId, session: u32) -> Option<&mut Active> {
         let job = self.state.jobs.get_mut(&id).filter(|job| job.record.sessions == session)?;
         job.active.as_mut()
     }
@@ -189,11 +189,7 @@ impl Turn<'_> {
         let Some(active) = self.active(id) else { return };
         let seated: Vec<_> = active.seats.values_mut().filter_map(Option::take).collect();
         for member in seated {
-            let Some(known) = self.state.members.get_mut(&member) else { continue };
-            if let Place::Placed(seat) = known.place {
-                known.place = Place::Leaving(seat);
-                self.actions.push(Action::Withdraw { member, seat });
-            }
+            self.withdraw(member);
         }
     }
 

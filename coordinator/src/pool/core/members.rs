@@ -11,7 +11,8 @@ impl Turn<'_> {
     /// A member opened a stream: a new one, or one whose stream or coordinator was lost.
     pub(super) fn offered(&mut self, offering: Offering) {
         let Offering { member: id, role, pid, host, seat } = offering;
-        let was = self.state.members.remove(&id).map(|member| member.place);
+        let before = self.state.members.remove(&id);
+        let was = before.as_ref().map(|member| member.place);
         if let Some(Place::Placed(held)) = was
             && seat != Some(held)
         {
@@ -20,15 +21,20 @@ impl Turn<'_> {
         if was.is_none() {
             self.log(Level::Info, format!("a {role} offers itself (pid {pid} on {host})"));
         }
+        // Another stream changes nothing about what it does not do.
+        let hangs = seat.is_some() && before.as_ref().is_some_and(|member| member.hangs);
         let place = match seat {
             None => Place::Idle { left: None },
+            Some(seat) if hangs => Place::Leaving(seat),
             Some(seat) if was == Some(Place::Placed(seat)) => Place::Placed(seat),
             Some(seat) => self.adopt(id, seat, role == seat.slot.role),
         };
-        self.state.members.insert(id, Member { role, pid, host, place, heard: self.now });
+        let told = before.filter(|_| was == Some(place)).and_then(|member| member.told);
+        let heard = self.now;
+        self.state.members.insert(id, Member { role, pid, host, place, told, hangs, heard });
         match place {
             Place::Placed(_) => self.tell(id),
-            Place::Leaving(seat) => self.actions.push(Action::Withdraw { member: id, seat }),
+            Place::Leaving(_) => self.withdraw(id),
             Place::Idle { .. } => {}
         }
     }
@@ -61,6 +67,28 @@ impl Turn<'_> {
             let (run, address) = (job.record.run.clone(), address.to_string());
             let placement = polygram_proto::pool::Placement { seat, run, address };
             self.actions.push(Action::Place { member: id, placement });
+            self.note_told(id);
+        }
+    }
+
+    /// Tells a member to leave the seat that it has, or that it had.
+    pub(super) fn withdraw(&mut self, id: PoolMemberId) {
+        let Some(member) = self.state.members.get_mut(&id) else { return };
+        match member.place {
+            Place::Placed(seat) => {
+                (member.place, member.told) = (Place::Leaving(seat), None);
+                self.actions.push(Action::Withdraw { member: id, seat });
+            }
+            Place::Leaving(seat) => self.actions.push(Action::Withdraw { member: id, seat }),
+            Place::Idle { .. } => return,
+        }
+        self.note_told(id);
+    }
+
+    /// Notes when a member was first told of its place.
+    fn note_told(&mut self, id: PoolMemberId) {
+        if let Some(member) = self.state.members.get_mut(&id) {
+            member.told.get_or_insert(self.now);
         }
     }
 
@@ -80,10 +108,10 @@ impl Turn<'_> {
             // It was wanted elsewhere meanwhile, and is on its way.
             Place::Placed(wanted) if wanted != seat => return,
             Place::Placed(_) => {
-                member.place = left;
+                (member.place, member.told) = (left, None);
                 self.vacate(id, seat);
             }
-            Place::Leaving(_) => member.place = left,
+            Place::Leaving(_) => (member.place, member.told, member.hangs) = (left, None, false),
             Place::Idle { .. } => return,
         }
         match failure {
@@ -97,6 +125,7 @@ impl Turn<'_> {
         let (role, pid) = (member.role, member.pid);
         match member.place {
             Place::Placed(seat) => {
+                self.state.tallies.members_lost += 1;
                 self.vacate(id, seat);
                 self.log(Level::Warn, format!("lost a {role} (pid {pid}), {seat}: {message}"));
             }
@@ -104,7 +133,7 @@ impl Turn<'_> {
         }
     }
 
-    fn vacate(&mut self, id: PoolMemberId, seat: Seat) {
+    pub(super) fn vacate(&mut self, id: PoolMemberId, seat: Seat) {
         let job = self.state.jobs.get_mut(&seat.job);
         let Some(active) = job.and_then(|job| job.active.as_mut()) else { return };
         if let Some(held) = active.seats.get_mut(&seat.slot)
@@ -123,6 +152,7 @@ impl Turn<'_> {
             for member in self.state.members.values_mut() {
                 member.heard = member.heard.after(pause).min(self.now);
             }
+            self.excuse_late(pause);
             self.log(Level::Warn, format!("this process stood still for {:.1} s", pause as f64 / 1000.0));
         }
         let silent = |heard: Time| self.now.since(heard) > silence_ms;
@@ -132,5 +162,6 @@ impl Turn<'_> {
             self.gone(id, &format!("no sign of life for {:.1} s", silence_ms as f64 / 1000.0));
             self.actions.push(Action::Drop { member: id });
         }
+        self.find_late();
     }
 }

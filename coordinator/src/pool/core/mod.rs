@@ -5,6 +5,7 @@
 //! * a job is given all its seats at once or none, and one that is queued or over holds no member;
 //! * jobs start in the order of priority, then of submission; nobody overtakes a job that the pool has members for;
 //! * every admitted job ends, if its run does and enough members stay;
+//! * a member that says that it lives, and does nothing of what it is told, is waited for no longer than is stated;
 //! * what is saved is what is so: a coordinator that is started again from the saved records has the same queue.
 
 pub mod event;
@@ -12,15 +13,18 @@ pub mod job;
 pub mod state;
 
 mod jobs;
+mod late;
 mod members;
 mod schedule;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Action, Event, Reply, SessionEnd};
 pub use job::{JobRecord, Needs};
-pub use state::{Rules, State};
+pub use state::{Rules, State, Tallies};
 
 use crate::core::Time;
 
@@ -35,6 +39,7 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         Event::Released { member, seat, failure } => turn.released(member, seat, failure),
         Event::Gone { member, message } => turn.gone(member, &message),
         Event::Opened { job, session, address } => turn.opened(job, session, address),
+        Event::Awaited { job, session, slots } => turn.awaited(job, session, slots),
         Event::RunStarted { job, session } => turn.run_started(job, session),
         Event::RunOver { job, session } => turn.run_over(job, session),
         Event::SessionEnded { job, session, end } => turn.session_ended(job, session, end),

@@ -88,7 +88,7 @@ impl Turn<'_> {
         let seat = job.seat(slot);
         if let (Some(active), Some(known)) = (&mut job.active, self.state.members.get_mut(&member)) {
             active.seats.insert(slot, Some(member));
-            known.place = Place::Placed(seat);
+            (known.place, known.told) = (Place::Placed(seat), None);
         }
     }
 
@@ -223,6 +223,7 @@ impl Turn<'_> {
         }
         for victim in chosen {
             let why = format!("it makes way for job {id} of priority {priority}");
+            self.state.tallies.preemptions += 1;
             self.close(victim, Purpose::Requeue(why.clone()), why);
         }
     }
@@ -262,6 +263,7 @@ impl Turn<'_> {
             for (slot, member) in &active.seats {
                 if let Some(known) = member.and_then(|member| self.state.members.get_mut(&member)) {
                     known.place = Place::Placed(polygram_proto::pool::Seat { job: id, session, slot: *slot });
+                    known.told = None;
                 }
             }
             self.keep(id);

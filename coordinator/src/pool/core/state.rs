@@ -40,6 +40,18 @@ pub struct State {
     pub(super) seats_wait_until: Time,
     pub(super) interrupts: u32,
     pub(super) last_tick: Time,
+    pub(super) tallies: Tallies,
+}
+
+/// What happened since this coordinator began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallies {
+    /// Seats that were taken back from members that did not join.
+    pub seats_taken_back: u64,
+    /// Sessions that were ended for a job of higher priority.
+    pub preemptions: u64,
+    /// Members that were lost at work.
+    pub members_lost: u64,
 }
 
 /// A process that offers itself.
@@ -49,6 +61,10 @@ pub(super) struct Member {
     pub(super) pid: u32,
     pub(super) host: String,
     pub(super) place: Place,
+    /// When it was told of that place, if it was.
+    pub(super) told: Option<Time>,
+    /// It does not do what it was told: nobody counts on it until it has left its seat.
+    pub(super) hangs: bool,
     pub(super) heard: Time,
 }
 
@@ -77,12 +93,25 @@ impl State {
             jobs.insert(record.job, Job { record, needs, config_toml, active });
         }
         let members = BTreeMap::new();
-        State { rules, jobs, members, seats_wait_until, interrupts: 0, last_tick: now }
+        State {
+            rules,
+            jobs,
+            members,
+            seats_wait_until,
+            interrupts: 0,
+            last_tick: now,
+            tallies: Tallies::default(),
+        }
     }
 
     /// What is to be kept, by job.
     pub fn records(&self) -> impl Iterator<Item = &JobRecord> {
         self.jobs.values().map(|job| &job.record)
+    }
+
+    /// What happened since this coordinator began.
+    pub fn tallies(&self) -> Tallies {
+        self.tallies
     }
 
     /// The jobs, oldest first. The run's own progress is not known here.
@@ -146,9 +175,9 @@ impl State {
         self.members.values().map(status).collect()
     }
 
-    /// Members of `role`, wherever they are.
+    /// Members of `role`, wherever they are; not those that hang.
     pub(super) fn present(&self, role: Role) -> usize {
-        self.members.values().filter(|member| member.role == role).count()
+        self.members.values().filter(|member| member.role == role && !member.hangs).count()
     }
 
     pub(super) fn idle(&self, role: Role) -> usize {
@@ -158,7 +187,8 @@ impl State {
 
     /// Members of `role` that are idle or about to be.
     pub(super) fn coming(&self, role: Role) -> usize {
-        let coming = |member: &&Member| member.role == role && !matches!(member.place, Place::Placed(_));
+        let is_coming = |member: &Member| !matches!(member.place, Place::Placed(_)) && !member.hangs;
+        let coming = |member: &&Member| member.role == role && is_coming(member);
         self.members.values().filter(coming).count()
     }
 }

@@ -7,15 +7,7 @@ use polygram_domain::Step;
 use super::objects::Page;
 use super::{ChainHash, Entry};
 use crate::config::ConfigHash;
-
-/// Something wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Fault {
-    /// The object.
-    pub key: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
+use crate::fault::Fault;
 
 /// Everything wrong that was found, in the order of objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

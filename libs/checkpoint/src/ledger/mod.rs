@@ -13,6 +13,6 @@ mod chain;
 mod entry;
 mod objects;
 
-pub use chain::{Chain, Fault, Faults};
+pub use chain::{Chain, Faults};
 pub use entry::{ChainHash, Entry};
 pub use objects::Heading;

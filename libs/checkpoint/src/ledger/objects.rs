@@ -79,6 +79,13 @@ impl RunStore {
         self.put_once(&key, Bytes::from(seal_lines(&text))).await
     }
 
+    /// The lines of object `seq` of `attempt`'s ledger, each as it was written; an object that was cut or altered is an
+    /// error.
+    pub async fn read_ledger_lines(&self, attempt: u64, seq: u64) -> Result<Vec<Entry>, CheckpointError> {
+        let key = keys::ledger(attempt, seq);
+        Ok(Page::read(&key, &self.get(&key).await?)?.entries)
+    }
+
     /// Whether nothing of a ledger is there.
     pub async fn has_no_ledger(&self) -> Result<bool, CheckpointError> {
         Ok(self.list(keys::LEDGER).await?.iter().all(|object| keys::ledger_of(&object.key).is_none()))

@@ -1,8 +1,8 @@
 //! The command line as typed.
 
-use clap::{Parser, Subcommand, ValueEnum};
-use polygram_domain::Rank;
+use clap::{Parser, Subcommand};
 use polygram_domain::embedding::SameHost;
+use polygram_domain::{OutputFormat, Rank};
 
 use crate::Op;
 
@@ -16,17 +16,6 @@ pub(crate) struct Args {
     pub(crate) output_format: OutputFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
-}
-
-/// Form of results.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    /// For eyes
-    Human,
-    /// One JSON document
-    Json,
-    /// One JSON object per line
-    Jsonl,
 }
 
 #[derive(Debug, Subcommand)]

@@ -12,9 +12,10 @@ use std::io::{BufRead, Write, stdin, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
+use polygram_domain::OutputFormat;
 use serde::{Deserialize, Serialize};
 
-use args::{Args, BenchArgs, Command, OutputFormat};
+use args::{Args, BenchArgs, Command};
 use ranks::Ranks;
 
 /// What can go wrong here is for a person to read.

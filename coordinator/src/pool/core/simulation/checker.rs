@@ -20,12 +20,18 @@ pub(super) struct Checker {
     pub(super) shrunk: u64,
     pub(super) grown: u64,
     pub(super) preempted: u64,
+    pub(super) taken_back: u64,
+    /// As the coordinator counts them, which begins anew with each.
+    counted: u64,
 }
 
 impl Checker {
     /// Checks `state` against itself and against what is kept.
     pub(super) fn check(&mut self, state: &State, kept: &BTreeMap<JobId, JobRecord>, now: Time) {
         Checker::seats_have_one_member(state);
+        Checker::nobody_is_waited_for_too_long(state, now);
+        self.taken_back += state.tallies.seats_taken_back.saturating_sub(self.counted);
+        self.counted = state.tallies.seats_taken_back;
         let records: BTreeMap<JobId, JobRecord> = state.records().map(|r| (r.job, r.clone())).collect();
         assert_eq!(&records, kept, "what is kept is not what is so");
         for job in state.jobs.values() {
@@ -57,6 +63,17 @@ impl Checker {
             if let Place::Placed(seat) = member.place {
                 assert_eq!(seated.get(id), Some(&seat), "a member is placed where it has no seat");
             }
+        }
+    }
+
+    /// Neither to join nor to leave, by whoever is counted on. Time passes for the core every half second.
+    fn nobody_is_waited_for_too_long(state: &State, now: Time) {
+        for (id, member) in &state.members {
+            let Some((since, seat, job)) = state.awaited_since(*id).filter(|_| !member.hangs) else {
+                continue;
+            };
+            let waited = now.since(since);
+            assert!(waited <= state.patience_ms(job) + 600, "{seat} is waited for since {waited} ms");
         }
     }
 

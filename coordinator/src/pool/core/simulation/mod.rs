@@ -40,6 +40,8 @@ pub(super) struct Weather {
     pub(super) deaths: u64,
     /// Members that are silent for a while, and go on as if nothing had happened.
     pub(super) freezes: u64,
+    /// Members that say that they live and do nothing else for a while.
+    pub(super) hangs: u64,
     /// Streams that break although both ends live.
     pub(super) broken_streams: u64,
     /// Coordinators that are killed.
@@ -52,14 +54,15 @@ pub(super) struct Weather {
     pub(super) bad_runs: u64,
 }
 
-/// Runs `schedules` seeds, naming the seed of a failure. Says how often jobs shrank, grew and made way.
+/// Runs `schedules` seeds, naming the seed of a failure. Says how often jobs shrank, grew and made way, and how many
+/// seats were taken back.
 fn campaign(
     name: &str,
     schedules: u64,
     weather: impl Fn(&mut Random) -> Weather,
     check: impl Fn(&World),
-) -> [u64; 3] {
-    let mut seen = [0; 3];
+) -> [u64; 4] {
+    let mut seen = [0; 4];
     for seed in 0..schedules {
         let weather = weather(&mut Random::new(seed ^ 0xa5a5));
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -70,7 +73,7 @@ fn campaign(
         }));
         match outcome {
             Ok(checker) => {
-                let more = [checker.shrunk, checker.grown, checker.preempted];
+                let more = [checker.shrunk, checker.grown, checker.preempted, checker.taken_back];
                 seen.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
             }
             Err(panic) => {
@@ -79,7 +82,7 @@ fn campaign(
             }
         }
     }
-    println!("{name}: {schedules} schedules; jobs shrank, grew, made way: {seen:?}");
+    println!("{name}: {schedules} schedules; jobs shrank, grew, made way, seats taken back: {seen:?}");
     seen
 }
 
@@ -98,7 +101,22 @@ fn members_that_die_freeze_and_return_stop_no_job() {
         ..Weather::default()
     };
     let seen = campaign("members", 2000, weather, World::assert_all_done);
-    assert!(seen.iter().all(|times| *times > 50), "the schedules are too tame: {seen:?}");
+    assert!(seen[..3].iter().all(|times| *times > 50), "the schedules are too tame: {seen:?}");
+}
+
+/// Members that hang before they join, at work, and on their way out: whoever waits for them finds others, or goes on
+/// without them.
+#[test]
+fn members_that_hang_lose_their_seats() {
+    let weather = |random: &mut Random| Weather {
+        hangs: 1 + random.below(12),
+        deaths: random.below(4),
+        broken_streams: random.below(6),
+        coordinator_kills: random.below(2),
+        ..Weather::default()
+    };
+    let seen = campaign("hanging members", 2000, weather, World::assert_all_done);
+    assert!(seen[3] > 500, "the schedules are too tame: {seen:?}");
 }
 
 #[test]
@@ -117,6 +135,7 @@ fn everything_at_once() {
     let weather = |random: &mut Random| Weather {
         deaths: random.below(10),
         freezes: random.below(5),
+        hangs: random.below(5),
         broken_streams: random.below(8),
         coordinator_kills: random.below(4),
         cancels: random.below(5),

@@ -1,7 +1,7 @@
 //! Members, runs, operators and clock of one schedule.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use polygram_domain::run_spec::ElasticitySpec;
@@ -33,6 +33,9 @@ enum Happening {
     Beat(usize, u64),
     Work(JobId, u32),
     EndOf(JobId, u32, SessionEnd),
+    /// The member says that it lives, and does nothing else.
+    Hang,
+    Wake(usize, u64),
     /// A member's time in a seat is over.
     Leaves(usize, u64, Seat),
     Submit,
@@ -62,6 +65,7 @@ struct Agent {
     life: u64,
     lives: u64,
     frozen: bool,
+    hangs: bool,
     /// The stream that it has, by the coordinator's number.
     stream: Option<u64>,
     wanted: Option<Seat>,
@@ -75,6 +79,8 @@ struct Session {
     workers: u32,
     is_asked: bool,
     has_started: bool,
+    /// What the pool was last told of who is missing.
+    awaited: BTreeSet<MemberRef>,
 }
 
 pub(super) struct World {
@@ -105,8 +111,16 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, weather: Weather) -> World {
         let mut random = Random::new(seed);
-        let agent =
-            |role| Agent { role, life: 1, lives: 1, frozen: false, stream: None, wanted: None, seat: None };
+        let agent = |role| Agent {
+            role,
+            life: 1,
+            lives: 1,
+            frozen: false,
+            hangs: false,
+            stream: None,
+            wanted: None,
+            seat: None,
+        };
         let (workers, shards) = (1 + random.below(6), 1 + random.below(4));
         let agents = (0..workers).map(|_| agent(Role::Worker)).chain((0..shards).map(|_| agent(Role::Shard)));
         let mut world = World {
@@ -141,6 +155,7 @@ impl World {
             (weather.cancels, Happening::Cancel),
             (weather.deaths, Happening::Die),
             (weather.freezes, Happening::Freeze),
+            (weather.hangs, Happening::Hang),
             (weather.broken_streams, Happening::BreakStream),
             (weather.terminations, Happening::Terminate),
             (weather.coordinator_kills, Happening::KillCoordinator),
@@ -248,6 +263,17 @@ impl World {
                 }
             }
             Happening::Thaw(index, life) => self.thaw(index, life),
+            Happening::Hang => {
+                if let Some(index) = self.anybody() {
+                    self.agents[index].hangs = true;
+                    let (after, life) = (self.random.below(90_000), self.agents[index].life);
+                    self.after(after, Happening::Wake(index, life));
+                }
+            }
+            Happening::Wake(index, life) => {
+                let agent = &mut self.agents[index];
+                agent.hangs &= agent.life != life;
+            }
             Happening::BreakStream => {
                 if let Some(index) = self.anybody() {
                     self.break_stream(index);
@@ -321,7 +347,8 @@ impl World {
     }
 
     fn open(&mut self, job: JobId, number: u32, workers: u32) {
-        let fresh = Session { number, workers, is_asked: false, has_started: false };
+        let fresh =
+            Session { number, workers, is_asked: false, has_started: false, awaited: BTreeSet::new() };
         assert!(self.sessions.insert(job, fresh).is_none(), "job {job} is led twice");
         let after = 50 + self.random.below(500);
         if self.random.once_in(self.weather.bad_runs) {
@@ -342,27 +369,44 @@ impl World {
         let sits = |agent: &Agent| {
             agent.life > 0
                 && !agent.frozen
+                && !agent.hangs
                 && agent.seat.is_some_and(|seat| (seat.job, seat.session) == (job, number))
         };
         (0..self.agents.len()).filter(|i| sits(&self.agents[*i])).collect()
     }
 
     fn is_whole(&self, job: JobId) -> bool {
-        let Some(session) = self.sessions.get(&job) else { return false };
-        let attending = self.attending(job, session.number);
-        let wanted = |role, count: u32| {
-            (0..count).all(|index| {
-                let slot = MemberRef { role, index };
-                attending.iter().any(|i| self.agents[*i].seat.is_some_and(|seat| seat.slot == slot))
-            })
-        };
-        wanted(Role::Worker, session.workers) && wanted(Role::Shard, self.needs[&job].shards)
+        self.missing(job).is_some_and(|missing| missing.is_empty())
+    }
+
+    /// Slots of an open session in which nobody attends.
+    fn missing(&self, job: JobId) -> Option<BTreeSet<MemberRef>> {
+        let session = self.sessions.get(&job)?;
+        let slots = |role, count: u32| (0..count).map(move |index| MemberRef { role, index });
+        let wanted = slots(Role::Worker, session.workers).chain(slots(Role::Shard, self.needs[&job].shards));
+        let mut missing: BTreeSet<MemberRef> = wanted.collect();
+        for index in self.attending(job, session.number) {
+            missing.remove(&self.agents[index].seat.expect("it attends").slot);
+        }
+        Some(missing)
+    }
+
+    /// The run's own coordinator says who is missing.
+    fn tell_missing(&mut self, job: JobId) {
+        let Some(missing) = self.missing(job) else { return };
+        let session = self.sessions.get_mut(&job).expect("looked at");
+        if session.awaited != missing {
+            session.awaited = missing.clone();
+            let awaited = Event::Awaited { job, session: session.number, slots: missing };
+            self.after(1, Happening::ToCore(self.coordinator, awaited));
+        }
     }
 
     fn do_work(&mut self, job: JobId, number: u32) {
         if self.sessions.get(&job).is_none_or(|session| session.number != number || session.is_asked) {
             return;
         }
+        self.tell_missing(job);
         if self.is_whole(job) {
             let session = self.sessions.get_mut(&job).expect("looked at");
             if !std::mem::replace(&mut session.has_started, true) {
@@ -439,6 +483,7 @@ impl World {
                 resize_seconds: self.random.below(20) as f64,
             },
             total_steps: 1,
+            detection_ms: 1000 + self.random.below(5000),
         };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);

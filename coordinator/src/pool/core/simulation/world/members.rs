@@ -23,7 +23,7 @@ impl World {
             return;
         }
         let life = agent.life;
-        if agent.frozen {
+        if agent.frozen || agent.hangs {
             return self.after(500, Happening::ToMember(index, coordinator, word));
         }
         match word {
@@ -51,7 +51,7 @@ impl World {
         if agent.life != life || agent.seat != Some(seat) {
             return;
         }
-        if agent.frozen {
+        if agent.frozen || agent.hangs {
             return self.after(500, Happening::Leaves(index, life, seat));
         }
         if agent.wanted == Some(seat) {
@@ -113,7 +113,8 @@ impl World {
     pub(super) fn die(&mut self, index: usize) {
         let agent = &mut self.agents[index];
         let (life, stream) = (agent.life, agent.stream);
-        (agent.life, agent.frozen, agent.stream, agent.wanted, agent.seat) = (0, false, None, None, None);
+        (agent.life, agent.stream, agent.wanted, agent.seat) = (0, None, None, None);
+        (agent.frozen, agent.hangs) = (false, false);
         if stream == Some(self.coordinator) {
             let member = World::id(index, life);
             let gone = Event::Gone { member, message: "it died".into() };
@@ -137,7 +138,7 @@ impl World {
         }
         let member = World::id(index, life);
         // One that comes back before its end was noticed is not gone: the driver knows streams apart.
-        if self.state.members.contains_key(&member) {
+        if self.is_up && self.state.members.contains_key(&member) {
             self.apply(Event::Gone { member, message: "its connection broke".into() });
         }
         if !frozen {

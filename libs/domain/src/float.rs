@@ -2,7 +2,7 @@
 //!
 //! JSON has no NaN: `serde_json` would write `null`, which reads back as nothing. Here a float that is not finite is
 //! written as the text `"NaN"`, `"inf"` or `"-inf"`, and reads back as itself. Use with
-//! `#[serde(with = "polygram_proto::control::float")]`.
+//! `#[serde(with = "polygram_domain::float")]`.
 
 use std::fmt;
 
