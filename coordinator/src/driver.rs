@@ -256,6 +256,7 @@ impl Driver {
                 self.order(Order::Commit { step, parts });
             }
             Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
+            Action::Examine(damaged) => self.order(Order::Examine(damaged)),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
             Action::StatusChanged => {

@@ -10,7 +10,7 @@ use polygram_checkpoint::{
     RunStore, Term, keys,
 };
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{ConfigError, RunFile, RunSpec};
+use polygram_domain::{ConfigError, RunFile, RunSpec, Step};
 use polygram_proto::control::{Announcement, OperatorClient, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -96,6 +96,8 @@ pub struct Opened {
     pub(crate) term: Term,
     pub(crate) state: State,
     pub(crate) base: Base,
+    /// Checkpoints that were set aside on the way to it.
+    pub(crate) fallen: Vec<(Step, String)>,
     pub(crate) policy: PolicyState,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
@@ -174,7 +176,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
-    let state = State::new(settings, clock.now());
+    let fallen: Vec<_> = found.damaged.into_iter().map(|damaged| (damaged.step, damaged.reason)).collect();
+    let state = State::new(settings, clock.now()).with_set_aside(&fallen, found.base.step);
     let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
         config_toml: origin.config_toml,
@@ -184,6 +187,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         store,
         term,
         state,
+        fallen,
         base: found.base,
         policy: found.policy.clone(),
         clock,
@@ -217,10 +221,15 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
     let roll_backs = store.roll_backs().await?;
     let latest = store.latest_manifest().await?;
     let Some(manifest) = latest.manifest else {
-        if let Some(newest) = latest.damaged.first() {
+        let mut damaged = latest.damaged;
+        if damaged.is_empty() {
+            // A run that had checkpoints does not begin afresh because they are gone.
+            damaged = store.set_aside_as_damaged(&roll_backs).await?;
+        }
+        if let Some(newest) = damaged.first() {
             return Err(OpeningError::AllDamaged {
                 run,
-                count: latest.damaged.len(),
+                count: damaged.len(),
                 key: newest.key.clone(),
                 reason: newest.reason.clone(),
             });
@@ -235,7 +244,7 @@ async fn find_checkpoint(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Re
     Ok(Found { resume: Some(resume), base, policy, damaged: latest.damaged })
 }
 
-async fn check_fit(
+pub(crate) async fn check_fit(
     store: &RunStore,
     manifest: &Manifest,
     file: &RunFile,

@@ -78,6 +78,7 @@ pub async fn serve(
         config: opened.config,
         term: opened.term,
         base: opened.base,
+        fallen: opened.fallen,
         policy: opened.policy,
         orders: waiting_orders,
         status: statuses,

@@ -6,14 +6,14 @@ use polygram_checkpoint::{Part, RunStore};
 use polygram_domain::{RunFile, RunSpec, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
+    AbortKind, Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::archive::{StoreArchive, restore};
+use crate::archive::{RestoreError, StoreArchive, restore};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::member::MemberError;
@@ -80,27 +80,32 @@ impl Life {
             .await
     }
 
-    /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why.
-    pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) {
+    /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why. Answers
+    /// whether it said that the run goes on with another generation.
+    pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) -> bool {
         if matches!(error, MemberError::Aborted(_) | MemberError::RolledBack(_) | MemberError::Control(_)) {
-            return;
+            return false;
         }
         let (step, phase) = self.reporter.progress().get();
-        let failure = Failure { message: error.to_string(), step, phase, suspect: None, roll_back: false };
+        let (message, damaged) = (error.to_string(), error.damaged());
+        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
-            return;
+            return false;
         }
         let answer = async {
-            while let Ok(directive) = directives.next().await {
-                if matches!(directive, Directive::Abort(_) | Directive::Exit) {
-                    break;
+            loop {
+                match directives.next().await {
+                    Ok(Directive::Abort(abort)) => break matches!(abort.kind, AbortKind::Rejoin { .. }),
+                    Ok(Directive::Exit) | Err(_) => break false,
+                    Ok(_) => {}
                 }
             }
         };
-        if timeout(CONFESSION, answer).await.is_err() {
+        timeout(CONFESSION, answer).await.unwrap_or_else(|_| {
             tracing::warn!("the coordinator did not answer the failure report");
-        }
+            false
+        })
     }
 }
 
@@ -133,9 +138,13 @@ async fn restore_from(
     spec: &RunSpec,
     step: Step,
 ) -> Result<(), MemberError> {
-    let manifest = store.read_manifest(step).await?;
+    let unrestored = |source| MemberError::Unrestored { step, source };
+    let manifest = store.read_manifest(step).await.map_err(unrestored)?;
     manifest.check_cover(spec).map_err(|error| MemberError::Resume { step, reason: error.to_string() })?;
-    restore(shard, store, &manifest).await?;
+    restore(shard, store, &manifest).await.map_err(|error| match error {
+        RestoreError::Store(source) => unrestored(source),
+        other => other.into(),
+    })?;
     tracing::info!(%step, rows = shard.written(), "rows restored");
     Ok(())
 }

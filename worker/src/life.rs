@@ -96,6 +96,10 @@ impl Life {
             let prepare = async {
                 let restored = self.restore(&spec, &store, &assignment, restore).await;
                 if ready.await.is_err() {
+                    // An engine that was given half a checkpoint has less to say than what stopped the other half.
+                    if matches!(&restored, Err(error) if error.damaged().is_some()) {
+                        restored?;
+                    }
                     // The engine failed: its own error says more than the closed channel.
                     return Err((&mut outcome).await.map_or(WorkerError::OtherSide("compute"), |result| {
                         result.err().unwrap_or(WorkerError::OtherSide("compute"))
@@ -170,8 +174,14 @@ impl Life {
         if assignment.resume_manifest.is_none() {
             return Ok(Memory::default());
         }
-        let manifest = restore::manifest_at(store, spec, assignment.resume_step).await?;
-        restore::dense_state(store, &manifest, (spec, self.rank), engine).await?;
+        let step = assignment.resume_step;
+        let unrestored = |error| match error {
+            WorkerError::Checkpoint(source) => WorkerError::Unrestored { step, source },
+            other => other,
+        };
+        let manifest = restore::manifest_at(store, spec, step).await.map_err(unrestored)?;
+        let restored = restore::dense_state(store, &manifest, (spec, self.rank), engine).await;
+        restored.map_err(unrestored)?;
         Ok(manifest.policy.memory)
     }
 

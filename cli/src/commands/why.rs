@@ -37,7 +37,7 @@ struct Attempt {
     coordinator_pid: u32,
     resumed_from: u64,
     losses: Vec<Loss>,
-    /// Steps skipped and ways back from spikes, in order: when, and what happened.
+    /// Steps skipped, ways back from spikes and checkpoints set aside, in order: when, and what happened.
     policy: Vec<(u64, String)>,
     /// State and message; `None` where the coordinator ended without a word, or leads still.
     ended: Option<(String, String)>,
@@ -75,6 +75,13 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
     for line in lines {
         match line {
             RecoveryLine::Lost(_) => of_loss = true,
+            RecoveryLine::FellBack { at_unix_ms, step, reason, to } => {
+                let sentence = format!(
+                    "the checkpoint of step {step} is damaged and was set aside: {reason}; going on from step {to}"
+                );
+                attempt.policy.push((at_unix_ms, sentence));
+                continue;
+            }
             RecoveryLine::Policy { at_unix_ms, sentence, .. } => {
                 of_loss &= !sentence.ends_with("going back");
                 attempt.policy.push((at_unix_ms, sentence));
@@ -112,7 +119,11 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
             }
             (RecoveryLine::Ended { state, message, .. }, _) => attempt.ended = Some((state, message)),
             // A consequence of what no member did: the attempt's end tells it.
-            (_, None) | (RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. }, _) => {}
+            (_, None)
+            | (
+                RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. } | RecoveryLine::FellBack { .. },
+                _,
+            ) => {}
         }
     }
     Some(attempt)

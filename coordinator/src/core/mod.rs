@@ -7,6 +7,7 @@
 //! * a step is committed only with the parts of every worker and every shard, steps in ascending order;
 //! * the first failure of a generation is its culprit for good, later ones are consequences;
 //! * a generation begins from the newest commit, and only after the commit that its forerunner had begun has ended;
+//! * no generation begins from a checkpoint that is known to be damaged, nor afresh where there was one;
 //! * a state that is over is never left, and the end comes once, in bounded time.
 
 pub mod event;
@@ -15,6 +16,7 @@ pub mod state;
 
 mod checkpoints;
 mod counts;
+mod damage;
 mod failure;
 mod lifecycle;
 mod members;
@@ -28,6 +30,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use damage::{Examined, FellBack};
 pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time};
 pub use policy::RolledBack;
 pub use settings::{Resume, Settings, Timeouts};
@@ -47,6 +50,7 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         }
         Event::CommitDone { step, result } => turn.commit_done(step, result),
         Event::RolledBack { at, result } => turn.rolled_back(at, result),
+        Event::Examined { place, result } => turn.examined(place, result),
         Event::StoreFailed { message } => turn.store_failed(message),
         Event::Stop { ticket, mode, reason } => {
             let message = turn.stop(mode, reason);

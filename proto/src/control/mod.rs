@@ -8,6 +8,7 @@
 pub mod announcement;
 pub mod assignment;
 pub mod counts;
+pub mod damage;
 pub mod error;
 pub mod float;
 pub mod joining;
@@ -29,6 +30,7 @@ pub use counts::{
     CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
     TableRows, TableStatus, common_marks,
 };
+pub use damage::{CheckpointPlace, DamagedCheckpoint};
 pub use error::{ControlError, Malformed};
 pub use joining::{JoinRequest, Joined, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};

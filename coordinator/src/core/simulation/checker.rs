@@ -37,6 +37,14 @@ pub(super) struct Checker {
     pub(super) recorded: BTreeMap<Step, Generation>,
     /// The ledger, kept as the recorder keeps it; `None` where reports may be lost, for then a run fails in time.
     pub(super) ledger: Option<Ledger>,
+    /// Whether the run may begin from nothing: it never had a checkpoint, or a way back led behind all of them.
+    pub(super) may_begin: bool,
+    /// Checkpoints that were found damaged and not committed again.
+    pub(super) known_damaged: BTreeSet<Step>,
+    /// How often one was set aside.
+    pub(super) set_aside: u32,
+    /// The checkpoint that the store was asked about.
+    examining: Option<Step>,
     /// Ways back that this coordinator has asked for.
     wished: BTreeSet<Step>,
     /// What commits have named of it.
@@ -75,6 +83,9 @@ impl Checker {
             {
                 self.ready.insert(*member);
             }
+            Event::Examined { place, .. } => {
+                assert_eq!(self.examining.take(), Some(place.step), "what was asked is answered");
+            }
             Event::StreamEnded { member, .. } => {
                 self.open.remove(member);
             }
@@ -82,6 +93,7 @@ impl Checker {
                 self.committing = None;
                 if result.is_ok() {
                     self.committed = Some(*step);
+                    self.may_begin = false;
                 }
             }
             _ => {}
@@ -116,6 +128,15 @@ impl Checker {
                         assert_eq!(
                             assignment.resume_step, newest,
                             "a generation begins from the newest commit"
+                        );
+                        assert!(
+                            !self.known_damaged.contains(&assignment.resume_step),
+                            "no generation begins from a checkpoint that is known to be damaged"
+                        );
+                        assert_eq!(self.examining, None, "nor from one that is being looked at");
+                        assert!(
+                            assignment.resume_manifest.is_some() || self.may_begin,
+                            "a run that has checkpoints never begins afresh"
                         );
                         assert_eq!(assignment.workers.len() + assignment.shards.len(), members);
                         let before = self.assigned.insert(*member, assignment.hash());
@@ -167,6 +188,10 @@ impl Checker {
             Action::RollBack { at, .. } => {
                 assert!(self.wished.insert(*at), "the store is asked once for each way back");
             }
+            Action::Examine(claim) => {
+                assert_eq!(self.examining, None, "one look at a time");
+                self.examining = Some(claim.place.step);
+            }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }
@@ -211,6 +236,7 @@ impl Checker {
     pub(super) fn succeeded(&mut self) {
         let newest = self.committed.unwrap_or_default();
         self.wished.clear();
+        self.examining = None;
         self.recorded.split_off(&newest);
         if self.ledger.is_some() {
             self.keep_ledger(newest);
