@@ -32,6 +32,8 @@ pub struct MemberOptions {
     pub token: Token,
     /// Address to listen on for the workers; port 0: the system chooses.
     pub listen: SocketAddr,
+    /// Where workers reach it, if not there.
+    pub advertise: Option<SocketAddr>,
     /// Address to answer reads on.
     pub query_listen: Option<SocketAddr>,
     /// Address to tell metrics on.
@@ -181,9 +183,10 @@ impl From<MemberError> for Ended {
 
 /// One membership, from join to leave.
 async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Result<(), Ended> {
-    let MemberOptions { coordinator, index, token, listen, query_listen, metrics_listen, recall } =
+    let MemberOptions { coordinator, index, token, listen, advertise, query_listen, metrics_listen, recall } =
         options.clone();
-    let (listener, address) = bind(listen).await?;
+    let (listener, bound) = bind(listen).await?;
+    let address = advertise.unwrap_or(bound);
     let services = Services::bind(token.clone(), query_listen, metrics_listen).await?;
     let mut join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     join.deadline = patience.unwrap_or(join.deadline);

@@ -326,13 +326,14 @@ fn a_way_back_is_taken_once_whoever_dies() {
 fn damaged_checkpoints_are_gone_past() {
     let weather = |random: &mut Random, members: usize| {
         let restarts = !random.once_in(4);
+        let successors = (0..random.below(3)).map(|_| random.below(12_000)).collect();
         Weather {
             restarts,
             damage: 1 + random.below(3),
             damages: 1 + random.below(3),
             doubt: if random.once_in(2) { 1 + random.below(4) } else { 0 },
             crashes: if restarts { some_crashes(random, members) } else { Vec::new() },
-            successors: (0..random.below(3)).map(|_| random.below(12_000)).collect(),
+            successors: if restarts { successors } else { Vec::new() },
             doubled: if random.once_in(2) { 2 + random.below(10) } else { 0 },
             ..Weather::default()
         }

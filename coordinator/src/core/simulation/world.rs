@@ -455,7 +455,11 @@ impl World {
         if let Some(claim) = claim.filter(|_| is_idle)
             && self.random.once_in(2)
         {
-            drop(self.examine(&claim));
+            let found = self.examine(&claim);
+            if found.is_err() {
+                // Nothing was touched, and who knew of it is gone.
+                self.checker.known_damaged.remove(&claim.place.step);
+            }
         }
         // So was the decision behind it.
         let undecided = self.deliveries.values().find_map(|delivery| match delivery {
