@@ -154,11 +154,11 @@ impl Mood {
         let is_data = name.starts_with("GET ") && name.contains("/ckpt/data/");
         let rudeness = match (die >> 40) % 100 {
             // A read is made once more if it is not what was written, so no part of an object is altered twice.
-            0..50 if is_data && nth == 1 => Some(Rudeness::Flipped),
-            50..65 if is_data && nth == 1 => Some(Rudeness::Cut),
-            80..84 => Some(Rudeness::Lost),
-            84..90 => Some(Rudeness::Refused),
-            90..100 => Some(Rudeness::Late),
+            0..40 if is_data && nth == 1 => Some(Rudeness::Flipped),
+            40..80 if is_data && nth == 1 => Some(Rudeness::Cut),
+            80..88 => Some(Rudeness::Lost),
+            88..96 => Some(Rudeness::Refused),
+            96..100 => Some(Rudeness::Late),
             _ => None,
         };
         (rudeness, die)

@@ -254,6 +254,12 @@ mod tests {
             RecoveryLine::Opened { at_unix_ms: 5_000, pid: 9, resumed_from: Step(0) },
             RecoveryLine::Lost(lost),
             RecoveryLine::Consequence { at_unix_ms: 10_001, sentence: "worker 0: rank 1 is gone".into() },
+            RecoveryLine::FellBack {
+                at_unix_ms: 10_200,
+                step: Step(25),
+                reason: "ckpt/data/ab/x.rows is damaged".into(),
+                to: Step(20),
+            },
             RecoveryLine::WentBack { at_unix_ms: 10_300, generation: next, step: Step(20) },
             RecoveryLine::Started { at_unix_ms: 10_500, generation: next },
             RecoveryLine::CaughtUp { at_unix_ms: 12_000, generation: next, step: Step(27) },
@@ -266,6 +272,7 @@ mod tests {
             "worker 1 (pid 77 on box) ended generation 1.0 at step 26 while reducing",
             "then worker 0: rank 1 is gone",
             "reached step 27 and went back to step 20: 7 steps lost; training again after 0.50 s, as far as before",
+            "the checkpoint of step 25 is damaged and was set aside: ckpt/data/ab/x.rows is damaged; going on from step 20",
             "completed: all done",
         ] {
             assert!(text.contains(words), "{words:?} is not in:\n{text}");

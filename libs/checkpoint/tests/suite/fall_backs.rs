@@ -18,6 +18,7 @@ async fn a_faulty_checkpoint_is_set_aside_and_its_step_may_be_committed_again() 
     let spec = spec(&[]);
     for backend in Backend::all() {
         let store = backend.run(&spec);
+        store.put_config("config").await.unwrap();
         let mut manifests = Vec::new();
         for step in [5, 10, 15] {
             manifests.push(commit(&store, &spec, step).await);
