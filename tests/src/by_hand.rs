@@ -144,6 +144,12 @@ impl<'a> ByHand<'a> {
         data.for_each(|(_, relay)| relay.tell(ways));
     }
 
+    /// Bytes that were lost on the ways between workers and shards.
+    pub fn swallowed_data(&self) -> u64 {
+        let data = self.members.iter().filter_map(|placed| placed.links.data.as_ref());
+        data.map(|(_, relay)| relay.swallowed()).sum()
+    }
+
     /// How often the process of a slot was started.
     pub fn starts(&mut self, slot: Slot) -> Result<u32> {
         Ok(self.placed(slot)?.starts)

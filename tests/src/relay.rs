@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -56,6 +57,7 @@ struct Told {
     /// `None`: the relay is gone.
     ways: Mutex<Option<Ways>>,
     to: Mutex<SocketAddr>,
+    swallowed: AtomicU64,
 }
 
 impl Told {
@@ -77,7 +79,8 @@ impl Relay {
     pub fn to(to: SocketAddr) -> Result<Relay> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let told = Arc::new(Told { ways: Mutex::new(Some(Ways::OPEN)), to: Mutex::new(to) });
+        let (ways, to) = (Mutex::new(Some(Ways::OPEN)), Mutex::new(to));
+        let told = Arc::new(Told { ways, to, swallowed: AtomicU64::new(0) });
         listener.set_nonblocking(true)?;
         let heard = Arc::clone(&told);
         thread::Builder::new().name("relay".into()).spawn(move || accept(&listener, &heard))?;
@@ -92,6 +95,11 @@ impl Relay {
     /// Does so with all connections from now on.
     pub fn tell(&self, ways: Ways) {
         self.told.tell(Some(ways));
+    }
+
+    /// Bytes that were lost so far.
+    pub fn swallowed(&self) -> u64 {
+        self.told.swallowed.load(Ordering::Relaxed)
     }
 
     /// New connections lead to another place.
@@ -172,7 +180,10 @@ fn pass((from, to): (&TcpStream, &TcpStream), told: &Told, way: impl Fn(Ways) ->
         };
         match now {
             None => break,
-            Some(Way::Swallowed) => has_lost = true,
+            Some(Way::Swallowed) => {
+                has_lost = true;
+                told.swallowed.fetch_add(count as u64, Ordering::Relaxed);
+            }
             Some(_) if count == 0 => {
                 // This direction is over; the other one may have more to say.
                 let _closed = to.shutdown(Shutdown::Write);
@@ -246,6 +257,7 @@ mod tests {
         relay.tell(Ways::both(Way::Swallowed));
         client.write_all(b"a").unwrap();
         assert_eq!(heard(&mut server, NEVER), None);
+        assert_eq!(relay.swallowed(), 1);
         relay.tell(Ways::OPEN);
         assert_eq!(heard(&mut server, SOON).unwrap(), b"");
         assert_eq!(heard(&mut client, SOON).unwrap(), b"");

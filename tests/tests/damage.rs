@@ -81,10 +81,9 @@ enum Harm {
 fn harm(cluster: &Cluster, step: u64, (member, end): (&str, &str), harm: Harm) -> Result<String> {
     let shown = cluster.ckpt_json("show", &["--step", &step.to_string()])?;
     let objects = shown["objects"].as_array().context("no objects")?;
-    let keys = objects.iter().filter_map(|object| object["key"].as_str());
+    let mut keys = objects.iter().filter_map(|object| object["key"].as_str());
     let key = keys
-        .filter(|key| key.contains(member) && key.ends_with(end))
-        .last()
+        .rfind(|key| key.contains(member) && key.ends_with(end))
         .with_context(|| format!("no {end} of {member} in {shown}"))?;
     let place: PathBuf = cluster.root().join("runs/tiny").join(key);
     let mut bytes = std::fs::read(&place)?;

@@ -24,7 +24,7 @@ const RUN: [&str; 7] = [
 ];
 /// A process that has no place any more ends long before this.
 const END_LIMIT: Duration = Duration::from_secs(120);
-/// Well below the failure detection.
+/// Well below the failure detection where it is outlasted.
 const BLINK: Duration = Duration::from_millis(700);
 /// Above it.
 const BEYOND_DETECTION: Duration = Duration::from_secs(5);
@@ -122,7 +122,7 @@ fn a_shard_may_be_cut_off_from_its_workers_alone() {
     let cluster = tiny().unwrap();
     let mut run = training(&cluster).unwrap();
     run.tell_data(&[("shard", 1)], Ways { up: Way::Swallowed, ..Ways::OPEN });
-    std::thread::sleep(BLINK);
+    wait_until("bytes to be lost", END_LIMIT, || Ok((run.swallowed_data() > 0).then_some(()))).unwrap();
     run.tell_data(&[("shard", 1)], Ways::OPEN);
     run.await_status("the loss", |status| number(status, "restarts") >= 1).unwrap();
     ends_undisturbed(&cluster, &mut run).unwrap();
@@ -144,7 +144,7 @@ fn a_shard_may_be_cut_off_from_everybody() {
 /// What heals before anybody could tell a cut from a slow network costs nothing.
 #[test]
 fn a_short_cut_is_outlasted() {
-    let cluster = tiny().unwrap();
+    let cluster = tiny().unwrap().with(&["run.failure_detection_seconds=15"]);
     let mut run = training(&cluster).unwrap();
     for slots in [&[][..], &[("worker", 0)], &[("shard", 1)]] {
         run.tell(slots, Ways::both(Way::Held));
@@ -177,10 +177,9 @@ fn zombie(slot: Slot) -> Result<()> {
     run.tell_data(&[slot], Ways::both(Way::Held));
     run.await_status("the loss", |status| number(status, "restarts") >= 1)?;
     let mut zombie = run.replace(slot)?;
-    let resumed = run.await_status("the next generation", |status| status["state"] == "running")?;
+    run.await_status("the next generation", |status| status["state"] == "running")?;
     zombie.links.tell(Ways::OPEN);
     ends_undisturbed(&cluster, &mut run)?;
-    ensure!(number(&resumed, "restarts") == 1, "{resumed}");
     let ended = wait_until("the zombie's end", END_LIMIT, || zombie.running.poll())?;
     ensure!(!ended.status.success(), "it was of the run to the end\n{}", ended.said());
     Ok(())

@@ -364,7 +364,7 @@ fn damaged_checkpoints_are_gone_past() {
     assert!(fallen > 500 && failed > 50, "{fallen} set aside, {failed} runs without any left: too calm");
 }
 
-/// The same in weather that loses and reorders words.
+/// The same in weather that loses and reorders words, with a way back from a spike now and then.
 #[test]
 fn hostile_schedules_with_damage_keep_every_invariant() {
     let weather = |random: &mut Random, members: usize| {
@@ -379,6 +379,7 @@ fn hostile_schedules_with_damage_keep_every_invariant() {
             damage,
             damages: 3,
             doubt: 2,
+            spike: random.once_in(2).then(|| 1 + random.below(STEPS - 1)),
             restarts: true,
             crashes: some_crashes(random, members),
             successors: (0..random.below(3)).map(|_| random.below(15_000)).collect(),
