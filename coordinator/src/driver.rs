@@ -270,6 +270,7 @@ impl Driver {
             }
             Action::DropPoint { step, why } => self.order(Order::DropPoint { step, why }),
             Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
+            Action::Examine(damaged) => self.order(Order::Examine(damaged)),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
             Action::StatusChanged => {

@@ -15,6 +15,7 @@ pub mod server;
 
 mod clock;
 mod driver;
+mod examination;
 mod ledger;
 mod metrics;
 mod points;

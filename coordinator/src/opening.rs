@@ -105,6 +105,8 @@ pub struct Opened {
     pub(crate) term: Term,
     pub(crate) state: State,
     pub(crate) base: Base,
+    /// Checkpoints that were set aside on the way to it.
+    pub(crate) fallen: Vec<(Step, String)>,
     pub(crate) policy: PolicyState,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
@@ -188,7 +190,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
     let settings = Settings { committed: found.committed, ..settings };
-    let state = State::new(settings, clock.now());
+    let fallen: Vec<_> = found.damaged.into_iter().map(|damaged| (damaged.step, damaged.reason)).collect();
+    let state = State::new(settings, clock.now()).with_set_aside(&fallen, found.base.step);
     let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
         config_toml: origin.config_toml,
@@ -199,6 +202,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         points,
         term,
         state,
+        fallen,
         base: found.base,
         policy: found.policy.clone(),
         clock,
@@ -251,10 +255,15 @@ async fn find_checkpoint(
         return Ok(Found { resume, committed, base, policy, damaged: latest.damaged });
     }
     let Some(manifest) = latest.manifest else {
-        if let Some(newest) = latest.damaged.first() {
+        let mut damaged = latest.damaged;
+        if damaged.is_empty() {
+            // A run that had checkpoints does not begin afresh because they are gone.
+            damaged = store.set_aside_as_damaged(&roll_backs).await?;
+        }
+        if let Some(newest) = damaged.first() {
             return Err(OpeningError::AllDamaged {
                 run,
-                count: latest.damaged.len(),
+                count: damaged.len(),
                 key: newest.key.clone(),
                 reason: newest.reason.clone(),
             });
@@ -270,7 +279,7 @@ async fn find_checkpoint(
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
 }
 
-async fn check_fit(
+pub(crate) async fn check_fit(
     store: &RunStore,
     manifest: &Manifest,
     file: &RunFile,

@@ -9,19 +9,20 @@ use std::time::Duration;
 use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord,
+    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord, keys,
 };
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
-use polygram_domain::{RunSpec, Step};
+use polygram_domain::{RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
+use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::core::{Event, RolledBack};
+use crate::core::{Event, Examined, FellBack, RolledBack};
 use crate::driver::Input;
+use crate::examination::examine;
 use crate::ledger::{Base, Ledger, Named};
-use crate::opening::unix_ms;
+use crate::opening::{OpeningError, unix_ms};
 use crate::points::Points;
 
 /// Metrics and status are written this often.
@@ -40,6 +41,8 @@ pub(crate) enum Order {
     Tell(RecoveryLine),
     /// Decide on a way back from the spike after `at` updates.
     RollBack { at: Step, cause: String },
+    /// Look at a checkpoint that a member could not believe.
+    Examine(DamagedCheckpoint),
     /// Assemble and commit these parts.
     Commit { step: Step, parts: Vec<Part> },
     /// Assemble and keep these parts as a recovery point.
@@ -58,6 +61,8 @@ pub(crate) struct Recorder {
     pub(crate) points: Option<Points>,
     /// What this attempt started from.
     pub(crate) base: Base,
+    /// Checkpoints that were set aside on the way to it, and what is wrong with each.
+    pub(crate) fallen: Vec<(Step, String)>,
     /// What the run leaves out, and how often it went back.
     pub(crate) policy: PolicyState,
     pub(crate) orders: mpsc::Receiver<Order>,
@@ -74,10 +79,13 @@ impl Recorder {
             pid: std::process::id(),
             resumed_from: self.base.step,
         };
+        let (at_unix_ms, to) = (unix_ms(), self.base.step);
+        let fell_back = |(step, reason)| RecoveryLine::FellBack { at_unix_ms, step, reason, to };
+        let fallen = std::mem::take(&mut self.fallen).into_iter().map(fell_back);
         let mut journal = Journal {
             attempt: self.term.0,
             metrics: Pages::default(),
-            story: Pages { next: 0, lines: vec![opened] },
+            story: Pages { next: 0, lines: std::iter::once(opened).chain(fallen).collect() },
             ledger: Ledger::new(
                 self.term.0,
                 self.base.clone(),
@@ -115,6 +123,11 @@ impl Recorder {
                         self.flush(&mut journal).await;
                         let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
                         self.tell(Event::RolledBack { at, result }).await;
+                    }
+                    Some(Order::Examine(claim)) => {
+                        self.flush(&mut journal).await;
+                        let result = self.examine(&claim).await.map_err(|error| error.to_string());
+                        self.tell(Event::Examined { place: claim.place, result }).await;
                     }
                     None => break,
                 },
@@ -275,6 +288,17 @@ impl Recorder {
         }
         self.policy = policy_of(to.as_ref(), &all);
         Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
+    }
+
+    async fn examine(&mut self, claim: &DamagedCheckpoint) -> Result<Examined, OpeningError> {
+        self.store.check_term(self.term).await?;
+        let config = self.store.read_config(&self.config).await?;
+        let file = RunFile::parse(&config, &keys::config(&self.config.0), &[])?;
+        let examined = examine(&self.store, (&file, &self.spec), claim).await?;
+        if let Examined::SetAside(FellBack { policy, .. }) = &examined {
+            self.policy = policy.clone();
+        }
+        Ok(examined)
     }
 
     async fn tell(&self, event: Event) {

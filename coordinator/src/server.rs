@@ -79,6 +79,7 @@ pub async fn serve(
         term: opened.term,
         points: opened.points,
         base: opened.base,
+        fallen: opened.fallen,
         policy: opened.policy,
         orders: waiting_orders,
         status: statuses,

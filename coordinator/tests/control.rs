@@ -213,8 +213,14 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
     let mut members = lead.members().await;
     started(&mut members).await;
     let message = "loss is NaN at cell 3".to_owned();
-    let failure =
-        Failure { message, step: Step(2), phase: Phase::Computing, suspect: None, roll_back: false };
+    let failure = Failure {
+        message,
+        step: Step(2),
+        phase: Phase::Computing,
+        suspect: None,
+        roll_back: false,
+        damaged: None,
+    };
     members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
     for mut member in members {
         let Directive::Abort(abort) = member.directive().await else { panic!("no abort") };

@@ -48,6 +48,10 @@ pub struct Args {
     /// Address to listen on for the workers; port 0: the system chooses.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     pub listen: SocketAddr,
+    /// Where workers reach that address, if it is another to them (behind a relay, in a container); needs a port of its own
+    /// to listen on.
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "pool")]
+    pub advertise: Option<SocketAddr>,
     /// Address to answer reads on (gRPC, with the run's token); none unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub query_listen: Option<SocketAddr>,
@@ -74,6 +78,10 @@ mod tests {
         assert!(parse("shard --pool a:1 --index 2 --token-file t").is_err());
         let cli = parse("shard bench gather -o json").unwrap();
         assert!(cli.member.is_none() && matches!(cli.command, Some(Command::Bench(_))));
+        let cli = parse(
+            "shard --coordinator a:1 --index 2 --token-file t --listen 127.0.0.1:7 --advertise 10.0.0.1:8",
+        );
+        assert_eq!(cli.unwrap().member.unwrap().advertise, Some(([10, 0, 0, 1], 8).into()));
         let refused = parse("shard --index 2").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument);
     }

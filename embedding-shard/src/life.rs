@@ -6,7 +6,8 @@ use polygram_checkpoint::RunStore;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter, Upload,
+    AbortKind, Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
+    Upload,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +19,7 @@ use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::member::MemberError;
 use crate::outside::{Outside, Services};
-use crate::restore::{chain_of, restore};
+use crate::restore::{RestoreError, chain_of, restore};
 use crate::shard::{Shard, ShardStatus};
 
 /// A failed shard waits so long for the coordinator's answer.
@@ -90,27 +91,32 @@ impl Life {
             .await
     }
 
-    /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why.
-    pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) {
+    /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why. Answers
+    /// whether it said that the run goes on with another generation.
+    pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) -> bool {
         if matches!(error, MemberError::Aborted(_) | MemberError::RolledBack(_) | MemberError::Control(_)) {
-            return;
+            return false;
         }
         let (step, phase) = self.reporter.progress().get();
-        let failure = Failure { message: error.to_string(), step, phase, suspect: None, roll_back: false };
+        let (message, damaged) = (error.to_string(), error.damaged());
+        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
-            return;
+            return false;
         }
         let answer = async {
-            while let Ok(directive) = directives.next().await {
-                if matches!(directive, Directive::Abort(_) | Directive::Exit) {
-                    break;
+            loop {
+                match directives.next().await {
+                    Ok(Directive::Abort(abort)) => break matches!(abort.kind, AbortKind::Rejoin { .. }),
+                    Ok(Directive::Exit) | Err(_) => break false,
+                    Ok(_) => {}
                 }
             }
         };
-        if timeout(CONFESSION, answer).await.is_err() {
+        timeout(CONFESSION, answer).await.unwrap_or_else(|_| {
             tracing::warn!("the coordinator did not answer the failure report");
-        }
+            false
+        })
     }
 }
 
@@ -156,9 +162,17 @@ async fn restore_from(
             MemberError::Resume { step, reason }
         })?,
     };
-    let manifest = store.read_manifest(step).await?;
+    // A recovery point that fails is not gone back to again, whatever is wrong with it: nobody has to look.
+    let unrestored = |source| match kind {
+        CheckpointKind::Commit => MemberError::Unrestored { step, source },
+        CheckpointKind::Point => source.into(),
+    };
+    let manifest = store.read_manifest(step).await.map_err(unrestored)?;
     manifest.check_cover(spec).map_err(|error| MemberError::Resume { step, reason: error.to_string() })?;
-    restore(shard, store, &manifest).await?;
+    restore(shard, store, &manifest).await.map_err(|error| match error {
+        RestoreError::Store(source) => unrestored(source),
+        other => other.into(),
+    })?;
     tracing::info!(%step, from = kind.noun(), rows = shard.written(), "rows restored");
     Ok((kind == CheckpointKind::Point).then(|| chain_of(shard, &manifest)).flatten())
 }

@@ -36,12 +36,16 @@ fn take_part(args: Args) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&args.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let Args { listen, query_listen, metrics_listen, .. } = args;
+    let Args { listen, advertise, query_listen, metrics_listen, .. } = args;
+    if advertise.is_some() && listen.port() == 0 {
+        anyhow::bail!("--advertise leads to one port: give --listen with a port that is not 0");
+    }
     let options = |coordinator: String, index: u32| MemberOptions {
         coordinator,
         index: ShardIndex(index),
         token: token.clone(),
         listen,
+        advertise,
         query_listen,
         metrics_listen,
         recall: Recall::default(),

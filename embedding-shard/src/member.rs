@@ -8,8 +8,8 @@ use polygram_checkpoint::CheckpointError;
 use polygram_domain::{ConfigError, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Abort, AbortKind, ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Recall, StopMode,
-    Token, rejoin_patience,
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, JoinOptions, MemberRef,
+    MemberSession, OperatorClient, Recall, StopMode, Token, rejoin_patience,
 };
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -32,6 +32,8 @@ pub struct MemberOptions {
     pub token: Token,
     /// Address to listen on for the workers; port 0: the system chooses.
     pub listen: SocketAddr,
+    /// Where workers reach it, if not there.
+    pub advertise: Option<SocketAddr>,
     /// Address to answer reads on.
     pub query_listen: Option<SocketAddr>,
     /// Address to tell metrics on.
@@ -60,6 +62,14 @@ pub enum MemberError {
     /// The run's store.
     #[error(transparent)]
     Store(#[from] CheckpointError),
+    /// The checkpoint to go on from cannot be read.
+    #[error("the checkpoint of step {step} was not restored: {source}")]
+    Unrestored {
+        /// Its step.
+        step: Step,
+        /// Cause.
+        source: CheckpointError,
+    },
     /// The checkpoint's rows.
     #[error("rows were not restored: {0}")]
     Restore(#[from] RestoreError),
@@ -89,6 +99,15 @@ pub enum MemberError {
     /// A task of this process ended abnormally.
     #[error("a task of this shard ended abnormally: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl MemberError {
+    /// The checkpoint that could not be restored because what was read of it is not what was written.
+    pub fn damaged(&self) -> Option<DamagedCheckpoint> {
+        let MemberError::Unrestored { step, source } = self else { return None };
+        let (place, reason) = (CheckpointPlace::commit(*step), source.to_string());
+        source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
+    }
 }
 
 /// Takes part in a run until its end, in one membership after another. Errors have been reported to the coordinator
@@ -164,9 +183,10 @@ impl From<MemberError> for Ended {
 
 /// One membership, from join to leave.
 async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Result<(), Ended> {
-    let MemberOptions { coordinator, index, token, listen, query_listen, metrics_listen, recall } =
+    let MemberOptions { coordinator, index, token, listen, advertise, query_listen, metrics_listen, recall } =
         options.clone();
-    let (listener, address) = bind(listen).await?;
+    let (listener, bound) = bind(listen).await?;
+    let address = advertise.unwrap_or(bound);
     let services = Services::bind(token.clone(), query_listen, metrics_listen).await?;
     let mut join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     join.deadline = patience.unwrap_or(join.deadline);
@@ -184,10 +204,11 @@ async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Resu
         Ok(()) => return Ok(directives.leave().await.map_err(MemberError::from)?),
         Err(error) => error,
     };
-    life.confess(&error, &mut directives).await;
+    let goes_on = life.confess(&error, &mut directives).await;
     // After a failure of its own a new process is the better start.
     let rejoin = match &error {
         MemberError::RolledBack(_) => true,
+        MemberError::Unrestored { .. } => goes_on && error.damaged().is_some(),
         MemberError::Control(error) => error.may_rejoin(),
         _ => false,
     };

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use polygram_domain::RunFile;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Finished, Moto, Running, program, repository, wait_until};
+use crate::{Finished, Moto, RudeProxy, Running, program, repository, wait_until};
 
 /// A whole session of a tiny run ends long before this, on a busy machine too.
 const SESSION_LIMIT: Duration = Duration::from_secs(180);
@@ -110,6 +111,13 @@ impl Cluster {
         Ok(Cluster { root, variables: server.variables().into_iter().map(owned).collect(), ..self })
     }
 
+    /// The same, reached over `proxy`.
+    pub fn over(mut self, proxy: &RudeProxy) -> Cluster {
+        self.variables.retain(|(key, _)| key != "AWS_ENDPOINT_URL");
+        self.variables.push(("AWS_ENDPOINT_URL".into(), proxy.endpoint()));
+        self
+    }
+
     /// The same with a copy of everything that `other` has in its root, a folder.
     pub fn with_root_of(self, other: &Cluster) -> Result<Cluster> {
         let mut open = vec![(other.root(), self.root())];
@@ -142,6 +150,13 @@ impl Cluster {
         self.run_file = self.folder.path().join("run.toml");
         std::fs::write(&self.run_file, kept.join("\n").replacen("[data]", &train, 1))?;
         Ok(self)
+    }
+
+    /// The run file with everything that is overridden in every session.
+    pub fn effective_toml(&self) -> Result<String> {
+        let text = std::fs::read_to_string(&self.run_file)?;
+        let file = RunFile::parse(&text, &self.run_file.display().to_string(), &self.sets)?;
+        Ok(file.to_toml()?)
     }
 
     /// The folder of everything that belongs to this cluster.

@@ -5,20 +5,26 @@
 //! local launcher with everything it starts. Each lives in a temporary folder, listens on ports that the system
 //! chooses, and is gone when its [`Running`] is dropped, whatever the test did to it.
 
+mod by_hand;
 mod cluster;
 mod folder;
 mod moto;
 mod pool;
 mod process;
 mod programs;
+mod relay;
+mod rude_proxy;
 pub mod segment;
 pub mod tensors;
 mod wait;
 
+pub use by_hand::{ByHand, Links, Slot, Zombie};
 pub use cluster::{Cluster, Digest, Engine, Member, Status};
 pub use folder::Contents;
 pub use moto::Moto;
 pub use pool::{Job, PoolCluster, PoolMember};
 pub use process::{Finished, Running};
 pub use programs::{program, repository};
+pub use relay::{Relay, Way, Ways};
+pub use rude_proxy::{RudeProxy, Rudeness};
 pub use wait::wait_until;

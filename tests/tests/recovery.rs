@@ -124,8 +124,10 @@ fn stopped_at_every_point_of(role: &str) {
 }
 
 fn points_of(role: &str) -> Vec<Point> {
-    // Ways back from spikes have a test of their own: spikes.rs.
-    let here = |point: &Point| point.role() == role && *point != Point::CoordinatorRollBackDecided;
+    // Ways back from spikes and damaged checkpoints have tests of their own: spikes.rs, damage.rs.
+    let elsewhere =
+        [Point::CoordinatorRollBackDecided, Point::CoordinatorDamageFound, Point::CoordinatorSetAside];
+    let here = |point: &Point| point.role() == role && !elsewhere.contains(point);
     let points: Vec<Point> = Point::ALL.iter().copied().filter(here).collect();
     assert!(points.len() >= 12, "{points:?}");
     points

@@ -1,8 +1,10 @@
 //! The same run on an object store as in a folder: same bits, killed and resumed, with the same tools.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, seeds are told
+
 use std::time::Duration;
 
-use polygram_tests::{Cluster, Engine, Moto};
+use polygram_tests::{Cluster, Engine, Moto, RudeProxy, Rudeness};
 use rustix::process::Signal;
 
 const RUN: [&str; 5] = [
@@ -13,6 +15,8 @@ const RUN: [&str; 5] = [
     "run.failure_detection_seconds=60",
 ];
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// Over a rude store everything takes its time.
+const RUDE_LIMIT: Duration = Duration::from_secs(400);
 
 #[test]
 fn a_run_on_s3_is_killed_resumed_and_ends_with_the_bits_of_a_folders() {
@@ -42,6 +46,38 @@ fn a_run_on_s3_is_killed_resumed_and_ends_with_the_bits_of_a_folders() {
     assert_eq!(there.ckpt_json("verify", &["--all"]).unwrap()[0]["sound"], true);
     let status = there.status().unwrap();
     assert_eq!((status.state.as_str(), status.step), ("completed", 40));
+}
+
+/// Bits flip on the way from the store, answers are cut short, lost, late or 503, and members die: the run ends with the
+/// bits of one that had a folder to itself, and no checkpoint was given up.
+#[test]
+fn a_run_outlives_a_store_that_is_rude() {
+    let seed = std::env::var("POLYGRAM_STORE_SEED")
+        .map_or_else(|_| u64::from(std::process::id()), |seed| seed.parse().unwrap());
+    println!("POLYGRAM_STORE_SEED={seed}");
+    let here = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    here.train(&[]).unwrap().success().unwrap();
+
+    let server = Moto::shared().unwrap();
+    let proxy = RudeProxy::before(server.address(), seed).unwrap();
+    let there = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).on_s3(server).unwrap().over(&proxy);
+    let marks = there.folder().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    let marks = marks.display();
+    let deaths = format!("worker.applied 1:20 kill {marks}; shard.before_apply 0:30 kill {marks}");
+    let mut running = there.start_with(&[], &[("POLYGRAM_FAULT", &deaths)]).unwrap();
+    let finished = running.wait(RUDE_LIMIT).unwrap().success().unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    let done = proxy.done();
+    println!("{} requests: {done:?}", proxy.requests());
+    assert_eq!(std::fs::read_dir(there.folder().join("marks")).unwrap().count(), 2, "{}", finished.said());
+    for rudeness in [Rudeness::Flipped, Rudeness::Cut, Rudeness::Lost, Rudeness::Refused] {
+        assert!(done.contains_key(&rudeness), "{rudeness:?}: {done:?}");
+    }
+    assert_eq!(there.digest().unwrap(), here.digest().unwrap());
+    assert_eq!(there.metrics().unwrap(), here.metrics().unwrap());
+    assert_eq!(there.ledger().unwrap(), here.ledger().unwrap());
+    assert!(!finished.stderr.contains("set aside"), "{}", finished.said());
 }
 
 #[test]

@@ -7,7 +7,9 @@ use polygram_domain::spikes::Spike;
 use polygram_domain::{Cell, ConfigError, Rank, Step};
 use polygram_ngram::NgramError;
 use polygram_proto::bulk::RowError;
-use polygram_proto::control::{Abort, AbortKind, ControlError, MemberRef};
+use polygram_proto::control::{
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
+};
 
 use crate::compute::ComputeError;
 
@@ -87,6 +89,14 @@ pub enum WorkerError {
         step: Step,
         /// What it is.
         kind: &'static str,
+    },
+    /// The checkpoint to go on from cannot be read.
+    #[error("the checkpoint of step {step} was not restored: {source}")]
+    Unrestored {
+        /// Its step.
+        step: Step,
+        /// Cause.
+        source: CheckpointError,
     },
     /// The checkpoint to go on from is not one.
     #[error("cannot resume: {0}")]
@@ -176,9 +186,17 @@ impl WorkerError {
             WorkerError::RolledBack(_) | WorkerError::Rows(_) | WorkerError::Collective(_) => true,
             WorkerError::Join(_) | WorkerError::GoBack { .. } => true,
             WorkerError::Control(error) => error.may_rejoin(),
+            WorkerError::Unrestored { .. } => self.damaged().is_some(),
             WorkerError::Engine(_) | WorkerError::Compute { .. } => self.suspect().is_some(),
             _ => false,
         }
+    }
+
+    /// The checkpoint that could not be restored because what was read of it is not what was written.
+    pub fn damaged(&self) -> Option<DamagedCheckpoint> {
+        let WorkerError::Unrestored { step, source } = self else { return None };
+        let (place, reason) = (CheckpointPlace::commit(*step), source.to_string());
+        source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
     }
 
     /// The peer that this failure points at, if it is a consequence of another member's.

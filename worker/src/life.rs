@@ -8,7 +8,7 @@ use polygram_checkpoint::NamedTensor;
 use polygram_collective::{Bound, Membership};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
-use polygram_domain::{Rank, RunFile};
+use polygram_domain::{CheckpointKind, Rank, RunFile};
 use polygram_faults::{Point, pass};
 use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberReport, Phase, Reporter};
@@ -96,6 +96,10 @@ impl Life {
             let prepare = async {
                 let restored = self.restore(&spec, &stores, &assignment, restore).await;
                 if ready.await.is_err() {
+                    // An engine that was given half a checkpoint has less to say than what stopped the other half.
+                    if matches!(&restored, Err(error) if error.damaged().is_some()) {
+                        restored?;
+                    }
                     // The engine failed: its own error says more than the closed channel.
                     return Err((&mut outcome).await.map_or(WorkerError::OtherSide("compute"), |result| {
                         result.err().unwrap_or(WorkerError::OtherSide("compute"))
@@ -176,8 +180,16 @@ impl Life {
         }
         let (step, kind) = (assignment.resume_step, assignment.resume_kind);
         let store = stores.of(kind).ok_or(WorkerError::NoPlace { step, kind: kind.noun() })?;
-        let manifest = restore::manifest_at(store, spec, step).await?;
-        restore::dense_state(store, &manifest, (spec, self.rank), engine).await?;
+        // A recovery point that fails is not gone back to again, whatever is wrong with it: nobody has to look.
+        let unrestored = |error| match error {
+            WorkerError::Checkpoint(source) if kind == CheckpointKind::Commit => {
+                WorkerError::Unrestored { step, source }
+            }
+            other => other,
+        };
+        let manifest = restore::manifest_at(store, spec, step).await.map_err(unrestored)?;
+        let restored = restore::dense_state(store, &manifest, (spec, self.rank), engine).await;
+        restored.map_err(unrestored)?;
         Ok(manifest.policy.memory)
     }
 

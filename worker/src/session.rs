@@ -130,7 +130,8 @@ async fn confess(error: &WorkerError, reporter: &Reporter, directives: &mut Dire
     }
     let (step, phase) = reporter.progress().get();
     let roll_back = matches!(error, WorkerError::GoBack { .. });
-    let failure = Failure { message: error.to_string(), step, phase, suspect: error.suspect(), roll_back };
+    let (message, suspect, damaged) = (error.to_string(), error.suspect(), error.damaged());
+    let failure = Failure { message, step, phase, suspect, roll_back, damaged };
     if let Err(lost) = reporter.report(MemberReport::Failed(failure)).await {
         tracing::warn!(%lost, "cannot report the failure");
         return Verdict::Unknown;

@@ -158,6 +158,9 @@ fn human(found: &Found, document: &StatusDocument) -> String {
         let (generation, restarts) = (status.generation, status.restarts);
         text.push_str(&format!("generation {generation}, {restarts} restarts; the last was for {culprit}\n"));
     }
+    for sentence in &status.set_aside {
+        text.push_str(&format!("{sentence}\n"));
+    }
     for consequence in &status.consequences {
         text.push_str(&format!("  then {consequence}\n"));
     }

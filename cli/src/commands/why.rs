@@ -38,7 +38,7 @@ struct Attempt {
     coordinator_pid: u32,
     resumed_from: u64,
     losses: Vec<Loss>,
-    /// Steps skipped and ways back from spikes, in order: when, and what happened.
+    /// Steps skipped, ways back from spikes and checkpoints set aside, in order: when, and what happened.
     policy: Vec<(u64, String)>,
     /// State and message; `None` where the coordinator ended without a word, or leads still.
     ended: Option<(String, String)>,
@@ -76,6 +76,13 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
     for line in lines {
         match line {
             RecoveryLine::Lost(_) => of_loss = true,
+            RecoveryLine::FellBack { at_unix_ms, step, reason, to } => {
+                let sentence = format!(
+                    "the checkpoint of step {step} is damaged and was set aside: {reason}; going on from step {to}"
+                );
+                attempt.policy.push((at_unix_ms, sentence));
+                continue;
+            }
             RecoveryLine::Policy { at_unix_ms, sentence, .. } => {
                 of_loss &= !sentence.ends_with("going back");
                 attempt.policy.push((at_unix_ms, sentence));
@@ -113,7 +120,11 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
             }
             (RecoveryLine::Ended { state, message, .. }, _) => attempt.ended = Some((state, message)),
             // A consequence of what no member did: the attempt's end tells it.
-            (_, None) | (RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. }, _) => {}
+            (_, None)
+            | (
+                RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. } | RecoveryLine::FellBack { .. },
+                _,
+            ) => {}
         }
     }
     Some(attempt)
@@ -244,6 +255,12 @@ mod tests {
             RecoveryLine::Opened { at_unix_ms: 5_000, pid: 9, resumed_from: Step(0) },
             RecoveryLine::Lost(lost),
             RecoveryLine::Consequence { at_unix_ms: 10_001, sentence: "worker 0: rank 1 is gone".into() },
+            RecoveryLine::FellBack {
+                at_unix_ms: 10_200,
+                step: Step(25),
+                reason: "ckpt/data/ab/x.rows is damaged".into(),
+                to: Step(20),
+            },
             RecoveryLine::WentBack { at_unix_ms: 10_300, generation: next, step: Step(20) },
             RecoveryLine::Started { at_unix_ms: 10_500, generation: next },
             RecoveryLine::CaughtUp { at_unix_ms: 12_000, generation: next, step: Step(27) },
@@ -256,6 +273,7 @@ mod tests {
             "worker 1 (pid 77 on box) ended generation 1.0 at step 26 while reducing",
             "then worker 0: rank 1 is gone",
             "reached step 27 and went back to step 20: 7 steps lost; training again after 0.50 s, as far as before",
+            "the checkpoint of step 25 is damaged and was set aside: ckpt/data/ab/x.rows is damaged; going on from step 20",
             "completed: all done",
         ] {
             assert!(text.contains(words), "{words:?} is not in:\n{text}");

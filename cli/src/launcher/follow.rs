@@ -78,6 +78,8 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     /// The loss that the run is recovering from, by this clock, and whether those who stay away were killed.
     loss: Option<Loss>,
     restarts: u32,
+    /// What was said of checkpoints that were set aside.
+    set_aside: Vec<String>,
     /// The furthest step of this launch.
     furthest: Option<u64>,
 }
@@ -149,6 +151,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             told: false,
             loss: None,
             restarts: 0,
+            set_aside: Vec::new(),
             furthest: None,
         }
     }
@@ -253,6 +256,12 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 self.launch.is_over = status.state.is_over();
                 if self.launch.is_over {
                     self.launch.supervisor.retire();
+                }
+                for sentence in &status.set_aside {
+                    if !self.set_aside.contains(sentence) {
+                        self.printer.warn(sentence);
+                        self.set_aside.push(sentence.clone());
+                    }
                 }
                 self.see_losses(&status);
                 self.status = Some(*status);

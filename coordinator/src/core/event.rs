@@ -3,9 +3,11 @@
 use polygram_checkpoint::RecoveryLine;
 use polygram_domain::{CheckpointKind, Generation, Step};
 use polygram_proto::control::{
-    Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
+    CheckpointPlace, DamagedCheckpoint, Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics,
+    StopMode,
 };
 
+use super::damage::Examined;
 use super::policy::RolledBack;
 
 /// Milliseconds since 1970, by a clock that never goes back while the coordinator lives.
@@ -89,6 +91,13 @@ pub enum Event {
         at: Step,
         /// How it was decided.
         result: Result<RolledBack, String>,
+    },
+    /// The store was looked at, because a member could not believe a checkpoint; the error says why the run cannot go on.
+    Examined {
+        /// The checkpoint.
+        place: CheckpointPlace,
+        /// What was found, and done.
+        result: Result<Examined, String>,
     },
     /// The store refused something other than a commit.
     StoreFailed {
@@ -220,6 +229,9 @@ pub enum Action {
         /// What it was, one sentence.
         cause: String,
     },
+    /// A member could not believe a checkpoint: look at it, set it aside if it is damaged and there is an older one to go
+    /// on from, and answer with [`Event::Examined`].
+    Examine(DamagedCheckpoint),
     /// Parts of steps before this one will not be used any more.
     DropParts {
         /// The first step that still matters.

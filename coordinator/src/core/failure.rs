@@ -18,12 +18,16 @@ impl Turn<'_> {
     /// A member reported its failure.
     pub(super) fn member_failed(&mut self, who: MemberRef, failure: Failure) {
         let is_over = self.state.is_over();
+        let disbelieved = failure.damaged.clone().filter(|damaged| self.state.restores(damaged.place));
         let Some(member) = self.state.members.get_mut(&who) else { return };
         if member.failed {
             return;
         }
         if failure.roll_back && !is_over {
             return self.wishes_back(who, &failure);
+        }
+        if let Some(damaged) = disbelieved {
+            return self.disbelieves(who, failure, damaged);
         }
         member.failed = true;
         (member.step, member.phase) = (member.step.max(failure.step), failure.phase);

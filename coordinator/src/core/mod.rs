@@ -8,6 +8,7 @@
 //! * the first failure of a generation is its culprit for good, later ones are consequences;
 //! * a generation begins from the newest commit or recovery point, and only after what its forerunner had begun to commit or
 //!   keep has ended;
+//! * no generation begins from a checkpoint that is known to be damaged, nor afresh where there was one;
 //! * a state that is over is never left, and the end comes once, in bounded time.
 
 pub mod event;
@@ -16,6 +17,7 @@ pub mod state;
 
 mod checkpoints;
 mod counts;
+mod damage;
 mod failure;
 mod lifecycle;
 mod members;
@@ -29,6 +31,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use damage::{Examined, FellBack};
 pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time, Uploaded};
 pub use policy::RolledBack;
 pub use settings::{Resume, Settings, Timeouts};
@@ -49,6 +52,7 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         Event::CommitDone { step, result } => turn.commit_done(step, result),
         Event::PointDone { step, result } => turn.point_done(step, result),
         Event::RolledBack { at, result } => turn.rolled_back(at, result),
+        Event::Examined { place, result } => turn.examined(place, result),
         Event::StoreFailed { message } => turn.store_failed(message),
         Event::Stop { ticket, mode, reason } => {
             let message = turn.stop(mode, reason);

@@ -53,7 +53,7 @@ impl Turn<'_> {
         self.log(Level::Warn, failure.message.clone());
         self.state.policy.undecided = Some(failure.step);
         let cause = failure.message.clone();
-        self.state.recovery.spike = Some(cause.clone());
+        self.state.recovery.cause = Some(format!("going back from a spike: {cause}"));
         self.end_generation(failure.message.clone(), None);
         self.actions.push(Action::RollBack { at: failure.step, cause });
     }

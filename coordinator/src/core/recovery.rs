@@ -27,8 +27,8 @@ pub(super) struct Recovery {
     pub(super) restarts: u32,
     /// Why the last one was.
     pub(super) last: Option<Rollback>,
-    /// The spike that the last generation ended for, if it was not a loss.
-    pub(super) spike: Option<String>,
+    /// What the last generation ended for, if it was not a loss: the beginning of a sentence.
+    pub(super) cause: Option<String>,
     /// The furthest state version that was ever reported.
     furthest: Step,
     /// The same when the last loss was judged.
@@ -210,7 +210,7 @@ impl Turn<'_> {
     fn roll_back(&mut self, reason: Reason, sentence: String) {
         let recovery = &mut self.state.recovery;
         recovery.restarts += 1;
-        recovery.spike = None;
+        recovery.cause = None;
         recovery.last = self.state.culprit.clone().map(|culprit| Rollback { reason, culprit });
         let not_before = self.backoff();
         self.end_generation(sentence, not_before);
@@ -267,6 +267,11 @@ impl Turn<'_> {
             self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
             return false;
         }
+        if self.state.is_examining() {
+            let message = self.going_back();
+            self.enter(RunState::Recovering, Reason::Examining, message);
+            return false;
+        }
         if let Some(step) = self.state.checkpoints.committing {
             let message = waits(format!("waiting for the commit of step {step}"), self);
             self.enter(RunState::Recovering, Reason::WaitingForCommit, message);
@@ -295,8 +300,8 @@ impl Turn<'_> {
     }
 
     fn going_back(&self) -> String {
-        if let Some(spike) = &self.state.recovery.spike {
-            return format!("going back from a spike: {spike}");
+        if let Some(cause) = &self.state.recovery.cause {
+            return cause.clone();
         }
         let from =
             self.state.newest().map_or("the beginning".into(), |newest| format!("step {}", newest.step));
@@ -358,6 +363,9 @@ impl Turn<'_> {
             && self.state.run == RunState::Recovering
             && !failure.roll_back
         {
+            if let Some(damaged) = failure.damaged {
+                self.disbelieved(who, damaged);
+            }
             self.consequence(who, &failure.message);
         }
     }

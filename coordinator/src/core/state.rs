@@ -10,6 +10,7 @@ use polygram_proto::control::{
 };
 
 use super::counts::Counts;
+use super::damage::Damage;
 use super::event::{Action, Level, Reply, Ticket, Time};
 use super::policy::Policy;
 use super::recovery::Recovery;
@@ -43,6 +44,7 @@ pub struct State {
     pub(super) last_tick: Time,
     pub(super) recovery: Recovery,
     pub(super) policy: Policy,
+    pub(super) damage: Damage,
 }
 
 /// One admitted process.
@@ -148,6 +150,7 @@ impl State {
             last_tick: now,
             recovery: Recovery::default(),
             policy: Policy { state: settings.policy.clone(), undecided: None },
+            damage: Damage::default(),
             settings,
         };
         let reached = state.resume_step();

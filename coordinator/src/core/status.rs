@@ -45,6 +45,7 @@ impl State {
             rows: self.counts.status(&self.settings),
             restarts: self.recovery.restarts,
             last_rollback: self.recovery.last.clone(),
+            set_aside: self.damage.set_aside.clone(),
         }
     }
 

@@ -125,6 +125,11 @@ impl RunStore {
     /// Damaged newer ones are passed over with a warning and reported. A store that fails is an error, not damage.
     pub async fn latest_manifest(&self) -> Result<Latest, CheckpointError> {
         let steps = self.committed_steps().await?;
+        self.latest_of(steps).await
+    }
+
+    /// The same among `steps`, which ascend.
+    pub(crate) async fn latest_of(&self, steps: Vec<Step>) -> Result<Latest, CheckpointError> {
         let mut latest = Latest { manifest: None, damaged: Vec::new() };
         if steps.is_empty() {
             return Ok(latest);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use polygram_domain::Step;
 
 use crate::cover::CoverError;
+use crate::keys;
 
 /// Why the store refused, failed or could not be believed.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +144,20 @@ impl CheckpointError {
 
     pub(crate) fn input(what: impl Into<String>, reason: impl Into<String>) -> CheckpointError {
         CheckpointError::Input { what: what.into(), reason: reason.into() }
+    }
+
+    /// The object that cannot be believed, if that is the error; where the manifest lacks something, the manifest. It is
+    /// what to look at again before anybody believes that the store is at fault and not the way from it.
+    pub fn object_at_fault(&self) -> Option<String> {
+        match self {
+            CheckpointError::Missing { key }
+            | CheckpointError::Damaged { key, .. }
+            | CheckpointError::Schema { key, .. } => Some(key.clone()),
+            CheckpointError::NoTensor { step, .. } | CheckpointError::NoBuckets { step, .. } => {
+                Some(keys::manifest(*step))
+            }
+            _ => None,
+        }
     }
 
     /// Whether the stored bytes are at fault (missing, damaged, of another schema), so that trying again cannot

@@ -13,6 +13,8 @@ pub const COMMIT: &str = "ckpt/commit";
 pub const DATA: &str = "ckpt/data";
 /// Folder of pins.
 pub const PIN: &str = "ckpt/pin";
+/// Folder of manifests that were set aside.
+pub const DAMAGED: &str = "ckpt/damaged";
 /// Folder of coordinator terms.
 pub const COORD: &str = "coord";
 /// Folder of the ledger.
@@ -45,7 +47,13 @@ pub fn step_of_pin(key: &str) -> Option<Step> {
 
 /// Where a damaged manifest of `step` with content hash `blake3` (hex) is set aside.
 pub fn damaged(step: Step, blake3: &str) -> String {
-    format!("ckpt/damaged/{:012}-{}.json", step.0, short(blake3))
+    format!("{DAMAGED}/{:012}-{}.json", step.0, short(blake3))
+}
+
+/// The step of the key of a manifest that was set aside, or `None` for another object.
+pub fn step_of_damaged(key: &str) -> Option<Step> {
+    let name = key.strip_prefix(DAMAGED)?.strip_prefix('/')?.strip_suffix(".json")?;
+    parse_digits(name.split_once('-')?.0, 12).map(Step)
 }
 
 /// A data object: spread by the first two digits of its hash. `number` tells a member's objects apart; `kind` is
@@ -152,6 +160,7 @@ mod tests {
         for step in [0, 7, 999_999_999_999, 1_000_000_000_000, u64::MAX] {
             assert_eq!(step_of_manifest(&manifest(Step(step))), Some(Step(step)));
             assert_eq!(step_of_pin(&pin(Step(step))), Some(Step(step)));
+            assert_eq!(step_of_damaged(&damaged(Step(step), &"cd".repeat(32))), Some(Step(step)));
             let key = data(Step(step), "worker-0", "t0001", &"ab".repeat(32), "safetensors");
             assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
             assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");

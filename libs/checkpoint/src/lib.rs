@@ -37,6 +37,7 @@ pub mod digest;
 mod disk;
 pub mod error;
 pub mod events;
+pub mod fall_back;
 mod fault;
 mod garbage;
 pub mod keys;

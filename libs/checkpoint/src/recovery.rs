@@ -58,6 +58,17 @@ pub enum RecoveryLine {
         /// How far that is.
         step: Step,
     },
+    /// A checkpoint was found damaged and set aside.
+    FellBack {
+        /// When.
+        at_unix_ms: u64,
+        /// Its step.
+        step: Step,
+        /// What is wrong with it.
+        reason: String,
+        /// The older checkpoint that the run goes on from.
+        to: Step,
+    },
     /// A step was skipped, or the run goes back from a spike.
     Policy {
         /// When.

@@ -45,7 +45,7 @@ impl RollBack {
     }
 
     /// Whether a checkpoint is of the past that this way back has ended.
-    fn supersedes(&self, manifest: &Manifest) -> bool {
+    pub(crate) fn supersedes(&self, manifest: &Manifest) -> bool {
         manifest.step > self.to && manifest.policy.ways_back.len() < self.ways_back.len()
     }
 }

@@ -103,6 +103,10 @@ points! {
     CoordinatorAfterRetention = "coordinator.after_retention",
     /// A way back from a spike is decided, nothing is set aside.
     CoordinatorRollBackDecided = "coordinator.roll_back_decided",
+    /// A checkpoint is found damaged, and is not set aside yet.
+    CoordinatorDamageFound = "coordinator.damage_found",
+    /// It is set aside, and nobody knows.
+    CoordinatorSetAside = "coordinator.set_aside",
     /// Metrics are about to be written.
     CoordinatorBeforeFlush = "coordinator.before_flush",
     /// Metrics are written.

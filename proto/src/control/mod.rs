@@ -8,6 +8,7 @@
 pub mod announcement;
 pub mod assignment;
 pub mod counts;
+pub mod damage;
 pub mod error;
 pub mod guard;
 pub mod joining;
@@ -29,6 +30,7 @@ pub use counts::{
     CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
     TableRows, TableStatus, common_marks,
 };
+pub use damage::{CheckpointPlace, DamagedCheckpoint};
 pub use error::{ControlError, Malformed};
 pub use guard::Guarded;
 pub use joining::{JoinRequest, Joined, Upload, UploadReport};

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
 use crate::control::counts::{Fingerprint, InputReport, ShardReport};
+use crate::control::damage::DamagedCheckpoint;
 use crate::control::membership::{MemberId, MemberRef, Phase};
 
 /// A member's sign of life: where it is.
@@ -131,6 +132,8 @@ pub struct Failure {
     pub suspect: Option<MemberRef>,
     /// Nothing is broken: the run is to go back from a spike, which the message names.
     pub roll_back: bool,
+    /// The checkpoint that it was to restore, if that is what it could not believe.
+    pub damaged: Option<DamagedCheckpoint>,
 }
 
 /// What a member reports on its stream.

@@ -117,6 +117,8 @@ reasons! {
     StopRequested = "stop_requested",
     /// The commit that was under way when a member was lost has not ended yet.
     WaitingForCommit = "waiting_for_commit",
+    /// A member could not restore the checkpoint; the coordinator looks at it itself.
+    Examining = "examining",
     /// Restarts in a row came to nothing; the next one waits a while.
     BackingOff = "backing_off",
     /// A member's stream ended.
@@ -223,6 +225,9 @@ pub struct RunStatus {
     /// Why it last did.
     #[serde(default)]
     pub last_rollback: Option<Rollback>,
+    /// Damaged checkpoints that this attempt has set aside to go on from an older one, a sentence each.
+    #[serde(default)]
+    pub set_aside: Vec<String>,
 }
 
 /// What a watcher sees.

@@ -43,6 +43,14 @@ pub(super) struct Checker {
     pub(super) recorded: BTreeMap<Step, Generation>,
     /// The ledger, kept as the recorder keeps it; `None` where reports may be lost, for then a run fails in time.
     pub(super) ledger: Option<Ledger>,
+    /// Whether the run may begin from nothing: it never had a checkpoint, or a way back led behind all of them.
+    pub(super) may_begin: bool,
+    /// Checkpoints that were found damaged and not committed again.
+    pub(super) known_damaged: BTreeSet<Step>,
+    /// How often one was set aside.
+    pub(super) set_aside: u32,
+    /// The checkpoint that the store was asked about.
+    examining: Option<Step>,
     /// Ways back that this coordinator has asked for.
     wished: BTreeSet<Step>,
     /// What commits have named of it.
@@ -81,6 +89,9 @@ impl Checker {
             {
                 self.ready.insert(*member);
             }
+            Event::Examined { place, .. } => {
+                assert_eq!(self.examining.take(), Some(place.step), "what was asked is answered");
+            }
             Event::StreamEnded { member, .. } => {
                 self.open.remove(member);
             }
@@ -88,6 +99,7 @@ impl Checker {
                 self.committing = None;
                 if result.is_ok() {
                     self.committed = Some(*step);
+                    self.may_begin = false;
                 }
             }
             Event::PointDone { step, result } if self.keeping == Some(*step) => {
@@ -137,6 +149,15 @@ impl Checker {
                             assignment.resume_point(),
                             self.point.filter(|point| Some(*point) > self.committed),
                             "and says which of them it is"
+                        );
+                        assert!(
+                            !self.known_damaged.contains(&assignment.resume_step),
+                            "no generation begins from a checkpoint that is known to be damaged"
+                        );
+                        assert_eq!(self.examining, None, "nor from one that is being looked at");
+                        assert!(
+                            assignment.resume_manifest.is_some() || self.may_begin,
+                            "a run that has checkpoints never begins afresh"
                         );
                         assert_eq!(assignment.workers.len() + assignment.shards.len(), members);
                         let before = self.assigned.insert(*member, assignment.hash());
@@ -197,6 +218,10 @@ impl Checker {
             Action::RollBack { at, .. } => {
                 assert!(self.wished.insert(*at), "the store is asked once for each way back");
             }
+            Action::Examine(claim) => {
+                assert_eq!(self.examining, None, "one look at a time");
+                self.examining = Some(claim.place.step);
+            }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
     }
@@ -253,6 +278,7 @@ impl Checker {
     pub(super) fn succeeded(&mut self) {
         let newest = self.newest();
         self.wished.clear();
+        self.examining = None;
         self.recorded.split_off(&newest);
         if self.ledger.is_some() {
             self.keep_ledger(newest);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    Abort, AbortKind, AssignmentHash, Directive, Failure, Heartbeat, Incarnation, JoinRequest, MemberId,
-    MemberRef, MemberReport, Phase, Role, StepMetrics,
+    Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, Heartbeat,
+    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
 
 use super::world::{Delivery, World};
@@ -41,6 +41,8 @@ pub(super) struct Agent {
     pub(super) stage: Stage,
     pub(super) hash: Option<AssignmentHash>,
     pub(super) step: u64,
+    /// The checkpoint that it was told to restore.
+    pub(super) from: Option<Step>,
     pub(super) unacknowledged: BTreeSet<u64>,
     pub(super) frozen: Frozen,
     /// What has come while it stood still.
@@ -62,6 +64,7 @@ impl World {
             Directive::Assign(assignment) => {
                 (it.hash, it.stage) = (Some(assignment.hash()), Stage::Restoring);
                 it.step = assignment.resume_step.0;
+                it.from = assignment.resume_manifest.as_ref().map(|_| assignment.resume_step);
                 it.knows_way_back = !assignment.ways_back.is_empty();
             }
             Directive::Start => it.stage = Stage::Running,
@@ -126,8 +129,14 @@ impl World {
         }
         it.told_failure = true;
         let step = Step(it.step);
-        let failure =
-            Failure { message: "peer gone".into(), step, phase: Phase::Reducing, suspect, roll_back: false };
+        let failure = Failure {
+            message: "peer gone".into(),
+            step,
+            phase: Phase::Reducing,
+            suspect,
+            roll_back: false,
+            damaged: None,
+        };
         self.report(agent, MemberReport::Failed(failure));
     }
 
@@ -167,7 +176,9 @@ impl World {
             Stage::Attending => self.heartbeat(agent, Phase::Starting),
             Stage::Restoring => {
                 self.heartbeat(agent, Phase::Restoring);
-                if let Some(assignment) = self.agents[agent].hash
+                if self.cannot_restore(agent) {
+                    self.disbelieve(agent);
+                } else if let Some(assignment) = self.agents[agent].hash
                     && self.random.once_in(3)
                 {
                     self.report(agent, MemberReport::Ready { assignment });
@@ -180,6 +191,45 @@ impl World {
         let pause = 100 + self.random.below(700);
         let clock = self.agents[agent].clock;
         self.schedule(pause, Delivery::Timer(agent, clock));
+    }
+
+    /// Whether what an agent reads of the checkpoint is not what was written, there or on its way.
+    fn cannot_restore(&mut self, agent: usize) -> bool {
+        let it = &self.agents[agent];
+        if it.told_failure || it.from.is_none() {
+            return it.told_failure;
+        }
+        let reader = it.from.and_then(|step| self.damaged.get(&step).copied());
+        if let Some(reader) = reader {
+            return reader == agent || self.random.once_in(3);
+        }
+        let doubts = !self.has_doubted && self.random.once_in(self.weather.doubt);
+        self.has_doubted |= doubts;
+        doubts
+    }
+
+    fn disbelieve(&mut self, agent: usize) {
+        let it = &mut self.agents[agent];
+        let (Some(step), Some(id)) = (it.from, it.id) else { return };
+        if std::mem::replace(&mut it.told_failure, true) {
+            return;
+        }
+        let damaged = DamagedCheckpoint {
+            place: CheckpointPlace::commit(step),
+            key: format!("object of {agent}"),
+            reason: "x".into(),
+        };
+        let failure = Failure {
+            message: "it is damaged".into(),
+            step,
+            phase: Phase::Restoring,
+            suspect: None,
+            roll_back: false,
+            damaged: Some(damaged),
+        };
+        self.report(agent, MemberReport::Failed(failure));
+        // An answer is not waited for for ever.
+        self.schedule(5000, Delivery::Deserted(agent, id));
     }
 
     fn heartbeat(&mut self, agent: usize, phase: Phase) {
@@ -248,7 +298,8 @@ impl World {
         }
         let step = Step(it.step);
         let message = "a spike".into();
-        let failure = Failure { message, step, phase: Phase::Reducing, suspect: None, roll_back: true };
+        let failure =
+            Failure { message, step, phase: Phase::Reducing, suspect: None, roll_back: true, damaged: None };
         self.report(agent, MemberReport::Failed(failure));
     }
 

@@ -64,6 +64,12 @@ struct Weather {
     successors: Vec<u64>,
     /// The step after so many is a spike until its samples are left out.
     spike: Option<u64>,
+    /// One commit in so many is damaged from then on; 0: none.
+    damage: u64,
+    /// At most so many are.
+    damages: u64,
+    /// Once, a member that restores a sound checkpoint cannot believe it, one time in so many; 0: never.
+    doubt: u64,
     /// The operator stops the run at this time.
     stop: Option<(u64, StopMode)>,
     /// And does not wait longer than so many milliseconds for its commit.
@@ -96,7 +102,7 @@ fn campaign(
     name: &str,
     schedules: u64,
     weather: impl Fn(&mut Random, usize) -> Weather,
-    check: impl Fn(RunState, &World),
+    mut check: impl FnMut(RunState, &World),
 ) {
     for seed in 0..schedules {
         let mut random = Random(seed ^ 0xa5a5);
@@ -343,5 +349,77 @@ fn a_way_back_is_taken_once_whoever_dies() {
         assert_eq!(world.policy.ways_back, expected, "seed {}", world.seed);
         let last = world.checker.recorded.last_key_value().map(|(step, _)| step.0 + 1);
         assert!(last == Some(STEPS) && world.checker.recorded.len() as u64 <= STEPS - first);
+    });
+}
+
+/// Checkpoints whose bits flip: the run goes past them by itself, whoever dies, and where none is left it says so. A member
+/// that is wrong about one is lost like any other.
+#[test]
+fn damaged_checkpoints_are_gone_past() {
+    let weather = |random: &mut Random, members: usize| {
+        let restarts = !random.once_in(4);
+        let successors = (0..random.below(3)).map(|_| random.below(12_000)).collect();
+        Weather {
+            restarts,
+            damage: 1 + random.below(3),
+            damages: 1 + random.below(3),
+            doubt: if random.once_in(2) { 1 + random.below(4) } else { 0 },
+            crashes: if restarts { some_crashes(random, members) } else { Vec::new() },
+            successors: if restarts { successors } else { Vec::new() },
+            // A call that is made twice may be a join of the generation before: one more loss.
+            doubled: if restarts && random.once_in(2) { 2 + random.below(10) } else { 0 },
+            ..Weather::default()
+        }
+    };
+    let (mut fallen, mut failed) = (0, 0);
+    campaign("damage", 4000, weather, |state, world| {
+        fallen += world.checker.set_aside;
+        if state == RunState::Failed {
+            let message = world.state.message();
+            if message.contains("none of them verifies") {
+                failed += 1;
+                assert!(!world.commits.is_empty(), "what is left is kept: {message}");
+                assert!(world.commits.iter().all(|step| world.damaged.contains_key(step)), "{message}");
+                return;
+            }
+            // Where losses end the run, a doubt does too.
+            assert!(!world.weather.restarts && message.contains("read here, it is sound"), "{message}");
+            return;
+        }
+        assert_eq!(state, RunState::Completed, "seed {}: {}", world.seed, world.state.message());
+        assert_eq!(world.state.last_commit(), Some(Step(STEPS)));
+        let steps: Vec<u64> = world.checker.recorded.keys().map(|step| step.0).collect();
+        let first = steps.first().copied().unwrap_or(STEPS);
+        assert!(first <= world.first_step, "seed {}: {steps:?}", world.seed);
+        assert_eq!(steps, (first..STEPS).collect::<Vec<_>>(), "seed {}", world.seed);
+    });
+    assert!(fallen > 500 && failed > 50, "{fallen} set aside, {failed} runs without any left: too calm");
+}
+
+/// The same in weather that loses and reorders words, with a way back from a spike now and then.
+#[test]
+fn hostile_schedules_with_damage_keep_every_invariant() {
+    let weather = |random: &mut Random, members: usize| {
+        let mut some = |bound: u64| if random.once_in(2) { 2 + random.below(bound) } else { 0 };
+        let (lost, doubled, late) = (some(30), some(10), some(15));
+        let stop = random.once_in(3).then(|| (random.below(15_000), StopMode::Commit));
+        let damage = 1 + random.below(3);
+        Weather {
+            lost,
+            doubled,
+            late,
+            damage,
+            damages: 3,
+            doubt: 2,
+            spike: random.once_in(2).then(|| 1 + random.below(STEPS - 1)),
+            restarts: true,
+            crashes: some_crashes(random, members),
+            successors: (0..random.below(3)).map(|_| random.below(15_000)).collect(),
+            stop,
+            ..Weather::default()
+        }
+    };
+    campaign("hostile damage", 3000, weather, |state, world| {
+        assert!(state.is_over(), "seed {} ended while {state}", world.seed);
     });
 }

@@ -6,13 +6,16 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{Generation, Step, Topology};
 use polygram_proto::control::{
-    Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, Role, RunState,
+    DamagedCheckpoint, Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, Role, RunState,
 };
 
 use super::checker::Checker;
 use super::member::{Agent, Frozen, Stage};
-use super::{HORIZON, Random, STEPS, Weather};
-use crate::core::{Action, Event, Reply, Resume, RolledBack, Settings, State, Ticket, Time, Timeouts, apply};
+use super::{EVERY, HORIZON, Random, STEPS, Weather};
+use crate::core::{
+    Action, Event, Examined, FellBack, Reply, Resume, RolledBack, Settings, State, Ticket, Time, Timeouts,
+    apply,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Delivery {
@@ -35,6 +38,8 @@ pub(super) enum Delivery {
     PeerLost(usize, MemberId),
     /// The store decides on a way back from the spike after so many steps.
     Decide(Step),
+    /// The store is looked at.
+    Examine(DamagedCheckpoint),
     /// The coordinator dies and is started again.
     Successor,
 }
@@ -61,7 +66,11 @@ pub(super) struct World {
     /// When the newest report of a membership arrives.
     streams: BTreeMap<(Generation, MemberId), u64>,
     /// Checkpoints in the store.
-    commits: BTreeSet<Step>,
+    pub(super) commits: BTreeSet<Step>,
+    /// Those of them that are damaged, and who reads the object that is.
+    pub(super) damaged: BTreeMap<Step, usize>,
+    /// Whether a member has been wrong about a sound one.
+    pub(super) has_doubted: bool,
     /// At which boundaries the ranks of a generation begin a recovery point.
     pub(super) points: BTreeMap<(Generation, u64), bool>,
     /// Ways back that the store has decided on.
@@ -108,6 +117,7 @@ impl World {
             generation: Generation(0),
             hash: None,
             step: resume_step,
+            from: None,
             unacknowledged: BTreeSet::new(),
             frozen: Frozen::No,
             unread: Vec::new(),
@@ -136,11 +146,20 @@ impl World {
             partitions: Vec::new(),
             commits: BTreeSet::new(),
             points: BTreeMap::new(),
+            damaged: BTreeMap::new(),
+            has_doubted: false,
             policy: PolicyState::default(),
             streams: BTreeMap::new(),
         };
         world.checker.committed = world.state.last_commit();
-        world.commits.extend(world.checker.committed);
+        world.checker.may_begin = world.checker.committed.is_none();
+        if let Some(newest) = world.checker.committed {
+            if world.weather.damage > 0 {
+                let older = (EVERY..newest.0).step_by(EVERY as usize).map(Step);
+                world.commits.extend(older);
+            }
+            world.kept(newest);
+        }
         if (world.weather.lost, world.weather.late) == (0, 0) {
             world.checker.keep_ledger(Step(resume_step));
         }
@@ -364,6 +383,13 @@ impl World {
                 let result = Ok(RolledBack { to, policy: self.policy.clone() });
                 self.feed(Event::RolledBack { at, result });
             }
+            Delivery::Examine(claim) if self.checker.committing.is_some() => {
+                self.schedule(50, Delivery::Examine(claim));
+            }
+            Delivery::Examine(claim) => {
+                let (place, result) = (claim.place, self.examine(&claim));
+                self.feed(Event::Examined { place, result });
+            }
             Delivery::Successor => self.succeed(),
         }
     }
@@ -372,9 +398,40 @@ impl World {
     fn decide(&mut self, at: Step) -> Option<Step> {
         self.commits.split_off(&at);
         let to = self.commits.last().copied();
+        self.damaged.retain(|step, _| self.commits.contains(step));
+        self.checker.may_begin |= to.is_none();
         self.policy.ways_back.push(at.0);
         (self.checker.committed, self.checker.point) = (to, None);
         to
+    }
+
+    /// A checkpoint is in the store, and perhaps not what was written.
+    fn kept(&mut self, step: Step) {
+        self.commits.insert(step);
+        self.checker.known_damaged.remove(&step);
+        if self.weather.damages > 0 && self.random.once_in(self.weather.damage) {
+            self.weather.damages -= 1;
+            let reader = self.random.below(self.agents.len() as u64) as usize;
+            self.damaged.insert(step, reader);
+        }
+    }
+
+    /// Whether the newest checkpoint there is can be believed; if not, the one before it becomes the newest.
+    fn examine(&mut self, claim: &DamagedCheckpoint) -> Result<Examined, String> {
+        let step = claim.place.step;
+        if self.commits.contains(&step) && !self.damaged.contains_key(&step) {
+            return Ok(Examined::Sound);
+        }
+        self.checker.known_damaged.insert(step);
+        let Some(to) = self.commits.range(..step).next_back().copied() else {
+            return Err("none of them verifies".into());
+        };
+        self.commits.remove(&step);
+        self.damaged.remove(&step);
+        self.checker.committed = Some(to);
+        self.checker.set_aside += 1;
+        let fell_back = FellBack { fallen: vec![(step, "x".into())], to, policy: self.policy.clone() };
+        Ok(Examined::SetAside(fell_back))
     }
 
     /// The coordinator dies, and another one leads from what is in the store.
@@ -388,7 +445,22 @@ impl World {
             is_idle = self.random.once_in(2);
             if is_idle {
                 self.checker.committed = Some(step);
-                self.commits.insert(step);
+                self.checker.may_begin = false;
+                self.kept(step);
+            }
+        }
+        // So is what follows a look at a checkpoint.
+        let claim = self.deliveries.values().find_map(|delivery| match delivery {
+            Delivery::Examine(claim) => Some(claim.clone()),
+            _ => None,
+        });
+        if let Some(claim) = claim.filter(|_| is_idle)
+            && self.random.once_in(2)
+        {
+            let found = self.examine(&claim);
+            if found.is_err() {
+                // Nothing was touched, and who knew of it is gone.
+                self.checker.known_damaged.remove(&claim.place.step);
             }
         }
         // A recovery point may be lost with the coordinator's disk.
@@ -423,7 +495,7 @@ impl World {
         self.deliveries.retain(|_, delivery| match delivery {
             Delivery::ToCore(event) => matches!(event, Event::Report(_)),
             Delivery::ToAgent(..) | Delivery::Admitted(..) | Delivery::PartNoted(..) => false,
-            Delivery::Decide(_) => false,
+            Delivery::Decide(_) | Delivery::Examine(_) => false,
             _ => true,
         });
         self.state = State::new(settings, self.now);
@@ -446,7 +518,7 @@ impl World {
         if let Event::CommitDone { step, result: Ok(()) } = &event
             && self.checker.committing == Some(*step)
         {
-            self.commits.insert(*step);
+            self.kept(*step);
         }
         self.checker.before(&event, &self.state);
         let attending = match &event {
@@ -501,6 +573,10 @@ impl World {
                 let result = if bad { Err("disk full".into()) } else { Ok(()) };
                 let delay = 1 + self.random.below(1000);
                 self.schedule(delay, Delivery::ToCore(Event::PointDone { step, result }));
+            }
+            Action::Examine(claim) => {
+                let delay = 1 + self.random.below(2000);
+                self.schedule(delay, Delivery::Examine(claim));
             }
             Action::Commit { step } => {
                 let bad = self.random.once_in(self.weather.bad_commit);

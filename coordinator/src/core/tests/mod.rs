@@ -22,6 +22,7 @@ const ALL: [MemberRef; 4] = [W0, W1, S0, S1];
 mod admission;
 mod checkpoints;
 mod counts;
+mod damage;
 mod failures;
 mod points;
 mod policy;
@@ -157,6 +158,7 @@ impl Run {
             phase: Phase::Computing,
             suspect,
             roll_back: false,
+            damaged: None,
         };
         self.report(member, MemberReport::Failed(failure))
     }

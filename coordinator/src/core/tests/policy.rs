@@ -11,8 +11,14 @@ use super::*;
 impl Run {
     fn wish(&mut self, member: MemberRef, step: u64) -> Vec<Action> {
         let message = format!("step {step}: loss 9 is a spike");
-        let failure =
-            Failure { message, step: Step(step), phase: Phase::Reducing, suspect: None, roll_back: true };
+        let failure = Failure {
+            message,
+            step: Step(step),
+            phase: Phase::Reducing,
+            suspect: None,
+            roll_back: true,
+            damaged: None,
+        };
         self.report(member, MemberReport::Failed(failure))
     }
 
@@ -50,6 +56,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         phase: Phase::Reducing,
         suspect: None,
         roll_back: true,
+        damaged: None,
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));

@@ -65,6 +65,8 @@ async fn damage_of_any_object_is_named_and_never_loaded() {
                 let named: Vec<&str> = found.faults.iter().map(|fault| fault.key.as_str()).collect();
                 assert_eq!(named, [key.as_str()], "{what}: {found:?}");
                 assert!(found.faults[0].reason.contains(&key), "{what}: {found:?}");
+                let fault = store.find_fault(Step(20), &key).await.unwrap().expect(&what);
+                assert!(fault.key == key || fault.reason.contains(&key), "{what}: {fault:?}");
                 if key != config {
                     let error = load(&store, &manifest, &key).await.expect_err(&what);
                     assert!(error.is_damage() && error.to_string().contains(&key), "{what}: {error}");
@@ -76,6 +78,9 @@ async fn damage_of_any_object_is_named_and_never_loaded() {
             backend.overwrite(&spec, &key, bytes).await;
         }
         assert_eq!(store.verify(&manifest, |_| {}).await.unwrap(), sound);
+        for key in manifest.objects.iter().map(|entry| &entry.key).chain([&config, &manifest_key]) {
+            assert_eq!(store.find_fault(Step(20), key).await.unwrap(), None, "{key}");
+        }
         assert_eq!(store.latest_manifest().await.unwrap().manifest, Some(manifest));
     }
 }

@@ -6,6 +6,7 @@ mod commits;
 mod cover;
 mod damage;
 mod digests;
+mod fall_backs;
 mod faults;
 mod faulty;
 mod keeping;

@@ -9,6 +9,7 @@ use crate::control::membership::{MemberRef, Phase, Role};
 use crate::control::wire;
 
 mod counts;
+mod damage;
 mod directive;
 mod joining;
 mod report;

@@ -5,6 +5,7 @@ use polygram_domain::{Generation, Step, StepOutcome};
 use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
 use crate::control::counts::Fingerprint;
+use crate::control::damage::DamagedCheckpoint;
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberId, MemberRef};
 use crate::control::report::{
@@ -139,13 +140,14 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back }) => {
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged }) => {
                 Report::Failed(wire::Failed {
                     message,
                     step: step.0,
                     phase: phase_number(phase),
                     suspect: suspect.map(Into::into),
                     roll_back,
+                    damaged: damaged.map(Into::into),
                 })
             }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
@@ -183,6 +185,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 phase: phase("Failed", f.phase)?,
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
                 roll_back: f.roll_back,
+                damaged: f.damaged.map(DamagedCheckpoint::try_from).transpose()?,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

@@ -94,6 +94,7 @@ impl From<RunStatus> for wire::StatusReply {
             consequences: s.consequences,
             rows: Some(s.rows.into()),
             restarts: s.restarts,
+            set_aside: s.set_aside,
             last_rollback: s.last_rollback.map(|rollback| wire::Rollback {
                 reason: rollback.reason.as_str().to_owned(),
                 culprit: Some(rollback.culprit.into()),
@@ -126,6 +127,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             consequences: s.consequences,
             rows: s.rows.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             restarts: s.restarts,
+            set_aside: s.set_aside,
             last_rollback: s.last_rollback.map(TryInto::try_into).transpose()?,
         })
     }

@@ -7,6 +7,7 @@ use super::status::state;
 use super::*;
 use crate::control::assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
 use crate::control::counts::Fingerprint;
+use crate::control::damage::{CheckpointPlace, DamagedCheckpoint};
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::MemberId;
 use crate::control::report::{
@@ -74,6 +75,11 @@ fn reports_survive_the_wire() {
             phase: Phase::Lookup,
             suspect: Some(MemberRef { role: Role::Shard, index: 1 }),
             roll_back: true,
+            damaged: Some(DamagedCheckpoint {
+                place: CheckpointPlace::commit(Step(40)),
+                key: "ckpt/data/ab/x.rows".into(),
+                reason: "its CRC-32C is another".into(),
+            }),
         }),
         MemberReport::Finished { step: Step(60) },
     ];
@@ -178,6 +184,8 @@ fn nonsense_is_refused_by_name() {
     let message = wire::MemberReport { report: Some(report), ..Default::default() };
     assert!(Envelope::try_from(message).unwrap_err().to_string().contains("31 bytes"));
     assert!(Envelope::try_from(wire::MemberReport::default()).is_err());
+    let nowhere = wire::DamagedCheckpoint { key: "x".into(), ..Default::default() };
+    assert!(DamagedCheckpoint::try_from(nowhere).unwrap_err().to_string().contains("place is missing"));
     assert!(Directive::try_from(wire::Directive::default()).is_err());
     let zero = wire::JoinReply { failure_detection_ms: 1000, ..Default::default() };
     assert!(Joined::try_from(zero).is_err());
