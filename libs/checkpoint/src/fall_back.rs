@@ -6,11 +6,11 @@ use polygram_domain::Step;
 
 use crate::commit::{Damaged, Latest};
 use crate::error::CheckpointError;
+use crate::fault::Fault;
 use crate::keys;
 use crate::manifest::Manifest;
 use crate::roll_back::RollBack;
 use crate::store::RunStore;
-use crate::verify::Fault;
 
 impl RunStore {
     /// Looks at what somebody could not believe of the checkpoint of `step`: its manifest, that all objects are there with
