@@ -23,6 +23,8 @@ pub struct ByHand<'a> {
     address: SocketAddr,
     coordinator: Running,
     members: Vec<Placed>,
+    /// Whose, key and value.
+    variables: Vec<(Slot, String, String)>,
 }
 
 /// The ways of a member.
@@ -80,13 +82,23 @@ pub struct Zombie {
 
 impl<'a> ByHand<'a> {
     /// Starts the coordinator of `cluster`'s run, and so many members.
-    pub fn start(cluster: &'a Cluster, (workers, shards): (u32, u32)) -> Result<ByHand<'a>> {
+    pub fn start(cluster: &'a Cluster, members: (u32, u32)) -> Result<ByHand<'a>> {
+        ByHand::start_with(cluster, members, &[])
+    }
+
+    /// The same, with variables of their own in the environment of some members.
+    pub fn start_with(
+        cluster: &'a Cluster,
+        (workers, shards): (u32, u32),
+        variables: &[(Slot, &str, &str)],
+    ) -> Result<ByHand<'a>> {
         let folder = cluster.folder();
         let [config, token, announcement] =
             ["by-hand.toml", "token", "coordinator.json"].map(|name| folder.join(name));
         std::fs::write(&config, cluster.effective_toml()?)?;
         std::fs::write(&token, "a-secret-of-this-test-alone\n")?;
         let mut command = Command::new(program("polygram-coordinator")?);
+        command.envs(cluster.variables().iter().map(|(key, value)| (key, value)));
         command.current_dir(folder).arg("--config").arg(&config).args(["--root", cluster.root_url()]);
         command.args(["--listen", "127.0.0.1:0"]).arg("--token-file").arg(&token);
         command.arg("--announce-file").arg(&announcement);
@@ -100,7 +112,9 @@ impl<'a> ByHand<'a> {
             let address = value["address"].as_str().context("no address is announced")?;
             Ok(Some(address.parse::<SocketAddr>()?))
         })?;
-        let mut run = ByHand { cluster, token, address, coordinator, members: Vec::new() };
+        let owned = |(slot, key, value): &(Slot, &str, &str)| (*slot, (*key).to_owned(), (*value).to_owned());
+        let variables = variables.iter().map(owned).collect();
+        let mut run = ByHand { cluster, token, address, coordinator, members: Vec::new(), variables };
         let slots =
             (0..shards).map(|index| ("shard", index)).chain((0..workers).map(|rank| ("worker", rank)));
         for slot in slots {
@@ -119,6 +133,9 @@ impl<'a> ByHand<'a> {
         };
         let mut command = Command::new(program(name)?);
         command.current_dir(self.cluster.folder());
+        command.envs(self.cluster.variables().iter().map(|(key, value)| (key, value)));
+        let own = self.variables.iter().filter(|(slot, ..)| *slot == (role, index));
+        command.envs(own.map(|(_, key, value)| (key, value)));
         command.args(["--coordinator", &links.control.address().to_string(), number, &index.to_string()]);
         if let Some((listen, relay)) = &links.data {
             command.args(["--listen", &listen.to_string(), "--advertise", &relay.address().to_string()]);
@@ -196,9 +213,14 @@ impl<'a> ByHand<'a> {
         })
     }
 
-    /// Waits for the run's good end.
+    /// Waits for the run's end.
+    pub fn ends(&mut self) -> Result<Finished> {
+        wait_until("the end of the run", LIMIT, || self.tend())
+    }
+
+    /// Waits for its good end.
     pub fn completes(&mut self) -> Result<Finished> {
-        let finished = wait_until("the end of the run", LIMIT, || self.tend())?;
+        let finished = self.ends()?;
         ensure!(finished.status.success(), "{}\n{}", finished.status, finished.said());
         Ok(finished)
     }

@@ -164,6 +164,11 @@ impl Cluster {
         self.folder.path()
     }
 
+    /// What the environment of its processes holds beside the usual.
+    pub fn variables(&self) -> &[(String, String)] {
+        &self.variables
+    }
+
     /// The folder of its runs, unless they lie elsewhere.
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root")

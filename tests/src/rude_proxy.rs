@@ -41,10 +41,17 @@ pub struct RudeProxy {
     mood: Arc<Mood>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Temper {
+    Fickle,
+    Broken,
+}
+
 #[derive(Debug)]
 struct Mood {
     to: String,
     seed: u64,
+    temper: Temper,
     over: AtomicBool,
     /// How often each request came.
     seen: Mutex<BTreeMap<String, u64>>,
@@ -55,11 +62,22 @@ struct Mood {
 impl RudeProxy {
     /// A proxy before the server at `to` (`host:port`).
     pub fn before(to: &str, seed: u64) -> Result<RudeProxy> {
+        RudeProxy::of(to, seed, Temper::Fickle)
+    }
+
+    /// One that flips a bit in everything that is read of data objects, every time, and is polite otherwise: the network of
+    /// a broken host.
+    pub fn of_a_broken_host(to: &str) -> Result<RudeProxy> {
+        RudeProxy::of(to, 0, Temper::Broken)
+    }
+
+    fn of(to: &str, seed: u64, temper: Temper) -> Result<RudeProxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let mood = Arc::new(Mood {
             to: to.to_owned(),
             seed,
+            temper,
             over: AtomicBool::new(false),
             seen: Mutex::default(),
             done: Mutex::default(),
@@ -152,6 +170,9 @@ impl Mood {
         };
         let die = dice(self.seed, name, nth);
         let is_data = name.starts_with("GET ") && name.contains("/ckpt/data/");
+        if self.temper == Temper::Broken {
+            return (is_data.then_some(Rudeness::Flipped), die);
+        }
         let rudeness = match (die >> 40) % 100 {
             // A read is made once more if it is not what was written, so no part of an object is altered twice.
             0..40 if is_data && nth == 1 => Some(Rudeness::Flipped),

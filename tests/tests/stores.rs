@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use polygram_tests::{Cluster, Engine, Moto, RudeProxy, Rudeness};
+use polygram_tests::{ByHand, Cluster, Engine, Moto, RudeProxy, Rudeness};
 use rustix::process::Signal;
 
 const RUN: [&str; 5] = [
@@ -78,6 +78,32 @@ fn a_run_outlives_a_store_that_is_rude() {
     assert_eq!(there.metrics().unwrap(), here.metrics().unwrap());
     assert_eq!(there.ledger().unwrap(), here.ledger().unwrap());
     assert!(!finished.stderr.contains("set aside"), "{}", finished.said());
+}
+
+/// Whatever one host reads is not what was written, and the coordinator, which reads it rightly, does not believe it: the
+/// member is lost, and once more, and that is the end. The checkpoint stays where it is.
+#[test]
+fn a_host_that_reads_wrongly_is_not_believed() {
+    let server = Moto::shared().unwrap();
+    let there = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).on_s3(server).unwrap();
+    there.train(&["training.stop_at_step=16"]).unwrap().success().unwrap();
+    let committed = there.ckpt_json("ls", &[]).unwrap();
+
+    let proxy = RudeProxy::of_a_broken_host(server.address()).unwrap();
+    let endpoint = proxy.endpoint();
+    let broken = [(("worker", 1), "AWS_ENDPOINT_URL", endpoint.as_str())];
+    let message = ByHand::start_with(&there, (2, 2), &broken).unwrap().ends().unwrap().refusal().unwrap();
+    assert!(proxy.done()[&Rudeness::Flipped] >= 2, "{:?}", proxy.done());
+    for words in ["worker 1", "read here, it is sound", "this failure came at step 16 before"] {
+        assert!(message.contains(words), "{words:?} is not in:\n{message}");
+    }
+    assert_eq!(there.ckpt_json("ls", &[]).unwrap(), committed);
+
+    // On a host that reads rightly it goes on.
+    there.train(&[]).unwrap().success().unwrap();
+    let here = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    here.train(&[]).unwrap().success().unwrap();
+    assert_eq!(there.digest().unwrap(), here.digest().unwrap());
 }
 
 #[test]
