@@ -12,7 +12,7 @@ use polygram_checkpoint::{
     MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord, keys,
 };
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
-use polygram_domain::{RunFile, RunSpec, Step};
+use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
@@ -215,7 +215,7 @@ impl Recorder {
     async fn assemble(
         &self,
         journal: &mut Journal,
-        step: Step,
+        (step, kind): (Step, CheckpointKind),
         parts: &[Part],
     ) -> Result<(Manifest, Named), String> {
         let store = |error: CheckpointError| error.to_string();
@@ -227,13 +227,13 @@ impl Recorder {
         pass(Point::CoordinatorLedgerWritten);
         let (config, created_unix_ms) = (self.config.clone(), unix_ms());
         let policy = PolicyState { memory: named.memory.clone(), ..self.policy.clone() };
-        let header = ManifestHeader { step, config, ledger: Some(named.head), policy, created_unix_ms };
+        let header = ManifestHeader { step, kind, config, ledger: Some(named.head), policy, created_unix_ms };
         let manifest = Manifest::assemble(&self.spec, header, parts).map_err(|error| error.to_string())?;
         Ok((manifest, named))
     }
 
     async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
-        let (manifest, named) = self.assemble(journal, step, parts).await?;
+        let (manifest, named) = self.assemble(journal, (step, CheckpointKind::Commit), parts).await?;
         pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await.map_err(|error| error.to_string())? {
             Committed::Now => {}
@@ -254,7 +254,7 @@ impl Recorder {
 
     async fn keep_point(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
         let Some(points) = &self.points else { return Err("the coordinator has no place for it".into()) };
-        let (manifest, _) = self.assemble(journal, step, parts).await?;
+        let (manifest, _) = self.assemble(journal, (step, CheckpointKind::Point), parts).await?;
         pass(Point::CoordinatorBeforeManifest);
         points.keep(&manifest).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorAfterManifest);

@@ -58,6 +58,7 @@ fn manifest(spec: &RunSpec, parts: &[Part]) -> Manifest {
         schema: SCHEMA_VERSION,
         run: spec.name.to_string(),
         step,
+        kind: CheckpointKind::Point,
         seed: spec.seed,
         config: ConfigHash::of("config"),
         cursor: Cursor { samples: 0, tokens: 0 },

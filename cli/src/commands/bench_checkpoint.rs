@@ -72,6 +72,7 @@ async fn save(store: &RunStore, tensors: u64) -> Result<Document, CheckpointErro
         schema: SCHEMA_VERSION,
         run: store.run().to_string(),
         step: Step(0),
+        kind: Default::default(),
         seed: 0,
         config: ConfigHash::of(""),
         cursor: Cursor { samples: 0, tokens: 0 },

@@ -83,7 +83,7 @@ pub struct Settings {
     pub last_step: u64,
     /// What the attempt begins from; `None` for a fresh run.
     pub resume: Option<Resume>,
-    /// The newest commit, which is what is resumed from unless that is a recovery point.
+    /// The newest commit, where what is resumed from is a recovery point.
     pub committed: Option<Step>,
     /// Which start of the run this is, from 1.
     pub attempt: u32,
@@ -107,7 +107,7 @@ impl Settings {
             topology: spec.topology,
             total_steps: spec.training.steps,
             last_step: spec.last_step(),
-            committed: resume.as_ref().filter(|r| r.kind == CheckpointKind::Commit).map(|r| r.step),
+            committed: None,
             resume,
             attempt,
             timeouts: Timeouts::of(spec.failure_detection_seconds),

@@ -124,9 +124,10 @@ pub(super) struct Ending {
 impl State {
     /// A run nobody has joined yet. One whose last step is already committed is over from the start.
     pub fn new(settings: Settings, now: Time) -> State {
-        let point = settings.resume.as_ref().filter(|resume| resume.kind == CheckpointKind::Point);
-        let point = point.map(|resume| resume.step);
-        let committed = settings.committed;
+        let resumed =
+            |kind| settings.resume.as_ref().filter(|resume| resume.kind == kind).map(|resume| resume.step);
+        let point = resumed(CheckpointKind::Point);
+        let committed = settings.committed.max(resumed(CheckpointKind::Commit));
         let mut state = State {
             run: RunState::Pending,
             reason: Reason::WaitingForMembers,

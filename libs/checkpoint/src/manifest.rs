@@ -1,7 +1,7 @@
 //! The manifest: one small sealed JSON object that makes a checkpoint exist.
 
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{RunName, RunSpec, SCHEMA_VERSION, Step};
+use polygram_domain::{CheckpointKind, RunName, RunSpec, SCHEMA_VERSION, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigHash;
@@ -21,6 +21,9 @@ pub struct Manifest {
     pub run: String,
     /// State version: updates applied.
     pub step: Step,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "CheckpointKind::is_commit")]
+    pub kind: CheckpointKind,
     /// Seed of the run.
     pub seed: u64,
     /// The frozen configuration that wrote it.
@@ -47,6 +50,8 @@ pub struct Manifest {
 pub struct ManifestHeader {
     /// State version: updates applied.
     pub step: Step,
+    /// What it is for.
+    pub kind: CheckpointKind,
     /// The frozen configuration.
     pub config: ConfigHash,
     /// Hash of the ledger's line of this step.
@@ -69,6 +74,7 @@ impl Manifest {
             schema: SCHEMA_VERSION,
             run: spec.name.as_str().to_owned(),
             step: header.step,
+            kind: header.kind,
             seed: spec.seed,
             config: header.config,
             cursor,

@@ -17,6 +17,11 @@ pub enum CheckpointKind {
 }
 
 impl CheckpointKind {
+    /// Whether it is a commit.
+    pub fn is_commit(&self) -> bool {
+        *self == CheckpointKind::Commit
+    }
+
     /// Its name in a sentence.
     pub fn noun(self) -> &'static str {
         match self {

@@ -72,6 +72,7 @@ async fn write(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = ManifestHeader {
         step: manifest.step,
+        kind: manifest.kind,
         config,
         ledger: manifest.ledger,
         policy: manifest.policy.clone(),

@@ -113,7 +113,8 @@ impl World {
                 && let Some(id) = self.agents[peer].id
             {
                 let delay = self.random.below(200);
-                self.schedule(delay, Delivery::PeerLost(peer, id));
+                let generation = self.agents[peer].generation;
+                self.schedule(delay, Delivery::PeerLost(peer, id, generation));
             }
         }
         if self.weather.restarts {
@@ -306,8 +307,9 @@ impl World {
     /// A boundary: commits are due at some, and at others a recovery point, if the ranks agree on one.
     fn keep_if_due(&mut self, agent: usize) {
         let (step, generation) = (self.agents[agent].step, self.agents[agent].generation);
+        let kind = self.kind_of(step);
         let (points, random) = (self.weather.points, &mut self.random);
-        let agreed = match self.kind_of(step) {
+        let agreed = match kind {
             CheckpointKind::Commit => true,
             CheckpointKind::Point => {
                 *self.points.entry((generation, step)).or_insert_with(|| random.once_in(points))

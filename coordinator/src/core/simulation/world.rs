@@ -35,7 +35,7 @@ pub(super) enum Delivery {
     /// A member notices that the coordinator is gone or out of reach.
     Deserted(usize, MemberId),
     /// A peer of this membership is lost.
-    PeerLost(usize, MemberId),
+    PeerLost(usize, MemberId, Generation),
     /// The store decides on a way back from the spike after so many steps.
     Decide(Step),
     /// The store is looked at.
@@ -309,7 +309,7 @@ impl World {
             | Delivery::PartNoted(agent, ..)
             | Delivery::Timer(agent, _)
             | Delivery::Deserted(agent, _)
-            | Delivery::PeerLost(agent, _)
+            | Delivery::PeerLost(agent, ..)
                 if self.agents[agent].frozen == Frozen::Until =>
             {
                 // It waits in the sockets of a process that stands still.
@@ -368,8 +368,9 @@ impl World {
                     self.rejoin(agent);
                 }
             }
-            Delivery::PeerLost(agent, id) => {
-                if self.agents[agent].id == Some(id) {
+            Delivery::PeerLost(agent, id, generation) => {
+                let it = &self.agents[agent];
+                if it.id == Some(id) && it.generation == generation {
                     let suspect = self.crashed.map(|crashed| self.agents[crashed].who);
                     self.fail(agent, suspect.filter(|suspect| *suspect != self.agents[agent].who));
                 }

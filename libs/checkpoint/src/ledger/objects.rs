@@ -121,6 +121,8 @@ impl RunStore {
         let mut heads = Vec::new();
         for step in self.committed_steps().await? {
             match self.read_manifest(step).await {
+                // The ledger of recovery points lies in the run's own root.
+                Ok(manifest) if !manifest.kind.is_commit() => {}
                 Ok(manifest) => heads.extend(manifest.ledger.map(|head| (step, head))),
                 // Retention may take it meanwhile, and damage of manifests is told where they are verified.
                 Err(error) if error.is_damage() => {}

@@ -204,6 +204,7 @@ impl State {
 pub(crate) fn header(step: Step) -> ManifestHeader {
     ManifestHeader {
         step,
+        kind: Default::default(),
         config: ConfigHash::of("config"),
         ledger: None,
         policy: Default::default(),
