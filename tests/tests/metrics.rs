@@ -135,8 +135,11 @@ fn every_process_of_a_run_tells_its_metrics() -> Result<()> {
             ensure!(bytes? > 0.0 || group == "experts", "{group}: {page:#?}");
         }
     }
-    let page = scrape(&whole)?;
-    ensure!(value(&page, &["polygram_live_members{", "role=\"coordinator\""]) == Some(3.0), "{page:#?}");
+    // The coordinator counts once a second.
+    wait_until("the coordinator's three members", LIMIT, || {
+        let live = value(&scrape(&whole)?, &["polygram_live_members{", "role=\"coordinator\""]);
+        Ok((live == Some(3.0)).then_some(()))
+    })?;
     run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
     ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
     for (name, mut process) in run.members {

@@ -264,7 +264,9 @@ mod tests {
         assert!(rule(Kind::Push, &[2, 5, 1, 5, 1, 0, 0, 0, 0]).contains("after 6"));
         assert!(rule(Kind::Push, &[1, u32::MAX, 2]).contains("4294967295"));
         assert!(rule(Kind::Commit, &[f32::NAN.to_bits(), 0, 0]).contains("NaN"));
-        assert!(rule(Kind::Commit, &[0, 0, 2]).contains("flag"));
+        assert!(rule(Kind::Commit, &[0, 0, 4]).contains("what to write"));
+        assert!(rule(Kind::Commit, &[0, 0, 3, 1]).contains("what to write"));
+        assert!(rule(Kind::Abort, &[1, 0]).contains("what to write"));
         assert!(rule(Kind::Prepared, &[1, 0, 0, 0, 0, 0]).contains("total of 0"));
     }
 }
