@@ -16,6 +16,7 @@ mod relay;
 mod rude_proxy;
 pub mod segment;
 pub mod tensors;
+mod trace;
 mod wait;
 
 pub use by_hand::{ByHand, Links, Slot, Zombie};
@@ -27,4 +28,5 @@ pub use process::{Finished, Running};
 pub use programs::{program, repository};
 pub use relay::{Relay, Way, Ways};
 pub use rude_proxy::{RudeProxy, Rudeness};
+pub use trace::Trace;
 pub use wait::wait_until;

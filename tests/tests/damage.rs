@@ -4,13 +4,12 @@
 
 #![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{Cluster, Contents, Digest, Engine, Finished, wait_until};
+use polygram_tests::{Cluster, Contents, Engine, Finished, Trace, wait_until};
 use rustix::process::Signal;
 
 /// A short run with several commits, two of everything.
@@ -24,18 +23,6 @@ const RUN: [&str; 6] = [
 ];
 /// A disturbed run ends long before this, on a busy machine too.
 const END_LIMIT: Duration = Duration::from_secs(120);
-
-/// What a run leaves: its digest, every recorded step, and its ledger.
-#[derive(Debug, PartialEq)]
-struct Trace {
-    digest: Digest,
-    metrics: BTreeMap<u64, [u64; 3]>,
-    ledger: Vec<String>,
-}
-
-fn trace(cluster: &Cluster) -> Result<Trace> {
-    Ok(Trace { digest: cluster.digest()?, metrics: cluster.metrics()?, ledger: cluster.ledger()? })
-}
 
 fn tiny(engine: Engine) -> Result<Cluster> {
     Ok(Cluster::tiny(engine)?.with(&RUN))
@@ -51,7 +38,7 @@ fn undisturbed(engine: Engine) -> &'static Trace {
     cell.get_or_init(|| {
         let cluster = tiny(engine).unwrap();
         cluster.train(&[]).unwrap().success().unwrap();
-        trace(&cluster).unwrap()
+        cluster.trace().unwrap()
     })
 }
 
@@ -103,7 +90,7 @@ const ROWS: (&str, &str) = ("shard-", ".rows");
 /// The run is over as if nothing had happened, the object was named, and its checkpoint was set aside.
 fn went_past(cluster: &Cluster, engine: Engine, (finished, step): (Finished, u64), key: &str) -> Result<()> {
     let finished = finished.success()?;
-    ensure!(trace(cluster)? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
+    ensure!(cluster.trace()? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
     let warned = finished.stderr.lines().any(|line| line.starts_with("warning: ") && line.contains(key));
     ensure!(warned, "{key} is not named\n{}", finished.said());
     let aside = Contents::of(&cluster.root().join("runs/tiny/ckpt/damaged"))?;
@@ -173,7 +160,7 @@ fn a_coordinator_may_die_over_a_damaged_checkpoint() {
         let finished = running.wait(END_LIMIT).unwrap().success().unwrap();
         running.wait_for_silence(END_LIMIT).unwrap();
         assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 1, "{order}:\n{}", finished.said());
-        assert_eq!(trace(&cluster).unwrap(), *undisturbed(Engine::Drill), "{order}:\n{}", finished.said());
+        assert_eq!(cluster.trace().unwrap(), *undisturbed(Engine::Drill), "{order}:\n{}", finished.said());
         let aside = Contents::of(&cluster.root().join("runs/tiny/ckpt/damaged")).unwrap();
         assert_eq!(aside.len(), 1, "{order}");
     }

@@ -3,12 +3,11 @@
 
 #![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
 
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{ByHand, Cluster, Digest, Engine, Slot, Way, Ways, wait_until};
+use polygram_tests::{ByHand, Cluster, Engine, Slot, Trace, Way, Ways, wait_until};
 use serde_json::Value;
 
 /// Long enough to be cut in the middle.
@@ -29,18 +28,6 @@ const BLINK: Duration = Duration::from_millis(700);
 /// Above it.
 const BEYOND_DETECTION: Duration = Duration::from_secs(5);
 
-/// What a run leaves: its digest, every recorded step, and its ledger.
-#[derive(Debug, PartialEq)]
-struct Trace {
-    digest: Digest,
-    metrics: BTreeMap<u64, [u64; 3]>,
-    ledger: Vec<String>,
-}
-
-fn trace(cluster: &Cluster) -> Result<Trace> {
-    Ok(Trace { digest: cluster.digest()?, metrics: cluster.metrics()?, ledger: cluster.ledger()? })
-}
-
 fn tiny() -> Result<Cluster> {
     Ok(Cluster::tiny(Engine::Drill)?.with(&RUN))
 }
@@ -50,7 +37,7 @@ fn undisturbed() -> &'static Trace {
     TRACE.get_or_init(|| {
         let cluster = tiny().unwrap();
         cluster.train(&[]).unwrap().success().unwrap();
-        trace(&cluster).unwrap()
+        cluster.trace().unwrap()
     })
 }
 
@@ -67,7 +54,7 @@ fn training(cluster: &Cluster) -> Result<ByHand<'_>> {
 
 fn ends_undisturbed(cluster: &Cluster, run: &mut ByHand<'_>) -> Result<()> {
     let finished = run.completes()?;
-    ensure!(trace(cluster)? == *undisturbed(), "other bits, or other steps\n{}", finished.said());
+    ensure!(cluster.trace()? == *undisturbed(), "other bits, or other steps\n{}", finished.said());
     ensure!(cluster.ledger()?.len() == 400, "each step has one line");
     cluster.ckpt("verify", &["--all"])?.success()?;
     Ok(())

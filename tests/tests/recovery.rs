@@ -3,13 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, times are told
 
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use polygram_faults::Point;
-use polygram_tests::{Cluster, Digest, Engine, Running};
+use polygram_tests::{Cluster, Engine, Running, Trace};
 use rustix::process::Signal;
 
 /// A short run with several commits, two of everything.
@@ -26,18 +25,6 @@ const END_LIMIT: Duration = Duration::from_secs(120);
 /// What the launcher may say at most of the time from noticing a loss to the next step.
 const GOING_ON_LIMIT_SECONDS: f64 = 60.0;
 
-/// What a run leaves: its digest, every recorded step, and its ledger.
-#[derive(Debug, PartialEq)]
-struct Trace {
-    digest: Digest,
-    metrics: BTreeMap<u64, [u64; 3]>,
-    ledger: Vec<String>,
-}
-
-fn trace(cluster: &Cluster) -> Result<Trace> {
-    Ok(Trace { digest: cluster.digest()?, metrics: cluster.metrics()?, ledger: cluster.ledger()? })
-}
-
 fn undisturbed(engine: Engine) -> &'static Trace {
     static DRILL: OnceLock<Trace> = OnceLock::new();
     static TORCH: OnceLock<Trace> = OnceLock::new();
@@ -48,7 +35,7 @@ fn undisturbed(engine: Engine) -> &'static Trace {
     cell.get_or_init(|| {
         let cluster = Cluster::tiny(engine).unwrap().with(&RUN);
         cluster.train(&[]).unwrap().success().unwrap();
-        trace(&cluster).unwrap()
+        cluster.trace().unwrap()
     })
 }
 
@@ -62,7 +49,7 @@ fn slowest_recovery(stderr: &str) -> Option<f64> {
 fn ends_undisturbed(cluster: &Cluster, running: &mut Running, engine: Engine) -> Result<String> {
     let finished = running.wait(END_LIMIT)?.success()?;
     running.wait_for_silence(END_LIMIT)?;
-    ensure!(trace(cluster)? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
+    ensure!(cluster.trace()? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
     Ok(finished.stderr)
 }
 
@@ -103,7 +90,7 @@ fn stopped(order: &str) -> Result<String> {
         _ => bail!("{}\n{}", finished.status, finished.said()),
     }
     ensure!(
-        trace(&cluster)? == *undisturbed(Engine::Drill),
+        cluster.trace()? == *undisturbed(Engine::Drill),
         "other bits, or other steps\n{}",
         finished.said()
     );
@@ -289,11 +276,11 @@ fn soak(kills: u64, seed: u64) -> Result<()> {
     ensure!(finished.status.code() == Some(3), "{}", finished.said());
     running.wait_for_silence(END_LIMIT)?;
     println!("slowest recovery: {:?} s after the loss was noticed", slowest_recovery(&finished.stderr));
-    let found = trace(&cluster)?;
+    let found = cluster.trace()?;
     let calm = Cluster::tiny(Engine::Drill)?.with(&sets);
     let stop = format!("training.stop_at_step={}", found.digest.step);
     calm.start(&[&stop])?.wait(END_LIMIT * 5)?.success()?;
-    let calm = trace(&calm)?;
+    let calm = calm.trace()?;
     ensure!(calm.digest == found.digest, "other bits\n{}", finished.said());
     ensure!(calm.metrics == found.metrics, "other steps: {} and {}", found.metrics.len(), calm.metrics.len());
     ensure!(found.ledger.len() as u64 == found.digest.step, "{} lines in the ledger", found.ledger.len());
