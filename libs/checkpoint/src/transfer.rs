@@ -106,12 +106,14 @@ impl Root {
 
     /// Reads a whole object, unverified.
     pub(crate) async fn get(&self, place: &Place<'_>) -> Result<Bytes, CheckpointError> {
-        self.persist(("read", place.key, 0), || async {
-            let result = self.store.get(&place.path).await?;
-            let wanted = result.range.end - result.range.start;
-            all_of(result.bytes().await?, wanted)
-        })
-        .await
+        self.persist(("read", place.key, 0), || self.fetch(&place.path)).await
+    }
+
+    /// One attempt to read a whole object.
+    async fn fetch(&self, path: &Path) -> Result<Bytes, Error> {
+        let result = self.store.get(path).await?;
+        let wanted = result.range.end - result.range.start;
+        all_of(result.bytes().await?, wanted)
     }
 
     /// Reads `range` of an object that is `length` bytes long, and answers what `look` makes of it, off the runtime's threads.
@@ -199,22 +201,21 @@ impl Root {
     }
 
     /// Writes an object unless one of that name exists; of several concurrent calls with different contents exactly one
-    /// makes it. A lost answer is resolved by reading back.
+    /// makes it. A lost answer is resolved by reading back; that another's content is there counts once two readings of
+    /// it agree, since a reading may be damaged on its way and the object be ours.
     pub(crate) async fn create(&self, place: &Place<'_>, payload: Bytes) -> Result<Created, CheckpointError> {
         self.persist(("write", place.key, payload.len() as u64), || async {
             let options = PutOptions::from(PutMode::Create);
             match self.store.put_opts(&place.path, payload.clone().into(), options).await {
                 Ok(_) => Ok(Created::New),
-                Err(Error::AlreadyExists { .. }) => match self.store.get(&place.path).await {
-                    Ok(found) => {
-                        let is_same = found.bytes().await? == payload;
-                        Ok(if is_same { Created::Same } else { Created::Other })
-                    }
+                Err(Error::AlreadyExists { .. }) => match self.fetch(&place.path).await {
+                    Ok(found) if found == payload => Ok(Created::Same),
+                    Ok(found) if self.fetch(&place.path).await? == found => Ok(Created::Other),
+                    Ok(_) => Err(generic("two readings of what is there differ".into())),
                     // S3 answers "conflict" while another Create of the name is under way and may yet fail.
-                    Err(Error::NotFound { .. }) => Err(Error::Generic {
-                        store: "create",
-                        source: "it is said to exist, and cannot be read".into(),
-                    }),
+                    Err(Error::NotFound { .. }) => {
+                        Err(generic("it is said to exist, and cannot be read".into()))
+                    }
                     Err(error) => Err(error),
                 },
                 Err(error) => Err(error),

@@ -92,7 +92,6 @@ async fn of_sixteen_racing_writers_exactly_one_commits_whatever_answers_are_lost
             let step = Step(20 + round);
             let mut writers = tokio::task::JoinSet::new();
             for writer in 0..16 {
-                let faults = Faults { flipped_reads: 0, ..faults };
                 let store = RunStore::at(rough(&backend, seed + writer, faults), &spec.name);
                 let manifest = Manifest { step, created_unix_ms: writer, ..manifest.clone() };
                 writers.spawn(async move { (store.commit(&manifest).await, manifest) });
@@ -109,6 +108,28 @@ async fn of_sixteen_racing_writers_exactly_one_commits_whatever_answers_are_lost
             assert_eq!(sound.read_manifest(step).await.unwrap(), won[0]);
         }
     }
+}
+
+/// The answer of every second write is lost, and what is read back to resolve that is cut or flipped as often.
+#[tokio::test]
+async fn what_this_writer_has_made_is_never_taken_for_anothers() {
+    let spec = spec(&[]);
+    let first_seed = seed();
+    let backend = Backend::memory();
+    let manifest = State::new(&spec, 1, 20).manifest(&backend.run(&spec), &spec, ONE).await;
+    let mut resolved = 0;
+    for turn in 0..200 {
+        let faults = Faults { refused: 0, lost_answers: 500, short_reads: 300, flipped_reads: 300, ..ROUGH };
+        let store = RunStore::at(rough(&backend, first_seed + turn, faults), &spec.name);
+        let manifest = Manifest { step: Step(20 + turn), ..manifest.clone() };
+        match store.commit(&manifest).await {
+            Ok(Committed::Now) => {}
+            Ok(Committed::Before) => resolved += 1,
+            Err(error) => panic!("turn {turn}: {error}"),
+        }
+        assert_eq!(backend.run(&spec).read_manifest(manifest.step).await.unwrap(), manifest);
+    }
+    assert!(resolved > 50, "{resolved} answers were lost");
 }
 
 #[tokio::test]
