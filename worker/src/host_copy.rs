@@ -12,6 +12,9 @@ use crate::error::WorkerError;
 /// Bytes below which a second thread costs more than it brings.
 const BYTES_PER_THREAD: usize = 1 << 22;
 
+/// Threads that a copy may take of a machine where fewer compute: while it lasts, nobody computes.
+const THREADS: usize = 4;
+
 /// How often a wait for the buffer looks whether the session is alive.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,9 +47,9 @@ impl Drop for Lent {
 }
 
 impl HostCopy {
-    /// A buffer for so many values, copied into by so many threads. Its memory is touched by a thread of its own meanwhile:
-    /// the first touch of memory is many times slower than a copy.
-    pub fn prepare(values: usize, threads: usize) -> Result<HostCopy, WorkerError> {
+    /// A buffer for so many values, of a worker that computes with so many threads. Its memory is touched by a thread of its
+    /// own meanwhile: the first touch of memory is many times slower than a copy.
+    pub fn prepare(values: usize, computing: usize) -> Result<HostCopy, WorkerError> {
         let (way_home, home) = mpsc::channel();
         let first = way_home.clone();
         let touch = move || {
@@ -59,7 +62,8 @@ impl HostCopy {
         std::thread::Builder::new().name("host-copy".into()).spawn(touch).map_err(|source| {
             WorkerError::Io { what: "cannot start the thread that prepares snapshots".into(), source }
         })?;
-        Ok(HostCopy { values, threads: threads.max(1), home, way_home })
+        let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get());
+        Ok(HostCopy { values, threads: computing.max(processors.min(THREADS)), home, way_home })
     }
 
     /// Bytes of the buffer.
