@@ -253,6 +253,7 @@ mod tests {
     use polygram_domain::spikes::SpikeAction;
 
     use super::*;
+    use crate::random::Random;
 
     fn metrics(step: u64, loss: f64) -> StepMetrics {
         StepMetrics { step: Step(step), loss, ..StepMetrics::default() }
@@ -307,15 +308,6 @@ mod tests {
         assert_eq!(lines(&store).await, [(1, 5.0)]);
     }
 
-    /// SplitMix64 (Steele, Lea and Flood 2014).
-    fn word(state: &mut u64) -> u64 {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// Steps, commits of steps long past, and ways back, against a ledger that forgets nothing: what is named is the same,
     /// and memory holds no more than it may.
     #[tokio::test]
@@ -325,7 +317,7 @@ mod tests {
             SpikeSpec { action: SpikeAction::Skip, history_steps: 5, window_steps: 9, ..SpikeSpec::off() };
         let mut refilled = 0;
         for seed in 0..200u64 {
-            let mut random = seed;
+            let mut random = Random(seed);
             let store = store();
             let mut ledger = Ledger::new(1, Base::genesis(), (ConfigHash::of("c"), spikes.clone()));
             ledger.most_kept = KEPT;
@@ -334,10 +326,11 @@ mod tests {
             let mut newest_commit = 0;
             for turn in 0..120u64 {
                 let reached = all.len() - 1;
-                match word(&mut random) % 12 {
+                match random.below(12) {
                     0 => ledger.flush(&store).await.unwrap(),
                     1 if reached > newest_commit => {
-                        let step = newest_commit + 1 + word(&mut random) as usize % (reached - newest_commit);
+                        let step =
+                            newest_commit + 1 + random.below((reached - newest_commit) as u64) as usize;
                         let named = ledger.named(&store, Step(step as u64)).await.unwrap().unwrap();
                         assert_eq!(named, all[step], "seed {seed}, turn {turn}: commit of step {step}");
                         ledger.flush(&store).await.unwrap();
@@ -346,8 +339,8 @@ mod tests {
                     }
                     2 => {
                         // To the newest commit or a later step, and now and then further.
-                        let oldest = if word(&mut random).is_multiple_of(4) { 0 } else { newest_commit };
-                        let step = oldest + word(&mut random) as usize % (reached - oldest + 1);
+                        let oldest = if random.once_in(4) { 0 } else { newest_commit };
+                        let step = oldest + random.below((reached - oldest + 1) as u64) as usize;
                         refilled +=
                             u32::from(step >= newest_commit && ledger.at(Step(step as u64)).is_none());
                         let named = match ledger.named(&store, Step(step as u64)).await.unwrap() {
@@ -362,7 +355,7 @@ mod tests {
                     }
                     _ => {
                         let mut metrics = metrics(reached as u64, turn as f64);
-                        if word(&mut random).is_multiple_of(3) {
+                        if random.once_in(3) {
                             metrics.proof.outcome = StepOutcome::SkippedNonfinite;
                         }
                         ledger.add(&metrics).unwrap();

@@ -19,7 +19,10 @@ mod examination;
 mod ledger;
 mod metrics;
 mod points;
+#[cfg(test)]
+mod random;
 mod recorder;
+mod scrapes;
 mod service;
 
 pub use opening::{Opened, OpeningError, Origin, open};

@@ -2,42 +2,21 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use polygram_proto::control::{RunStatus, StepMetrics};
-use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, endpoint, names};
+use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, names};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{mpsc, watch};
 
 use crate::driver::Input;
-
-/// How old the status of a scrape may be.
-const REFRESH: Duration = Duration::from_secs(1);
+use crate::scrapes;
 
 /// Answers scrapes on `listener` until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, first: RunStatus, inbox: mpsc::Sender<Input>) {
     let identity = Identity { run: first.run.clone(), role: Role::Coordinator, index: None };
     let (sender, latest) = watch::channel(first);
     let metrics = Metrics::new(&identity).with(Arc::new(StatusSource(latest)));
-    let refresh = async {
-        let mut beat = tokio::time::interval(REFRESH);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            beat.tick().await;
-            let (answer, status) = oneshot::channel();
-            if inbox.send(Input::Status { answer }).await.is_err() {
-                return std::future::pending().await;
-            }
-            if let Ok(status) = status.await {
-                sender.send_replace(status);
-            }
-        }
-    };
-    tokio::select! {
-        () = endpoint::serve(listener, Arc::new(metrics), std::future::pending()) => {}
-        () = refresh => {}
-    }
+    scrapes::serve((listener, metrics), sender, (inbox, |answer| Input::Status { answer })).await;
 }
 
 #[derive(Debug)]

@@ -247,14 +247,9 @@ async fn find_checkpoint(
         Some(points) => points.newest(store, &roll_backs, (committed, Step(spec.last_step()))).await,
         None => None,
     };
-    if let Some(manifest) = point {
-        check_fit(store, &manifest, file, spec).await?;
-        let resume = Some(Resume::at_point(manifest.step));
-        let base = Base::of(store, &manifest).await?;
-        let policy = policy_of(Some(&manifest), &roll_backs);
-        return Ok(Found { resume, committed, base, policy, damaged: latest.damaged });
-    }
-    let Some(manifest) = latest.manifest else {
+    let point = point.map(|manifest| (Resume::at_point(manifest.step), manifest));
+    let commit = latest.manifest.map(|manifest| (Resume::at(manifest.step), manifest));
+    let Some((resume, manifest)) = point.or(commit) else {
         let mut damaged = latest.damaged;
         if damaged.is_empty() {
             // A run that had checkpoints does not begin afresh because they are gone.
@@ -273,7 +268,6 @@ async fn find_checkpoint(
         return Ok(Found { resume: None, committed, base, policy, damaged: Vec::new() });
     };
     check_fit(store, &manifest, file, spec).await?;
-    let resume = Resume::at(manifest.step);
     let base = Base::of(store, &manifest).await?;
     let policy = policy_of(Some(&manifest), &roll_backs);
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lead, PATIENCE, WORKER, leave, of_commit, shard, started, tiny, token, train_to};
+use common::{Lead, PATIENCE, WORKER, complete, leave, of_commit, shard, started, tiny, token, train_to};
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::{SCHEMA_VERSION, Step};
@@ -186,20 +186,12 @@ async fn a_run_goes_on_with_another_generation() {
     let mut members = lead.members().await;
     let assignment = started(&mut members).await;
     assert_eq!((assignment.generation, assignment.resume_step), (first.next(), Step(2)));
-    for step in 2..4 {
-        members[0].metrics(step, 3.0).await;
-    }
-    for member in &members {
-        member.upload(&lead, 4).await;
-    }
-    members[0].finish(4).await;
-    leave(members).await;
     let store = lead.store();
-    let status = lead.ended().await.status;
+    let status = complete(lead, members, 2..4).await.status;
     assert_eq!((status.state, status.restarts, status.culprit), (RunState::Completed, 1, None));
     let metrics = store.read_metrics().await.unwrap();
     let recorded: Vec<_> = metrics.steps.iter().map(|m| (m.step, m.loss)).collect();
-    assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 3.0), (4, 3.0)]);
+    assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 2.0), (4, 1.0)]);
     let story = store.read_recovery().await.unwrap();
     let kinds: Vec<_> =
         story[0].lines.iter().map(|line| serde_json::to_value(line).unwrap()["kind"].clone()).collect();

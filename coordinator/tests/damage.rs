@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lead, Member, leave, shard, started, tiny, train_to};
+use common::{Lead, Member, complete, shard, started, tiny, train_to};
 use polygram_checkpoint::RecoveryLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
@@ -84,15 +84,7 @@ async fn a_damaged_checkpoint_is_set_aside_and_its_steps_are_done_again() {
     assert_eq!(assignment.resume_step, Step(1));
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1)]);
     assert_eq!(store.set_aside_as_damaged(&[]).await.unwrap()[0].step, Step(2));
-    for at in 1..4 {
-        members[0].metrics(at, 1.0).await;
-    }
-    for member in &members {
-        member.upload(&lead, 4).await;
-    }
-    members[0].finish(4).await;
-    leave(members).await;
-    let ended = lead.ended().await;
+    let ended = complete(lead, members, 1..4).await;
     assert_eq!((ended.outcome, ended.status.state), (Outcome::Good, RunState::Completed));
     assert!(ended.status.set_aside[0].contains(&key), "{:?}", ended.status.set_aside);
     let metrics = store.read_metrics().await.unwrap();
@@ -134,15 +126,7 @@ async fn a_sound_checkpoint_stays_whatever_a_member_says() {
         assert_eq!(member.directive().await, Directive::Start);
     }
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1), Step(2)]);
-    for at in 2..4 {
-        members[0].metrics(at, 1.0).await;
-    }
-    for member in &members {
-        member.upload(&lead, 4).await;
-    }
-    members[0].finish(4).await;
-    leave(members).await;
-    let ended = lead.ended().await;
+    let ended = complete(lead, members, 2..4).await;
     assert_eq!((ended.status.state, ended.status.restarts), (RunState::Completed, 1));
     let last = ended.status.last_rollback.unwrap();
     assert!(last.culprit.member == shard(1) && last.culprit.message.contains("sound"), "{last:?}");

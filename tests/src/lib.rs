@@ -28,5 +28,5 @@ pub use process::{Finished, Running};
 pub use programs::{program, repository};
 pub use relay::{Relay, Way, Ways};
 pub use rude_proxy::{RudeProxy, Rudeness};
-pub use trace::Trace;
+pub use trace::{Trace, Undisturbed};
 pub use wait::wait_until;

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{Cluster, Contents, Engine, Finished, Trace, wait_until};
+use polygram_tests::{Cluster, Contents, Engine, Finished, Undisturbed, wait_until};
 use rustix::process::Signal;
 
 /// A short run with several commits, two of everything.
@@ -21,25 +21,12 @@ const RUN: [&str; 6] = [
     "topology.workers=2",
     "topology.shards=2",
 ];
+static UNDISTURBED: Undisturbed = Undisturbed::of(&RUN);
 /// A disturbed run ends long before this, on a busy machine too.
 const END_LIMIT: Duration = Duration::from_secs(120);
 
 fn tiny(engine: Engine) -> Result<Cluster> {
     Ok(Cluster::tiny(engine)?.with(&RUN))
-}
-
-fn undisturbed(engine: Engine) -> &'static Trace {
-    static DRILL: OnceLock<Trace> = OnceLock::new();
-    static TORCH: OnceLock<Trace> = OnceLock::new();
-    let cell = match engine {
-        Engine::Drill => &DRILL,
-        Engine::Torch => &TORCH,
-    };
-    cell.get_or_init(|| {
-        let cluster = tiny(engine).unwrap();
-        cluster.train(&[]).unwrap().success().unwrap();
-        cluster.trace().unwrap()
-    })
 }
 
 /// A run that was stopped at step 30 in good order, with commits at 10, 20 and 30.
@@ -90,7 +77,11 @@ const ROWS: (&str, &str) = ("shard-", ".rows");
 /// The run is over as if nothing had happened, the object was named, and its checkpoint was set aside.
 fn went_past(cluster: &Cluster, engine: Engine, (finished, step): (Finished, u64), key: &str) -> Result<()> {
     let finished = finished.success()?;
-    ensure!(cluster.trace()? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
+    ensure!(
+        cluster.trace()? == *UNDISTURBED.trace(engine),
+        "other bits, or other steps\n{}",
+        finished.said()
+    );
     let warned = finished.stderr.lines().any(|line| line.starts_with("warning: ") && line.contains(key));
     ensure!(warned, "{key} is not named\n{}", finished.said());
     let aside = Contents::of(&cluster.root().join("runs/tiny/ckpt/damaged"))?;
@@ -160,7 +151,12 @@ fn a_coordinator_may_die_over_a_damaged_checkpoint() {
         let finished = running.wait(END_LIMIT).unwrap().success().unwrap();
         running.wait_for_silence(END_LIMIT).unwrap();
         assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 1, "{order}:\n{}", finished.said());
-        assert_eq!(cluster.trace().unwrap(), *undisturbed(Engine::Drill), "{order}:\n{}", finished.said());
+        assert_eq!(
+            cluster.trace().unwrap(),
+            *UNDISTURBED.trace(Engine::Drill),
+            "{order}:\n{}",
+            finished.said()
+        );
         let aside = Contents::of(&cluster.root().join("runs/tiny/ckpt/damaged")).unwrap();
         assert_eq!(aside.len(), 1, "{order}");
     }

@@ -3,11 +3,10 @@
 
 #![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{ByHand, Cluster, Engine, Slot, Trace, Way, Ways, wait_until};
+use polygram_tests::{ByHand, Cluster, Engine, Slot, Undisturbed, Way, Ways, wait_until};
 use serde_json::Value;
 
 /// Long enough to be cut in the middle.
@@ -21,6 +20,7 @@ const RUN: [&str; 7] = [
     // Rows are to take the way that is cut.
     "embedding.same_host=\"tcp\"",
 ];
+static UNDISTURBED: Undisturbed = Undisturbed::of(&RUN);
 /// A process that has no place any more ends long before this.
 const END_LIMIT: Duration = Duration::from_secs(120);
 /// Well below the failure detection where it is outlasted.
@@ -30,15 +30,6 @@ const BEYOND_DETECTION: Duration = Duration::from_secs(5);
 
 fn tiny() -> Result<Cluster> {
     Ok(Cluster::tiny(Engine::Drill)?.with(&RUN))
-}
-
-fn undisturbed() -> &'static Trace {
-    static TRACE: OnceLock<Trace> = OnceLock::new();
-    TRACE.get_or_init(|| {
-        let cluster = tiny().unwrap();
-        cluster.train(&[]).unwrap().success().unwrap();
-        cluster.trace().unwrap()
-    })
 }
 
 fn number(status: &Value, key: &str) -> u64 {
@@ -54,7 +45,11 @@ fn training(cluster: &Cluster) -> Result<ByHand<'_>> {
 
 fn ends_undisturbed(cluster: &Cluster, run: &mut ByHand<'_>) -> Result<()> {
     let finished = run.completes()?;
-    ensure!(cluster.trace()? == *undisturbed(), "other bits, or other steps\n{}", finished.said());
+    ensure!(
+        cluster.trace()? == *UNDISTURBED.trace(Engine::Drill),
+        "other bits, or other steps\n{}",
+        finished.said()
+    );
     ensure!(cluster.ledger()?.len() == 400, "each step has one line");
     cluster.ckpt("verify", &["--all"])?.success()?;
     Ok(())

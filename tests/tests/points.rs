@@ -4,44 +4,42 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, times are told
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{Cluster, Engine, Finished, Trace, wait_until};
+use polygram_tests::{Cluster, Engine, Finished, Undisturbed, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// One commit in the middle and one at the end, and a recovery point at every second step between.
-const RUN: [&str; 8] = [
+/// One commit in the middle and one at the end.
+const RUN: [&str; 6] = [
     "training.steps=200",
     "checkpoint.every_steps=100",
-    "recovery_points.every_steps=2",
-    "recovery_points.changes_below=0.9",
     "topology.workers=2",
     "topology.shards=2",
     "embedding.lanes=2",
     "run.failure_detection_seconds=3",
 ];
+/// A recovery point at every second step between.
+const POINTS: [&str; 2] = ["recovery_points.every_steps=2", "recovery_points.changes_below=0.9"];
+static PLAIN: Undisturbed = Undisturbed::of(&RUN);
 const END_LIMIT: Duration = Duration::from_secs(120);
 
 fn cluster() -> Cluster {
-    Cluster::tiny(Engine::Drill).unwrap().with(&RUN)
+    cluster_of(Engine::Drill)
 }
 
-/// What a run without recovery points leaves.
-fn plain() -> &'static Trace {
-    static PLAIN: OnceLock<Trace> = OnceLock::new();
-    PLAIN.get_or_init(|| {
-        let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&[&RUN[..2], &RUN[4..]].concat());
-        cluster.train(&[]).unwrap().success().unwrap();
-        cluster.trace().unwrap()
-    })
+fn cluster_of(engine: Engine) -> Cluster {
+    Cluster::tiny(engine).unwrap().with(&RUN).with(&POINTS)
 }
 
 fn ends_as_plain(cluster: &Cluster, finished: Finished) -> Result<Finished> {
     let finished = finished.success()?;
-    ensure!(cluster.trace()? == *plain(), "other bits, or other steps\n{}", finished.said());
+    ensure!(
+        cluster.trace()? == *PLAIN.trace(Engine::Drill),
+        "other bits, or other steps\n{}",
+        finished.said()
+    );
     Ok(finished)
 }
 
@@ -230,7 +228,7 @@ fn damaged_points_are_passed_over_loudly() {
 
 #[test]
 fn points_of_another_past_are_not_gone_on_from() {
-    let other = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).with(&["run.seed=99"]);
+    let other = cluster().with(&["run.seed=99"]);
     interrupted(&other, &[]);
     let cluster = cluster();
     cluster.train(&["training.stop_at_step=1"]).unwrap().success().unwrap();
@@ -259,10 +257,10 @@ fn a_root_that_cannot_be_used_costs_nothing_else() {
 
 #[test]
 fn the_real_model_goes_on_from_a_point() {
-    let sets = [&RUN[1..], &["training.steps=12"]].concat();
-    let calm = Cluster::tiny(Engine::Torch).unwrap().with(&sets);
+    let short = || cluster_of(Engine::Torch).with(&["training.steps=12"]);
+    let calm = short();
     calm.train(&[]).unwrap().success().unwrap();
-    let cluster = Cluster::tiny(Engine::Torch).unwrap().with(&sets);
+    let cluster = short();
     let marks = cluster.folder().join("marks");
     std::fs::create_dir(&marks).unwrap();
     let order = format!("worker.before_push 1:19 kill {}", marks.display());

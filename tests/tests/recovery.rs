@@ -3,12 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test program: an unwrap is a failed test, times are told
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use polygram_faults::Point;
-use polygram_tests::{Cluster, Engine, Running, Trace};
+use polygram_tests::{Cluster, Engine, Running, Undisturbed};
 use rustix::process::Signal;
 
 /// A short run with several commits, two of everything.
@@ -20,24 +19,11 @@ const RUN: [&str; 6] = [
     "topology.shards=2",
     "run.failure_detection_seconds=3",
 ];
+static UNDISTURBED: Undisturbed = Undisturbed::of(&RUN);
 /// A disturbed run ends long before this, on a busy machine too.
 const END_LIMIT: Duration = Duration::from_secs(120);
 /// What the launcher may say at most of the time from noticing a loss to the next step.
 const GOING_ON_LIMIT_SECONDS: f64 = 60.0;
-
-fn undisturbed(engine: Engine) -> &'static Trace {
-    static DRILL: OnceLock<Trace> = OnceLock::new();
-    static TORCH: OnceLock<Trace> = OnceLock::new();
-    let cell = match engine {
-        Engine::Drill => &DRILL,
-        Engine::Torch => &TORCH,
-    };
-    cell.get_or_init(|| {
-        let cluster = Cluster::tiny(engine).unwrap().with(&RUN);
-        cluster.train(&[]).unwrap().success().unwrap();
-        cluster.trace().unwrap()
-    })
-}
 
 /// The longest time from noticing a loss to the next step, as the launcher said.
 fn slowest_recovery(stderr: &str) -> Option<f64> {
@@ -49,7 +35,11 @@ fn slowest_recovery(stderr: &str) -> Option<f64> {
 fn ends_undisturbed(cluster: &Cluster, running: &mut Running, engine: Engine) -> Result<String> {
     let finished = running.wait(END_LIMIT)?.success()?;
     running.wait_for_silence(END_LIMIT)?;
-    ensure!(cluster.trace()? == *undisturbed(engine), "other bits, or other steps\n{}", finished.said());
+    ensure!(
+        cluster.trace()? == *UNDISTURBED.trace(engine),
+        "other bits, or other steps\n{}",
+        finished.said()
+    );
     Ok(finished.stderr)
 }
 
@@ -90,7 +80,7 @@ fn stopped(order: &str) -> Result<String> {
         _ => bail!("{}\n{}", finished.status, finished.said()),
     }
     ensure!(
-        cluster.trace()? == *undisturbed(Engine::Drill),
+        cluster.trace()? == *UNDISTURBED.trace(Engine::Drill),
         "other bits, or other steps\n{}",
         finished.said()
     );

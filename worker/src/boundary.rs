@@ -31,13 +31,13 @@ pub struct Snapshot {
     pub cursor: Option<Cursor>,
 }
 
-/// What became of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of checkpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Its state version.
-    pub step: Step,
-    /// Whether it is kept; a recovery point may be given up.
-    pub kept: bool,
+    /// State version of the newest one that is not on its way any more.
+    pub step: Option<Step>,
+    /// That of the newest recovery point that is kept; one may be given up.
+    pub point: Option<Step>,
 }
 
 /// Where the time of a step goes.
@@ -79,12 +79,10 @@ pub struct Boundary {
     pub stop: Arc<AtomicBool>,
     /// Shares of checkpoints to upload.
     pub snapshots: mpsc::Sender<Snapshot>,
-    /// What became of the newest checkpoint that is not on its way any more.
-    pub settled: watch::Receiver<Option<Settled>>,
+    /// What became of checkpoints so far.
+    pub settled: watch::Receiver<Settled>,
     /// The checkpoint that was not awaited yet.
-    pub awaited: Option<(Step, CheckpointKind)>,
-    /// The newest recovery point that is kept.
-    pub last_point: Option<Step>,
+    pub awaited: Option<Step>,
 }
 
 impl Boundary {
@@ -171,38 +169,28 @@ impl Boundary {
         });
         let snapshot = Snapshot { step, kind, tensors, cursor };
         self.snapshots.blocking_send(snapshot).map_err(|_| WorkerError::OtherSide("session"))?;
-        self.awaited = Some((step, kind));
+        self.awaited = Some(step);
         Ok(())
     }
 
     /// Whether a checkpoint is on its way that this rank has a part in.
     pub fn is_busy(&self) -> bool {
-        self.awaited.is_some_and(|(step, _)| self.outcome_of(step).is_none())
-    }
-
-    fn outcome_of(&self, step: Step) -> Option<Settled> {
-        self.settled.borrow().filter(|settled| settled.step >= step)
+        self.awaited.is_some_and(|step| self.settled.borrow().step < Some(step))
     }
 
     /// The newest recovery point that is kept, where no checkpoint is on its way.
     pub fn last_point(&self) -> Option<Step> {
-        let awaited = self.awaited.filter(|(_, kind)| *kind == CheckpointKind::Point);
-        let outcome = awaited.and_then(|(step, _)| self.outcome_of(step));
-        outcome.filter(|settled| settled.kept).map(|settled| settled.step).or(self.last_point)
+        self.settled.borrow().point
     }
 
     /// Blocks until the checkpoint that is on its way, if there is one, has come to its end; `step` is where this rank is.
     pub fn await_checkpoint(&mut self, step: Step) -> Result<(), WorkerError> {
-        let Some((awaited, kind)) = self.awaited.take() else { return Ok(()) };
+        let Some(awaited) = self.awaited.take() else { return Ok(()) };
         self.enter(step, Phase::Uploading);
         let begun = Instant::now();
-        let mut settled = self.settled.clone();
-        let wait = settled.wait_for(|settled| settled.is_some_and(|settled| settled.step >= awaited));
-        let outcome = *futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
+        let wait = self.settled.wait_for(|settled| settled.step >= Some(awaited));
+        futures::executor::block_on(wait).map_err(|_| WorkerError::OtherSide("session"))?;
         self.view.waited_for_commit(begun.elapsed());
-        if kind == CheckpointKind::Point && outcome.is_some_and(|settled| settled.kept) {
-            self.last_point = Some(awaited);
-        }
         pass(Point::WorkerCommitted);
         Ok(())
     }

@@ -15,7 +15,7 @@ use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberR
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::boundary::{Boundary, PhaseClock};
+use crate::boundary::{Boundary, PhaseClock, Settled};
 use crate::compute_thread::{self, ComputeThread, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
@@ -130,7 +130,8 @@ impl Life {
         let started = |directive| matches!(directive, Directive::Start).then_some(());
         let Some(()) = before_start(directives, signals, started).await? else { return Ok(()) };
         pass(Point::WorkerStarted);
-        let (settled_sender, settled) = watch::channel(None);
+        let before = Settled { step: None, point: assignment.resume_point() };
+        let (settled_sender, settled) = watch::channel(before);
         let (snapshots, to_upload) = mpsc::channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let view = self.metrics.begin(&spec.name, self.rank);
@@ -156,7 +157,6 @@ impl Life {
             snapshots,
             settled,
             awaited: None,
-            last_point: assignment.resume_point(),
         };
         let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary, policy };
         if start.send(order).is_err() {

@@ -26,8 +26,8 @@ pub struct Training {
     pub aborts: Vec<AbortHandle>,
     /// The wish to stop, for the compute thread.
     pub stop: Arc<AtomicBool>,
-    /// What became of the newest checkpoint, for the compute thread.
-    pub settled: watch::Sender<Option<Settled>>,
+    /// What became of checkpoints, for the compute thread.
+    pub settled: watch::Sender<Settled>,
     /// The compute thread's result.
     pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
 }
@@ -51,10 +51,13 @@ impl Training {
                         self.stop.store(true, Ordering::Relaxed);
                     }
                     Ok(Directive::Committed { step }) => {
-                        self.settled.send_replace(Some(Settled { step, kept: true }));
+                        self.settled.send_modify(|settled| settled.step = Some(step));
                     }
                     Ok(Directive::PointSettled { step, kept }) => {
-                        self.settled.send_replace(Some(Settled { step, kept }));
+                        self.settled.send_modify(|settled| {
+                            settled.step = Some(step);
+                            settled.point = if kept { Some(step) } else { settled.point };
+                        });
                     }
                     Ok(Directive::Exit) if finished => {
                         self.tasks.shutdown().await;

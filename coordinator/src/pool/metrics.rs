@@ -2,21 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use polygram_proto::control::Role;
 use polygram_proto::pool::{JobState, JobStatus, PoolMemberStatus};
-use polygram_telemetry::{Histogram, Identity, Metrics, Page, Sample, Source, endpoint, names};
+use polygram_telemetry::{Histogram, Identity, Metrics, Page, Sample, Source, names};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{mpsc, watch};
 
 use super::core::Tallies;
 use super::driver::Input;
 use crate::opening::unix_ms;
+use crate::scrapes;
 
-/// How old the numbers of a scrape may be.
-const REFRESH: Duration = Duration::from_secs(1);
 /// Upper bounds of waits in the queue.
 const WAIT_SECONDS: [f64; 9] =
     [1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 4.0 * 3600.0, 24.0 * 3600.0, f64::INFINITY];
@@ -24,30 +21,13 @@ const WAIT_SECONDS: [f64; 9] =
 /// Answers scrapes on `listener` until it is dropped.
 pub(super) async fn serve(listener: TcpListener, inbox: mpsc::Sender<Input>) {
     let identity = Identity { run: "pool".into(), role: polygram_telemetry::Role::Coordinator, index: None };
-    let (sender, latest) = watch::channel(Arc::new(Numbers::default()));
+    let (sender, latest) = watch::channel(Numbers::default());
     let metrics = Metrics::new(&identity).with(Arc::new(PoolSource(latest)));
-    let refresh = async {
-        let mut beat = tokio::time::interval(REFRESH);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            beat.tick().await;
-            let (answer, numbers) = oneshot::channel();
-            if inbox.send(Input::Numbers { answer }).await.is_err() {
-                return std::future::pending().await;
-            }
-            if let Ok(numbers) = numbers.await {
-                sender.send_replace(Arc::new(numbers));
-            }
-        }
-    };
-    tokio::select! {
-        () = endpoint::serve(listener, Arc::new(metrics), std::future::pending()) => {}
-        () = refresh => {}
-    }
+    scrapes::serve((listener, metrics), sender, (inbox, |answer| Input::Numbers { answer })).await;
 }
 
 /// A pool at one instant.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Numbers {
     pub(super) jobs: Vec<JobStatus>,
     pub(super) members: Vec<PoolMemberStatus>,
@@ -95,11 +75,11 @@ impl Numbers {
 }
 
 #[derive(Debug)]
-struct PoolSource(watch::Receiver<Arc<Numbers>>);
+struct PoolSource(watch::Receiver<Numbers>);
 
 impl Source for PoolSource {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result {
-        let numbers = Arc::clone(&self.0.borrow());
+        let numbers = self.0.borrow().clone();
         let members = [Role::Worker, Role::Shard].into_iter().flat_map(|role| {
             let sample = move |(place, count)| Sample::of("member", role, count as f64).and("place", place);
             numbers.places(role).map(sample)

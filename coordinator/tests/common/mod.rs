@@ -2,6 +2,7 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)] // every test file uses its own part
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -214,13 +215,18 @@ pub async fn leave(members: Vec<Member>) {
 pub async fn train_to(lead: Lead, from: u64, step: u64) -> Ended {
     let mut members = lead.members().await;
     assert_eq!(started(&mut members).await.resume_step, Step(from));
-    for at in from..step {
+    complete(lead, members, from..step).await
+}
+
+/// Members that were told to start do these steps, write the checkpoint after them and leave.
+pub async fn complete(lead: Lead, members: Vec<Member>, steps: Range<u64>) -> Ended {
+    for at in steps.clone() {
         members[0].metrics(at, 4.0 - at as f64).await;
     }
     for member in &members {
-        member.upload(&lead, step).await;
+        member.upload(&lead, steps.end).await;
     }
-    members[0].finish(step).await;
+    members[0].finish(steps.end).await;
     leave(members).await;
     lead.ended().await
 }

@@ -9,8 +9,9 @@ use polygram_proto::control::{
 };
 
 use super::world::{Delivery, World};
-use super::{EVERY, Random, STEPS};
+use super::{EVERY, STEPS};
 use crate::core::{Event, Uploaded};
+use crate::random::Random;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

@@ -11,11 +11,12 @@ use polygram_proto::control::{
 
 use super::checker::Checker;
 use super::member::{Agent, Frozen, Stage};
-use super::{EVERY, HORIZON, Random, STEPS, Weather};
+use super::{EVERY, HORIZON, STEPS, Weather};
 use crate::core::{
     Action, Event, Examined, FellBack, Reply, Resume, RolledBack, Settings, State, Ticket, Time, Timeouts,
     apply,
 };
+use crate::random::Random;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Delivery {

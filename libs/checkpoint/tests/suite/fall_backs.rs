@@ -1,17 +1,10 @@
 //! Past damaged checkpoints: what is found at fault, what there is before it, and that nothing set aside is forgotten.
 
-use polygram_checkpoint::{Manifest, ManifestHeader, RollBack, RunStore};
+use polygram_checkpoint::{Manifest, ManifestHeader, RollBack};
+use polygram_domain::Step;
 use polygram_domain::spikes::{LeftOut, PolicyState};
-use polygram_domain::{RunSpec, Step};
 
-use crate::support::{Backend, ONE, State, header, spec};
-
-async fn commit(store: &RunStore, spec: &RunSpec, step: u64) -> Manifest {
-    let parts = State::new(spec, 1, step).write(store, ONE).await;
-    let manifest = Manifest::assemble(spec, header(Step(step)), &parts).unwrap();
-    store.commit(&manifest).await.unwrap();
-    manifest
-}
+use crate::support::{Backend, ONE, State, commit, header, spec};
 
 #[tokio::test]
 async fn a_faulty_checkpoint_is_set_aside_and_its_step_may_be_committed_again() {

@@ -12,8 +12,9 @@ use super::super::event::Admission;
 use super::super::job::JobRecord;
 use super::super::{Action, Event, Needs, Reply, Rules, SessionEnd, State, apply};
 use super::checker::Checker;
-use super::{Random, Weather};
+use super::{SEED, Weather};
 use crate::core::{Ticket, Time};
+use crate::random::Random;
 
 mod members;
 
@@ -110,7 +111,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, weather: Weather) -> World {
-        let mut random = Random::new(seed);
+        let mut random = Random(seed ^ SEED);
         let agent = |role| Agent {
             role,
             life: 1,
