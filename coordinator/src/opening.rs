@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
 use crate::ledger::Base;
-use crate::points::Points;
+use crate::points::{self, Points};
 
 /// What a coordinator is given.
 #[derive(Clone, Debug)]
@@ -166,6 +166,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     }
     let points = Points::open(&origin.root, &spec).await;
     let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
+    let from = found.resume.as_ref().map_or(Step(0), |resume| resume.step);
+    points::tell_of_forgotten(&store, &origin.root, &spec, from).await;
     let claim = CoordinatorAddress {
         address: address.to_string(),
         pid: std::process::id(),

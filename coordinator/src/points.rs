@@ -4,13 +4,41 @@
 //! and the run goes on from its last commit. A recovery point counts only if the run's own ledger has the line that it names;
 //! one of another past, or of another run of that name, is set aside.
 
+use std::collections::BTreeSet;
+
 use polygram_checkpoint::{CheckpointError, ConfigHash, Fault, Manifest, RollBack, RunStore, Verified, keys};
-use polygram_domain::{RunSpec, Step};
+use polygram_domain::{RunFile, RunSpec, Step};
 
 /// The place of recovery points.
 #[derive(Clone, Debug)]
 pub(crate) struct Points {
     store: RunStore,
+}
+
+/// Tells of recovery points newer than `from`, where the run goes on, that lie in a place which an earlier configuration of
+/// the run names and `spec` does not: nobody looks for them there any more.
+pub(crate) async fn tell_of_forgotten(run: &RunStore, root: &str, spec: &RunSpec, from: Step) {
+    let place = |spec: &RunSpec| spec.recovery_points.as_ref().map(|points| points.root(root));
+    let (looked_at, mut told) = (place(spec), BTreeSet::new());
+    for hash in run.configs().await.unwrap_or_default() {
+        let Ok(text) = run.read_config(&hash).await else { continue };
+        let earlier = RunFile::parse(&text, &keys::config(&hash.0), &[]).and_then(|file| file.resolve());
+        let Some(place) = earlier.ok().as_ref().and_then(place) else { continue };
+        if Some(&place) == looked_at.as_ref() || !told.insert(place.clone()) {
+            continue;
+        }
+        let Ok(points) = RunStore::open(&place, &spec.name) else { continue };
+        let newest = points.committed_steps().await.ok().and_then(|steps| steps.last().copied());
+        if let Some(newest) = newest.filter(|newest| *newest > from) {
+            tracing::warn!(
+                newest = newest.0,
+                from = from.0,
+                place,
+                "recovery points are not gone on from: they lie where the run file has no [recovery_points] any more; to use \
+                 them, stop this run and put the section back"
+            );
+        }
+    }
 }
 
 impl Points {

@@ -95,11 +95,11 @@ pub struct Chain {
 #[derive(Debug)]
 pub struct PointArchive {
     /// Their store.
-    pub store: RunStore,
+    store: RunStore,
     /// Changes alone are written while they are less than this part of the written rows.
-    pub changes_below: f64,
+    changes_below: f64,
     /// What the next one may go on from.
-    pub chain: Mutex<Option<Chain>>,
+    chain: Mutex<Option<Chain>>,
 }
 
 impl PointArchive {

@@ -242,6 +242,27 @@ fn points_of_another_past_are_not_gone_on_from() {
     ends_as_plain(&cluster, finished).unwrap();
 }
 
+/// A run file that has lost the section, or names another place, goes on from the commit and says what it leaves.
+#[test]
+fn forgotten_points_are_told() {
+    let cluster = cluster();
+    let newest = interrupted(&cluster, &["checkpoint.every_steps=1000"]);
+    let place = format!("recovery_points.root=\"{}\"", cluster.folder().join("elsewhere").display());
+    for more in [&[][..], &[POINTS[0], POINTS[1], &place]] {
+        let forgetful = Cluster::tiny(Engine::Drill).unwrap().with(&RUN).with(more);
+        let forgetful = forgetful.with_root_of(&cluster).unwrap();
+        let finished = forgetful.train(&[]).unwrap();
+        let log = logged(&forgetful);
+        let mut told = log.lines().filter(|line| line.contains("recovery points are not gone on from"));
+        assert!(
+            told.next().is_some_and(|line| line.contains(&format!("newest={newest} "))),
+            "{newest}: {log}"
+        );
+        assert_eq!(told.next(), None);
+        ends_as_plain(&forgetful, finished).unwrap();
+    }
+}
+
 #[test]
 fn a_root_that_cannot_be_used_costs_nothing_else() {
     let cluster = cluster();

@@ -151,6 +151,9 @@ fn human(found: &Found, document: &StatusDocument) -> String {
         Some(step) => text.push_str(&format!("committed step {step}\n")),
         None => text.push_str("nothing committed yet\n"),
     }
+    if let Some(step) = status.last_point.filter(|step| Some(*step) > status.last_commit) {
+        text.push_str(&format!("recovery point at step {step}\n"));
+    }
     if let Some(culprit) = status.culprit.as_ref().filter(|_| status.state == RunState::Failed) {
         text.push_str(&format!("ended by {culprit}\n"));
     }
