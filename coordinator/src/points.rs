@@ -34,8 +34,8 @@ pub(crate) async fn tell_of_forgotten(run: &RunStore, root: &str, spec: &RunSpec
                 newest = newest.0,
                 from = from.0,
                 place,
-                "recovery points are not gone on from: they lie where the run file has no [recovery_points] any more; to use \
-                 them, stop this run and put the section back"
+                "recovery points are not gone on from: the run file does not name their place any more; to use them, stop \
+                 this run and put its [recovery_points] back"
             );
         }
     }
