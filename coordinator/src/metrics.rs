@@ -16,7 +16,7 @@ pub(crate) async fn serve(listener: TcpListener, first: RunStatus, inbox: mpsc::
     let identity = Identity { run: first.run.clone(), role: Role::Coordinator, index: None };
     let (sender, latest) = watch::channel(first);
     let metrics = Metrics::new(&identity).with(Arc::new(StatusSource(latest)));
-    scrapes::serve((listener, metrics), sender, (inbox, |answer| Input::Status { answer })).await;
+    scrapes::serve((listener, metrics), sender, inbox, |answer| Input::Status { answer }).await;
 }
 
 #[derive(Debug)]

@@ -16,7 +16,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub(crate) async fn serve<I, T>(
     (listener, metrics): (TcpListener, Metrics),
     latest: watch::Sender<T>,
-    (inbox, ask): (mpsc::Sender<I>, fn(oneshot::Sender<T>) -> I),
+    inbox: mpsc::Sender<I>,
+    ask: impl Fn(oneshot::Sender<T>) -> I,
 ) {
     let refresh = async {
         let mut beat = tokio::time::interval(REFRESH);

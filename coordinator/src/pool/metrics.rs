@@ -23,7 +23,7 @@ pub(super) async fn serve(listener: TcpListener, inbox: mpsc::Sender<Input>) {
     let identity = Identity { run: "pool".into(), role: polygram_telemetry::Role::Coordinator, index: None };
     let (sender, latest) = watch::channel(Numbers::default());
     let metrics = Metrics::new(&identity).with(Arc::new(PoolSource(latest)));
-    scrapes::serve((listener, metrics), sender, (inbox, |answer| Input::Numbers { answer })).await;
+    scrapes::serve((listener, metrics), sender, inbox, |answer| Input::Numbers { answer }).await;
 }
 
 /// A pool at one instant.
