@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "polygram" / "peers"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 
-# As our own programs do: memory that was freed is kept, on huge pages. It speeds the peers up too.
+# Memory that was freed is kept, as our own programs do by themselves, and lies on huge pages. It speeds the peers up too.
 TUNABLES = ":".join(
     f"glibc.malloc.{name}"
     for name in ("mmap_max=0", "trim_threshold=18446744073709551615", "top_pad=67108864", "hugetlb=1")
