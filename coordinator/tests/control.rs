@@ -187,11 +187,11 @@ async fn a_run_goes_on_with_another_generation() {
     let assignment = started(&mut members).await;
     assert_eq!((assignment.generation, assignment.resume_step), (first.next(), Step(2)));
     let store = lead.store();
-    let status = complete(lead, members, 2..4).await.status;
+    let status = complete(lead, members, 2..4, |_| 3.0).await.status;
     assert_eq!((status.state, status.restarts, status.culprit), (RunState::Completed, 1, None));
     let metrics = store.read_metrics().await.unwrap();
     let recorded: Vec<_> = metrics.steps.iter().map(|m| (m.step, m.loss)).collect();
-    assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 2.0), (4, 1.0)]);
+    assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 3.0), (4, 3.0)]);
     let story = store.read_recovery().await.unwrap();
     let kinds: Vec<_> =
         story[0].lines.iter().map(|line| serde_json::to_value(line).unwrap()["kind"].clone()).collect();

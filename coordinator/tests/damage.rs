@@ -84,7 +84,7 @@ async fn a_damaged_checkpoint_is_set_aside_and_its_steps_are_done_again() {
     assert_eq!(assignment.resume_step, Step(1));
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1)]);
     assert_eq!(store.set_aside_as_damaged(&[]).await.unwrap()[0].step, Step(2));
-    let ended = complete(lead, members, 1..4).await;
+    let ended = complete(lead, members, 1..4, |_| 1.0).await;
     assert_eq!((ended.outcome, ended.status.state), (Outcome::Good, RunState::Completed));
     assert!(ended.status.set_aside[0].contains(&key), "{:?}", ended.status.set_aside);
     let metrics = store.read_metrics().await.unwrap();
@@ -126,7 +126,7 @@ async fn a_sound_checkpoint_stays_whatever_a_member_says() {
         assert_eq!(member.directive().await, Directive::Start);
     }
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1), Step(2)]);
-    let ended = complete(lead, members, 2..4).await;
+    let ended = complete(lead, members, 2..4, |_| 1.0).await;
     assert_eq!((ended.status.state, ended.status.restarts), (RunState::Completed, 1));
     let last = ended.status.last_rollback.unwrap();
     assert!(last.culprit.member == shard(1) && last.culprit.message.contains("sound"), "{last:?}");

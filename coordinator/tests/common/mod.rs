@@ -215,13 +215,18 @@ pub async fn leave(members: Vec<Member>) {
 pub async fn train_to(lead: Lead, from: u64, step: u64) -> Ended {
     let mut members = lead.members().await;
     assert_eq!(started(&mut members).await.resume_step, Step(from));
-    complete(lead, members, from..step).await
+    complete(lead, members, from..step, |at| 4.0 - at as f64).await
 }
 
-/// Members that were told to start do these steps, write the checkpoint after them and leave.
-pub async fn complete(lead: Lead, members: Vec<Member>, steps: Range<u64>) -> Ended {
+/// Members that were told to start do these steps, each with its loss, write the checkpoint after them and leave.
+pub async fn complete(
+    lead: Lead,
+    members: Vec<Member>,
+    steps: Range<u64>,
+    loss: impl Fn(u64) -> f64,
+) -> Ended {
     for at in steps.clone() {
-        members[0].metrics(at, 4.0 - at as f64).await;
+        members[0].metrics(at, loss(at)).await;
     }
     for member in &members {
         member.upload(&lead, steps.end).await;
