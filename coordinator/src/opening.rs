@@ -167,7 +167,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let points = Points::open(&origin.root, &spec).await;
     let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
     let from = found.resume.as_ref().map_or(Step(0), |resume| resume.step);
-    points::tell_of_forgotten(&store, &origin.root, &spec, from).await;
+    tokio::spawn(points::tell_of_forgotten(store.clone(), origin.root.clone(), spec.clone(), from));
     let claim = CoordinatorAddress {
         address: address.to_string(),
         pid: std::process::id(),

@@ -16,10 +16,11 @@ pub(crate) struct Points {
 }
 
 /// Tells of recovery points newer than `from`, where the run goes on, that lie in a place which an earlier configuration of
-/// the run names and `spec` does not: nobody looks for them there any more.
-pub(crate) async fn tell_of_forgotten(run: &RunStore, root: &str, spec: &RunSpec, from: Step) {
-    let place = |spec: &RunSpec| spec.recovery_points.as_ref().map(|points| points.root(root));
-    let (looked_at, mut told) = (place(spec), BTreeSet::new());
+/// the run names and `spec` does not: nobody looks for them there any more. Reads every configuration that the run ever
+/// had, so nobody should wait for it. What cannot be read is passed over.
+pub(crate) async fn tell_of_forgotten(run: RunStore, root: String, spec: RunSpec, from: Step) {
+    let place = |spec: &RunSpec| spec.recovery_points.as_ref().map(|points| points.root(&root));
+    let (looked_at, mut told) = (place(&spec), BTreeSet::new());
     for hash in run.configs().await.unwrap_or_default() {
         let Ok(text) = run.read_config(&hash).await else { continue };
         let earlier = RunFile::parse(&text, &keys::config(&hash.0), &[]).and_then(|file| file.resolve());
