@@ -43,7 +43,7 @@ pub(crate) enum Command {
     /// The runs under a root
     Runs(RootArgs),
     /// One line per step of a run
-    Metrics(RunArgs),
+    Metrics(MetricsArgs),
     /// Who was lost, what followed and where the run went on, from the store alone
     Why(RunArgs),
     /// Digest of a committed training state, the same in any topology
@@ -75,6 +75,21 @@ pub(crate) enum Command {
     /// What this machine does against what it could do
     #[command(subcommand)]
     Bench(BenchCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// First step
+    #[arg(long, value_name = "STEP", conflicts_with = "last")]
+    pub(crate) from: Option<u64>,
+    /// Last step
+    #[arg(long, value_name = "STEP", conflicts_with = "last")]
+    pub(crate) to: Option<u64>,
+    /// The newest N steps only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) last: Option<u64>,
 }
 
 /// Where a pool is.
@@ -247,6 +262,8 @@ pub(crate) enum CkptCommand {
     Pin(CkptPinArgs),
     /// Let retention treat a checkpoint as any other
     Unpin(CkptPinArgs),
+    /// Remove a checkpoint and what it alone needs; works where no room is left
+    Rm(CkptRmArgs),
     /// Objects that no checkpoint needs; removes them only with --yes
     Gc(CkptGcArgs),
     /// Write a checkpoint as another topology would, with the same state
@@ -300,6 +317,18 @@ pub(crate) struct CkptPinArgs {
     /// Committed step
     #[arg(value_name = "STEP")]
     pub(crate) step: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CkptRmArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Committed step
+    #[arg(value_name = "STEP")]
+    pub(crate) step: u64,
+    /// Remove it though it is pinned, or the newest one
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use polygram_checkpoint::Part;
+use polygram_checkpoint::{MetricsLine, Part};
 use polygram_domain::{Generation, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
@@ -65,6 +65,9 @@ pub(crate) enum Input {
     },
     Status {
         answer: oneshot::Sender<RunStatus>,
+    },
+    WaitingMetrics {
+        answer: oneshot::Sender<Vec<MetricsLine>>,
     },
     Watch {
         answer: oneshot::Sender<(RunStatus, broadcast::Receiver<WatchEvent>)>,
@@ -187,6 +190,8 @@ impl Driver {
             Input::Status { answer } => {
                 let _gone = answer.send(self.state.status(self.clock.now()));
             }
+            // Only the recorder knows what the store has.
+            Input::WaitingMetrics { answer } => self.order(Order::Waiting(answer)),
             Input::Watch { answer } => {
                 let status = self.state.status(self.clock.now());
                 let _gone = answer.send((status, self.watchers.subscribe()));

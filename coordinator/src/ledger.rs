@@ -1,17 +1,19 @@
-//! The recorder's hand on the ledger: lines in the order of steps, written in batches before what names them.
+//! The recorder's hand on the ledger: lines in the order of steps, written in segments before what names them.
 //!
 //! Memory holds the lines that are not written yet, and the newest [`MOST_KEPT`] others: enough for whoever names a line
 //! some steps later. What is older is read from the store again in the rare case that it is asked for.
 
 use std::collections::BTreeMap;
 
-use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, Manifest, RunStore, keys};
+use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, Manifest, RunStore};
 use polygram_domain::spikes::{Memory, SpikeSpec};
 use polygram_domain::{Step, StepOutcome};
 use polygram_proto::control::StepMetrics;
 
-/// Lines that may wait for a commit.
-const MOST_WAITING: usize = 1024;
+use crate::segment::OpenSegment;
+
+/// More lines do not wait for a commit.
+const MANY_WAITING: usize = 16 * 1024;
 /// Lines that stay in memory although they are written.
 const MOST_KEPT: usize = 4096;
 
@@ -64,10 +66,11 @@ impl Named {
     }
 }
 
-/// An object of the ledger that has lines since the newest commit.
-#[derive(Clone, Copy, Debug)]
+/// A segment of the ledger that has lines since the newest commit.
+#[derive(Clone, Debug)]
 struct Written {
     seq: u64,
+    key: String,
     /// Its newest line that counts.
     last: Step,
 }
@@ -76,10 +79,9 @@ struct Written {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     attempt: u64,
-    seq: u64,
+    /// Of the open segment.
     heading: Heading,
-    /// Lines that are not in the store.
-    waiting: Vec<Entry>,
+    open: OpenSegment<Entry>,
     spikes: SpikeSpec,
     /// What the newest commit named, or the ledger goes on from.
     anchor: Named,
@@ -99,9 +101,8 @@ impl Ledger {
         let anchor = Named { step, head, memory };
         Ledger {
             attempt,
-            seq: 0,
             heading: Heading { after: step, head, config, imported: is_imported },
-            waiting: Vec::new(),
+            open: OpenSegment::default(),
             spikes,
             before: anchor.clone(),
             anchor,
@@ -130,20 +131,26 @@ impl Ledger {
             prev,
         };
         self.recent.insert(m.step.next(), (entry, entry.hash()));
-        self.waiting.push(entry);
+        self.open.push(entry);
         self.forget();
         Ok(())
     }
 
     /// Lets go of the oldest lines in memory that are in the store.
     fn forget(&mut self) {
+        let stored = self.stored();
         while self.recent.len() > self.most_kept
             && let Some(oldest) = self.recent.first_entry()
-            && *oldest.key() <= self.heading.after
+            && *oldest.key() <= stored
         {
             let (entry, head) = oldest.remove();
             self.before.take(&self.spikes, &entry, head);
         }
+    }
+
+    /// The state version of the newest line in the store.
+    fn stored(&self) -> Step {
+        self.open.stored().last().map_or(self.heading.after, |entry| Step(entry.step))
     }
 
     fn last(&self) -> (Step, ChainHash) {
@@ -175,8 +182,8 @@ impl Ledger {
             return Ok(None);
         }
         let mut named = self.anchor.clone();
-        for Written { seq, last } in &self.written {
-            let entries = store.read_ledger_lines(self.attempt, *seq).await?;
+        for Written { key, last, .. } in &self.written {
+            let entries = store.read_ledger_lines(key).await?;
             let counts = |entry: &&Entry| entry.step <= last.0.min(step.0);
             for entry in entries.iter().filter(counts) {
                 // Those up to the anchor are known.
@@ -189,21 +196,32 @@ impl Ledger {
             }
         }
         Err(CheckpointError::Damaged {
-            key: keys::ledger(self.attempt, self.written.last().map_or(0, |written| written.seq)),
+            key: self.written.last().map_or("ledger".to_owned(), |written| written.key.clone()),
             reason: format!("up to it the line of step {} is missing", named.step.next()),
         })
     }
 
     /// Whether so many lines wait that they are to be written.
     pub(crate) fn is_long(&self) -> bool {
-        self.waiting.len() >= MOST_WAITING
+        self.waiting() >= MANY_WAITING
+    }
+
+    /// Lines that are not in the store.
+    pub(crate) fn waiting(&self) -> usize {
+        self.open.waiting().len()
     }
 
     /// Goes on from an earlier step: later lines are void.
     pub(crate) fn go_back(&mut self, base: Base) {
         let Base { step, head, is_imported, memory } = base;
         self.recent.split_off(&step.next());
-        self.waiting.retain(|entry| entry.step <= step.0);
+        if step < self.stored() {
+            // Its lines beyond are void, which the next segment's heading says.
+            self.open.close();
+            self.heading = Heading { after: step, head, imported: is_imported, ..self.heading.clone() };
+        } else {
+            self.open.drop_waiting(|entry| entry.step > step.0);
+        }
         // An object counts as far as its lines do.
         let first_void = self.written.partition_point(|written| written.last <= step);
         if let Some(written) = self.written.get_mut(first_void) {
@@ -218,22 +236,30 @@ impl Ledger {
             self.written.clear();
             self.anchor = named;
         }
-        if step < self.heading.after {
-            self.heading = Heading { after: step, head, imported: is_imported, ..self.heading.clone() };
-        }
     }
 
     /// Writes what waits.
     pub(crate) async fn flush(&mut self, store: &RunStore) -> Result<(), CheckpointError> {
-        let Some(newest) = self.waiting.last() else { return Ok(()) };
-        let (after, head) = (Step(newest.step), newest.hash());
-        store.append_ledger((self.attempt, self.seq), &self.heading, &self.waiting).await?;
-        self.written.push(Written { seq: self.seq, last: after });
-        self.heading = Heading { after, head, imported: false, ..self.heading.clone() };
-        self.seq += 1;
-        self.waiting.clear();
+        let Ledger { attempt, heading, open, .. } = self;
+        let written =
+            open.write(async |id, lines| store.append_ledger((*attempt, id), heading, lines).await).await?;
+        let (Some(key), Some(newest)) = (written, self.open.stored().last()) else { return Ok(()) };
+        let (last, head, seq) = (Step(newest.step), newest.hash(), self.open.seq());
+        match self.written.last_mut().filter(|written| written.seq == seq) {
+            Some(written) => (written.key, written.last) = (key, last),
+            None => self.written.push(Written { seq, key, last }),
+        }
+        if self.open.is_long() {
+            self.open.close();
+            self.heading = Heading { after: last, head, imported: false, ..self.heading.clone() };
+        }
         self.forget();
         Ok(())
+    }
+
+    /// Deletes what was replaced in the store.
+    pub(crate) async fn tidy(&mut self, store: &RunStore) {
+        self.open.tidy(store).await;
     }
 
     /// A commit names this line: earlier ones are not asked for again.
@@ -360,12 +386,12 @@ mod tests {
                         }
                         ledger.add(&metrics).unwrap();
                         let mut next = all[reached].clone();
-                        let entry = ledger.waiting.last().unwrap();
+                        let entry = ledger.open.waiting().last().unwrap();
                         next.take(&spikes, entry, entry.hash());
                         all.push(next);
                     }
                 }
-                let most = KEPT.max(ledger.waiting.len());
+                let most = KEPT.max(ledger.waiting());
                 assert!(ledger.recent.len() <= most, "seed {seed}, turn {turn}: {}", ledger.recent.len());
             }
             // A way back voids lines in the store once the next one is written.
@@ -385,18 +411,18 @@ mod tests {
     async fn a_run_without_commits_needs_no_more_memory() {
         let store = store();
         let mut ledger = ledger(1, Base::genesis());
-        for step in 0..20_000 {
+        for step in 0..100_000 {
             ledger.add(&metrics(step, 1.0)).unwrap();
             if ledger.is_long() {
                 ledger.flush(&store).await.unwrap();
             }
-            assert!(ledger.recent.len() <= MOST_KEPT && ledger.waiting.len() < MOST_WAITING);
+            assert!(ledger.recent.len() <= MANY_WAITING && ledger.waiting() < MANY_WAITING);
         }
-        assert!(ledger.written.len() <= 20);
+        assert!(ledger.written.len() <= 8);
         let (chain, _) = store.read_ledger().await.unwrap();
         let early = ledger.named(&store, Step(3)).await.unwrap().unwrap();
         assert_eq!(Some(early.head), chain.hash_at(Step(3)));
-        assert_eq!(ledger.named(&store, Step(20_001)).await.unwrap(), None);
+        assert_eq!(ledger.named(&store, Step(100_001)).await.unwrap(), None);
         ledger.committed(early);
         assert_eq!(ledger.named(&store, Step(2)).await.unwrap(), None);
     }
@@ -413,8 +439,8 @@ mod tests {
             ledger.add(&metrics(step, 1.0)).unwrap();
             ledger.flush(&store).await.unwrap();
         }
+        let key = ledger.written[0].key.clone();
         assert_eq!(ledger.named(&store, Step(4)).await.unwrap().map(|named| named.step), Some(Step(4)));
-        let key = keys::ledger(1, 2);
         std::fs::remove_file(folder.path().join("runs/r").join(&key)).unwrap();
         let error = ledger.named(&store, Step(4)).await.unwrap_err().to_string();
         assert!(error.contains(&key), "{error}");

@@ -16,13 +16,16 @@ pub mod server;
 mod clock;
 mod driver;
 mod examination;
+mod journal;
 mod ledger;
 mod metrics;
 mod points;
 #[cfg(test)]
 mod random;
 mod recorder;
+mod room;
 mod scrapes;
+mod segment;
 mod service;
 
 pub use opening::{Opened, OpeningError, Origin, open};

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use polygram_checkpoint::renewal::TermObject;
 use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, CoordinatorAddress, CoordinatorRecord, CoverError, Damaged, Manifest,
@@ -20,6 +21,7 @@ use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
 use crate::ledger::Base;
 use crate::points::{self, Points};
+use crate::room;
 
 /// What a coordinator is given.
 #[derive(Clone, Debug)]
@@ -58,6 +60,20 @@ pub enum OpeningError {
         step: u64,
         /// What is missing or too much.
         source: CoverError,
+    },
+    /// The configuration that the checkpoint was made with is not in the store.
+    #[error(
+        "run {run} cannot be resumed from step {step}: {key}, the configuration of that step, is not in the store any more \
+         (has a rule of the store removed what is old?); start once with the very run file and overrides of that time, \
+         which are recognised and written again, or copy the object back"
+    )]
+    ConfigGone {
+        /// The run.
+        run: String,
+        /// The checkpoint's step.
+        step: u64,
+        /// The configuration's object.
+        key: String,
     },
     /// Checkpoints exist, but none can be believed.
     #[error(
@@ -103,6 +119,7 @@ pub struct Opened {
     pub(crate) store: RunStore,
     pub(crate) points: Option<Points>,
     pub(crate) term: Term,
+    pub(crate) claim: TermObject,
     pub(crate) state: State,
     pub(crate) base: Base,
     /// Checkpoints that were set aside on the way to it.
@@ -151,7 +168,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let file = RunFile::parse(&origin.config_toml, &origin.config_name, &[])?;
     let spec = file.resolve()?;
     let store = RunStore::create(&origin.root, &spec.name)?;
-    store.root().probe_conditional_create().await?;
+    let has_room = room::has_room(&store).await?;
     if let Some(record) = store.latest_coordinator().await?
         // Who listened here before us is gone, or we would not have the port.
         && record.address != address.to_string()
@@ -159,6 +176,9 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     {
         let CoordinatorRecord { address, pid, .. } = record;
         return Err(OpeningError::Led { run: spec.name.to_string(), address, pid });
+    }
+    if !has_room {
+        room::make_room(&store, &file, &spec).await?;
     }
     // What a way back has made void is not gone on from, should its coordinator have died over it.
     for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
@@ -174,6 +194,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         started_unix_ms: unix_ms(),
     };
     let term = store.claim_term(&claim).await?;
+    let claim = store.term_object(term).await?;
     polygram_faults::pass(polygram_faults::Point::CoordinatorTermClaimed);
     for damaged in &found.damaged {
         tracing::error!(
@@ -203,6 +224,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         store,
         points,
         term,
+        claim,
         state,
         fallen,
         base: found.base,
@@ -282,7 +304,18 @@ pub(crate) async fn check_fit(
     spec: &RunSpec,
 ) -> Result<(), OpeningError> {
     let run = || spec.name.to_string();
-    let before = store.read_config(&manifest.config).await?;
+    let before = match store.read_config(&manifest.config).await {
+        Ok(before) => before,
+        Err(CheckpointError::Missing { key }) => {
+            // The same configuration again needs no comparison, and is written again.
+            let given = file.to_toml()?;
+            if ConfigHash::of(&given) != manifest.config {
+                return Err(OpeningError::ConfigGone { run: run(), step: manifest.step.0, key });
+            }
+            given
+        }
+        Err(error) => return Err(error.into()),
+    };
     let before = RunFile::parse(&before, &keys::config(&manifest.config.0), &[])?;
     compatibility::check(&before, file, manifest.step.0)
         .map_err(|source| OpeningError::Incompatible { run: run(), source })?;

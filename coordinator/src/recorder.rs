@@ -1,11 +1,15 @@
 //! The one task that writes to the store: metrics, the ledger, status, commits.
 //!
 //! Orders are carried out one after the other, so metrics and the ledger's line of a step are in the store before its
-//! checkpoint is committed. What fails is told to the driver, which ends the run.
+//! checkpoint is committed.
+//!
+//! A store that takes no records does not end the run: they wait in memory, and are tried again. Only a commit needs
+//! them; it waits for the store for minutes, and its failure is told to the driver, which ends the run.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_checkpoint::renewal::TermObject;
 use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
@@ -15,24 +19,27 @@ use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
-use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::core::{Event, Examined, FellBack, RolledBack};
 use crate::driver::Input;
 use crate::examination::examine;
+use crate::journal::Journal;
 use crate::ledger::{Base, Ledger, Named};
 use crate::opening::{OpeningError, unix_ms};
 use crate::points::Points;
 
-/// Metrics and status are written this often.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// What no commit waits for is tried for so long before it waits in memory.
+const BACKGROUND: Duration = Duration::from_secs(5);
 
 /// What the recorder is told.
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Keep a step's metrics, and its line of the ledger.
     Step(StepMetrics),
+    /// Answer with the metrics that are not in the store yet.
+    Waiting(oneshot::Sender<Vec<MetricsLine>>),
     /// Keep an evaluation.
     Evaluation(Evaluation),
     /// The run goes on from a state version: what was recorded of later ones is done again.
@@ -56,7 +63,10 @@ pub(crate) struct Recorder {
     pub(crate) store: RunStore,
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) config: ConfigHash,
+    pub(crate) config_toml: String,
     pub(crate) term: Term,
+    /// The record of the term.
+    pub(crate) claim: TermObject,
     /// Where recovery points go.
     pub(crate) points: Option<Points>,
     /// What this attempt started from.
@@ -71,88 +81,98 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Works until the orders end, then writes what is left. A failure to write is told to the driver once and ends
-    /// the recording of metrics and status; commits go on to answer.
+    /// Works until the orders end, then writes what is left.
     pub(crate) async fn run(mut self) {
-        let opened = RecoveryLine::Opened {
-            at_unix_ms: unix_ms(),
-            pid: std::process::id(),
-            resumed_from: self.base.step,
-        };
-        let (at_unix_ms, to) = (unix_ms(), self.base.step);
-        let fell_back = |(step, reason)| RecoveryLine::FellBack { at_unix_ms, step, reason, to };
-        let fallen = std::mem::take(&mut self.fallen).into_iter().map(fell_back);
-        let mut journal = Journal {
-            attempt: self.term.0,
-            metrics: Pages::default(),
-            story: Pages { next: 0, lines: std::iter::once(opened).chain(fallen).collect() },
-            ledger: Ledger::new(
-                self.term.0,
-                self.base.clone(),
-                (self.config.clone(), self.spec.spikes.clone()),
-            ),
-            broken: false,
-        };
-        let mut beat = tokio::time::interval(FLUSH_INTERVAL);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut journal = self.journal();
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(Order::Step(metrics)) => self.step(&mut journal, &metrics).await,
-                    Some(Order::Evaluation(evaluation)) => {
-                        journal.metrics.lines.push(evaluation_line(&evaluation));
-                    }
-                    Some(Order::GoBack(step)) => self.go_back(&mut journal, step).await,
-                    Some(Order::Tell(line)) => journal.story.lines.push(line),
-                    Some(Order::Commit { step, parts }) => {
-                        self.flush(&mut journal).await;
-                        let result = self.commit(&mut journal, step, &parts).await;
-                        self.tell(Event::CommitDone { step, result }).await;
-                    }
-                    Some(Order::KeepPoint { step, parts }) => {
-                        self.flush(&mut journal).await;
-                        let result = self.keep_point(&mut journal, step, &parts).await;
-                        self.tell(Event::PointDone { step, result }).await;
-                    }
-                    Some(Order::DropPoint { step, why }) => {
-                        if let Some(points) = &self.points {
-                            points.drop_point(step, why).await;
-                        }
-                    }
-                    Some(Order::RollBack { at, cause }) => {
-                        self.flush(&mut journal).await;
-                        let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
-                        self.tell(Event::RolledBack { at, result }).await;
-                    }
-                    Some(Order::Examine(claim)) => {
-                        self.flush(&mut journal).await;
-                        let result = self.examine(&claim).await.map_err(|error| error.to_string());
-                        self.tell(Event::Examined { place: claim.place, result }).await;
-                    }
+                    Some(order) => self.take(&mut journal, order).await,
                     None => break,
                 },
-                _instant = beat.tick() => self.flush(&mut journal).await,
+                () = tokio::time::sleep_until(journal.pace.due()) => {
+                    self.write_in_background(&mut journal).await;
+                }
             }
         }
-        self.flush(&mut journal).await;
-        if let Err(error) = journal.ledger.flush(&self.store).await {
-            tracing::error!(%error, "the last lines of the ledger are not written");
+        let written = match self.write(&mut journal, &self.store.clone()).await {
+            Ok(()) => journal.ledger.flush(&self.store).await,
+            failed => failed,
+        };
+        match written {
+            Ok(()) => journal.tidy(&self.store).await,
+            Err(error) => tracing::error!(%error, "the last records of the run are not written"),
+        }
+    }
+
+    fn journal(&mut self) -> Journal {
+        let (at_unix_ms, to) = (unix_ms(), self.base.step);
+        let begins = AttemptRecord { attempt: self.term.0, resumed_from: to.0 };
+        let rules = (self.config.clone(), self.spec.spikes.clone());
+        let mut journal = Journal::new(begins, Ledger::new(self.term.0, self.base.clone(), rules));
+        journal.tell(RecoveryLine::Opened { at_unix_ms, pid: std::process::id(), resumed_from: to });
+        for (step, reason) in std::mem::take(&mut self.fallen) {
+            journal.tell(RecoveryLine::FellBack { at_unix_ms, step, reason, to });
+        }
+        journal
+    }
+
+    async fn take(&mut self, journal: &mut Journal, order: Order) {
+        match order {
+            Order::Step(metrics) => self.step(journal, &metrics).await,
+            Order::Evaluation(evaluation) => journal.measure(evaluation_line(&evaluation)),
+            // Whoever asked and is gone needs no answer.
+            Order::Waiting(answer) => drop(answer.send(journal.waiting_metrics().to_vec())),
+            Order::GoBack(step) => self.go_back(journal, step).await,
+            Order::Tell(line) => journal.tell(line),
+            Order::Commit { step, parts } => {
+                let result = self.commit(journal, step, &parts).await;
+                self.tell(Event::CommitDone { step, result }).await;
+                journal.tidy(&self.store).await;
+            }
+            Order::KeepPoint { step, parts } => {
+                let result = self.keep_point(journal, step, &parts).await;
+                self.tell(Event::PointDone { step, result }).await;
+            }
+            Order::DropPoint { step, why } => {
+                if let Some(points) = &self.points {
+                    points.drop_point(step, why).await;
+                }
+            }
+            Order::RollBack { at, cause } => {
+                self.write_in_background(journal).await;
+                let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                self.tell(Event::RolledBack { at, result }).await;
+            }
+            Order::Examine(claim) => {
+                self.write_in_background(journal).await;
+                let result = self.examine(&claim).await.map_err(|error| error.to_string());
+                self.tell(Event::Examined { place: claim.place, result }).await;
+            }
         }
     }
 
     async fn step(&self, journal: &mut Journal, metrics: &StepMetrics) {
-        journal.metrics.lines.push(metrics_line(metrics));
-        let mut added = journal.ledger.add(metrics);
-        if added.is_ok() && journal.ledger.is_long() {
-            added = journal.ledger.flush(&self.store).await.map_err(|error| error.to_string());
-        }
-        if let Err(why) = added {
-            self.tell(Event::StoreFailed { message: format!("the ledger cannot be kept: {why}") }).await;
+        journal.measure(metrics_line(metrics));
+        let added = journal.ledger.add(metrics);
+        let kept = match added {
+            // Nothing is dropped: the store has to take it now.
+            Ok(()) if journal.is_full() => self.write_records(journal).await,
+            added => added,
+        };
+        if let Err(why) = kept {
+            self.tell(Event::StoreFailed { message: format!("the run cannot be recorded: {why}") }).await;
         }
     }
 
+    /// Writes everything but the status, and waits for the store as long as for a commit.
+    async fn write_records(&self, journal: &mut Journal) -> Result<(), String> {
+        journal.write(&self.store).await.map_err(|error| error.to_string())?;
+        journal.ledger.flush(&self.store).await.map_err(|error| error.to_string())
+    }
+
     async fn go_back(&self, journal: &mut Journal, step: Step) {
-        journal.metrics.lines.push(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
+        journal.measure(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
         match self.base_at(journal, step).await {
             Ok(base) => journal.ledger.go_back(base),
             Err(error) => {
@@ -174,38 +194,34 @@ impl Recorder {
         }
     }
 
-    async fn flush(&mut self, journal: &mut Journal) {
-        if journal.broken {
-            return;
-        }
-        if let Err(error) = self.try_flush(journal).await {
-            journal.broken = true;
-            tracing::error!(%error, "cannot record");
-            self.tell(Event::StoreFailed { message: format!("the run cannot be recorded: {error}") }).await;
+    /// Writes what is due. Trouble of the store is told once, and costs nothing before a commit is due.
+    async fn write_in_background(&mut self, journal: &mut Journal) {
+        let written = self.write(journal, &self.store.clone().hurried(BACKGROUND)).await;
+        journal.pace.written(Instant::now());
+        match written {
+            Ok(()) => {
+                journal.trouble.ended();
+                journal.tidy(&self.store).await;
+            }
+            Err(error) if error.is_of_store() => journal.trouble.goes_on(&error),
+            Err(error) => {
+                let message = format!("the run cannot be recorded: {error}");
+                self.tell(Event::StoreFailed { message }).await;
+            }
         }
     }
 
-    async fn try_flush(&mut self, journal: &mut Journal) -> Result<(), CheckpointError> {
-        let Journal { attempt, metrics, story, .. } = journal;
-        if !story.lines.is_empty() {
-            self.store.append_recovery(*attempt, story.next, &story.lines).await?;
-            story.turn();
-        }
-        if !metrics.lines.is_empty() {
-            if metrics.next == 0 {
-                let begins = AttemptRecord { attempt: *attempt, resumed_from: self.base.step.0 };
-                metrics.lines.insert(0, MetricsLine::Attempt(begins));
-            }
-            pass(Point::CoordinatorBeforeFlush);
-            self.store.append_metrics(*attempt, metrics.next, &metrics.lines).await?;
-            pass(Point::CoordinatorAfterFlush);
-            metrics.turn();
-        }
+    async fn write(&mut self, journal: &mut Journal, store: &RunStore) -> Result<(), CheckpointError> {
+        journal.write(store).await?;
         // The driver's end drops the sender; its last value is still here to be written.
         if self.status.has_changed().unwrap_or(true) {
-            self.store.check_term(self.term).await?;
+            store.check_term(self.term).await?;
             let status = Arc::clone(&self.status.borrow_and_update());
-            self.store.put_status(&*status).await?;
+            let put = store.put_status(&*status).await;
+            if put.is_err() {
+                self.status.mark_changed();
+            }
+            put?;
         }
         Ok(())
     }
@@ -219,6 +235,7 @@ impl Recorder {
         parts: &[Part],
     ) -> Result<(Manifest, Named), String> {
         let store = |error: CheckpointError| error.to_string();
+        journal.write(&self.store).await.map_err(store)?;
         let Some(named) = journal.ledger.named(&self.store, step).await.map_err(store)? else {
             return Err(format!("the ledger has no line of step {step}"));
         };
@@ -234,6 +251,7 @@ impl Recorder {
 
     async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
         let (manifest, named) = self.assemble(journal, (step, CheckpointKind::Commit), parts).await?;
+        self.store.renew(&self.config_toml, &self.claim).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await.map_err(|error| error.to_string())? {
             Committed::Now => {}
@@ -309,35 +327,6 @@ impl Recorder {
     }
 }
 
-/// What is not written yet.
-struct Journal {
-    attempt: u64,
-    metrics: Pages<MetricsLine>,
-    story: Pages<RecoveryLine>,
-    ledger: Ledger,
-    broken: bool,
-}
-
-/// Lines of one role, and the number of the object that they go to.
-struct Pages<T> {
-    next: u64,
-    lines: Vec<T>,
-}
-
-impl<T> Default for Pages<T> {
-    fn default() -> Pages<T> {
-        Pages { next: 0, lines: Vec::new() }
-    }
-}
-
-impl<T> Pages<T> {
-    /// The lines are written.
-    fn turn(&mut self) {
-        self.next += 1;
-        self.lines.clear();
-    }
-}
-
 /// An update as it is kept: numbered by the state version it reached.
 fn metrics_line(m: &StepMetrics) -> MetricsLine {
     MetricsLine::Step(MetricsRecord {
@@ -352,7 +341,7 @@ fn metrics_line(m: &StepMetrics) -> MetricsLine {
     })
 }
 
-/// An evaluation as it is kept. Nobody measures its duration yet, which NaN says.
+/// An evaluation as it is kept.
 fn evaluation_line(e: &Evaluation) -> MetricsLine {
     let Evaluation { step, loss, tokens } = *e;
     MetricsLine::Evaluation(EvaluationRecord { step: step.0, loss, tokens })

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt};
 use polygram_proto::control::wire::coordinator_server::Coordinator;
 use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, Malformed, StopMode, UploadReport, WatchEvent, wire,
+    Directive, Envelope, JoinRequest, MESSAGE_LIMIT_BYTES, Malformed, StopMode, UploadReport, WatchEvent, wire,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
@@ -118,6 +118,20 @@ impl Coordinator for Door {
             async { emitted }
         });
         Ok(Response::new(Box::pin(all)))
+    }
+
+    async fn waiting_metrics(
+        &self,
+        _request: Request<wire::WaitingMetricsRequest>,
+    ) -> Result<Response<wire::WaitingMetricsReply>, Status> {
+        let waiting = self.ask(|answer| Input::WaitingMetrics { answer }).await?;
+        let mut room = MESSAGE_LIMIT_BYTES / 2;
+        let lines = waiting.iter().map_while(|line| {
+            let line = serde_json::to_string(line).ok()?;
+            room = room.checked_sub(line.len())?;
+            Some(line)
+        });
+        Ok(Response::new(wire::WaitingMetricsReply { lines: lines.collect() }))
     }
 
     async fn stop(&self, request: Request<wire::StopRequest>) -> Result<Response<wire::StopReply>, Status> {

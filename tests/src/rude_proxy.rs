@@ -45,6 +45,8 @@ pub struct RudeProxy {
 enum Temper {
     Fickle,
     Broken,
+    /// Every answer takes so much longer.
+    Distant(Duration),
 }
 
 #[derive(Debug)]
@@ -69,6 +71,11 @@ impl RudeProxy {
     /// a broken host.
     pub fn of_a_broken_host(to: &str) -> Result<RudeProxy> {
         RudeProxy::of(to, 0, Temper::Broken)
+    }
+
+    /// One that is polite and adds `delay` to every answer: a store far away.
+    pub fn far_away(to: &str, delay: Duration) -> Result<RudeProxy> {
+        RudeProxy::of(to, 0, Temper::Distant(delay))
     }
 
     fn of(to: &str, seed: u64, temper: Temper) -> Result<RudeProxy> {
@@ -105,6 +112,15 @@ impl RudeProxy {
     /// What it has done so far, and how often.
     pub fn done(&self) -> BTreeMap<Rudeness, u64> {
         self.mood.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Names of the objects that were written so far, each once.
+    pub fn written(&self) -> Vec<String> {
+        let seen = self.mood.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = |request: &String| Some(request.strip_prefix("PUT ")?.split(['?', ' ']).next()?.to_owned());
+        let mut written: Vec<String> = seen.keys().filter_map(name).collect();
+        written.dedup();
+        written
     }
 
     /// Requests so far.
@@ -168,6 +184,10 @@ impl Mood {
             *nth += 1;
             *nth
         };
+        if let Temper::Distant(delay) = self.temper {
+            thread::sleep(delay);
+            return (None, 0);
+        }
         let die = dice(self.seed, name, nth);
         let is_data = name.starts_with("GET ") && name.contains("/ckpt/data/");
         if self.temper == Temper::Broken {

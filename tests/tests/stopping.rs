@@ -98,6 +98,8 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
     let mut command = Command::new("unshare");
     // As the superuser of a namespace of its own, who may mount.
     command.args(["-rm", "sh", "-c", &script]).env("SMALL", "4m").current_dir(folder.path());
+    // Minutes, unless the environment says otherwise.
+    command.env("POLYGRAM_STORE_RETRY_SECONDS", "5");
     let mut running = Running::start(command, folder.path()).unwrap();
     let finished = running.wait(END_LIMIT).unwrap();
     let said = finished.said();

@@ -45,6 +45,7 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Ckpt(CkptCommand::Pin(args)) => ckpt::pin::pin(args, printer),
         Command::Ckpt(CkptCommand::Unpin(args)) => ckpt::pin::unpin(args, printer),
         Command::Ckpt(CkptCommand::Gc(args)) => ckpt::gc::run(args, printer),
+        Command::Ckpt(CkptCommand::Rm(args)) => ckpt::rm::run(args, printer),
         Command::Ckpt(CkptCommand::Reshard(args)) => ckpt::reshard::run(args, printer),
         Command::Logits(args) => logits::run(args),
         Command::Ngram(NgramCommand::Ids(args)) => ngram::ids(args, printer),

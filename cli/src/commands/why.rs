@@ -35,8 +35,9 @@ struct Loss {
 struct Attempt {
     attempt: u64,
     began_unix_ms: u64,
-    coordinator_pid: u32,
-    resumed_from: u64,
+    /// `None` where the beginning of the attempt is not in the store any more.
+    coordinator_pid: Option<u32>,
+    resumed_from: Option<u64>,
     losses: Vec<Loss>,
     /// Steps skipped, ways back from spikes and checkpoints set aside, in order: when, and what happened.
     policy: Vec<(u64, String)>,
@@ -60,13 +61,16 @@ pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
 }
 
 fn attempt(chapter: Chapter) -> Option<Attempt> {
-    let mut lines = chapter.lines.into_iter();
-    let RecoveryLine::Opened { at_unix_ms, pid, resumed_from } = lines.next()? else { return None };
+    let mut lines = chapter.lines.into_iter().peekable();
+    let (began_unix_ms, opened) = match lines.peek()? {
+        RecoveryLine::Opened { at_unix_ms, pid, resumed_from } => (*at_unix_ms, Some((*pid, resumed_from.0))),
+        line => (line.at_unix_ms(), None),
+    };
     let mut attempt = Attempt {
         attempt: chapter.attempt,
-        began_unix_ms: at_unix_ms,
-        coordinator_pid: pid,
-        resumed_from: resumed_from.0,
+        began_unix_ms,
+        coordinator_pid: opened.map(|(pid, _)| pid),
+        resumed_from: opened.map(|(_, step)| step),
         losses: Vec::new(),
         policy: Vec::new(),
         ended: None,
@@ -136,10 +140,11 @@ fn human(run: &str, attempts: &[Attempt]) -> String {
     let mut text = format!("run {run}: {losses_word} in {attempts_word}\n");
     for (at, attempt) in attempts.iter().enumerate() {
         let Attempt { attempt: number, began_unix_ms, coordinator_pid, resumed_from, .. } = attempt;
-        text.push_str(&format!(
-            "\nattempt {number}: coordinator pid {coordinator_pid}, {}, from step {resumed_from}\n",
-            moment(*began_unix_ms)
-        ));
+        let when = moment(*began_unix_ms);
+        text.push_str(&match coordinator_pid.zip(*resumed_from) {
+            Some((pid, from)) => format!("\nattempt {number}: coordinator pid {pid}, {when}, from step {from}\n"),
+            None => format!("\nattempt {number}: its beginning is not in the store any more; from {when}\n"),
+        });
         attempt.losses.iter().for_each(|loss| text.push_str(&told(loss)));
         for (at_unix_ms, sentence) in &attempt.policy {
             text.push_str(&format!("  {}  {sentence}\n", moment(*at_unix_ms)));
@@ -279,6 +284,11 @@ mod tests {
             assert!(text.contains(words), "{words:?} is not in:\n{text}");
         }
         let json = serde_json::to_value(&attempts).unwrap();
+        // A chapter whose beginning is gone is told as far as it is there.
+        let rest = vec![RecoveryLine::Ended { at_unix_ms: 20_000, state: "stopped".into(), message: "asked".into() }];
+        let cut: Vec<Attempt> = attempt(Chapter { attempt: 4, lines: rest }).into_iter().collect();
+        let text = human("tiny", &cut);
+        assert!(text.contains("attempt 4: its beginning is not in the store") && text.contains("stopped: asked"));
         assert_eq!(json[0]["losses"][0]["steps_lost"], 7);
     }
 }

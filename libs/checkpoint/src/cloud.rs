@@ -124,6 +124,11 @@ impl Variables {
         Variables(pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
     }
 
+    /// The value of the variable `name`.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
     /// `builder` with every variable that begins with `prefix` and that it knows.
     fn configure<B: Options>(
         &self,

@@ -2,7 +2,6 @@
 //! unverified. Memory holds one object where it is read whole, a few reads of at most 8 MiB where it is read in part.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -14,7 +13,6 @@ use crate::disk::Disk;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::object::{Checksums, Content, ObjectEntry};
-use crate::patience::GaveUp;
 use crate::root::Grain;
 use crate::store::RunStore;
 use crate::threads::{beside, off_thread};
@@ -62,20 +60,25 @@ impl RunStore {
         disk: Disk,
         name: &DataName<'_>,
         chunks: Vec<Bytes>,
-        key_of: impl FnOnce(&Checksums) -> String + Send + 'static,
+        key_of: impl FnOnce(&Checksums) -> String + Clone + Send + 'static,
     ) -> Result<(String, Checksums), CheckpointError> {
-        let (store, folder) = (self.clone(), self.place(keys::DATA)?.path);
-        let written = beside(move || {
-            let draft = disk.draft(&folder, &chunks)?;
-            let (key, sums) = (key_of(&draft.sums), draft.sums.clone());
-            let place = store.place(&key).map_err(|error| generic(error.to_string()))?;
-            draft.publish(&place.path).map(|()| (key, sums))
-        });
-        let started = Instant::now();
-        written.await?.map_err(|source| {
-            let what = format!("object {} of {} for checkpoint {}", name.number, name.member, name.step);
-            self.root().refused("write", &what, GaveUp { source, tries: 1, waited: started.elapsed() })
-        })
+        let folder = self.place(keys::DATA)?.path;
+        let what = format!("object {} of {} for checkpoint {}", name.number, name.member, name.step);
+        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let write = || {
+            let (store, disk, folder) = (self.clone(), disk.clone(), folder.clone());
+            let (chunks, key_of) = (chunks.clone(), key_of.clone());
+            async move {
+                beside(move || {
+                    let draft = disk.draft(&folder, &chunks)?;
+                    let (key, sums) = (key_of(&draft.sums), draft.sums.clone());
+                    let place = store.place(&key).map_err(|error| generic(error.to_string()))?;
+                    draft.publish(&place.path).map(|()| (key, sums))
+                })
+                .await?
+            }
+        };
+        self.root().persist(("write", &what, bytes), write).await
     }
 
     /// Reads a data object and verifies length, CRC-32C and BLAKE3. The object is in memory as a whole: about 128 MiB as

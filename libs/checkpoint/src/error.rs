@@ -6,6 +6,7 @@ use polygram_domain::Step;
 
 use crate::cover::CoverError;
 use crate::keys;
+use crate::patience::is_full;
 
 /// Why the store refused, failed or could not be believed.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +159,21 @@ impl CheckpointError {
             }
             _ => None,
         }
+    }
+
+    /// Whether the store did not do what was asked for a reason of its own (no room, no answer, no permission): nothing is
+    /// wrong with what was asked.
+    pub fn is_of_store(&self) -> bool {
+        matches!(self, CheckpointError::Store(_) | CheckpointError::Refused { .. })
+    }
+
+    /// Whether the store has no room left.
+    pub fn is_full(&self) -> bool {
+        let failed = match self {
+            CheckpointError::Store(failed) | CheckpointError::Refused { failed, .. } => failed,
+            _ => return false,
+        };
+        is_full(&failed.source)
     }
 
     /// Whether the stored bytes are at fault (missing, damaged, of another schema), so that trying again cannot

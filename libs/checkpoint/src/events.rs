@@ -1,7 +1,9 @@
-//! Numbered, immutable objects of JSON lines, and the status object.
+//! Segments of JSON lines, and the status object.
 //!
 //! An events object is what its writer gave (whole lines of JSON) and one more line, `{"blake3":"<64 hex>"}`, the hash
 //! of all bytes before it.
+
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -9,63 +11,80 @@ use serde::de::DeserializeOwned;
 
 use crate::error::CheckpointError;
 use crate::keys;
+use crate::segments::Segment;
 use crate::store::RunStore;
 
 const TRAILER_HEAD: &str = "{\"blake3\":\"";
 const TRAILER_TAIL: &str = "\"}\n";
 const TRAILER_BYTES: usize = TRAILER_HEAD.len() + 64 + TRAILER_TAIL.len();
 
-/// One object of events.
+/// One segment of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EventsObject {
-    /// Attempt that wrote it.
-    pub attempt: u64,
-    /// Its number within the attempt, from 0 without gaps.
-    pub seq: u64,
-    /// The lines, newlines included.
-    pub lines: String,
+pub(crate) struct EventsObject<L> {
+    /// Its name.
+    pub(crate) key: String,
+    /// Which it is.
+    pub(crate) segment: Segment,
+    /// Its lines.
+    pub(crate) lines: Vec<L>,
 }
 
 impl RunStore {
-    /// Writes object `seq` of `role`'s `attempt`. Writing the same again is no error; writing another is.
-    pub async fn append_events(
+    /// Writes a segment of `role`'s events and answers its name. Writing the same again is no error; writing another is.
+    async fn append_events(
         &self,
         role: &str,
-        attempt: u64,
-        seq: u64,
+        segment: &Segment,
         lines: &str,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<String, CheckpointError> {
         keys::check_word("role", role)?;
-        let key = keys::events(role, attempt, seq);
+        let key = segment.key(&keys::events(role));
         if !lines.ends_with('\n') {
             return Err(CheckpointError::input(key, "events are whole lines"));
         }
-        self.put_once(&key, Bytes::from(seal_lines(lines))).await
+        self.put_once(&key, Bytes::from(seal_lines(lines))).await?;
+        Ok(key)
     }
 
-    /// Reads all events of `role`, by attempt and number, each verified. A gap in the numbers is damage.
-    pub async fn read_events(&self, role: &str) -> Result<Vec<EventsObject>, CheckpointError> {
-        keys::check_word("role", role)?;
-        let folder = format!("events/{role}");
-        let listed = self.list(&folder).await?;
-        let mut found: Vec<((u64, u64), &str)> =
-            listed.iter().filter_map(|o| Some((keys::events_of(role, &o.key)?, o.key.as_str()))).collect();
-        found.sort();
-        let mut objects = Vec::with_capacity(found.len());
-        let mut expected = (0, 0);
-        for ((attempt, seq), key) in found {
-            let wanted = if attempt == expected.0 { expected.1 } else { 0 };
-            if seq != wanted {
-                let missing = keys::events(role, attempt, wanted);
-                return Err(CheckpointError::damaged(
-                    &missing,
-                    format!("it is missing, though {key} is there"),
-                ));
-            }
-            expected = (attempt, seq.saturating_add(1));
-            objects.push(EventsObject { attempt, seq, lines: open_lines(key, &self.get(key).await?)? });
+    /// Writes a segment of lines that are JSON.
+    pub(crate) async fn append_json<L: Serialize>(
+        &self,
+        role: &str,
+        segment: &Segment,
+        lines: &[L],
+    ) -> Result<String, CheckpointError> {
+        let mut text = String::new();
+        for line in lines {
+            let line = serde_json::to_string(line).map_err(|error| {
+                CheckpointError::input(segment.key(&keys::events(role)), error.to_string())
+            })?;
+            text.push_str(&line);
+            text.push('\n');
         }
-        Ok(objects)
+        self.append_events(role, segment, &text).await
+    }
+
+    /// Reads the events of `role` that speak of one of `steps`, by attempt and number, each verified.
+    pub(crate) async fn read_events<L: DeserializeOwned>(
+        &self,
+        role: &str,
+        steps: RangeInclusive<u64>,
+    ) -> Result<Vec<EventsObject<L>>, CheckpointError> {
+        keys::check_word("role", role)?;
+        let folder = keys::events(role);
+        let look = |key: &str, bytes: Bytes| {
+            let text = open_lines(key, &bytes)?;
+            let line = |(at, line)| {
+                serde_json::from_str(line)
+                    .map_err(|error| CheckpointError::damaged(key, format!("line {}: {error}", at + 1)))
+            };
+            text.lines().enumerate().map(line).collect::<Result<Vec<L>, _>>()
+        };
+        let found = self.read_segments(&folder, |segment| segment.span.meets(&steps), look).await?;
+        let object = |(segment, lines): (Segment, Result<Vec<L>, CheckpointError>)| {
+            Ok(EventsObject { key: segment.key(&folder), segment, lines: lines? })
+        };
+        found.into_iter().map(object).collect()
     }
 
     /// Replaces `status.json`.

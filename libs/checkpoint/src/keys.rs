@@ -96,27 +96,9 @@ pub fn term_of(key: &str) -> Option<u64> {
     parse_digits(key.strip_prefix(COORD)?.strip_prefix('/')?.strip_suffix(".json")?, 12)
 }
 
-/// Events of `role`: object `seq` of `attempt`.
-pub fn events(role: &str, attempt: u64, seq: u64) -> String {
-    format!("events/{role}/{attempt:06}/{seq:08}.jsonl")
-}
-
-/// (attempt, sequence number) of an events key of `role`.
-pub fn events_of(role: &str, key: &str) -> Option<(u64, u64)> {
-    let rest = key.strip_prefix("events/")?.strip_prefix(role)?.strip_prefix('/')?;
-    let (attempt, seq) = rest.split_once('/')?;
-    Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
-}
-
-/// The ledger: object `seq` of `attempt`.
-pub fn ledger(attempt: u64, seq: u64) -> String {
-    format!("{LEDGER}/{attempt:06}/{seq:08}.jsonl")
-}
-
-/// (attempt, sequence number) of a ledger object's key.
-pub fn ledger_of(key: &str) -> Option<(u64, u64)> {
-    let (attempt, seq) = key.strip_prefix(LEDGER)?.strip_prefix('/')?.split_once('/')?;
-    Some((parse_digits(attempt, 6)?, parse_digits(seq.strip_suffix(".jsonl")?, 8)?))
+/// Folder of the events of `role`.
+pub fn events(role: &str) -> String {
+    format!("events/{role}")
 }
 
 /// A way back.
@@ -130,7 +112,7 @@ pub fn roll_back_of(key: &str) -> Option<u64> {
 }
 
 /// Digits only, at least `width` of them, and longer only where the number needs it.
-fn parse_digits(text: &str, width: usize) -> Option<u64> {
+pub(crate) fn parse_digits(text: &str, width: usize) -> Option<u64> {
     let legal = text.len() >= width
         && text.bytes().all(|b| b.is_ascii_digit())
         && (text.len() == width || !text.starts_with('0'));
@@ -165,9 +147,7 @@ mod tests {
             assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
             assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
-            assert_eq!(events_of("metrics", &events("metrics", step, step)), Some((step, step)));
             assert_eq!(roll_back_of(&roll_back(step)), Some(step));
-            assert_eq!(ledger_of(&ledger(step, step)), Some((step, step)));
         }
     }
 
@@ -177,6 +157,5 @@ mod tests {
         {
             assert_eq!(step_of_manifest(key), None, "{key}");
         }
-        assert_eq!(events_of("worker", "events/worker-1/000001/00000000.jsonl"), None);
     }
 }

@@ -9,8 +9,8 @@
 //! ckpt/pin/<step>                                   the checkpoint of this step is never removed
 //! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
-//! events/<role>/<attempt>/<seq>.jsonl               numbered, never rewritten; role `metrics` holds the metrics
-//! ledger/<attempt>/<seq>.jsonl                      one hash-chained line a step; numbered, never rewritten
+//! events/<role>/<attempt>/<segment>.jsonl           metrics, and the story of losses (segments.rs)
+//! ledger/<attempt>/<segment>.jsonl                  one hash-chained line a step (segments.rs)
 //! roll_back/<number>.json                           a way back from a spike: made once, it decides
 //! status.json                                       the run's present state; overwritten at will
 //! ```
@@ -49,12 +49,15 @@ pub mod patience;
 mod pin;
 mod probe;
 pub mod recovery;
+pub mod removal;
+pub mod renewal;
 pub mod reshard;
 pub mod roll_back;
 pub mod root;
 pub mod row_io;
 pub mod rows;
 mod sealed;
+pub mod segments;
 pub mod store;
 mod tensor_io;
 pub mod tensors;
@@ -73,7 +76,9 @@ pub use error::{CheckpointError, FailedRequest};
 pub use fault::Fault;
 pub use ledger::{Chain, ChainHash, Entry, Heading};
 pub use manifest::{Manifest, ManifestHeader};
-pub use metrics::{AttemptRecord, EvaluationRecord, Metrics, MetricsLine, MetricsRecord, WentBackRecord};
+pub use metrics::{
+    AttemptRecord, EvaluationRecord, Metrics, MetricsHistory, MetricsLine, MetricsRecord, WentBackRecord,
+};
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, RowScope, TensorEntry};
 pub use patience::Patience;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
@@ -82,6 +87,7 @@ pub use roll_back::RollBack;
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};
+pub use segments::SegmentId;
 pub use store::{Listed, RunStore};
 pub use tensor_io::Tensor;
 pub use tensors::{NamedTensor, TensorObject, TensorSlice};

@@ -6,12 +6,18 @@
 use std::error::Error as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use object_store::Error;
 use object_store::client::{HttpError, HttpErrorKind};
 use tokio::time::Instant;
+
+/// Names the seconds for which a failing store is asked again, for every process that inherits it.
+pub const RETRY_SECONDS_VARIABLE: &str = "POLYGRAM_STORE_RETRY_SECONDS";
+/// What it may say.
+const RETRY_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
 /// Bytes a second that even a slow store moves; longer transfers get more time.
 const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
@@ -52,6 +58,28 @@ pub(crate) struct GaveUp {
 }
 
 impl Patience {
+    /// The usual one; `seconds`, if it is given, is the text of [`RETRY_SECONDS_VARIABLE`]. The error is one sentence.
+    pub(crate) fn usual(seconds: Option<&str>) -> Result<Patience, String> {
+        let usual = Patience::default();
+        let Some(text) = seconds else { return Ok(usual) };
+        let seconds = text.parse().ok().filter(|seconds| RETRY_SECONDS.contains(seconds));
+        let in_all = Duration::from_secs(seconds.ok_or_else(|| {
+            let (least, most) = (RETRY_SECONDS.start(), RETRY_SECONDS.end());
+            format!("{RETRY_SECONDS_VARIABLE}={text:?} is no number of seconds from {least} to {most}")
+        })?);
+        Ok(Patience { in_all, before_first_answer: usual.before_first_answer.min(in_all), ..usual })
+    }
+
+    /// The same for what can wait: nothing is asked again for longer than `in_all`.
+    pub fn at_most(self, in_all: Duration) -> Patience {
+        Patience {
+            before_first_answer: self.before_first_answer.min(in_all),
+            in_all: self.in_all.min(in_all),
+            attempt: self.attempt.min(2 * in_all),
+            ..self
+        }
+    }
+
     /// Calls `attempt`, which moves about `bytes`, until it succeeds, fails for good or time is up. `answered` tells
     /// whether the store ever answered, and learns it.
     pub(crate) async fn persist<T, F>(
@@ -79,13 +107,18 @@ impl Patience {
             if is_answer(&source) {
                 answered.store(true, Ordering::Relaxed);
             }
-            let deadline =
-                if answered.load(Ordering::Relaxed) { self.in_all } else { self.before_first_answer };
+            // A disk that cannot be read or written seldom gets better.
+            let is_hopeful = answered.load(Ordering::Relaxed) && !is_broken(&source);
+            let deadline = if is_hopeful { self.in_all } else { self.before_first_answer };
             let wait = varied(pause);
             if !is_passing(&source) || start.elapsed() + wait > deadline {
                 return Err(GaveUp { source, tries, waited: start.elapsed() });
             }
-            tracing::debug!(tries, %source, ?wait, "the store failed; asking again");
+            let seconds = deadline.as_secs();
+            match tries {
+                1 => tracing::warn!(%source, seconds, "the store failed; it is asked again for so long"),
+                _ => tracing::debug!(tries, %source, ?wait, "the store failed; asking again"),
+            }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(self.longest_pause);
         }
@@ -116,8 +149,11 @@ pub(crate) fn is_unreachable(error: &Error) -> bool {
 
 /// Whether there is no room left.
 pub(crate) fn is_full(error: &Error) -> bool {
-    caused_by::<io::Error>(error)
-        .is_some_and(|io| matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    caused_by::<io::Error>(error).is_some_and(|io| is_full_kind(io.kind()))
+}
+
+fn is_full_kind(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The nearest cause of this type.
@@ -125,19 +161,62 @@ fn caused_by<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
     std::iter::successors(error.source(), |&cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether the store itself spoke, however rudely.
+/// Whether the store itself spoke, however rudely. A disk always does.
 fn is_answer(error: &Error) -> bool {
-    !matches!(error, Error::Generic { .. } | Error::JoinError { .. }) || status(error).is_some()
+    match error {
+        Error::Generic { store, .. } => *store == LOCAL || status(error).is_some(),
+        Error::JoinError { .. } => false,
+        _ => true,
+    }
 }
 
-/// Whether the same request may succeed later. Errors of a disk may not: a full one stays full.
+/// Whether the same request may succeed later.
 fn is_passing(error: &Error) -> bool {
     match (error, status(error)) {
         // 408: the request took too long to arrive. 429: too many of them.
         (Error::Generic { .. }, Some(status)) => status >= 500 || status == 408 || status == 429,
-        (Error::Generic { store, .. }, None) => *store != "LocalFileSystem",
+        (Error::Generic { store, .. }, None) => {
+            *store != LOCAL || caused_by::<io::Error>(error).is_some_and(is_of_the_moment)
+        }
         _ => false,
     }
+}
+
+/// What an error of an object of this machine's disk calls its store.
+const LOCAL: &str = "LocalFileSystem";
+
+/// Whether an error of a disk is about what the machine has just now: room, descriptors, memory, the way to a server. What
+/// is not there, not allowed or not legal stays so.
+fn is_of_the_moment(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes = [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::AGAIN,
+        Errno::INTR,
+        Errno::BUSY,
+        Errno::NOMEM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+        Errno::CONNRESET,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+        Errno::REMOTEIO,
+        Errno::NOTCONN,
+        Errno::SHUTDOWN,
+    ];
+    is_full_kind(error.kind()) || codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
+}
+
+/// Whether the medium itself failed.
+fn is_broken(error: &Error) -> bool {
+    let io = caused_by::<io::Error>(error);
+    io.is_some_and(|io| io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()))
 }
 
 #[cfg(test)]
@@ -148,6 +227,21 @@ mod tests {
 
     fn storm() -> Error {
         Error::Generic { store: "test", source: "503 Slow Down".into() }
+    }
+
+    fn local(code: rustix::io::Errno) -> Error {
+        Error::Generic { store: LOCAL, source: io::Error::from(code).into() }
+    }
+
+    #[test]
+    fn the_environment_says_how_long() {
+        assert_eq!(Patience::usual(None).unwrap(), Patience::default());
+        let short = Patience::usual(Some("5")).unwrap();
+        assert_eq!((short.in_all, short.before_first_answer), (Duration::from_secs(5), Duration::from_secs(5)));
+        for text in ["0", "-1", "5s", "", "86401", "99999999999999999999999"] {
+            let error = Patience::usual(Some(text)).unwrap_err();
+            assert!(error.contains("1 to 86400"), "{error}");
+        }
     }
 
     /// A second here is a millisecond.
@@ -192,12 +286,26 @@ mod tests {
         for error in [
             || Error::PermissionDenied { path: "k".into(), source: "no".into() },
             || Error::NotFound { path: "k".into(), source: "no".into() },
-            || Error::Generic { store: "LocalFileSystem", source: "disk full".into() },
+            || local(rustix::io::Errno::ROFS),
+            || local(rustix::io::Errno::NOTDIR),
+            || local(rustix::io::Errno::NAMETOOLONG),
             || Error::Generic { store: "S3", source: "non-2xx status code: 400 Bad Request: x".into() },
-        ] as [fn() -> Error; 4]
+        ] as [fn() -> Error; 6]
         {
             assert_eq!(run(true, u32::MAX, error).await.unwrap_err().tries, 1);
         }
+        for error in [
+            || local(rustix::io::Errno::NOSPC),
+            || local(rustix::io::Errno::DQUOT),
+            || local(rustix::io::Errno::IO),
+            || local(rustix::io::Errno::MFILE),
+            || local(rustix::io::Errno::STALE),
+        ] as [fn() -> Error; 5]
+        {
+            assert_eq!(run(true, 2, error).await.unwrap(), 2);
+        }
+        // A disk has answered with its first error: a full one is waited for as long as a store that is known.
+        assert!(run(false, 9, || local(rustix::io::Errno::NOSPC)).await.is_ok());
         let busy = || Error::Generic { store: "S3", source: "non-2xx status code: 503 Slow Down: x".into() };
         assert!(run(true, u32::MAX, busy).await.unwrap_err().tries > 1);
     }

@@ -5,7 +5,7 @@ use polygram_domain::{Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
-use crate::keys;
+use crate::segments::{Segment, SegmentId, StepSpan};
 use crate::store::RunStore;
 
 /// Role under which the story lies among the events.
@@ -91,6 +91,23 @@ pub enum RecoveryLine {
     },
 }
 
+impl RecoveryLine {
+    /// When it happened.
+    pub fn at_unix_ms(&self) -> u64 {
+        match self {
+            RecoveryLine::Lost(LossRecord { at_unix_ms, .. })
+            | RecoveryLine::Opened { at_unix_ms, .. }
+            | RecoveryLine::Consequence { at_unix_ms, .. }
+            | RecoveryLine::WentBack { at_unix_ms, .. }
+            | RecoveryLine::Started { at_unix_ms, .. }
+            | RecoveryLine::CaughtUp { at_unix_ms, .. }
+            | RecoveryLine::FellBack { at_unix_ms, .. }
+            | RecoveryLine::Policy { at_unix_ms, .. }
+            | RecoveryLine::Ended { at_unix_ms, .. } => *at_unix_ms,
+        }
+    }
+}
+
 /// A loss.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossRecord {
@@ -137,39 +154,25 @@ pub struct Chapter {
 }
 
 impl RunStore {
-    /// Writes object `seq` of `attempt`'s story.
+    /// Writes a segment of `attempt`'s story and answers its name.
     pub async fn append_recovery(
         &self,
         attempt: u64,
-        seq: u64,
+        id: impl Into<SegmentId>,
         lines: &[RecoveryLine],
-    ) -> Result<(), CheckpointError> {
-        let mut text = String::new();
-        for line in lines {
-            let line = serde_json::to_string(line);
-            let refuse = |e: serde_json::Error| {
-                CheckpointError::input(keys::events(RECOVERY_ROLE, attempt, seq), e.to_string())
-            };
-            text.push_str(&line.map_err(refuse)?);
-            text.push('\n');
-        }
-        self.append_events(RECOVERY_ROLE, attempt, seq, &text).await
+    ) -> Result<String, CheckpointError> {
+        let segment = Segment { attempt, id: id.into(), span: StepSpan::ALL };
+        self.append_json(RECOVERY_ROLE, &segment, lines).await
     }
 
-    /// Reads the whole story, by attempt.
+    /// Reads the whole story, by attempt. Segments that are not in the store any more are left out.
     pub async fn read_recovery(&self) -> Result<Vec<Chapter>, CheckpointError> {
         let mut chapters: Vec<Chapter> = Vec::new();
-        for object in self.read_events(RECOVERY_ROLE).await? {
-            let key = keys::events(RECOVERY_ROLE, object.attempt, object.seq);
-            if chapters.last().is_none_or(|chapter| chapter.attempt != object.attempt) {
-                chapters.push(Chapter { attempt: object.attempt, lines: Vec::new() });
-            }
-            let Some(chapter) = chapters.last_mut() else { continue };
-            for (at, line) in object.lines.lines().enumerate() {
-                let line = serde_json::from_str(line);
-                chapter
-                    .lines
-                    .push(line.map_err(|e| CheckpointError::damaged(&key, format!("line {}: {e}", at + 1)))?);
+        for object in self.read_events(RECOVERY_ROLE, 0..=u64::MAX).await? {
+            let attempt = object.segment.attempt;
+            match chapters.last_mut().filter(|chapter| chapter.attempt == attempt) {
+                Some(chapter) => chapter.lines.extend(object.lines),
+                None => chapters.push(Chapter { attempt, lines: object.lines }),
             }
         }
         Ok(chapters)

@@ -51,13 +51,15 @@ impl RollBack {
 }
 
 impl RunStore {
-    /// Every way back, in order. A gap in the numbers is damage.
+    /// Every way back that the store has, in order. The oldest may be gone: later ones say all that they said. A gap between
+    /// others is damage.
     pub async fn roll_backs(&self) -> Result<Vec<RollBack>, CheckpointError> {
         let listed = self.list(keys::ROLL_BACK).await?;
         let mut numbers: Vec<u64> = listed.iter().filter_map(|o| keys::roll_back_of(&o.key)).collect();
         numbers.sort_unstable();
-        let mut found = Vec::with_capacity(numbers.len());
-        for (number, wanted) in numbers.into_iter().zip(1..) {
+        let mut found: Vec<RollBack> = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let wanted = found.last().map_or(number, |last| last.number + 1);
             let key = keys::roll_back(wanted);
             if number != wanted {
                 return Err(CheckpointError::damaged(&key, "it is missing, though later ones are there"));
@@ -75,7 +77,7 @@ impl RunStore {
     ///
     /// Errors: [`CheckpointError::AlreadyExists`] if another coordinator has decided on one meanwhile.
     pub async fn decide_roll_back(&self, record: RollBack) -> Result<u64, CheckpointError> {
-        let number = self.roll_backs().await?.len() as u64 + 1;
+        let number = self.roll_backs().await?.last().map_or(0, |last| last.number) + 1;
         let key = keys::roll_back(number);
         let sealed = seal(&key, &RollBack { number, ..record })?;
         match self.put_new(&key, Bytes::from(sealed)).await? {

@@ -30,7 +30,7 @@ use crate::blocks::BLOCK_BYTES;
 use crate::cloud::{Cloud, Variables};
 use crate::disk::Disk;
 use crate::error::CheckpointError;
-use crate::patience::Patience;
+use crate::patience::{Patience, RETRY_SECONDS_VARIABLE};
 
 /// Bytes that uploads of one root may have under way; more wait their turn.
 pub(crate) const UPLOAD_WINDOW_BYTES: usize = 64 << 20;
@@ -171,6 +171,7 @@ pub fn open_root(root: &str) -> Result<Root, CheckpointError> {
 /// The same; cloud stores are reached as `variables` say.
 pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, CheckpointError> {
     let bad = |reason: String| CheckpointError::BadRoot { root: root.to_owned(), reason };
+    let patience = Patience::usual(variables.get(RETRY_SECONDS_VARIABLE)).map_err(bad)?;
     match parse(root)? {
         Address::Memory => Ok(Root::named(Arc::new(InMemory::new()), root)),
         Address::Local(path) => {
@@ -180,14 +181,14 @@ pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, Checkpo
             let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| bad(e.to_string()))?;
             let local = Arc::new(local.with_fsync(true));
             let disk = Some(Disk::of(Arc::clone(&local)));
-            Ok(Root { disk, ..Root::named(local, root) })
+            Ok(Root { disk, patience, ..Root::named(local, root) })
         }
         Address::Cloud { cloud, bucket, prefix } => {
             let store = cloud
                 .open(&bucket, &prefix, variables)
                 .map_err(|e| bad(format!("{e}; set {} in the environment", cloud.variables())))?;
             let opened = Root::named(store, root).with_part_bytes(PART_BYTES);
-            Ok(Root { cloud: Some(cloud), ..opened })
+            Ok(Root { cloud: Some(cloud), patience, ..opened })
         }
     }
 }

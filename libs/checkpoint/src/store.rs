@@ -1,6 +1,7 @@
 //! One run's objects: names relative to the run, reads that verify, writes that say what they wrote.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::{ObjectStore, PutPayload};
@@ -12,6 +13,9 @@ use crate::transfer::{Created, Place};
 
 /// Data objects are closed once they hold so many bytes, unless told otherwise.
 const OBJECT_BYTES: usize = 128 << 20;
+
+/// A store of recovery points is not asked again for longer: a run goes on without them.
+const POINTS: Duration = Duration::from_secs(15);
 
 /// The objects of one run. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
@@ -47,12 +51,19 @@ impl RunStore {
     /// The recovery points of the run of `spec` under `root`, where it makes any; a missing folder is made.
     pub fn of_points(root: &str, spec: &RunSpec) -> Result<Option<RunStore>, CheckpointError> {
         let points = spec.recovery_points.as_ref();
-        points.map(|points| RunStore::create(&points.root(root), &spec.name)).transpose()
+        let open = |root: &str| Ok(RunStore::create(root, &spec.name)?.hurried(POINTS));
+        points.map(|points| open(&points.root(root))).transpose()
     }
 
     /// The same store, for one of several processes of a machine that read the same ([`Root::shared`]).
     pub fn shared(self) -> RunStore {
         RunStore { root: self.root.shared(), ..self }
+    }
+
+    /// The same store, which is asked again for no longer than `in_all`: for what can wait.
+    pub fn hurried(self, in_all: Duration) -> RunStore {
+        let patience = self.root.patience.clone().at_most(in_all);
+        RunStore { root: self.root.with_patience(patience), ..self }
     }
 
     /// `run` under a root that is already open.

@@ -45,7 +45,9 @@ pub struct CoordinatorRecord {
 impl RunStore {
     /// Claims the next term. Of several coordinators each gets a term of its own, and the highest rules.
     pub async fn claim_term(&self, claim: &CoordinatorAddress) -> Result<Term, CheckpointError> {
-        let mut term = self.highest_term().await?.map_or(1, |term| term.saturating_add(1));
+        // Records may outlive the terms of their attempts, where a store removes what is old.
+        let last = self.highest_term().await?.max(self.highest_attempt().await?);
+        let mut term = last.map_or(1, |term| term.saturating_add(1));
         loop {
             let key = keys::term(term);
             let record = CoordinatorRecord {

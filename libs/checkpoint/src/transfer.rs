@@ -49,7 +49,7 @@ impl<'a> Place<'a> {
 }
 
 impl Root {
-    async fn persist<T, F>(
+    pub(crate) async fn persist<T, F>(
         &self,
         (action, key, bytes): (&'static str, &str, u64),
         attempt: impl FnMut() -> F,
@@ -61,7 +61,7 @@ impl Root {
         result.map_err(|gave_up| self.refused(action, key, gave_up))
     }
 
-    pub(crate) fn refused(&self, action: &'static str, key: &str, gave_up: GaveUp) -> CheckpointError {
+    fn refused(&self, action: &'static str, key: &str, gave_up: GaveUp) -> CheckpointError {
         let GaveUp { source, tries, waited } = gave_up;
         let advice = self.advice(&source);
         let key = key.to_owned();
@@ -79,8 +79,8 @@ impl Root {
     fn advice(&self, source: &Error) -> Option<String> {
         if is_full(source) {
             return Some(
-                "the disk is full, or the quota used up: make room there (`polygram ckpt gc` tells what no checkpoint \
-                 needs); everything committed before is untouched"
+                "the disk is full, or the quota used up: make room there (`polygram ckpt rm` and `polygram ckpt gc` \
+                 need none themselves); everything committed before is untouched"
                     .into(),
             );
         }

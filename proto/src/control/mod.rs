@@ -49,8 +49,11 @@ pub use token::Token;
 pub const MESSAGE_LIMIT_BYTES: usize = 64 << 20;
 
 /// Calls of the coordinator that only look, and need no token.
-pub const OPEN_CALLS: &[&str] =
-    &["/polygram.control.v1.Coordinator/Status", "/polygram.control.v1.Coordinator/Watch"];
+pub const OPEN_CALLS: &[&str] = &[
+    "/polygram.control.v1.Coordinator/Status",
+    "/polygram.control.v1.Coordinator/Watch",
+    "/polygram.control.v1.Coordinator/WaitingMetrics",
+];
 
 /// Types generated from the schema. Only the conversions here and the coordinator's `service.rs` name them.
 #[allow(missing_docs, clippy::all)]

@@ -32,7 +32,7 @@ pub struct OperatorClient {
 }
 
 impl OperatorClient {
-    /// Connects to `address` (`host:port`). Without a token only status and watch are allowed.
+    /// Connects to `address` (`host:port`). Without a token only looking is allowed.
     pub async fn connect(address: &str, token: Option<&Token>) -> Result<OperatorClient, ControlError> {
         let started = Instant::now();
         let channel =
@@ -51,6 +51,14 @@ impl OperatorClient {
         let reply = self.client.status(timed(wire::StatusRequest {}, DEADLINE)).await;
         let reply = reply.map_err(|status| self.error("Status", &status, started))?;
         Ok(reply.into_inner().try_into()?)
+    }
+
+    /// Metrics that are not in the store yet: lines as the store holds them.
+    pub async fn waiting_metrics(&mut self) -> Result<Vec<String>, ControlError> {
+        let started = Instant::now();
+        let reply = self.client.waiting_metrics(timed(wire::WaitingMetricsRequest {}, DEADLINE)).await;
+        let reply = reply.map_err(|status| self.error("WaitingMetrics", &status, started))?;
+        Ok(reply.into_inner().lines)
     }
 
     /// What the run does from now on; the stream itself has no end but the run's.

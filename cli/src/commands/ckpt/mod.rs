@@ -5,5 +5,6 @@ pub(crate) mod gc;
 pub(crate) mod ls;
 pub(crate) mod pin;
 pub(crate) mod reshard;
+pub(crate) mod rm;
 pub(crate) mod show;
 pub(crate) mod verify;

@@ -4,10 +4,9 @@
 //! the update, and fingerprints of the rows that it updated and of the dense weights after it. So two runs did the same
 //! exactly when their lines are the same bytes.
 //!
-//! Lines lie in numbered objects that are never rewritten (`ledger/<attempt>/<seq>.jsonl`); each begins with a
-//! [`Heading`] that names the line it continues from. An object that continues from an earlier line makes void what was
-//! written beyond: those updates were rolled back. The manifest of a checkpoint names the hash of its last line, and is
-//! created after that line is in the store.
+//! Lines lie in [segments](crate::segments); each begins with a [`Heading`] that names the line it continues from. A
+//! segment that continues from an earlier line makes void what was written beyond: those updates were rolled back. The
+//! manifest of a checkpoint names the hash of its last line, and is created after that line is in the store.
 
 mod chain;
 mod entry;

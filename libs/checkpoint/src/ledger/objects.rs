@@ -9,6 +9,7 @@ use crate::config::ConfigHash;
 use crate::error::CheckpointError;
 use crate::events::{open_lines, seal_lines};
 use crate::keys;
+use crate::segments::{Segment, SegmentId, StepSpan};
 use crate::store::RunStore;
 
 /// The first line of an object: what its lines continue from.
@@ -52,16 +53,18 @@ impl Page {
 }
 
 impl RunStore {
-    /// Writes object `seq` of `attempt`'s ledger. Writing the same again is no error; writing another is.
+    /// Writes a segment of `attempt`'s ledger and answers its name. Writing the same again is no error; writing another is.
     ///
     /// Errors: [`CheckpointError::Input`] for lines that do not follow one another from the heading.
     pub async fn append_ledger(
         &self,
-        (attempt, seq): (u64, u64),
+        (attempt, id): (u64, impl Into<SegmentId>),
         heading: &Heading,
         entries: &[Entry],
-    ) -> Result<(), CheckpointError> {
-        let key = keys::ledger(attempt, seq);
+    ) -> Result<String, CheckpointError> {
+        let first = heading.after.0.saturating_add(1);
+        let span = StepSpan { first, last: entries.last().map_or(first, |entry| entry.step) };
+        let key = Segment { attempt, id: id.into(), span }.key(keys::LEDGER);
         let refuse = |reason: String| CheckpointError::input(&key, reason);
         let mut last = (heading.after.0, heading.head);
         let mut text = serde_json::to_string(heading).map_err(|e| refuse(e.to_string()))? + "\n";
@@ -76,40 +79,38 @@ impl RunStore {
             text.push_str(&entry.line());
             text.push('\n');
         }
-        self.put_once(&key, Bytes::from(seal_lines(&text))).await
+        self.put_once(&key, Bytes::from(seal_lines(&text))).await?;
+        Ok(key)
     }
 
-    /// The lines of object `seq` of `attempt`'s ledger, each as it was written; an object that was cut or altered is an
-    /// error.
-    pub async fn read_ledger_lines(&self, attempt: u64, seq: u64) -> Result<Vec<Entry>, CheckpointError> {
-        let key = keys::ledger(attempt, seq);
-        Ok(Page::read(&key, &self.get(&key).await?)?.entries)
+    /// The lines of the segment of the ledger that is named `key`, each as it was written; one that was cut or altered is
+    /// an error.
+    pub async fn read_ledger_lines(&self, key: &str) -> Result<Vec<Entry>, CheckpointError> {
+        Ok(Page::read(key, &self.get(key).await?)?.entries)
     }
 
     /// Whether nothing of a ledger is there.
     pub async fn has_no_ledger(&self) -> Result<bool, CheckpointError> {
-        Ok(self.list(keys::LEDGER).await?.iter().all(|object| keys::ledger_of(&object.key).is_none()))
+        Ok(self.segments(keys::LEDGER).await?.is_empty())
     }
 
     /// Reads the whole ledger: of every step the line that counts, and everything that is wrong, with its place. Where a
     /// line is missing, the chain goes on behind it. A store that fails is an error, not a fault.
     pub async fn read_ledger(&self) -> Result<(Chain, Faults), CheckpointError> {
-        let listed = self.list(keys::LEDGER).await?;
-        let mut found: Vec<((u64, u64), &str)> =
-            listed.iter().filter_map(|o| Some((keys::ledger_of(&o.key)?, o.key.as_str()))).collect();
-        found.sort_unstable();
+        let read = |key: &str, bytes: Bytes| Page::read(key, &bytes);
         let (mut chain, mut faults) = (Chain::default(), Faults::default());
         let mut expected = (0, 0);
-        for ((attempt, seq), key) in found {
+        for (segment, page) in self.read_segments(keys::LEDGER, |_| true, read).await? {
+            let (key, Segment { attempt, id, .. }) = (segment.key(keys::LEDGER), segment);
             let wanted = if attempt == expected.0 { expected.1 } else { 0 };
-            for missing in wanted..seq {
-                faults.note(&keys::ledger(attempt, missing), format!("it is missing, though {key} is there"));
+            for seq in wanted..id.seq {
+                let missing = Segment { attempt, id: seq.into(), span: StepSpan::ALL }.key(keys::LEDGER);
+                faults.note(&missing, format!("it is missing, though {key} is there"));
             }
-            expected = (attempt, seq.saturating_add(1));
-            match Page::read(key, &self.get(key).await?) {
+            expected = (attempt, id.seq.saturating_add(1));
+            match page {
                 Ok(page) => chain.take(&page, &mut faults),
-                Err(error) if error.is_damage() => faults.note(key, error.to_string()),
-                Err(error) => return Err(error),
+                Err(error) => faults.note(&key, error.to_string()),
             }
         }
         Ok((chain, faults))

@@ -1,0 +1,55 @@
+//! `polygram ckpt rm`: one checkpoint less. Needs no room in the store.
+
+use polygram_checkpoint::removal::Removed;
+use polygram_domain::Step;
+use serde::Serialize;
+
+use crate::args::CkptRmArgs;
+use crate::commands::{block_on, stored};
+use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::printer::Printer;
+use crate::settings::RunPlace;
+use crate::units;
+
+#[derive(Debug, Serialize)]
+struct Document {
+    run: String,
+    step: u64,
+    /// Data objects that are gone with it.
+    objects: usize,
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &CkptRmArgs, printer: &mut Printer) -> Outcome {
+    let place = RunPlace::resolve(&args.run)?;
+    let step = Step(args.step);
+    let Removed { objects, bytes } = block_on(async {
+        let failed = |error| stored::refused(&place.root, error);
+        let run = stored::open(&place).await?;
+        // A step that has no checkpoint is said as every command says it.
+        if !run.store.committed_steps().await.map_err(failed)?.contains(&step) {
+            stored::checkpoint(&run.store, &place, Some(args.step), printer).await?;
+        }
+        if !args.force {
+            if run.store.pinned_steps().await.map_err(failed)?.contains(&step) {
+                return Err(Failure::usage(format!("the checkpoint of step {step} is pinned"))
+                    .hint("`polygram ckpt unpin` takes the pin away; --force removes it with its pin"));
+            }
+            let newest = run.store.latest_manifest().await.map_err(failed)?.manifest;
+            if newest.is_some_and(|newest| newest.step == step) {
+                return Err(Failure::usage(format!(
+                    "the checkpoint of step {step} is the newest sound one: the run goes on from it"
+                ))
+                .hint("--force removes it; the steps since the one before are lost then"));
+            }
+        }
+        run.store.remove_checkpoint(step).await.map_err(failed)
+    })?;
+    let document = Document { run: place.name.to_string(), step: step.0, objects, bytes };
+    let human = || {
+        let (objects, bytes) = (units::grouped(objects as u64), units::bytes(bytes));
+        format!("the checkpoint of step {step} of {} is removed: {objects} objects, {bytes}", place.name)
+    };
+    printer.result(&document, human)?;
+    Ok(ExitStatus::Success)
+}
