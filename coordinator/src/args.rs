@@ -78,6 +78,9 @@ pub struct Args {
     /// File to write the coordinator's address into once it listens
     #[arg(long, value_name = "FILE")]
     pub announce_file: Option<PathBuf>,
+    /// Lead the run although another coordinator does: that one and its members end
+    #[arg(long)]
+    pub take_over: bool,
     /// Log level or directives, for example info,polygram_coordinator=debug
     #[arg(long, default_value = "info")]
     pub log_level: String,

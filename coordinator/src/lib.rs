@@ -16,6 +16,7 @@ pub mod server;
 mod clock;
 mod driver;
 mod examination;
+mod leadership;
 mod ledger;
 mod metrics;
 mod points;
@@ -25,5 +26,6 @@ mod recorder;
 mod scrapes;
 mod service;
 
+pub use leadership::Claim;
 pub use opening::{Opened, OpeningError, Origin, open};
 pub use server::{Ended, ServeError, serve};

@@ -10,7 +10,7 @@ use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{self, Pool, Store};
-use polygram_coordinator::{Ended, OpeningError, Origin, interrupts, open, serve};
+use polygram_coordinator::{Claim, Ended, OpeningError, Origin, interrupts, open, serve};
 use polygram_domain::{ConfigError, RunFile};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
@@ -100,7 +100,8 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     polygram_faults::expect("coordinator", 0)?;
     let token = Token::read(&args.token_file)?;
     let listener = bind(args.listen).await?;
-    let origin = Origin { config_toml, config_name, root: args.root };
+    let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
+    let origin = Origin { config_toml, config_name, root: args.root, claim };
     let mut opened = open(origin, listener.local_addr()?).await?;
     if let Some(listener) = bind_metrics(args.metrics_listen).await? {
         opened = opened.with_metrics(listener);

@@ -14,6 +14,7 @@ use polygram_checkpoint::{
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
+use polygram_process::unix_ms;
 use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -22,7 +23,7 @@ use crate::core::{Event, Examined, FellBack, RolledBack};
 use crate::driver::Input;
 use crate::examination::examine;
 use crate::ledger::{Base, Ledger, Named};
-use crate::opening::{OpeningError, unix_ms};
+use crate::opening::OpeningError;
 use crate::points::Points;
 
 /// Metrics and status are written this often.

@@ -125,12 +125,16 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A newer coordinator has claimed the run.
-    #[error("term {held} is fenced: term {current} has been claimed; this coordinator must stop")]
+    #[error(
+        "the run was taken over by {by}: term {held} is fenced since term {current} was claimed; this coordinator stops"
+    )]
     Fenced {
         /// The caller's term.
         held: u64,
         /// The newest term.
         current: u64,
+        /// Who claimed it, in words.
+        by: String,
     },
     /// The runtime is shutting down; the operation did not finish.
     #[error("the runtime shut down before the operation finished")]

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use polygram_domain::SCHEMA_VERSION;
+use polygram_process::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
@@ -40,6 +41,17 @@ pub struct CoordinatorRecord {
     pub pid: u32,
     /// When it started, milliseconds since 1970 UTC.
     pub started_unix_ms: u64,
+    /// Which process that is, on which machine; `None` in a record that an earlier build wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessIdentity>,
+}
+
+impl CoordinatorRecord {
+    /// The coordinator in words, with its host where that is known.
+    pub fn leader(&self) -> String {
+        let host = self.process.as_ref().map_or(String::new(), |process| format!(" on host {}", process.host));
+        format!("the coordinator{host} (pid {} at {})", self.pid, self.address)
+    }
 }
 
 impl RunStore {
@@ -54,6 +66,7 @@ impl RunStore {
                 address: claim.address.clone(),
                 pid: claim.pid,
                 started_unix_ms: claim.started_unix_ms,
+                process: Some(ProcessIdentity::current()).filter(|process| process.pid == claim.pid),
             };
             match self.put_new(&key, Bytes::from(seal(&key, &record)?)).await? {
                 // The very same claim is this one, its answer lost: no two coordinators share an address and a process.
@@ -82,7 +95,12 @@ impl RunStore {
     /// Errors: [`CheckpointError::Fenced`] if a higher term has been claimed.
     pub async fn check_term(&self, held: Term) -> Result<(), CheckpointError> {
         match self.highest_term().await? {
-            Some(current) if current > held.0 => Err(CheckpointError::Fenced { held: held.0, current }),
+            Some(current) if current > held.0 => {
+                // Who it is makes the message better; that there is one is known.
+                let by = self.latest_coordinator().await.ok().flatten();
+                let by = by.map_or("another coordinator".into(), |record| record.leader());
+                Err(CheckpointError::Fenced { held: held.0, current, by })
+            }
             _ => Ok(()),
         }
     }
