@@ -69,6 +69,9 @@ pub struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Where others reach that address, if not there; needed with --listen 0.0.0.0. Port 0 stands for the port listened on
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<SocketAddr>,
     /// Address to tell metrics on, at /metrics; none unless given
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<SocketAddr>,

@@ -67,8 +67,11 @@ pub enum CheckpointError {
         /// How it was noticed.
         reason: String,
     },
-    /// An object of another schema version.
-    #[error("{key} has schema {found}; this build reads schema {expected}")]
+    /// An object of another schema version. It is sound, and another build's to read: it is neither quarantined nor removed.
+    #[error(
+        "{key} has schema {found}; this build reads schema {expected}: a{} build wrote it; use that build for this run, or \
+         train under another run name", if .found > .expected { " newer" } else { "n older" }
+    )]
     Schema {
         /// Object.
         key: String,
@@ -154,9 +157,7 @@ impl CheckpointError {
     /// what to look at again before anybody believes that the store is at fault and not the way from it.
     pub fn object_at_fault(&self) -> Option<String> {
         match self {
-            CheckpointError::Missing { key }
-            | CheckpointError::Damaged { key, .. }
-            | CheckpointError::Schema { key, .. } => Some(key.clone()),
+            CheckpointError::Missing { key } | CheckpointError::Damaged { key, .. } => Some(key.clone()),
             CheckpointError::NoTensor { step, .. } | CheckpointError::NoBuckets { step, .. } => {
                 Some(keys::manifest(*step))
             }
@@ -164,15 +165,15 @@ impl CheckpointError {
         }
     }
 
-    /// Whether the stored bytes are at fault (missing, damaged, of another schema), so that trying again cannot
-    /// help but an older checkpoint can.
+    /// Whether the stored bytes are at fault (missing, damaged), so that trying again cannot help but an older checkpoint
+    /// can. What another build wrote is not damaged.
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            CheckpointError::Missing { .. }
-                | CheckpointError::Damaged { .. }
-                | CheckpointError::Schema { .. }
-        )
+        matches!(self, CheckpointError::Missing { .. } | CheckpointError::Damaged { .. })
+    }
+
+    /// Whether the object is sound, and another build's to read.
+    pub fn is_of_another_build(&self) -> bool {
+        matches!(self, CheckpointError::Schema { .. })
     }
 }
 
