@@ -12,6 +12,7 @@ use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{self, Pool, Store};
 use polygram_coordinator::{Claim, Ended, OpeningError, Origin, interrupts, open, serve};
 use polygram_domain::{ConfigError, RunFile};
+use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 use polygram_telemetry::{Identity, Logging, Role};
@@ -23,13 +24,16 @@ const FAILURE: u8 = 1;
 const CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    polygram_process::limits::tell_instead_of_panics();
+    limits::tell_instead_of_panics();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.context("cannot start the I/O runtime").and_then(|runtime| runtime.block_on(act(cli)));
     let Err(error) = ended else { return ExitCode::SUCCESS };
     // Nothing is left to do about a closed stderr.
     let _closed = writeln!(std::io::stderr(), "error: {error:#}");
+    if let Some(advice) = limits::advice_in(error.as_ref()) {
+        let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+    }
     ExitCode::from(if is_of_configuration(&error) { CONFIGURATION } else { FAILURE })
 }
 

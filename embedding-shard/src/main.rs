@@ -9,6 +9,7 @@ use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberOptions, run};
 use polygram_process::address::AddressError;
+use polygram_process::limits;
 use polygram_proto::control::{Recall, Token};
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
@@ -18,13 +19,16 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    polygram_process::limits::tell_instead_of_panics();
+    limits::tell_instead_of_panics();
     keep_freed_memory();
     match act(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
             let _closed = writeln!(std::io::stderr(), "error: {error:#}");
+            if let Some(advice) = limits::advice_in(error.as_ref()) {
+                let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+            }
             let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
             ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use polygram_domain::Rank;
 use polygram_process::address::AddressError;
+use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 use polygram_worker::args::{Args, Command, MemberArgs};
@@ -19,7 +20,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    polygram_process::limits::tell_instead_of_panics();
+    limits::tell_instead_of_panics();
     keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
@@ -34,6 +35,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
             writeln!(std::io::stderr(), "error: {error:#}").ok();
+            if let Some(advice) = limits::advice_in(error.as_ref()) {
+                let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+            }
             let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
             ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }

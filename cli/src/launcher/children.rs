@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use polygram_process::child::{answer_signals, end_with_parent};
-use polygram_process::limits;
+use polygram_process::child::{SIGTERM, answer_signals, end_with_parent};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -59,10 +58,7 @@ impl Children {
     /// started it ends.
     pub(crate) fn spawn(&mut self, name: &str, program: &Path, args: &[OsString], log: File) -> Outcome<()> {
         let cannot = |error: io::Error| {
-            let advice = limits::advice(&error);
-            let failure =
-                Failure::failed(format!("cannot start {name} ({})", program.display())).because(error);
-            advice.into_iter().fold(failure, Failure::hint)
+            Failure::failed(format!("cannot start {name} ({})", program.display())).because(error)
         };
         let stdout = log.try_clone().map_err(cannot)?;
         let mut command = std::process::Command::new(program);
@@ -70,7 +66,7 @@ impl Children {
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
         command.process_group(0);
         // The launcher ends its children by SIGTERM, whatever it ignores itself.
-        answer_signals(end_with_parent(&mut command));
+        answer_signals(end_with_parent(&mut command), &[SIGTERM]);
         let child = Command::from(command).kill_on_drop(true).spawn().map_err(cannot)?;
         let pid = child.id().unwrap_or_default();
         self.living.push(Entry { name: name.to_owned(), pid, child });

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+pub use libc::{SIGINT, SIGTERM};
 use rustix::process::{Pid, Signal};
 
 /// The child gets SIGKILL when the thread that starts it ends, however that ends: start it from a thread that lives as
@@ -15,12 +16,12 @@ pub fn end_with_parent(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(move || ask_for_the_end(parent)) }
 }
 
-/// The child answers SIGTERM and SIGINT as if nobody had ever ignored them: its parent ends it with them.
-pub fn answer_signals(command: &mut Command) -> &mut Command {
-    // SAFETY: between fork and exec the closure makes two calls of signal(2), which is async-signal-safe.
+/// The child answers these signals as if nobody had ever ignored them: its parent ends it with them.
+pub fn answer_signals<'c>(command: &'c mut Command, numbers: &'static [i32]) -> &'c mut Command {
+    // SAFETY: between fork and exec the closure calls nothing but signal(2), which is async-signal-safe.
     unsafe {
-        command.pre_exec(|| {
-            for number in [libc::SIGTERM, libc::SIGINT] {
+        command.pre_exec(move || {
+            for &number in numbers {
                 if libc::signal(number, libc::SIG_DFL) == libc::SIG_ERR {
                     return Err(io::Error::last_os_error());
                 }
@@ -68,16 +69,26 @@ mod tests {
     }
 
     #[test]
-    fn a_child_answers_sigterm_although_its_grandparent_ignores_it() {
-        // The shell ignores the signal, and what it starts inherits that; `exec` keeps it.
+    fn a_child_answers_a_signal_and_a_deaf_one_does_not() {
+        // The shell ignores the signal, and `exec` keeps that.
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' TERM; exec sleep 600"]);
         let mut deaf = command.spawn().unwrap();
-        let mut plain = answer_signals(Command::new("sleep").arg("600")).spawn().unwrap();
+        let mut plain = answer_signals(Command::new("sleep").arg("600"), &[libc::SIGTERM]).spawn().unwrap();
         let term = |child: &Child| {
             let pid = Pid::from_raw(child.id() as i32).unwrap();
             rustix::process::kill_process(pid, Signal::TERM).unwrap();
         };
+        // Until the shell has become what it starts, it might answer.
+        let is_deaf = || {
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", deaf.id())).unwrap();
+            name.trim() == "sleep"
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_deaf() {
+            assert!(Instant::now() < deadline);
+        }
+        term(&deaf);
         term(&plain);
         assert!(ends(&mut plain));
         assert!(deaf.try_wait().unwrap().is_none());

@@ -1,5 +1,6 @@
 //! Which limit of the system an error is about, so that a message can name it.
 
+use std::error::Error;
 use std::io::{self, Write};
 
 use rustix::io::Errno;
@@ -34,6 +35,12 @@ pub fn advice(error: &io::Error) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// What [`advice`] says of the first error of the system among `error` and its causes.
+pub fn advice_in(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |&cause| cause.source());
+    causes.find_map(|cause| advice(cause.downcast_ref::<io::Error>()?))
 }
 
 /// From now on a panic over such an error, which libraries raise where a thread cannot be started, ends the process with one
