@@ -162,6 +162,44 @@ fn what_the_caller_ignores_stays_ignored_in_every_program() {
     assert_eq!(cluster.digest().unwrap().step, 3000);
 }
 
+/// A parent that ignores the deaths of its children (SIGCHLD) leaves that to what it starts, which then cannot wait.
+#[test]
+fn programs_wait_for_their_children_whatever_their_caller_ignores() {
+    let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
+    let train = train(&cluster, &["training.steps=20"], &[]).unwrap();
+    let mut bench = Command::new(program("polygram").unwrap());
+    bench.args(["bench", "collective", "--bytes", "64", "--op", "all_reduce", "-o", "json"]);
+    for command in [train, bench] {
+        let mut ignoring = Command::new("sh");
+        ignoring.args(["-c", r#"trap '' CHLD; exec "$0" "$@""#]).arg(command.get_program());
+        ignoring.args(command.get_args()).current_dir(cluster.folder());
+        let finished = Running::start(ignoring, cluster.folder()).unwrap().wait(LIMIT).unwrap();
+        finished.success().unwrap();
+    }
+}
+
+/// Whoever is killed takes along what it has started.
+#[test]
+fn children_of_measuring_programs_end_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["bench", "collective", "--warm-up", "4000000000", "--bytes", "64"][..],
+        &["bench", "shard", "exchange"],
+    ] {
+        let mut command = Command::new(program("polygram").unwrap());
+        command.args(arguments).current_dir(folder.path());
+        let mut running = Running::start(command, folder.path()).unwrap();
+        wait_until("children of children", LIMIT, || {
+            ensure!(running.poll()?.is_none(), "it ended: {}", running.stderr()?);
+            Ok((running.processes()?.len() > 3).then_some(()))
+        })
+        .unwrap();
+        running.signal(running.pid(), Signal::KILL).unwrap();
+        running.wait(LIMIT).unwrap();
+        running.wait_for_silence(LIMIT).unwrap();
+    }
+}
+
 fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
 }

@@ -135,22 +135,24 @@ impl RunStore {
 
     /// Who leads the run, as far as one look tells.
     pub async fn leadership(&self) -> Result<Leadership, CheckpointError> {
-        let Some(record) = self.latest_coordinator().await? else { return Ok(Leadership::Vacant) };
-        match self.read_lease().await? {
-            // A lease of an older term is that of a leader who was taken over from.
-            Some(lease) if lease.term >= record.term => {
-                let has_ended = lease.process.presence() == Presence::Gone;
-                let is_vacant = lease.is_released || has_ended;
-                Ok(if is_vacant { Leadership::Vacant } else { Leadership::Leased(Box::new(lease)) })
-            }
-            _ => match record.process.as_ref().map(ProcessIdentity::presence) {
-                Some(Presence::Gone) => Ok(Leadership::Vacant),
-                _ => Ok(Leadership::Claimed(record)),
-            },
+        let record = self.latest_coordinator().await?;
+        let lease = self.read_lease().await?;
+        // A lease of an older term is that of a leader who was taken over from.
+        let newest = record.as_ref().map(|record| record.term);
+        if let Some(lease) = lease.filter(|lease| Some(lease.term) >= newest) {
+            let has_ended = lease.process.presence() == Presence::Gone;
+            let is_vacant = lease.is_released || has_ended;
+            return Ok(if is_vacant { Leadership::Vacant } else { Leadership::Leased(Box::new(lease)) });
         }
+        let presence = |record: &CoordinatorRecord| record.process.as_ref().map(ProcessIdentity::presence);
+        Ok(match record {
+            Some(record) if presence(&record) != Some(Presence::Gone) => Leadership::Claimed(record),
+            _ => Leadership::Vacant,
+        })
     }
 
-    /// Waits until `seen` is renewed or replaced, and answers the new lease; nothing where its leader ends, or stays silent for as long as the lease says.
+    /// Waits until `seen` is renewed or replaced, and answers the new lease; nothing where its leader ends, or stays silent for
+    /// as long as the lease says.
     pub async fn await_renewal(&self, seen: &Lease) -> Result<Option<Lease>, CheckpointError> {
         let looking = tokio::time::Instant::now();
         while looking.elapsed() < seen.silence() {

@@ -57,7 +57,9 @@ impl CoordinatorRecord {
 impl RunStore {
     /// Claims the next term. Of several coordinators each gets a term of its own, and the highest rules.
     pub async fn claim_term(&self, claim: &CoordinatorAddress) -> Result<Term, CheckpointError> {
-        let mut term = self.highest_term().await?.map_or(1, |term| term.saturating_add(1));
+        // Terms are small and old, and a store may purge what is; the lease of the last leader is younger.
+        let leased = self.read_lease().await?.map(|lease| lease.term.0);
+        let mut term = self.highest_term().await?.max(leased).map_or(1, |term| term.saturating_add(1));
         loop {
             let key = keys::term(term);
             let record = CoordinatorRecord {

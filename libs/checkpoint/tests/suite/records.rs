@@ -70,6 +70,11 @@ async fn who_leads_a_run_stands_in_its_store() {
         store.write_lease(&lease).await.unwrap();
         assert_eq!(store.leadership().await.unwrap(), Leadership::Leased(Box::new(lease.clone())));
         assert!(lease.is_fresh() && lease.leader().starts_with("the coordinator on host far (pid "));
+        // A store that purges old objects takes the term and leaves the lease: the next term is a new one.
+        backend.remove(&spec, &keys::term(term.0)).await;
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Leased(Box::new(lease.clone())));
+        assert_eq!(store.claim_term(&address(8)).await.unwrap(), Term(term.0 + 1), "{}", backend.name);
+        backend.remove(&spec, &keys::term(term.0 + 1)).await;
         // Its clock may be hours wrong: what counts is that it is renewed, or is not.
         let skewed = Lease { renewed_unix_ms: 5, ..lease.clone() };
         store.write_lease(&skewed).await.unwrap();
