@@ -1,5 +1,7 @@
 //! Who leads a run: nobody else may when it is opened, and from then on this coordinator says every few seconds that it does.
 
+use std::time::Duration;
+
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
 use polygram_checkpoint::{CheckpointError, Leadership, Lease, RunStore};
 use polygram_proto::control::OperatorClient;
@@ -9,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Event;
 use crate::driver::Input;
+
+/// A coordinator that leads a run answers within this.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// On what terms a run is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,12 +62,13 @@ fn is_own(leaders: &str, own: &str) -> bool {
 /// Whether a coordinator answers there that leads `run`.
 async fn answers(address: &str, run: &str) -> bool {
     let status = async { OperatorClient::connect(address, None).await?.status().await };
-    match status.await {
-        Ok(status) => status.run == run && !status.state.is_over(),
-        Err(gone) => {
+    match tokio::time::timeout(ANSWER_DEADLINE, status).await {
+        Ok(Ok(status)) => status.run == run && !status.state.is_over(),
+        Ok(Err(gone)) => {
             tracing::debug!(address, %gone, "the previous coordinator does not answer");
             false
         }
+        Err(_elapsed) => false,
     }
 }
 

@@ -16,7 +16,7 @@ use super::children::Ended;
 use super::progress::ProgressLine;
 use super::supervisor::Verdict;
 use super::{COORDINATOR, Launch};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 
 /// Between progress lines where a line cannot be rewritten.
@@ -352,7 +352,12 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 Verdict::GiveUp => return Err(self.lost(error).await),
                 Verdict::Again(pause) => tokio::time::sleep(pause).await,
             }
-            let announcement = self.launch.start_coordinator(address, self.printer).await?;
+            let started = self.launch.start_coordinator(address, self.printer).await;
+            let announcement = started.map_err(|mut refused| {
+                // Whatever it says of itself, something was started before.
+                refused.status = ExitStatus::Failed;
+                refused
+            })?;
             let Announcement { pid, resume_step, .. } = announcement;
             self.printer
                 .say(format!("the coordinator was started again (pid {pid}); committed step {resume_step}"));

@@ -49,7 +49,7 @@ const LOST_PATIENCE: Duration = Duration::from_millis(500);
 /// Lines of a log that are shown with a failure.
 const TAIL_LINES: usize = 12;
 
-/// Without an announcement for so long, the coordinator's last log line says what it is doing.
+/// While there is no announcement, the coordinator's last log line is shown this often, if it is a new one.
 const ANNOUNCE_QUIET: Duration = Duration::from_secs(2);
 
 /// Requests to stop: SIGINT, SIGTERM, and SIGHUP of a closing terminal. What the caller ignores (`nohup`) stays ignored.
@@ -296,7 +296,8 @@ impl Launch<'_> {
         let detection = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds);
         let patience = ANNOUNCE_DEADLINE.saturating_add(detection);
         let deadline = Instant::now() + patience;
-        let mut quiet_until = Some(Instant::now() + ANNOUNCE_QUIET);
+        let mut quiet_until = Instant::now() + ANNOUNCE_QUIET;
+        let mut said = String::new();
         let path = self.files.announcement();
         let read = || {
             Announcement::read(&path).map_err(|error| {
@@ -328,11 +329,14 @@ impl Launch<'_> {
                 }
                 () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
             }
-            if quiet_until.is_some_and(|until| Instant::now() >= until) {
-                quiet_until = None;
-                let doing = self.logs.tail(COORDINATOR, 1);
-                let doing = doing.first().map_or("it is opening the run", String::as_str);
-                printer.say(format!("the coordinator does not listen yet: {doing}"));
+            if Instant::now() >= quiet_until {
+                quiet_until = Instant::now() + ANNOUNCE_QUIET;
+                let doing = self.logs.tail(COORDINATOR, 1).pop();
+                let doing = doing.unwrap_or_else(|| "it is opening the run".into());
+                if doing != said {
+                    printer.say(format!("the coordinator does not listen yet: {doing}"));
+                    said = doing;
+                }
             }
             if Instant::now() >= deadline {
                 let tail = self.tail_of(COORDINATOR);
