@@ -136,7 +136,10 @@ fn a_program_that_is_replaced_meanwhile_does_not_come_into_the_launch() {
     let (code, _, stderr) = text(&stage.train(&[]).output().unwrap());
     assert_eq!((code, stage.pids().len()), (Some(1), 2), "{stderr}");
     assert!(stderr.contains("error: coordinator: the old build"), "{stderr}");
-    assert!(stderr.contains("polygram-coordinator was replaced or removed since this launch began"), "{stderr}");
+    assert!(
+        stderr.contains("polygram-coordinator was replaced or removed since this launch began"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -163,8 +166,12 @@ fn a_hangup_that_is_ignored_stops_nothing() {
     let stage = Stage::new("exec sleep 600", "exec sleep 600");
     let train = stage.train(&[]);
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", r#"trap '' HUP INT; exec "$0" "$@""#]).arg(train.get_program()).args(train.get_args());
-    let child = command.current_dir(stage.folder.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    command
+        .args(["-c", r#"trap '' HUP INT; exec "$0" "$@""#])
+        .arg(train.get_program())
+        .args(train.get_args());
+    let child =
+        command.current_dir(stage.folder.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     until("the coordinator's start", || stage.pids().len() == 1);
     // By now the launcher listens for signals, and its child has its own.
     for pid in [child.id(), stage.pids()[0]] {

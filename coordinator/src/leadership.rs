@@ -39,7 +39,10 @@ pub(crate) async fn leader(store: &RunStore, address: &str) -> Result<Option<Str
             if lease.process.is_current() {
                 return Ok(None);
             }
-            tracing::warn!("waiting to see whether {} still leads the run: it does not answer", lease.leader());
+            tracing::warn!(
+                "waiting to see whether {} still leads the run: it does not answer",
+                lease.leader()
+            );
             Ok(store.await_renewal(&lease).await?.map(|lease| lease.leader()))
         }
         Leadership::Claimed(record) if is_own(&record.address, address) => Ok(None),
@@ -53,9 +56,8 @@ pub(crate) async fn leader(store: &RunStore, address: &str) -> Result<Option<Str
 /// Whether a leader's address is this coordinator's own, so that whoever listened there is gone. A loopback address tells
 /// nothing: every machine and container has the same.
 fn is_own(leaders: &str, own: &str) -> bool {
-    let is_loopback = |text: &str| {
-        text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
-    };
+    let is_loopback =
+        |text: &str| text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
     leaders == own && !is_loopback(own)
 }
 

@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     limits::tell_instead_of_panics();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.context("cannot start the I/O runtime").and_then(|runtime| runtime.block_on(act(cli)));
+    let ended =
+        runtime.context("cannot start the I/O runtime").and_then(|runtime| runtime.block_on(act(cli)));
     let Err(error) = ended else { return ExitCode::SUCCESS };
     // Nothing is left to do about a closed stderr.
     let _closed = writeln!(std::io::stderr(), "error: {error:#}");
@@ -51,7 +52,9 @@ async fn act(cli: Cli) -> anyhow::Result<()> {
 /// Whether the run's configuration is what has to be changed.
 fn is_of_configuration(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.is::<ConfigError>() || cause.is::<WrongFlags>() || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
+        cause.is::<ConfigError>()
+            || cause.is::<WrongFlags>()
+            || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
     })
 }
 

@@ -197,7 +197,8 @@ async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Resu
         Some(address) => address,
         None => for_peers(bound, &coordinator).await.map_err(MemberError::from)?,
     };
-    let services = Services::bind(token.clone(), query_listen, metrics_listen).await?.reached_at(address.ip());
+    let services =
+        Services::bind(token.clone(), query_listen, metrics_listen).await?.reached_at(address.ip());
     let mut join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     join.deadline = patience.unwrap_or(join.deadline);
     join.recall = recall;

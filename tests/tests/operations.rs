@@ -218,7 +218,11 @@ fn a_signal_that_nobody_ignores_stops_the_run() {
 fn clean(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? };
+        if path.is_dir() {
+            fs::remove_dir_all(path)?
+        } else {
+            fs::remove_file(path)?
+        };
     }
     Ok(())
 }
@@ -233,9 +237,11 @@ fn files_of_a_launch_that_are_taken_away_cost_nothing() {
     let before = cluster.await_step(&mut running, 1).unwrap();
     let run = cluster.root().join("runs/tiny");
     let of_role = |role: &str| before.members.iter().find(|member| member.role == role).unwrap().pid;
-    let coordinator = running.processes().unwrap().into_iter().find(|pid| {
-        command_line(*pid).contains("polygram-coordinator")
-    });
+    let coordinator = running
+        .processes()
+        .unwrap()
+        .into_iter()
+        .find(|pid| command_line(*pid).contains("polygram-coordinator"));
     let folders = [temporary, run.join("launch"), run.join("logs")];
     for pid in [of_role("worker"), of_role("shard"), coordinator.unwrap()] {
         folders.iter().for_each(|folder| clean(folder).unwrap());
@@ -290,9 +296,11 @@ fn members_on_every_address_and_without_a_log_complete_a_run() {
         Stdio::from(writer)
     };
     let root = cluster.root_url();
-    let lead = ["--config", "run.toml", "--root", root, "--token-file", "token", "--announce-file", "announced"];
+    let lead =
+        ["--config", "run.toml", "--root", root, "--token-file", "token", "--announce-file", "announced"];
     let everywhere = ["--listen", "0.0.0.0:0", "--advertise", "127.0.0.1:0"];
-    let mut coordinator = by_hand(&cluster, "polygram-coordinator", &[&lead[..], &everywhere].concat(), full());
+    let mut coordinator =
+        by_hand(&cluster, "polygram-coordinator", &[&lead[..], &everywhere].concat(), full());
     let address = wait_until("the coordinator to listen", LIMIT, || {
         ensure!(coordinator.try_wait()?.is_none(), "it ended");
         let Ok(text) = fs::read_to_string(folder.join("announced")) else { return Ok(None) };
@@ -325,7 +333,16 @@ fn addresses_that_lead_nowhere_are_refused_by_name() {
     let cases: [(&str, Vec<&str>, [&str; 2]); 5] = [
         (
             "polygram-coordinator",
-            vec!["--config", tiny.to_str().unwrap(), "--root", "root", "--token-file", "token", "--listen", "0.0.0.0:0"],
+            vec![
+                "--config",
+                tiny.to_str().unwrap(),
+                "--root",
+                "root",
+                "--token-file",
+                "token",
+                "--listen",
+                "0.0.0.0:0",
+            ],
             ["0.0.0.0:", "--advertise IP:PORT"],
         ),
         (
@@ -334,7 +351,11 @@ fn addresses_that_lead_nowhere_are_refused_by_name() {
             ["--listen [::]:0", "no address that members can reach"],
         ),
         ("polygram-worker", [&far[..], &["--rank", "0"]].concat(), ["127.0.0.1:", "--listen"]),
-        ("polygram-worker", [&far[..], &["--rank", "0", "--listen", "::1"]].concat(), ["[::1]:", "192.0.2.1:7000"]),
+        (
+            "polygram-worker",
+            [&far[..], &["--rank", "0", "--listen", "::1"]].concat(),
+            ["[::1]:", "192.0.2.1:7000"],
+        ),
         ("polygram-embedding-shard", [&far[..], &["--index", "0"]].concat(), ["127.0.0.1:", "--listen"]),
     ];
     for (name, arguments, words) in cases {
@@ -359,7 +380,10 @@ fn a_limit_is_named_by_every_program() {
         ("polygram", &["train", tiny, "--root", "root"]),
         ("polygram-coordinator", &["--config", tiny, "--root", "root", "--token-file", "token"]),
         ("polygram-worker", &["--coordinator", "127.0.0.1:1", "--rank", "0", "--token-file", "token"]),
-        ("polygram-embedding-shard", &["--coordinator", "127.0.0.1:1", "--index", "0", "--token-file", "token"]),
+        (
+            "polygram-embedding-shard",
+            &["--coordinator", "127.0.0.1:1", "--index", "0", "--token-file", "token"],
+        ),
     ];
     for (name, arguments) in cases {
         let mut command = Command::new("sh");

@@ -36,7 +36,18 @@ const ARROWS: [(&str, &str, &[&str]); 16] = [
     (
         "worker",
         "worker",
-        &["proto", "checkpoint", "ngram", "data", "collective", "model", "telemetry", "process", "faults", "domain"],
+        &[
+            "proto",
+            "checkpoint",
+            "ngram",
+            "data",
+            "collective",
+            "model",
+            "telemetry",
+            "process",
+            "faults",
+            "domain",
+        ],
     ),
     ("tests", "tests", &["process", "faults", "domain"]),
 ];

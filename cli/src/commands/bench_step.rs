@@ -84,8 +84,7 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let root = Root::Folder(folder.path().to_owned());
     let kept = usize::try_from(args.steps).unwrap_or(usize::MAX);
-    let plan =
-        Plan { configuration: &configuration, kept_steps: kept, root: &root, claim: Claim::IfVacant };
+    let plan = Plan { configuration: &configuration, kept_steps: kept, root: &root, claim: Claim::IfVacant };
     let (ending, _) = block_on(launcher::launch(&programs, plan, printer))?;
     let steps = match ending {
         Ending::Over(last) => last.steps,

@@ -113,9 +113,7 @@ pub(crate) fn document(found: &Found) -> Outcome<StatusDocument> {
     rest.remove("message");
     let (state, message) = match &found.source {
         Source::Coordinator | Source::Store => (found.status.state.to_string(), found.status.message.clone()),
-        Source::Elsewhere(lease) => {
-            (found.status.state.to_string(), elsewhere_message(&found.status, lease))
-        }
+        Source::Elsewhere(lease) => (found.status.state.to_string(), elsewhere_message(&found.status, lease)),
         Source::Lost(record) => {
             for member in rest.get_mut("members").and_then(Value::as_array_mut).into_iter().flatten() {
                 member["alive"] = Value::Bool(false);

@@ -88,7 +88,8 @@ impl LogFolder {
                     Failure::failed(format!("cannot make {} ({error}), nor open /dev/null", path.display()))
                         .because(null)
                 })?;
-                let lost = format!("{} cannot be written ({error}): what {name} says is lost", path.display());
+                let lost =
+                    format!("{} cannot be written ({error}): what {name} says is lost", path.display());
                 Ok(Log { file: nowhere, lost: Some(lost) })
             }
         }

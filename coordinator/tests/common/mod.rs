@@ -54,7 +54,8 @@ impl Lead {
     pub async fn start(root: &Path, config_toml: String) -> Result<Lead, OpeningError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let root = root.display().to_string();
-        let origin = Origin { config_toml, config_name: "test".into(), root: root.clone(), claim: Claim::IfVacant };
+        let origin =
+            Origin { config_toml, config_name: "test".into(), root: root.clone(), claim: Claim::IfVacant };
         let opened = open(origin, listener.local_addr().unwrap()).await?;
         let announcement = opened.announcement();
         let spec = opened.spec().clone();

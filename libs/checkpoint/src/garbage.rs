@@ -126,7 +126,8 @@ impl RunStore {
             }
             let bytes = self.get(&object.key).await?;
             let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
-            let is_ended = manifest.is_ok_and(|manifest| roll_backs.iter().any(|back| back.supersedes(&manifest)));
+            let is_ended =
+                manifest.is_ok_and(|manifest| roll_backs.iter().any(|back| back.supersedes(&manifest)));
             if !is_ended {
                 references.spare(step, &bytes);
             }

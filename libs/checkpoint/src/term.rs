@@ -49,7 +49,8 @@ pub struct CoordinatorRecord {
 impl CoordinatorRecord {
     /// The coordinator in words, with its host where that is known.
     pub fn leader(&self) -> String {
-        let host = self.process.as_ref().map_or(String::new(), |process| format!(" on host {}", process.host));
+        let host =
+            self.process.as_ref().map_or(String::new(), |process| format!(" on host {}", process.host));
         format!("the coordinator{host} (pid {} at {})", self.pid, self.address)
     }
 }

@@ -101,9 +101,11 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_leads_peers_to_themselves_is_refused() {
         // TEST-NET-1 (RFC 5737) and the documentation prefix (RFC 3849) are nobody's addresses.
-        for (own, coordinator) in
-            [("127.0.0.1:5000", "192.0.2.1:7000"), ("[::1]:5000", "[2001:db8::1]:7000"), ("127.0.3.1:1", "192.0.2.1:7")]
-        {
+        for (own, coordinator) in [
+            ("127.0.0.1:5000", "192.0.2.1:7000"),
+            ("[::1]:5000", "[2001:db8::1]:7000"),
+            ("127.0.3.1:1", "192.0.2.1:7"),
+        ] {
             let text = for_peers(at(own), coordinator).await.unwrap_err().to_string();
             assert!(text.contains(own) && text.contains(coordinator) && text.contains("--listen"), "{text}");
         }

@@ -91,7 +91,9 @@ fn stat(pid: u32) -> std::io::Result<Stat> {
     let state = fields.next().unwrap_or_default();
     match fields.nth(18).and_then(|ticks| ticks.parse().ok()) {
         Some(start_ticks) => Ok(Stat { is_ended: matches!(state, "Z" | "X" | "x"), start_ticks }),
-        None => Err(std::io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))),
+        None => {
+            Err(std::io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood")))
+        }
     }
 }
 

@@ -20,14 +20,15 @@ pub fn advice(error: &io::Error) -> Option<String> {
             "no more threads or processes are allowed: {} (`ulimit -u`){}{}; raise the limit",
             limit(Resource::Nproc, "RLIMIT_NPROC"),
             cgroup("pids.max").map_or(String::new(), |most| format!(", pids.max of the cgroup is {most}")),
-            getrlimit(Resource::As).current.map_or(String::new(), |most| format!(
-                ", RLIMIT_AS is {most} (`ulimit -v`)"
-            )),
+            getrlimit(Resource::As)
+                .current
+                .map_or(String::new(), |most| format!(", RLIMIT_AS is {most} (`ulimit -v`)")),
         )),
         Errno::NOMEM => Some(format!(
             "no more memory is allowed: {} (`ulimit -v`){}; raise the limit or use less memory",
             limit(Resource::As, "RLIMIT_AS"),
-            cgroup("memory.max").map_or(String::new(), |most| format!(", memory.max of the cgroup is {most}"))
+            cgroup("memory.max")
+                .map_or(String::new(), |most| format!(", memory.max of the cgroup is {most}"))
         )),
         Errno::MFILE => Some(format!(
             "no more open files are allowed: {} (`ulimit -n`); raise the limit",

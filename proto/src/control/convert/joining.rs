@@ -42,7 +42,9 @@ impl TryFrom<wire::JoinRequest> for JoinRequest {
 /// An address that peers are given must lead somewhere.
 fn reachable(address: SocketAddr) -> Result<SocketAddr, Malformed> {
     if address.ip().is_unspecified() || address.port() == 0 {
-        let what = format!("peers would be given {address}, which leads nowhere; say by --advertise where they reach it");
+        let what = format!(
+            "peers would be given {address}, which leads nowhere; say by --advertise where they reach it"
+        );
         return Err(malformed("JoinRequest", what));
     }
     Ok(address)
