@@ -190,6 +190,9 @@ pub(crate) struct TrainArgs {
     /// Name of the run, instead of run.name
     #[arg(long, value_name = "NAME")]
     pub(crate) run: Option<String>,
+    /// Lead the run although another coordinator does, for example on another host: that one ends
+    #[arg(long)]
+    pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) root: RootArgs,
 }

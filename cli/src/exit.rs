@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::process::ExitCode;
 
+use polygram_process::limits;
+
 /// The exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitStatus {
@@ -69,6 +71,9 @@ impl Failure {
     /// Adds an error and everything below it as causes.
     pub(crate) fn because(mut self, error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
         let error = error.into();
+        if self.hint.is_none() {
+            self.hint = limits::advice_in(error.as_ref());
+        }
         let mut next: Option<&(dyn Error + 'static)> = Some(error.as_ref());
         while let Some(cause) = next {
             let text = cause.to_string();

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::exit::{Failure, Outcome};
 use polygram_domain::OutputFormat;
+use polygram_telemetry::lossy_stderr;
 
 /// Back to the first column, and nothing in the line.
 const CLEAR_LINE: &str = "\r\x1b[2K";
@@ -81,7 +82,8 @@ impl Printer {
     /// The live line makes way for it; the next one comes below.
     pub(crate) fn say(&mut self, text: impl AsRef<str>) {
         let clear = if std::mem::take(&mut self.line_open) { CLEAR_LINE } else { "" };
-        let _ = writeln!(io::stderr().lock(), "{clear}{}", text.as_ref());
+        // Nor is one that nobody reads: a run does not wait for it.
+        let _ = lossy_stderr().write_all(format!("{clear}{}\n", text.as_ref()).as_bytes());
     }
 
     /// A warning on standard error.
@@ -91,10 +93,9 @@ impl Printer {
 
     /// Rewrites the live line of a terminal. Elsewhere nothing is written: use [`Printer::say`] now and then.
     pub(crate) fn live(&mut self, text: &str) {
-        let mut stderr = io::stderr().lock();
         let width = terminal_width();
         let line: String = text.chars().take(width.saturating_sub(1)).collect();
-        let _ = write!(stderr, "{CLEAR_LINE}{line}").and_then(|()| stderr.flush());
+        let _ = lossy_stderr().write_all(format!("{CLEAR_LINE}{line}").as_bytes());
         self.line_open = true;
     }
 
@@ -113,7 +114,8 @@ impl Printer {
     /// The last word of a failed command, on standard error.
     pub(crate) fn failure(&mut self, failure: &Failure) {
         self.end_line();
-        self.say(failure.to_string());
+        // A reader that is paused sees this one all the same.
+        let _ = writeln!(io::stderr().lock(), "{failure}");
     }
 }
 

@@ -28,9 +28,11 @@ pub(crate) enum Root {
 impl Root {
     /// `--root`, or the default. Plain paths and `file://` become absolute; another scheme is left to the store.
     pub(crate) fn resolve(args: &RootArgs) -> Outcome<Root> {
-        let here = std::env::current_dir()
-            .map_err(|error| Failure::failed("cannot tell the current directory").because(error))?;
-        Root::from_text(args.root.as_deref(), &here)
+        let text = args.root.as_deref();
+        // What is absolute needs no current directory, which may have been removed.
+        let is_absolute = text.is_some_and(|text| text.starts_with('/') || text.contains("://"));
+        let here = if is_absolute { PathBuf::from("/") } else { current_folder()? };
+        Root::from_text(text, &here)
     }
 
     fn from_text(text: Option<&str>, here: &Path) -> Outcome<Root> {
@@ -85,6 +87,30 @@ impl fmt::Display for Root {
             },
             Root::Remote(url) => f.write_str(url),
         }
+    }
+}
+
+/// The current directory.
+///
+/// # Errors
+/// It was removed, or cannot be looked into.
+pub(crate) fn current_folder() -> Outcome<PathBuf> {
+    std::env::current_dir().map_err(|error| {
+        Failure::usage("the current directory cannot be used")
+            .because(error)
+            .hint("it may have been removed: change to another one, or give absolute paths")
+    })
+}
+
+/// Where this user's programs keep what outlives them: `$XDG_STATE_HOME/polygram`, `~/.local/state/polygram`, or a folder
+/// under the current directory.
+pub(crate) fn state_folder() -> Outcome<PathBuf> {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    match state {
+        Some(state) => Ok(state.join("polygram")),
+        None => Ok(current_folder()?.join("polygram-launch")),
     }
 }
 

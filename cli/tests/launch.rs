@@ -125,3 +125,66 @@ fn a_missing_program_is_named() {
     assert!(stderr.contains("polygram-worker") && stderr.contains("make build"), "{stderr}");
     assert!(!stage.folder.path().join("polygram-root").exists(), "nothing was written");
 }
+
+#[test]
+fn a_program_that_is_replaced_meanwhile_does_not_come_into_the_launch() {
+    let script = "if [ $(wc -l <pids) = 1 ]; then\n\
+                  printf '#!/bin/sh\\necho error: the new build >&2; exit 1\\n' >new\n\
+                  chmod +x new; mv new polygram-coordinator; kill -9 $$\n\
+                  fi; echo 'error: the old build' >&2; exit 1";
+    let stage = Stage::new(script, "exec sleep 600");
+    let (code, _, stderr) = text(&stage.train(&[]).output().unwrap());
+    assert_eq!((code, stage.pids().len()), (Some(1), 2), "{stderr}");
+    assert!(stderr.contains("error: coordinator: the old build"), "{stderr}");
+    assert!(
+        stderr.contains("polygram-coordinator was replaced or removed since this launch began"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_launch_that_was_killed_leaves_no_secret_behind_for_long() {
+    let stage = Stage::new("exec sleep 600", "exec sleep 600");
+    let mut child = stage.train(&[]).spawn().unwrap();
+    let launches = stage.folder.path().join("polygram-root/runs/tiny/launch");
+    until("the coordinator's start", || stage.pids().len() == 1);
+    let first: Vec<_> = std::fs::read_dir(&launches).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(first.len() == 1 && first[0].join("token").is_file(), "{first:?}");
+    signal(&child, "KILL");
+    child.wait().unwrap();
+    let child = stage.train(&[]).spawn().unwrap();
+    until("the next coordinator's start", || stage.pids().len() == 2);
+    assert!(!first[0].exists(), "the next launch of the run removes it");
+    signal(&child, "TERM");
+    child.wait_with_output().unwrap();
+    assert_eq!(std::fs::read_dir(&launches).unwrap().count(), 0);
+}
+
+/// What is started with the signals of a background job or under `nohup` keeps ignoring them.
+#[test]
+fn a_hangup_that_is_ignored_stops_nothing() {
+    let stage = Stage::new("exec sleep 600", "exec sleep 600");
+    let train = stage.train(&[]);
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", r#"trap '' HUP INT; exec "$0" "$@""#])
+        .arg(train.get_program())
+        .args(train.get_args());
+    let child =
+        command.current_dir(stage.folder.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("the coordinator's start", || stage.pids().len() == 1);
+    // By now the launcher listens for signals, and its child has its own.
+    for pid in [child.id(), stage.pids()[0]] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+        // Bits of SIGHUP (1) and SIGINT (2), and not of SIGTERM (15).
+        assert_eq!((mask & 0b11, mask >> 14 & 1), (0b11, 0), "{pid}: {mask:x}");
+    }
+    signal(&child, "HUP");
+    signal(&child, "INT");
+    signal(&child, "TERM");
+    let (code, _, stderr) = text(&child.wait_with_output().unwrap());
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stage.pids().into_iter().all(|pid| !lives(pid)));
+}

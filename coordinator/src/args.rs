@@ -69,6 +69,9 @@ pub struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Where others reach that address, if not there; needed with --listen 0.0.0.0. Port 0 stands for the port listened on
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<SocketAddr>,
     /// Address to tell metrics on, at /metrics; none unless given
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<SocketAddr>,
@@ -78,6 +81,9 @@ pub struct Args {
     /// File to write the coordinator's address into once it listens
     #[arg(long, value_name = "FILE")]
     pub announce_file: Option<PathBuf>,
+    /// Lead the run although another coordinator does: that one and its members end
+    #[arg(long)]
+    pub take_over: bool,
     /// Log level or directives, for example info,polygram_coordinator=debug
     #[arg(long, default_value = "info")]
     pub log_level: String,

@@ -17,6 +17,7 @@ mod clock;
 mod driver;
 mod examination;
 mod journal;
+mod leadership;
 mod ledger;
 mod metrics;
 mod points;
@@ -28,5 +29,6 @@ mod scrapes;
 mod segment;
 mod service;
 
+pub use leadership::Claim;
 pub use opening::{Opened, OpeningError, Origin, open};
 pub use server::{Ended, ServeError, serve};

@@ -10,8 +10,9 @@ use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{self, Pool, Store};
-use polygram_coordinator::{Ended, OpeningError, Origin, interrupts, open, serve};
+use polygram_coordinator::{Claim, Ended, OpeningError, Origin, interrupts, open, serve};
 use polygram_domain::{ConfigError, RunFile};
+use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 use polygram_telemetry::{Identity, Logging, Role};
@@ -22,27 +23,38 @@ const FAILURE: u8 = 1;
 /// Exit status of a configuration that is not legal, or does not fit the run: nothing was started or written.
 const CONFIGURATION: u8 = 2;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    limits::tell_instead_of_panics();
     let cli = Cli::parse();
-    let ended = match (cli.command, cli.run) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended =
+        runtime.context("cannot start the I/O runtime").and_then(|runtime| runtime.block_on(act(cli)));
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    // Nothing is left to do about a closed stderr.
+    let _closed = writeln!(std::io::stderr(), "error: {error:#}");
+    if let Some(advice) = limits::advice_in(error.as_ref()) {
+        let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+    }
+    ExitCode::from(if is_of_configuration(&error) { CONFIGURATION } else { FAILURE })
+}
+
+async fn act(cli: Cli) -> anyhow::Result<()> {
+    match (cli.command, cli.run) {
         (Some(Command::Pool(args)), _) => lead_pool(args).await,
         (None, Some(args)) => lead(args).await.and_then(|ended| match ended {
             Ended { outcome: Outcome::Good, .. } => Ok(()),
             Ended { status, .. } => Err(anyhow!("run {} failed: {}", status.run, status.message)),
         }),
         (None, None) => Err(anyhow!("give --config, --root and --token-file, or a command; see --help")),
-    };
-    let Err(error) = ended else { return ExitCode::SUCCESS };
-    // Nothing is left to do about a closed stderr.
-    let _closed = writeln!(std::io::stderr(), "error: {error:#}");
-    ExitCode::from(if is_of_configuration(&error) { CONFIGURATION } else { FAILURE })
+    }
 }
 
 /// Whether the run's configuration is what has to be changed.
 fn is_of_configuration(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.is::<ConfigError>() || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
+        cause.is::<ConfigError>()
+            || cause.is::<WrongFlags>()
+            || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
     })
 }
 
@@ -50,6 +62,33 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}; choose another address, or port 0 for a free port")
     })
+}
+
+/// Flags that cannot work.
+#[derive(Debug)]
+struct WrongFlags(String);
+
+impl std::fmt::Display for WrongFlags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongFlags {}
+
+/// The address that others are given of a listener bound to `bound`.
+fn advertised(advertise: Option<SocketAddr>, bound: SocketAddr) -> Result<SocketAddr, WrongFlags> {
+    let mut address = advertise.unwrap_or(bound);
+    if address.port() == 0 {
+        address.set_port(bound.port());
+    }
+    if address.ip().is_unspecified() {
+        return Err(WrongFlags(format!(
+            "{address} is no address that others can reach: say by --advertise IP:PORT where they do, or listen on one \
+             address of this machine"
+        )));
+    }
+    Ok(address)
 }
 
 async fn bind_metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
@@ -68,10 +107,8 @@ async fn lead_pool(args: PoolArgs) -> anyhow::Result<()> {
         &Logging { level: args.log_level, format: args.log_format.parse()? },
     )?;
     if args.listen.ip().is_unspecified() {
-        anyhow::bail!(
-            "--listen {} is no address that members can reach; give one of this machine's",
-            args.listen
-        );
+        let text = "is no address that members can reach; give one of this machine's";
+        return Err(WrongFlags(format!("--listen {} {text}", args.listen)).into());
     }
     let token = Token::read(&args.token_file)?;
     let store = Store::open(&args.state, &args.root)?;
@@ -100,8 +137,10 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
     polygram_faults::expect("coordinator", 0)?;
     let token = Token::read(&args.token_file)?;
     let listener = bind(args.listen).await?;
-    let origin = Origin { config_toml, config_name, root: args.root };
-    let mut opened = open(origin, listener.local_addr()?).await?;
+    let advertised = advertised(args.advertise, listener.local_addr()?)?;
+    let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
+    let origin = Origin { config_toml, config_name, root: args.root, claim };
+    let mut opened = open(origin, advertised).await?;
     if let Some(listener) = bind_metrics(args.metrics_listen).await? {
         opened = opened.with_metrics(listener);
     }

@@ -2,23 +2,25 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
 use polygram_checkpoint::roll_back::policy_of;
 use polygram_checkpoint::{
-    CheckpointError, ConfigHash, CoordinatorAddress, CoordinatorRecord, CoverError, Damaged, Manifest,
-    RunStore, Term, keys,
+    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, RunStore, Term,
+    keys,
 };
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{ConfigError, RunFile, RunSpec, Step};
-use polygram_proto::control::{Announcement, OperatorClient, RunStatus};
+use polygram_process::unix_ms;
+use polygram_proto::control::{Announcement, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
 use crate::core::{Resume, Settings, State};
+use crate::leadership::{self, Claim};
 use crate::ledger::Base;
 use crate::points::{self, Points};
 use crate::room;
@@ -32,6 +34,8 @@ pub struct Origin {
     pub config_name: String,
     /// Root of the object store.
     pub root: String,
+    /// What becomes of another coordinator that leads the run.
+    pub claim: Claim,
 }
 
 /// Why a run cannot be led.
@@ -91,21 +95,23 @@ pub enum OpeningError {
         reason: String,
     },
     /// Another coordinator leads the run right now.
-    #[error("run {run} is being trained already by the coordinator at {address} (pid {pid}); stop it first")]
+    #[error(
+        "run {run} is led by {leader}; stop it there first, or take the run over with --take-over: the other one ends then, \
+         and what it has not committed is computed again"
+    )]
     Led {
         /// The run.
         run: String,
-        /// That coordinator's address.
-        address: String,
-        /// Its process.
-        pid: u32,
+        /// That coordinator, its host and when it was last heard.
+        leader: String,
     },
 }
 
 impl OpeningError {
-    /// Whether the configuration is what has to be changed. Nothing of the run was written then.
+    /// Whether the user asked for something that cannot be: the configuration or the command is what has to be changed.
+    /// Nothing of the run was written then.
     pub fn is_of_configuration(&self) -> bool {
-        matches!(self, OpeningError::Config(_) | OpeningError::Incompatible { .. })
+        matches!(self, OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. })
     }
 }
 
@@ -120,6 +126,7 @@ pub struct Opened {
     pub(crate) points: Option<Points>,
     pub(crate) term: Term,
     pub(crate) claim: TermObject,
+    pub(crate) lease: Lease,
     pub(crate) state: State,
     pub(crate) base: Base,
     /// Checkpoints that were set aside on the way to it.
@@ -169,13 +176,10 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let spec = file.resolve()?;
     let store = RunStore::create(&origin.root, &spec.name)?;
     let has_room = room::has_room(&store).await?;
-    if let Some(record) = store.latest_coordinator().await?
-        // Who listened here before us is gone, or we would not have the port.
-        && record.address != address.to_string()
-        && leads(&record, spec.name.as_str()).await
+    if origin.claim == Claim::IfVacant
+        && let Some(leader) = leadership::leader(&store, &address.to_string()).await?
     {
-        let CoordinatorRecord { address, pid, .. } = record;
-        return Err(OpeningError::Led { run: spec.name.to_string(), address, pid });
+        return Err(OpeningError::Led { run: spec.name.to_string(), leader });
     }
     if !has_room {
         room::make_room(&store, &file, &spec).await?;
@@ -194,8 +198,11 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         started_unix_ms: unix_ms(),
     };
     let term = store.claim_term(&claim).await?;
+    let detection = Duration::from_secs_f64(spec.failure_detection_seconds);
+    let lease = Lease::new(term, &claim, detection);
     let claim = store.term_object(term).await?;
     polygram_faults::pass(polygram_faults::Point::CoordinatorTermClaimed);
+    store.write_lease(&lease).await?;
     for damaged in &found.damaged {
         tracing::error!(
             key = damaged.key,
@@ -225,6 +232,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         points,
         term,
         claim,
+        lease,
         state,
         fallen,
         base: found.base,
@@ -234,18 +242,6 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         status: watch::Sender::new(first),
         address,
     })
-}
-
-/// Whether the coordinator of `record` is alive and leads `run` still.
-async fn leads(record: &CoordinatorRecord, run: &str) -> bool {
-    let status = async { OperatorClient::connect(&record.address, None).await?.status().await };
-    match status.await {
-        Ok(status) => status.run == run && !status.state.is_over(),
-        Err(gone) => {
-            tracing::debug!(address = record.address, %gone, "the previous coordinator does not answer");
-            false
-        }
-    }
 }
 
 struct Found {
@@ -324,9 +320,4 @@ pub(crate) async fn check_fit(
         step: manifest.step.0,
         source,
     })
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -18,6 +18,7 @@ use polygram_checkpoint::{
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
+use polygram_process::unix_ms;
 use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ use crate::driver::Input;
 use crate::examination::examine;
 use crate::journal::Journal;
 use crate::ledger::{Base, Ledger, Named};
-use crate::opening::{OpeningError, unix_ms};
+use crate::opening::OpeningError;
 use crate::points::Points;
 
 /// What no commit waits for is tried for so long before it waits in memory.

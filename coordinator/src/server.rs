@@ -14,6 +14,7 @@ use tonic::transport::server::{Server, TcpIncoming};
 
 use crate::core::Outcome;
 use crate::driver::{Driver, Outlets, Welcome};
+use crate::leadership;
 use crate::metrics;
 use crate::opening::Opened;
 use crate::recorder::Recorder;
@@ -66,6 +67,9 @@ pub async fn serve(
     let mut statuses = status.subscribe();
     statuses.mark_changed();
 
+    let released = CancellationToken::new();
+    let lease = leadership::keep(opened.store.clone(), opened.lease, inbox.clone(), released.clone());
+    let leading = AbortOnDropHandle::new(tokio::spawn(lease));
     let recorder = Recorder {
         store: opened.store,
         spec: Arc::new(opened.spec),
@@ -115,6 +119,9 @@ pub async fn serve(
         let seconds = patience.as_secs_f64();
         tracing::error!(seconds, "the store did not take the last records in time: status and metrics lag");
     }
+    released.cancel();
+    // One that the store does not take in time is not renewed either.
+    bounded(leading, CLOSING, "renewal of the lease").await?;
     closing.cancel();
     // A connection that somebody keeps open does not keep the coordinator.
     if let Some(result) = bounded(serving, CLOSING, "control server").await? {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Lead, PATIENCE, started, tiny};
-use polygram_coordinator::{Origin, open, serve};
+use polygram_coordinator::{Claim, Origin, open, serve};
 use polygram_domain::Step;
 use polygram_proto::control::{Fingerprint, Mark, MemberReport, OperatorClient, ShardReport, TableRows};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,7 +34,12 @@ async fn the_status_is_told_as_metrics() {
         (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let address = scraped.local_addr().unwrap();
     let root = folder.path().display().to_string();
-    let origin = Origin { config_toml: tiny(&[]), config_name: "test".into(), root: root.clone() };
+    let origin = Origin {
+        config_toml: tiny(&[]),
+        config_name: "test".into(),
+        root: root.clone(),
+        claim: Claim::IfVacant,
+    };
     let opened = open(origin, listener.local_addr().unwrap()).await.unwrap();
     let (announcement, spec) = (opened.announcement(), opened.spec().clone());
     let (interrupts, receiver) = mpsc::channel(4);

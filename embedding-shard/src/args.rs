@@ -45,7 +45,8 @@ pub struct Args {
     /// The run's name, for log lines.
     #[arg(long, default_value = "")]
     pub run: String,
-    /// Address to listen on for the workers; port 0: the system chooses.
+    /// Address to listen on for the workers; port 0: the system chooses. With 0.0.0.0 they are given the address on the route
+    /// to the coordinator.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     pub listen: SocketAddr,
     /// Where workers reach that address, if it is another to them (behind a relay, in a container); needs a port of its own

@@ -8,17 +8,29 @@ use polygram_domain::ShardIndex;
 use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberOptions, run};
+use polygram_process::address::AddressError;
+use polygram_process::limits;
 use polygram_proto::control::{Recall, Token};
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
+/// Exit status of a failure.
+const FAILURE: u8 = 1;
+/// Exit status of flags that cannot work: nothing was started.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
+    limits::tell_instead_of_panics();
     keep_freed_memory();
     match act(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
             let _closed = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
+            if let Some(advice) = limits::advice_in(error.as_ref()) {
+                let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+            }
+            let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
+            ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }
     }
 }

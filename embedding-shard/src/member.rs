@@ -7,13 +7,15 @@ use std::time::Duration;
 use polygram_checkpoint::CheckpointError;
 use polygram_domain::{ConfigError, ShardIndex, Step};
 use polygram_faults::{Point, pass};
+use polygram_process::StopSignal;
+use polygram_process::address::{AddressError, for_peers};
 use polygram_proto::control::{
     Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, JoinOptions, MemberRef,
     MemberSession, OperatorClient, Recall, StopMode, Token, rejoin_patience,
 };
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 
 use crate::error::ShardError;
@@ -53,6 +55,9 @@ pub enum MemberError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// No address can be given to the workers.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// The session with the coordinator.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -136,7 +141,9 @@ async fn take_part(options: &MemberOptions) -> Result<(), MemberError> {
 fn obey_signals(options: &MemberOptions) -> JoinHandle<()> {
     let MemberOptions { coordinator, token, index, .. } = options.clone();
     tokio::spawn(async move {
-        let (interrupts, terminations) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        // What this process inherited as ignored stays ignored.
+        let interrupts = StopSignal::listen(SignalKind::interrupt());
+        let terminations = StopSignal::listen(SignalKind::terminate());
         if let Err(error) = &interrupts {
             tracing::warn!(%error, "interrupts are not ignored");
         }
@@ -144,7 +151,7 @@ fn obey_signals(options: &MemberOptions) -> JoinHandle<()> {
             Ok(terminations) => terminations,
             Err(error) => return tracing::warn!(%error, "SIGTERM ends this shard without a commit"),
         };
-        let _first = terminations.recv().await;
+        terminations.recv().await;
         tracing::info!(
             "SIGTERM: the run is asked to commit and stop; once more, and this shard leaves at once"
         );
@@ -160,9 +167,9 @@ fn obey_signals(options: &MemberOptions) -> JoinHandle<()> {
                     std::process::exit(1);
                 }
             },
-            _second = terminations.recv() => {}
+            () = terminations.recv() => {}
         }
-        let _second = terminations.recv().await;
+        terminations.recv().await;
         tracing::warn!("SIGTERM again: leaving at once, without a commit");
         std::process::exit(1);
     })
@@ -186,8 +193,12 @@ async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Resu
     let MemberOptions { coordinator, index, token, listen, advertise, query_listen, metrics_listen, recall } =
         options.clone();
     let (listener, bound) = bind(listen).await?;
-    let address = advertise.unwrap_or(bound);
-    let services = Services::bind(token.clone(), query_listen, metrics_listen).await?;
+    let address = match advertise {
+        Some(address) => address,
+        None => for_peers(bound, &coordinator).await.map_err(MemberError::from)?,
+    };
+    let services =
+        Services::bind(token.clone(), query_listen, metrics_listen).await?.reached_at(address.ip());
     let mut join = JoinOptions::new(coordinator, token, MemberRef::shard(index), address);
     join.deadline = patience.unwrap_or(join.deadline);
     join.recall = recall;

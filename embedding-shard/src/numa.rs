@@ -1,7 +1,8 @@
 //! Memory nodes: which there are, and binding lanes and their rows to them.
 //!
 //! Lane i belongs to node i mod n, thread and memory alike, so that a lane's rows are never on the other side of the
-//! machine. Where there is one node nothing is bound. Failures cost speed only and are logged.
+//! machine. Where there is one node nothing is bound, and no lane leaves the processors that this process was given (taskset,
+//! a cpuset). Failures cost speed only and are logged.
 
 use std::io;
 use std::path::Path;
@@ -73,10 +74,15 @@ fn parse_cpus(list: &str) -> Vec<usize> {
 pub fn pin_thread(node: &Node) {
     #[cfg(target_os = "linux")]
     {
+        let allowed = allowed_cpus();
+        if allowed.as_ref().is_some_and(|allowed| !node.cpus.iter().any(|cpu| allowed.contains(cpu))) {
+            return tracing::debug!(node = node.number, "none of the node's processors is this process's");
+        }
         // SAFETY: a cpu_set_t is plain bits, for which all zeros is the empty set.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         let bits = 8 * size_of::<libc::cpu_set_t>();
-        for &cpu in node.cpus.iter().filter(|&&cpu| cpu < bits) {
+        let is_allowed = |cpu: &&usize| allowed.as_ref().is_none_or(|allowed| allowed.contains(*cpu));
+        for &cpu in node.cpus.iter().filter(|&&cpu| cpu < bits).filter(is_allowed) {
             // SAFETY: `cpu` is below the number of bits of `set`.
             unsafe { libc::CPU_SET(cpu, &mut set) };
         }
@@ -89,6 +95,18 @@ pub fn pin_thread(node: &Node) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = node;
+}
+
+/// The processors that this thread may run on, as its process was given them; `None` where the system does not say.
+#[cfg(target_os = "linux")]
+fn allowed_cpus() -> Option<Vec<usize>> {
+    // SAFETY: a cpu_set_t is plain bits, for which all zeros is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: 0 is the calling thread, and `set` lives through the call with the size that is given.
+    let failed = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0;
+    let bits = 0..8 * size_of::<libc::cpu_set_t>();
+    // SAFETY: every number is below the number of bits of `set`.
+    (!failed).then(|| bits.filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
 /// Asks for the pages of `memory`, none of them touched yet, from `node` as long as it has some.
@@ -142,6 +160,25 @@ mod tests {
         }
         let nodes = read_nodes(folder.path()).unwrap();
         assert_eq!(nodes, [Node { number: 0, cpus: vec![0, 1] }, Node { number: 1, cpus: vec![2, 3] }]);
+    }
+
+    /// As `taskset` before the start of the process would have it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn no_lane_leaves_the_processors_that_its_process_was_given() {
+        std::thread::spawn(|| {
+            let given = allowed_cpus().unwrap();
+            let only = |cpu: usize| pin_thread(&Node { number: 0, cpus: vec![cpu] });
+            only(given[0]);
+            assert_eq!(allowed_cpus().unwrap(), given[..1]);
+            // All of the machine, and then a node that has nothing of what was given.
+            pin_thread(&Node { number: 1, cpus: (0..1024).collect() });
+            assert_eq!(allowed_cpus().unwrap(), given[..1]);
+            only(given[0] + 1);
+            assert_eq!(allowed_cpus().unwrap(), given[..1]);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! None of it can fail the run: what goes wrong here is logged, and the shard goes on without it.
 
 use std::future::pending;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,13 @@ impl Services {
             None => None,
         };
         Ok(Services { token, query, metrics })
+    }
+
+    /// The same, told as at `ip` where they listen on every address of this machine.
+    pub(crate) fn reached_at(mut self, ip: IpAddr) -> Services {
+        let services = [&mut self.query, &mut self.metrics].into_iter().flatten();
+        services.filter(|(_, at)| at.ip().is_unspecified()).for_each(|(_, at)| at.set_ip(ip));
+        self
     }
 
     /// Serves `shard`, which is about to serve workers.

@@ -2,9 +2,10 @@
 
 use futures::FutureExt;
 use polygram_domain::ShardIndex;
+use polygram_process::StopSignal;
 use polygram_proto::control::{ControlError, Role};
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 use crate::member::{MemberError, MemberOptions, run};
 
@@ -52,11 +53,11 @@ fn is_of_the_run(error: &MemberError) -> bool {
 }
 
 /// SIGTERM. Inside a run it is the run's to obey; here it is the end of the offer.
-struct Terminations(Option<Signal>);
+struct Terminations(Option<StopSignal>);
 
 impl Terminations {
     fn listen() -> Terminations {
-        let signal = signal(SignalKind::terminate());
+        let signal = StopSignal::listen(SignalKind::terminate());
         if let Err(error) = &signal {
             tracing::warn!(%error, "SIGTERM ends this shard without a word");
         }
@@ -65,9 +66,7 @@ impl Terminations {
 
     async fn next(&mut self) {
         match &mut self.0 {
-            Some(signal) => {
-                signal.recv().await;
-            }
+            Some(signal) => signal.recv().await,
             None => std::future::pending().await,
         }
     }

@@ -174,6 +174,11 @@ impl Cluster {
         self.folder.path().join("root")
     }
 
+    /// Where its programs keep what they would keep in the user's home.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// The URL of its root.
     pub fn root_url(&self) -> &str {
         &self.root
@@ -189,6 +194,7 @@ impl Cluster {
         let mut command = Command::new(program("polygram")?);
         command
             .current_dir(self.folder.path())
+            .env("XDG_STATE_HOME", self.state())
             .envs(self.variables.iter().map(|(key, value)| (key, value)))
             .envs(variables.iter().copied())
             .arg("train")
@@ -280,7 +286,8 @@ impl Cluster {
     /// `polygram verify-replay tiny …`, however it ends.
     pub fn verify_replay(&self, more: &[&str]) -> Result<Finished> {
         let mut command = Command::new(program("polygram")?);
-        command.current_dir(self.folder.path()).args(["verify-replay", "tiny", "--root", self.root_url()]);
+        command.current_dir(self.folder.path()).env("XDG_STATE_HOME", self.state());
+        command.args(["verify-replay", "tiny", "--root", self.root_url()]);
         command.args(more).envs(self.variables.iter().map(|(key, value)| (key, value)));
         Running::start(command, self.folder.path())?.wait(SESSION_LIMIT)
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use polygram_process::child::{SIGINT, SIGTERM, answer_signals};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait_until;
@@ -66,7 +67,8 @@ impl Running {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{number}", std::process::id());
         let (stdout, stderr) = (folder.join(format!("{number}.out")), folder.join(format!("{number}.err")));
-        let child = command
+        // Tests stop programs by these, whatever the shell ignores that runs the tests in its background.
+        let child = answer_signals(&mut command, &[SIGINT, SIGTERM])
             .env(MARK, &mark)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout)?)

@@ -13,31 +13,43 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 15] = [
+const ARROWS: [(&str, &str, &[&str]); 16] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
-    ("libs/telemetry", "telemetry", &[]),
+    ("libs/process", "process", &[]),
+    ("libs/telemetry", "telemetry", &["process"]),
     ("libs/faults", "faults", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
-    ("libs/collective", "collective", &["same-host", "domain"]),
-    ("libs/checkpoint", "checkpoint", &["domain"]),
+    ("libs/collective", "collective", &["same-host", "process", "domain"]),
+    ("libs/checkpoint", "checkpoint", &["process", "domain"]),
     ("libs/model", "model", &["collective", "domain"]),
     ("proto", "proto", &["same-host", "domain"]),
-    ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "faults", "domain"]),
+    ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
-        &["proto", "checkpoint", "ngram", "telemetry", "faults", "domain"],
+        &["proto", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
     ),
-    ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "domain"]),
+    ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "domain"]),
     (
         "worker",
         "worker",
-        &["proto", "checkpoint", "ngram", "data", "collective", "model", "telemetry", "faults", "domain"],
+        &[
+            "proto",
+            "checkpoint",
+            "ngram",
+            "data",
+            "collective",
+            "model",
+            "telemetry",
+            "process",
+            "faults",
+            "domain",
+        ],
     ),
-    ("tests", "tests", &["faults", "domain"]),
+    ("tests", "tests", &["process", "faults", "domain"]),
 ];
 
 /// The crate that links libtorch.

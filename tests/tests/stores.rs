@@ -46,6 +46,10 @@ fn a_run_on_s3_is_killed_resumed_and_ends_with_the_bits_of_a_folders() {
     assert_eq!(there.ckpt_json("verify", &["--all"]).unwrap()[0]["sound"], true);
     let status = there.status().unwrap();
     assert_eq!((status.state.as_str(), status.step), ("completed", 40));
+    // Logs outlive a cleaner of temporary folders, and no secret outlives its launch.
+    let state = there.state().join("polygram");
+    assert!(state.join("logs/tiny/0002/coordinator.log").is_file());
+    assert_eq!(std::fs::read_dir(state.join("launch/tiny")).unwrap().count(), 0);
 }
 
 /// Bits flip on the way from the store, answers are cut short, lost, late or 503, and members die: the run ends with the

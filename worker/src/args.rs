@@ -35,9 +35,13 @@ pub struct MemberArgs {
     /// The run's name, for log lines.
     #[arg(long, default_value = "")]
     pub run: String,
-    /// Address to listen on for the other ranks; the system chooses the port.
-    #[arg(long, default_value = "127.0.0.1")]
+    /// Address to listen on for the other ranks; the system chooses the port. With 0.0.0.0 they are given the address on the
+    /// route to the coordinator.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     pub listen: IpAddr,
+    /// Where the other ranks reach this worker, if not there.
+    #[arg(long, value_name = "IP")]
+    pub advertise: Option<IpAddr>,
     /// Address to tell metrics on, at /metrics; none unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,

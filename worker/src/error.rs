@@ -6,6 +6,7 @@ use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
 use polygram_domain::{Cell, ConfigError, Rank, Step};
 use polygram_ngram::NgramError;
+use polygram_process::address::AddressError;
 use polygram_proto::bulk::RowError;
 use polygram_proto::control::{
     Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
@@ -19,6 +20,9 @@ pub enum WorkerError {
     /// The coordinator refused this worker or is gone.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// No address can be given to the other ranks.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// The coordinator ended the run.
     #[error("{0}")]
     Aborted(String),

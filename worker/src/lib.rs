@@ -37,4 +37,4 @@ pub mod step;
 pub mod training;
 
 pub use error::WorkerError;
-pub use session::{WorkerOptions, run};
+pub use session::{Listen, WorkerOptions, run};

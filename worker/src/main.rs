@@ -5,14 +5,22 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polygram_domain::Rank;
+use polygram_process::address::AddressError;
+use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
-use polygram_worker::{WorkerOptions, run};
+use polygram_worker::{Listen, WorkerOptions, run};
+
+/// Exit status of a failure.
+const FAILURE: u8 = 1;
+/// Exit status of flags that cannot work: nothing was started.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    limits::tell_instead_of_panics();
     keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
@@ -27,7 +35,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Where even stderr is gone, the exit status is all that is left to say.
             writeln!(std::io::stderr(), "error: {error:#}").ok();
-            ExitCode::FAILURE
+            if let Some(advice) = limits::advice_in(error.as_ref()) {
+                let _closed = writeln!(std::io::stderr(), "hint: {advice}");
+            }
+            let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
+            ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }
     }
 }
@@ -38,7 +50,7 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let listen = member.listen;
+    let listen = Listen { ip: member.listen, advertise: member.advertise };
     let _told = runtime.block_on(metrics.listen(member.metrics_listen))?;
     let result = match (member.pool, member.coordinator, member.rank) {
         (Some(pool), _, _) => {

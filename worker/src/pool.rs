@@ -1,14 +1,12 @@
 //! A worker of a pool: one process that takes the rank of one run after another.
 
-use std::net::IpAddr;
-
 use polygram_domain::Rank;
 use polygram_proto::control::{ControlError, Role, Token};
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 
 use crate::error::WorkerError;
 use crate::observe::MetricsDesk;
-use crate::session::{WorkerOptions, take_part};
+use crate::session::{Listen, WorkerOptions, take_part};
 use crate::signals::Signals;
 
 /// How a worker finds its pool.
@@ -18,8 +16,8 @@ pub struct PoolWorkerOptions {
     pub pool: String,
     /// The pool's secret.
     pub token: Token,
-    /// Address to listen on for the other ranks; its port is chosen by the system.
-    pub listen: IpAddr,
+    /// Where it listens for the other ranks.
+    pub listen: Listen,
     /// Where its metrics are told.
     pub metrics: MetricsDesk,
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use polygram_collective::Tcp;
 use polygram_domain::Rank;
 use polygram_faults::{Point, pass};
+use polygram_process::address::for_peers;
 use polygram_proto::control::{
     AbortKind, ControlError, Directive, Directives, Failure, JoinOptions, MemberRef, MemberReport,
     MemberSession, Recall, Reporter, Token, rejoin_patience,
@@ -20,6 +21,15 @@ use crate::signals::Signals;
 /// A worker that failed waits so long for the coordinator's answer.
 const CONFESSION: Duration = Duration::from_secs(5);
 
+/// Where a worker listens for the other ranks; the port is chosen by the system.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen {
+    /// Address to bind.
+    pub ip: IpAddr,
+    /// Address that the other ranks are given, if not the bound one.
+    pub advertise: Option<IpAddr>,
+}
+
 /// How a worker finds its run.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
@@ -29,8 +39,8 @@ pub struct WorkerOptions {
     pub rank: Rank,
     /// The run's secret.
     pub token: Token,
-    /// Address to listen on for the other ranks; its port is chosen by the system.
-    pub listen: IpAddr,
+    /// Where it listens for the other ranks.
+    pub listen: Listen,
     /// Where its metrics are told.
     pub metrics: MetricsDesk,
 }
@@ -77,12 +87,17 @@ async fn member(
     patience: Option<Duration>,
     signals: &mut Signals,
 ) -> Result<(), Ended> {
-    let address = SocketAddr::new(options.listen, 0);
+    let address = SocketAddr::new(options.listen.ip, 0);
     let listener = Tcp::bind(address)
         .map_err(|source| WorkerError::Io { what: format!("cannot listen on {address}"), source })?;
+    let bound = listener.address();
+    let advertised = match options.listen.advertise {
+        Some(ip) => SocketAddr::new(ip, bound.port()),
+        None => for_peers(bound, &options.coordinator).await.map_err(WorkerError::from)?,
+    };
     let member = MemberRef::worker(options.rank);
     let (coordinator, token) = (options.coordinator.clone(), options.token.clone());
-    let mut join = JoinOptions::new(coordinator, token, member, listener.address());
+    let mut join = JoinOptions::new(coordinator, token, member, advertised);
     join.deadline = patience.unwrap_or(join.deadline);
     join.recall = recall.clone();
     let joining = MemberSession::join(join);

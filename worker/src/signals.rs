@@ -1,6 +1,8 @@
-//! SIGINT and SIGTERM, counted from the process's start: once tokio listens, the system's own answer is gone for good.
+//! SIGINT and SIGTERM, counted from the process's start: once tokio listens, the system's own answer is gone for good. What
+//! this process inherited as ignored stays ignored.
 
-use tokio::signal::unix::{SignalKind, signal};
+use polygram_process::StopSignal;
+use tokio::signal::unix::SignalKind;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,7 +18,7 @@ impl Signals {
     /// Listens from now on.
     pub fn listen() -> Result<Signals, WorkerError> {
         let listen = |kind| {
-            signal(kind)
+            StopSignal::listen(kind)
                 .map_err(|source| WorkerError::Io { what: "cannot listen for signals".into(), source })
         };
         let (mut interrupt, mut terminate) =
@@ -25,8 +27,8 @@ impl Signals {
         let listening = tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+                    () = interrupt.recv() => {}
+                    () = terminate.recv() => {}
                 }
                 sender.send_modify(|count| *count += 1);
             }

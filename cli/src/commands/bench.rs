@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use polygram_domain::OutputFormat;
+use polygram_process::end_with_parent;
 
 use crate::args::BenchArgs;
 use crate::exit::{ExitStatus, Failure, Outcome};
@@ -22,7 +23,7 @@ pub(crate) fn pass(program: Program, args: &BenchArgs, printer: &Printer) -> Out
         OutputFormat::Json => drop(command.args(["-o", "json"])),
         OutputFormat::Jsonl => drop(command.args(["-o", "jsonl"])),
     }
-    let status = command
+    let status = end_with_parent(&mut command)
         .args(&args.arguments)
         .status()
         .map_err(|error| Failure::failed(format!("cannot start {}", path.display())).because(error))?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::args::BenchStepArgs;
 use crate::commands::{block_on, train};
 use crate::exit::{ExitStatus, Failure, Outcome};
-use crate::launcher::{self, Ending};
+use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root};
 use crate::units;
@@ -84,7 +84,8 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let root = Root::Folder(folder.path().to_owned());
     let kept = usize::try_from(args.steps).unwrap_or(usize::MAX);
-    let (ending, _) = block_on(launcher::launch(&programs, (&configuration, kept), &root, printer))?;
+    let plan = Plan { configuration: &configuration, kept_steps: kept, root: &root, claim: Claim::IfVacant };
+    let (ending, _) = block_on(launcher::launch(&programs, plan, printer))?;
     let steps = match ending {
         Ending::Over(last) => last.steps,
         Ending::AlreadyOver(_) => Vec::new(),

@@ -3,6 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
+use polygram_process::end_with_parent;
+
 use crate::args::LogitsArgs;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::siblings::Program;
@@ -17,14 +19,16 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         return Err(Failure::usage(format!("there is no file {}", input.display())));
     }
     let worker = Program::Worker.find()?;
-    let status = Command::new(&worker)
+    let mut command = Command::new(&worker);
+    command
         .arg("logits")
         .arg("--model")
         .arg(model)
         .arg("--input")
         .arg(input)
         .arg("--output")
-        .arg(&args.output)
+        .arg(&args.output);
+    let status = end_with_parent(&mut command)
         .status()
         .map_err(|error| Failure::failed(format!("cannot start {}", worker.display())).because(error))?;
     match (status.code(), status.signal()) {

@@ -1,5 +1,7 @@
 //! `polygram pool`, `submit`, `jobs`, `cancel`: a pool and its queue.
 
+use std::path::PathBuf;
+
 use polygram_proto::control::ControlError;
 use polygram_proto::pool::{JobId, JobStatus, PoolClient, PoolMemberStatus, Submission};
 use serde::Serialize;
@@ -9,7 +11,7 @@ use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
-use crate::settings::{Configuration, PoolFolder, PoolPlace, Root};
+use crate::settings::{Configuration, PoolFolder, PoolPlace, Root, current_folder};
 use crate::units::{columns, moment};
 
 #[derive(Serialize)]
@@ -31,8 +33,7 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
         return Err(Failure::usage(format!("--listen {} is no address to be reached at", args.listen))
             .hint("give an address of this machine"));
     }
-    let here = std::env::current_dir()
-        .map_err(|error| Failure::failed("cannot tell the current directory").because(error))?;
+    let here = if args.folder.is_absolute() { PathBuf::new() } else { current_folder()? };
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     let plan = launcher::pool::Plan {
         folder: PoolFolder(here.join(&args.folder)),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use polygram_checkpoint::CoordinatorRecord;
+use polygram_checkpoint::lease::RENEWAL_PERIOD;
+use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, RunStore};
 use polygram_proto::control::{
     CollisionStatus, MemberStatus, OperatorClient, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus,
 };
@@ -18,6 +19,8 @@ use crate::units;
 
 /// How long a living coordinator may take to answer.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// Clocks of two machines differ by no more than this.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
 
 /// What the operator is told: the coordinator's own words, and whether they are of now.
 #[derive(Debug, Serialize)]
@@ -50,7 +53,9 @@ enum Source {
     Coordinator,
     /// The run is over, and the store says how.
     Store,
-    /// The store says that the run goes on, but nobody answers.
+    /// The store says that the run goes on and who leads it, but that one is not reachable from here.
+    Elsewhere(Box<Lease>),
+    /// The store says that the run goes on, but nobody leads it.
     Lost(Option<CoordinatorRecord>),
 }
 
@@ -62,16 +67,35 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
     {
         return Ok(Found { status, source: Source::Coordinator });
     }
+    let leader = leader(&run.store).await.map_err(|error| stored::refused(&place.root, error))?;
     let stored: Option<RunStatus> =
         run.store.read_status().await.map_err(|error| stored::refused(&place.root, error))?;
     let status = stored.ok_or_else(|| {
-        Failure::failed(format!(
-            "run {} has no status in {}, and its coordinator does not answer",
-            place.name, place.root
-        ))
+        let who = leader.as_ref().map_or("its coordinator does not answer".to_owned(), |lease| {
+            format!("it is led by {}, which is not reachable from here", lease.leader())
+        });
+        Failure::failed(format!("run {} has no status in {} yet, and {who}", place.name, place.root))
     })?;
-    let source = if status.state.is_over() { Source::Store } else { Source::Lost(run.coordinator) };
+    let source = match leader {
+        _ if status.state.is_over() => Source::Store,
+        Some(lease) => Source::Elsewhere(Box::new(lease)),
+        None => Source::Lost(run.coordinator),
+    };
     Ok(Found { status, source })
+}
+
+/// Who leads the run although nobody answers here. A lease that looks old by this machine's clock may be renewed all the
+/// same: it is watched for a renewal, unless it is so old that no two clocks differ by that much.
+async fn leader(store: &RunStore) -> Result<Option<Lease>, CheckpointError> {
+    let Leadership::Leased(lease) = store.leadership().await? else { return Ok(None) };
+    if lease.is_fresh() {
+        return Ok(Some(*lease));
+    }
+    if lease.age() > CLOCKS_DIFFER {
+        return Ok(None);
+    }
+    let watched = tokio::time::timeout(RENEWAL_PERIOD + DEADLINE, store.await_renewal(&lease)).await;
+    watched.unwrap_or(Ok(None))
 }
 
 /// The coordinator's status, unless nobody answers there, or somebody else does.
@@ -89,6 +113,7 @@ pub(crate) fn document(found: &Found) -> Outcome<StatusDocument> {
     rest.remove("message");
     let (state, message) = match &found.source {
         Source::Coordinator | Source::Store => (found.status.state.to_string(), found.status.message.clone()),
+        Source::Elsewhere(lease) => (found.status.state.to_string(), elsewhere_message(&found.status, lease)),
         Source::Lost(record) => {
             for member in rest.get_mut("members").and_then(Value::as_array_mut).into_iter().flatten() {
                 member["alive"] = Value::Bool(false);
@@ -97,6 +122,11 @@ pub(crate) fn document(found: &Found) -> Outcome<StatusDocument> {
         }
     };
     Ok(StatusDocument { state, message, live: matches!(found.source, Source::Coordinator), rest })
+}
+
+fn elsewhere_message(status: &RunStatus, lease: &Lease) -> String {
+    let leader = lease.leader();
+    format!("led by {leader}, not reachable from here; as of its newest record: {}", status.message)
 }
 
 fn lost_message(status: &RunStatus, record: Option<&CoordinatorRecord>) -> String {
@@ -116,7 +146,7 @@ fn lost_message(status: &RunStatus, record: Option<&CoordinatorRecord>) -> Strin
 impl Found {
     /// Whether a coordinator leads the run right now.
     pub(crate) fn is_led(&self) -> bool {
-        matches!(self.source, Source::Coordinator) && !self.status.state.is_over()
+        matches!(self.source, Source::Coordinator | Source::Elsewhere(_)) && !self.status.state.is_over()
     }
 
     /// State in one word, step and newest commit.

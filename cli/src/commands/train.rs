@@ -11,7 +11,7 @@ use crate::args::TrainArgs;
 use crate::commands::plan::table_warnings;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
-use crate::launcher::{self, Ending};
+use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope, Root};
 use crate::units::{self, grouped};
@@ -47,7 +47,9 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for warning in warnings {
         printer.warn(warning);
     }
-    let (ending, logs) = block_on(launcher::launch(&programs, (&configuration, 0), &root, printer))?;
+    let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
+    let plan = Plan { configuration: &configuration, kept_steps: 0, root: &root, claim };
+    let (ending, logs) = block_on(launcher::launch(&programs, plan, printer))?;
     let (document, status) = conclude(&configuration, &root, &ending, &logs);
     printer.result(&document, || human(&document, &configuration, &root))?;
     Ok(status)

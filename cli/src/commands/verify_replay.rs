@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::args::{RootArgs, VerifyReplayArgs};
 use crate::commands::{block_on, stored, train};
 use crate::exit::{ExitStatus, Failure, Outcome};
-use crate::launcher;
+use crate::launcher::{self, Claim, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root, RunPlace};
 
@@ -81,9 +81,9 @@ pub(crate) fn run(args: &VerifyReplayArgs, printer: &mut Printer) -> Outcome {
     let task = block_on(prepare(args, &place, &scratch, printer))?;
     let began_at = task.began_at();
     printer.say(format!("doing steps {} to {} again", began_at.0 + 1, args.to));
-    block_on(async {
-        launcher::launch(&programs, (&task.configuration, 0), &scratch, printer).await.map(drop)
-    })?;
+    let (configuration, claim) = (&task.configuration, Claim::IfVacant);
+    let plan = Plan { configuration, kept_steps: 0, root: &scratch, claim };
+    block_on(async { launcher::launch(&programs, plan, printer).await.map(drop) })?;
     let replay = block_on(judge(args, &place, &scratch, &task))?;
     printer.result(&replay, || human(&replay))?;
     Ok(if replay.agrees { ExitStatus::Success } else { ExitStatus::Failed })

@@ -4,13 +4,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{ExitStatus as ProcessStatus, Stdio};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use polygram_process::child::{SIGTERM, answer_signals, end_with_parent};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -60,17 +61,13 @@ impl Children {
             Failure::failed(format!("cannot start {name} ({})", program.display())).because(error)
         };
         let stdout = log.try_clone().map_err(cannot)?;
-        let launcher = rustix::process::getpid();
-        let mut command = Command::new(program);
+        let mut command = std::process::Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(log);
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
-        command.process_group(0).kill_on_drop(true);
-        // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) and allocates
-        // nothing, so it is async-signal-safe.
-        unsafe {
-            command.pre_exec(move || die_with(launcher));
-        }
-        let child = command.spawn().map_err(cannot)?;
+        command.process_group(0);
+        // The launcher ends its children by SIGTERM, whatever it ignores itself.
+        answer_signals(end_with_parent(&mut command), &[SIGTERM]);
+        let child = Command::from(command).kill_on_drop(true).spawn().map_err(cannot)?;
         let pid = child.id().unwrap_or_default();
         self.living.push(Entry { name: name.to_owned(), pid, child });
         Ok(())
@@ -149,15 +146,6 @@ impl Children {
         }
         (ended, killed)
     }
-}
-
-/// In the child: SIGKILL when the launcher's thread ends, and no life if it already has.
-fn die_with(launcher: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != Some(launcher) {
-        return Err(io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

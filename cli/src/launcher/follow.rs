@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::children::Ended;
 use super::progress::ProgressLine;
 use super::supervisor::Verdict;
 use super::{COORDINATOR, Launch};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 
 /// Between progress lines where a line cannot be rewritten.
@@ -185,7 +186,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                     Revived::Over(announcement) => return Ok(Ending::AlreadyOver(announcement)),
                 },
                 Event::Exit(ended) => self.note_exit(ended),
-                Event::Due(name) => self.launch.respawn(&name)?,
+                Event::Due(name) => self.respawn(name),
                 Event::Signal if self.stops == 0 => {
                     self.stops = 1;
                     self.printer.say("stopping: this step, then a commit (once more to kill everything now)");
@@ -351,7 +352,12 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 Verdict::GiveUp => return Err(self.lost(error).await),
                 Verdict::Again(pause) => tokio::time::sleep(pause).await,
             }
-            let announcement = self.launch.start_coordinator(address).await?;
+            let started = self.launch.start_coordinator(address, self.printer).await;
+            let announcement = started.map_err(|mut refused| {
+                // Whatever it says of itself, something was started before.
+                refused.status = ExitStatus::Failed;
+                refused
+            })?;
             let Announcement { pid, resume_step, .. } = announcement;
             self.printer
                 .say(format!("the coordinator was started again (pid {pid}); committed step {resume_step}"));
@@ -384,6 +390,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
 
     /// Writes the progress line, or why there is none yet.
     fn show(&mut self) {
+        for warning in std::mem::take(&mut self.launch.warnings) {
+            self.printer.warn(warning);
+        }
         let line = match (self.line.render(self.launch.elapsed_seconds()), &self.status) {
             (Some(line), _) if self.loss.is_none() => line,
             (_, Some(status)) => format!("{}: {}", status.state, status.message),
@@ -429,6 +438,19 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
         self.printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
         self.death = Some((ended, Instant::now() + VERDICT_GRACE));
+    }
+
+    /// Starts a member again. Where that fails, it counts as another death: what the system refuses now it may grant later.
+    fn respawn(&mut self, name: String) {
+        let Err(failure) = self.launch.respawn(&name) else { return };
+        self.printer.warn(failure.to_string());
+        match self.launch.supervisor.died(&name) {
+            Verdict::Again(pause) => self.launch.supervisor.schedule(name, Instant::now() + pause),
+            Verdict::GiveUp => {
+                let ended = Ended { name, pid: 0, status: ExitStatusExt::from_raw(0x100) };
+                self.death = Some((ended, Instant::now()));
+            }
+        }
     }
 
     /// Sees to it that a process that died before the run was over is started again.

@@ -1,4 +1,5 @@
-//! The log files of one launch: a folder per attempt, a file per process, nothing ever overwritten.
+//! The log files of one launch: a folder per attempt, a file per process, nothing ever overwritten. A log that cannot be
+//! written never keeps a process from being started.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use polygram_domain::RunName;
 
 use crate::exit::{Failure, Outcome};
-use crate::settings::Root;
+use crate::settings::{Root, state_folder};
 
 /// Bytes from a log's end that are looked at for its tail.
 const TAIL_BYTES: u64 = 16 * 1024;
@@ -18,13 +19,21 @@ pub(crate) struct LogFolder {
     folder: PathBuf,
 }
 
+/// Where a process's output goes.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) file: File,
+    /// Why it is not kept, if it is not.
+    pub(crate) lost: Option<String>,
+}
+
 impl LogFolder {
-    /// Makes `<root>/runs/<run>/logs/<number>` with the first number that is free, or the same under the
-    /// system's temporary folder when the root is no folder of this machine.
+    /// Makes `<root>/runs/<run>/logs/<number>` with the first number that is free; where the root is no folder of this
+    /// machine, the same where this user's programs keep their state.
     pub(crate) fn create(root: &Root, run: &RunName) -> Outcome<LogFolder> {
         let base = match root.folder() {
             Some(folder) => folder.join("runs").join(run.as_str()).join("logs"),
-            None => std::env::temp_dir().join(format!("polygram-logs-{run}")),
+            None => state_folder()?.join("logs").join(run.as_str()),
         };
         LogFolder::under(&base)
     }
@@ -66,14 +75,24 @@ impl LogFolder {
         self.folder.join(format!("{}.log", name.replace(' ', "-")))
     }
 
-    /// Opens the log of the process called `name`. One that is started again goes on where the one before it ended.
-    pub(crate) fn open(&self, name: &str) -> Outcome<File> {
+    /// Opens the log of the process called `name`, whose folder may have been removed meanwhile. One that is started again
+    /// goes on where the one before it ended. Where the log cannot be written, what the process says is lost.
+    pub(crate) fn open(&self, name: &str) -> Outcome<Log> {
         let path = self.file(name);
-        File::options()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(|error| Failure::failed(format!("cannot make {}", path.display())).because(error))
+        let opened = std::fs::create_dir_all(&self.folder)
+            .and_then(|()| File::options().append(true).create(true).open(&path));
+        match opened {
+            Ok(file) => Ok(Log { file, lost: None }),
+            Err(error) => {
+                let nowhere = File::options().write(true).open("/dev/null").map_err(|null| {
+                    Failure::failed(format!("cannot make {} ({error}), nor open /dev/null", path.display()))
+                        .because(null)
+                })?;
+                let lost =
+                    format!("{} cannot be written ({error}): what {name} says is lost", path.display());
+                Ok(Log { file: nowhere, lost: Some(lost) })
+            }
+        }
     }
 
     /// The last `lines` lines that the process called `name` has written, without terminal colours; empty when
@@ -129,16 +148,30 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_taken_away_begins_again_and_one_that_cannot_be_written_is_told() {
+        let base = tempfile::tempdir().unwrap();
+        let logs = LogFolder::create_in(base.path()).unwrap();
+        std::fs::remove_dir_all(base.path().join("0001")).unwrap();
+        let mut log = logs.open("worker 0").unwrap();
+        writeln!(log.file, "again").unwrap();
+        assert!(log.lost.is_none() && logs.tail("worker 0", 1) == ["again"]);
+        std::fs::create_dir(logs.file("shard 0")).unwrap();
+        let mut log = logs.open("shard 0").unwrap();
+        writeln!(log.file, "to nobody").unwrap();
+        assert!(log.lost.unwrap().contains("shard-0.log"));
+    }
+
+    #[test]
     fn tails_are_short_and_plain() {
         let base = tempfile::tempdir().unwrap();
         let logs = LogFolder::create_in(base.path()).unwrap();
         assert!(logs.tail("worker 0", 3).is_empty());
-        let mut file = logs.open("worker 0").unwrap();
+        let mut file = logs.open("worker 0").unwrap().file;
         for line in 0..10_000 {
             writeln!(file, "\x1b[31mline {line}\x1b[0m\n").unwrap();
         }
         assert_eq!(logs.tail("worker 0", 2), ["line 9998", "line 9999"]);
-        writeln!(logs.open("worker 0").unwrap(), "once more").unwrap();
+        writeln!(logs.open("worker 0").unwrap().file, "once more").unwrap();
         assert_eq!(logs.tail("worker 0", 2), ["line 9999", "once more"]);
     }
 }

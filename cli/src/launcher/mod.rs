@@ -5,6 +5,7 @@
 //! before the run is over is started again ([`supervisor`]).
 
 pub(crate) mod children;
+pub(crate) mod files;
 pub(crate) mod follow;
 pub(crate) mod logs;
 pub(crate) mod pool;
@@ -13,24 +14,24 @@ pub(crate) mod siblings;
 pub(crate) mod supervisor;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use polygram_domain::RunName;
+use polygram_process::StopSignal;
 use polygram_proto::control::{Announcement, Token};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root};
 use children::{Children, Ended};
+use files::LaunchFiles;
 use follow::Follower;
 use logs::LogFolder;
-use siblings::Program;
+use siblings::{Executable, Program, Startable};
 use supervisor::{Start, Supervisor, Verdict};
 
 pub(crate) use follow::Ending;
@@ -48,15 +49,20 @@ const LOST_PATIENCE: Duration = Duration::from_millis(500);
 /// Lines of a log that are shown with a failure.
 const TAIL_LINES: usize = 12;
 
-/// Requests to stop: SIGINT, SIGTERM, and SIGHUP of a closing terminal.
+/// While there is no announcement, the coordinator's last log line is shown this often, if it is a new one.
+const ANNOUNCE_QUIET: Duration = Duration::from_secs(2);
+
+/// Requests to stop: SIGINT, SIGTERM, and SIGHUP of a closing terminal. What the caller ignores (`nohup`) stays ignored.
 pub(crate) struct StopSignals {
-    signals: [Signal; 3],
+    signals: [StopSignal; 3],
 }
 
 impl StopSignals {
     pub(super) fn listen() -> Outcome<StopSignals> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::failed("cannot listen for signals").because(error));
+        let listen = |kind| {
+            StopSignal::listen(kind)
+                .map_err(|error| Failure::failed("cannot listen for signals").because(error))
+        };
         let signals = [
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,
@@ -69,11 +75,33 @@ impl StopSignals {
     pub(crate) async fn next(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.signals;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            () = interrupt.recv() => {}
+            () = terminate.recv() => {}
+            () = hangup.recv() => {}
         }
     }
+}
+
+/// What becomes of another coordinator that leads the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The launch is refused.
+    IfVacant,
+    /// It ends.
+    TakeOver,
+}
+
+/// What is launched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan<'a> {
+    /// The run.
+    pub(crate) configuration: &'a Configuration,
+    /// Newest steps whose numbers are kept.
+    pub(crate) kept_steps: usize,
+    /// Where it is stored.
+    pub(crate) root: &'a Root,
+    /// What becomes of another coordinator that leads it.
+    pub(crate) claim: Claim,
 }
 
 /// What becomes of a coordinator that was started.
@@ -95,42 +123,67 @@ pub(crate) struct Launch<'a> {
     pub(crate) is_over: bool,
     pub(crate) supervisor: Supervisor,
     programs: &'a Programs,
-    desk: Desk,
+    files: LaunchFiles,
     root: &'a Root,
+    /// For the first coordinator of this launch.
+    claim: Claim,
+    /// What is still to be told.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// The programs of a run.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    coordinator: PathBuf,
-    embedding_shard: PathBuf,
-    worker: PathBuf,
+    coordinator: Executable,
+    embedding_shard: Executable,
+    worker: Executable,
 }
 
 impl Programs {
     /// Finds them beside the running program.
     pub(crate) fn find() -> Outcome<Programs> {
+        let find = |program: Program| {
+            let path = program.find()?;
+            let cannot = format!("cannot open {}", path.display());
+            Executable::open(path).map_err(|error| Failure::failed(cannot).because(error))
+        };
         Ok(Programs {
-            coordinator: Program::Coordinator.find()?,
-            embedding_shard: Program::EmbeddingShard.find()?,
-            worker: Program::Worker.find()?,
+            coordinator: find(Program::Coordinator)?,
+            embedding_shard: find(Program::EmbeddingShard)?,
+            worker: find(Program::Worker)?,
         })
+    }
+
+    /// How `program` is started now, and what is to be told of that.
+    pub(crate) fn startable(&self, program: Program) -> Outcome<(PathBuf, Option<String>)> {
+        let executable = match program {
+            Program::Coordinator => &self.coordinator,
+            Program::EmbeddingShard => &self.embedding_shard,
+            Program::Worker => &self.worker,
+            Program::Collective => return Ok((program.find()?, None)),
+        };
+        let Startable { path, is_replaced } = executable.startable();
+        let warning = is_replaced.then(|| {
+            format!(
+                "{} was replaced or removed since this launch began; the program that it began with is started",
+                executable.path().display()
+            )
+        });
+        Ok((path, warning))
     }
 }
 
-/// Runs `configuration` under `root` until it is over, and keeps the numbers of its newest `kept_steps` steps. No
-/// process of it is left when this returns.
+/// Runs `plan` until its run is over. No process of it is left when this returns.
 pub(crate) async fn launch(
     programs: &Programs,
-    (configuration, kept_steps): (&Configuration, usize),
-    root: &Root,
+    plan: Plan<'_>,
     printer: &mut Printer,
 ) -> Outcome<(Ending, PathBuf)> {
-    let name = &configuration.spec.name;
-    let desk = Desk::prepare(configuration)?;
+    let Plan { configuration, kept_steps, root, claim } = plan;
     let mut launch = Launch {
         configuration,
-        logs: LogFolder::create(root, name)?,
+        files: LaunchFiles::create(root, configuration)?,
+        logs: LogFolder::create(root, &configuration.spec.name)?,
         children: Children::default(),
         signals: StopSignals::listen()?,
         started: Instant::now(),
@@ -138,11 +191,13 @@ pub(crate) async fn launch(
         is_over: false,
         supervisor: Supervisor::new(&configuration.spec.recovery),
         programs,
-        desk,
         root,
+        claim,
+        warnings: Vec::new(),
     };
     printer.say(format!("logs in {}", launch.logs.path().display()));
     let ending = launch.start_and_follow(printer).await;
+    launch.warnings.drain(..).for_each(|warning| printer.warn(warning));
     launch.clear_away(printer).await;
     Ok((ending?, launch.logs.path().to_owned()))
 }
@@ -157,36 +212,41 @@ fn say_beginning(printer: &mut Printer, name: &RunName, announcement: &Announcem
 impl Launch<'_> {
     async fn start_and_follow(&mut self, printer: &mut Printer) -> Outcome<Ending> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let announcement = self.start_coordinator(anywhere).await?;
+        let announcement = self.start_coordinator(anywhere, printer).await?;
         say_beginning(printer, &self.configuration.spec.name, &announcement);
         if announcement.state.is_over() {
             self.is_over = true;
             return Ok(Ending::AlreadyOver(announcement));
         }
         let topology = self.configuration.spec.topology;
-        let programs = self.programs;
         for index in 0..topology.shards {
-            let args = self.desk.member_args(&announcement, "--index", index);
-            self.spawn_member(format!("shard {index}"), &programs.embedding_shard, args)?;
+            let args = self.files.member_args(&announcement, "--index", index);
+            self.spawn_member(format!("shard {index}"), Start { program: Program::EmbeddingShard, args })?;
         }
         for rank in 0..topology.workers {
-            let args = self.desk.member_args(&announcement, "--rank", rank);
-            self.spawn_member(format!("worker {rank}"), &programs.worker, args)?;
+            let args = self.files.member_args(&announcement, "--rank", rank);
+            self.spawn_member(format!("worker {rank}"), Start { program: Program::Worker, args })?;
         }
         Follower::new(self, printer).follow(&announcement).await
     }
 
     /// Starts the coordinator and waits until it listens. One that is killed meanwhile is started again.
-    pub(crate) async fn start_coordinator(&mut self, listen: SocketAddr) -> Outcome<Announcement> {
+    pub(crate) async fn start_coordinator(
+        &mut self,
+        listen: SocketAddr,
+        printer: &mut Printer,
+    ) -> Outcome<Announcement> {
         loop {
             // What an earlier one announced is not this one's word.
-            self.desk.forget_announcement()?;
-            let args = self.desk.coordinator_args(self.root, listen);
-            let log = self.logs.open(COORDINATOR)?;
-            self.children.spawn(COORDINATOR, &self.programs.coordinator, &args, log)?;
-            let path = self.desk.announcement.clone();
-            let ended = match self.await_announcement(&path).await? {
-                Listening::Announced(announcement) => return Ok(announcement),
+            self.files.forget_announcement()?;
+            let args = self.files.coordinator_args(self.root, listen, self.claim);
+            self.spawn(COORDINATOR, Program::Coordinator, &args)?;
+            let ended = match self.await_announcement(printer).await? {
+                Listening::Announced(announcement) => {
+                    // From now on the run is this launch's own; what another one takes is its.
+                    self.claim = Claim::IfVacant;
+                    return Ok(announcement);
+                }
                 Listening::Ended(ended) => ended,
             };
             // One that ends by itself has said why, and would say it again.
@@ -198,9 +258,17 @@ impl Launch<'_> {
         }
     }
 
-    fn spawn_member(&mut self, name: String, program: &Path, args: Vec<OsString>) -> Outcome<()> {
-        let start = Start { program: program.to_owned(), args };
-        self.children.spawn(&name, &start.program, &start.args, self.logs.open(&name)?)?;
+    /// Starts a process of this launch, once the files that it reads are there.
+    fn spawn(&mut self, name: &str, program: Program, args: &[OsString]) -> Outcome<()> {
+        self.files.restore()?;
+        let log = self.logs.open(name)?;
+        let (path, warning) = self.programs.startable(program)?;
+        self.warnings.extend(log.lost.into_iter().chain(warning));
+        self.children.spawn(name, &path, args, log.file)
+    }
+
+    fn spawn_member(&mut self, name: String, start: Start) -> Outcome<()> {
+        self.spawn(&name, start.program, &start.args)?;
         self.supervisor.started(name, start);
         Ok(())
     }
@@ -208,12 +276,13 @@ impl Launch<'_> {
     /// Starts a member again.
     pub(crate) fn respawn(&mut self, name: &str) -> Outcome<()> {
         let Some(Start { program, args }) = self.supervisor.start_of(name) else { return Ok(()) };
-        self.children.spawn(name, program, args, self.logs.open(name)?)
+        let (program, args) = (*program, args.clone());
+        self.spawn(name, program, &args)
     }
 
     /// The run's token.
     pub(crate) fn token(&self) -> &Token {
-        &self.desk.token
+        self.files.token()
     }
 
     /// Seconds since the launch.
@@ -222,10 +291,16 @@ impl Launch<'_> {
     }
 
     /// Waits until the coordinator listens, and says where.
-    async fn await_announcement(&mut self, path: &Path) -> Outcome<Listening> {
-        let deadline = Instant::now() + ANNOUNCE_DEADLINE;
+    async fn await_announcement(&mut self, printer: &mut Printer) -> Outcome<Listening> {
+        // It may have to see first whether another coordinator is silent for as long as members may be.
+        let detection = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds);
+        let patience = ANNOUNCE_DEADLINE.saturating_add(detection);
+        let deadline = Instant::now() + patience;
+        let mut quiet_until = Instant::now() + ANNOUNCE_QUIET;
+        let mut said = String::new();
+        let path = self.files.announcement();
         let read = || {
-            Announcement::read(path).map_err(|error| {
+            Announcement::read(&path).map_err(|error| {
                 Failure::failed("the coordinator announced itself unreadably").because(error)
             })
         };
@@ -254,11 +329,20 @@ impl Launch<'_> {
                 }
                 () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
             }
+            if Instant::now() >= quiet_until {
+                quiet_until = Instant::now() + ANNOUNCE_QUIET;
+                let doing = self.logs.tail(COORDINATOR, 1).pop();
+                let doing = doing.unwrap_or_else(|| "it is opening the run".into());
+                if doing != said {
+                    printer.say(format!("the coordinator does not listen yet: {doing}"));
+                    said = doing;
+                }
+            }
             if Instant::now() >= deadline {
                 let tail = self.tail_of(COORDINATOR);
                 return Err(Failure::failed(format!(
                     "the coordinator did not listen within {} seconds{tail}",
-                    ANNOUNCE_DEADLINE.as_secs()
+                    patience.as_secs()
                 )));
             }
         }
@@ -311,75 +395,5 @@ impl Launch<'_> {
         if !killed.is_empty() {
             printer.warn(format!("killed {}: still there after {} s", killed.join(", "), patience.as_secs()));
         }
-    }
-}
-
-/// The launch's private files: token, effective configuration, announcement. Gone when it is dropped.
-struct Desk {
-    folder: tempfile::TempDir,
-    configuration: PathBuf,
-    token_file: PathBuf,
-    announcement: PathBuf,
-    token: Token,
-}
-
-impl Desk {
-    fn prepare(configuration: &Configuration) -> Outcome<Desk> {
-        let cannot = |error: std::io::Error| {
-            Failure::failed("cannot write the launch's files in the temporary folder").because(error)
-        };
-        let folder = tempfile::Builder::new().prefix("polygram-launch-").tempdir().map_err(cannot)?;
-        let at = |name: &str| folder.path().join(name);
-        let (config, token_file, announcement) = (at("run.toml"), at("token"), at("announcement.json"));
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&config)
-            .and_then(|mut file| file.write_all(configuration.effective_toml.as_bytes()))
-            .map_err(cannot)?;
-        let token = Token::generate()
-            .and_then(|token| token.write(&token_file).map(|()| token))
-            .map_err(|error| Failure::failed("cannot make the run's token").because(error))?;
-        Ok(Desk { configuration: config, token_file, announcement, token, folder })
-    }
-
-    fn forget_announcement(&self) -> Outcome<()> {
-        match std::fs::remove_file(&self.announcement) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let what = format!("cannot remove {}", self.announcement.display());
-                Err(Failure::failed(what).because(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn coordinator_args(&self, root: &Root, listen: SocketAddr) -> Vec<OsString> {
-        debug_assert!(self.configuration.starts_with(self.folder.path()));
-        vec![
-            "--config".into(),
-            self.configuration.clone().into(),
-            "--root".into(),
-            root.address().into(),
-            "--listen".into(),
-            listen.to_string().into(),
-            "--token-file".into(),
-            self.token_file.clone().into(),
-            "--announce-file".into(),
-            self.announcement.clone().into(),
-        ]
-    }
-
-    fn member_args(&self, coordinator: &Announcement, slot: &str, number: u32) -> Vec<OsString> {
-        vec![
-            "--coordinator".into(),
-            coordinator.address.to_string().into(),
-            slot.into(),
-            number.to_string().into(),
-            "--run".into(),
-            coordinator.run.clone().into(),
-            "--token-file".into(),
-            self.token_file.clone().into(),
-        ]
     }
 }

@@ -13,7 +13,9 @@ use polygram_proto::pool::PoolAnnouncement;
 use tokio::time::Instant;
 
 use super::children::{Children, Ended};
+use super::files::keep_private_file;
 use super::logs::LogFolder;
+use super::siblings::Program;
 use super::supervisor::{Start, Supervisor, Verdict};
 use super::{ANNOUNCE_DEADLINE, ANNOUNCE_INTERVAL, COORDINATOR, Programs, StopSignals, TAIL_LINES};
 use crate::exit::{ExitStatus, Failure, Outcome};
@@ -47,30 +49,33 @@ pub(crate) async fn up(programs: &Programs, plan: &Plan, printer: &mut Printer) 
         Failure::failed(format!("cannot make the pool's folder {}", folder.0.display())).because(error)
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0).map_err(cannot)?;
-    make_token(&folder.token())?;
+    let token = make_token(&folder.token())?;
     let mut pool = Keeper {
         programs,
         plan,
+        token,
         logs: LogFolder::under(&folder.0.join("logs"))?,
         children: Children::default(),
         signals: StopSignals::listen()?,
         supervisor: Supervisor::new(&tireless()),
         last_death: Instant::now(),
+        warnings: Vec::new(),
     };
     printer.say(format!("logs in {}", pool.logs.path().display()));
     let ended = pool.keep(printer).await;
+    pool.warnings.drain(..).for_each(|warning| printer.warn(warning));
     // After an orderly end nobody is left; after a failure nobody is to stay.
     pool.children.wind_down(Duration::ZERO).await;
     ended
 }
 
 /// The secret of a pool that was up before is kept: its members elsewhere have it.
-fn make_token(path: &Path) -> Outcome<()> {
+fn make_token(path: &Path) -> Outcome<Token> {
     let failed = |error| Failure::failed("cannot make the pool's secret").because(error);
     if path.exists() {
-        return Token::read(path).map(|_token| ()).map_err(failed);
+        return Token::read(path).map_err(failed);
     }
-    Token::generate().and_then(|token| token.write(path)).map_err(failed)
+    Token::generate().and_then(|token| token.write(path).map(|()| token)).map_err(failed)
 }
 
 /// A pool never gives up on its processes: its jobs do by their own policy.
@@ -87,11 +92,14 @@ fn tireless() -> RecoverySpec {
 struct Keeper<'a> {
     programs: &'a Programs,
     plan: &'a Plan,
+    token: Token,
     logs: LogFolder,
     children: Children,
     signals: StopSignals,
     supervisor: Supervisor,
     last_death: Instant,
+    /// What is still to be told.
+    warnings: Vec<String>,
 }
 
 impl Keeper<'_> {
@@ -105,8 +113,7 @@ impl Keeper<'_> {
              submit with: polygram submit RUNFILE --coordinator {address} --token-file {}",
             folder.token().display()
         ));
-        let members =
-            [(&self.programs.embedding_shard, "shard", *shards), (&self.programs.worker, "worker", *workers)];
+        let members = [(Program::EmbeddingShard, "shard", *shards), (Program::Worker, "worker", *workers)];
         for (program, role, count) in members {
             for number in 0..count {
                 let args: Vec<OsString> = vec![
@@ -117,7 +124,7 @@ impl Keeper<'_> {
                     "--run".into(),
                     "pool".into(),
                 ];
-                self.start(format!("{role} {number}"), Start { program: program.clone(), args })?;
+                self.start(format!("{role} {number}"), Start { program, args })?;
             }
         }
         let mut stops = 0;
@@ -129,7 +136,7 @@ impl Keeper<'_> {
                     }
                     self.note_exit(ended, stops, printer);
                 }
-                name = self.supervisor.next_due() => self.respawn(&name)?,
+                name = self.supervisor.next_due() => self.respawn(name, printer),
                 () = self.signals.next() => {
                     stops += 1;
                     match stops {
@@ -157,14 +164,37 @@ impl Keeper<'_> {
     }
 
     fn start(&mut self, name: String, start: Start) -> Outcome<()> {
-        self.children.spawn(&name, &start.program, &start.args, self.logs.open(&name)?)?;
+        self.spawn(&name, start.program, &start.args)?;
         self.supervisor.started(name, start);
         Ok(())
     }
 
-    fn respawn(&mut self, name: &str) -> Outcome<()> {
-        let Some(Start { program, args }) = self.supervisor.start_of(name) else { return Ok(()) };
-        self.children.spawn(name, program, args, self.logs.open(name)?)
+    /// Starts a process, once the secret that it reads is there.
+    fn spawn(&mut self, name: &str, program: Program, args: &[OsString]) -> Outcome<()> {
+        let token = self.plan.folder.token();
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.plan.folder.0)
+            .and_then(|()| keep_private_file(&token, &self.token.line()))
+            .map_err(|error| Failure::failed(format!("cannot write {}", token.display())).because(error))?;
+        let log = self.logs.open(name)?;
+        let (path, warning) = self.programs.startable(program)?;
+        self.warnings.extend(log.lost.into_iter().chain(warning));
+        self.children.spawn(name, &path, args, log.file)
+    }
+
+    /// Starts a process again. Where that fails, it is tried again later: a pool never gives up.
+    fn respawn(&mut self, name: String, printer: &mut Printer) {
+        let Some(Start { program, args }) = self.supervisor.start_of(&name) else { return };
+        let (program, args) = (*program, args.clone());
+        let started = self.spawn(&name, program, &args);
+        self.warnings.drain(..).for_each(|warning| printer.warn(warning));
+        let Err(failure) = started else { return };
+        printer.warn(failure.to_string());
+        if let Verdict::Again(pause) = self.supervisor.died(&name) {
+            self.supervisor.schedule(name, Instant::now() + pause);
+        }
     }
 
     fn note_exit(&mut self, ended: Ended, stops: u32, printer: &mut Printer) {
@@ -185,11 +215,8 @@ impl Keeper<'_> {
     /// Starts the coordinator and waits until it listens; none where a signal came first.
     async fn start_coordinator(&mut self) -> Outcome<Option<SocketAddr>> {
         let path = self.plan.folder.announcement();
-        let program = self.programs.coordinator.clone();
-        self.start(
-            COORDINATOR.to_owned(),
-            Start { program: program.clone(), args: self.args(self.plan.listen) },
-        )?;
+        let program = Program::Coordinator;
+        self.start(COORDINATOR.to_owned(), Start { program, args: self.args(self.plan.listen) })?;
         let deadline = Instant::now() + ANNOUNCE_DEADLINE;
         loop {
             let announced = PoolAnnouncement::read(&path).map_err(|error| {

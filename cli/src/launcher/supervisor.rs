@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use polygram_domain::run_spec::RecoverySpec;
 use tokio::time::Instant;
+
+use super::siblings::Program;
 
 /// Before a process that died is started again; doubled with every death since the run last came further.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -17,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Start {
     /// The program.
-    pub(crate) program: PathBuf,
+    pub(crate) program: Program,
     /// Its arguments.
     pub(crate) args: Vec<OsString>,
 }

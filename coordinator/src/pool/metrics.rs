@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use polygram_process::unix_ms;
 use polygram_proto::control::Role;
 use polygram_proto::pool::{JobState, JobStatus, PoolMemberStatus};
 use polygram_telemetry::{Histogram, Identity, Metrics, Page, Sample, Source, names};
@@ -11,7 +12,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::core::Tallies;
 use super::driver::Input;
-use crate::opening::unix_ms;
 use crate::scrapes;
 
 /// Upper bounds of waits in the queue.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::core::{Event, SessionEnd};
 use super::driver::Input;
+use crate::leadership::Claim;
 use crate::opening::{Origin, open};
 use crate::server::{Ended, serve};
 
@@ -43,7 +44,8 @@ impl Session {
         let config_toml = with_workers(&self.config_toml, &config_name, self.workers)?;
         let listener = TcpListener::bind(SocketAddr::new(self.listen, 0)).await?;
         let address = listener.local_addr()?;
-        let origin = Origin { config_toml, config_name, root: self.root.clone() };
+        let (root, claim) = (self.root.clone(), Claim::IfVacant);
+        let origin = Origin { config_toml, config_name, root, claim };
         let opened = open(origin, address).await?;
         let statuses = opened.statuses();
         let shards = opened.spec().topology.shards;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use polygram_checkpoint::{Cursor, NamedTensor, Part, RunStore, TableShape, expected_tensors};
-use polygram_coordinator::{Ended, OpeningError, Origin, ServeError, open, serve};
+use polygram_coordinator::{Claim, Ended, OpeningError, Origin, ServeError, open, serve};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex, Step};
 use polygram_proto::control::{
@@ -54,7 +54,8 @@ impl Lead {
     pub async fn start(root: &Path, config_toml: String) -> Result<Lead, OpeningError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let root = root.display().to_string();
-        let origin = Origin { config_toml, config_name: "test".into(), root: root.clone() };
+        let origin =
+            Origin { config_toml, config_name: "test".into(), root: root.clone(), claim: Claim::IfVacant };
         let opened = open(origin, listener.local_addr().unwrap()).await?;
         let announcement = opened.announcement();
         let spec = opened.spec().clone();

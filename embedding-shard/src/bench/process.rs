@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use polygram_domain::{Generation, RunFile, ShardIndex};
+use polygram_process::end_with_parent;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -107,7 +108,8 @@ impl Starting {
         let started = Instant::now();
         let program =
             std::env::current_exe().map_err(BenchError::io("cannot tell where this program lies"))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        let mut child = end_with_parent(&mut command)
             .args(["bench", "serve"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -178,7 +178,14 @@ impl RunStore {
         self.move_aside(step, bytes).await
     }
 
+    /// Moves a manifest of these bytes to `ckpt/damaged/`; never one that another build wrote.
     pub(crate) async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
+        let decoded = Manifest::decode(&keys::manifest(step), &bytes, (self.run(), step));
+        if let Err(error) = decoded
+            && error.is_of_another_build()
+        {
+            return Err(error);
+        }
         let hash = blake3::hash(&bytes).to_hex();
         self.put_once(&keys::damaged(step, hash.as_str()), bytes).await?;
         self.delete(&keys::manifest(step)).await
@@ -187,7 +194,8 @@ impl RunStore {
     /// Keeps the newest `keep` (at least 1) checkpoints that verify, and all that are pinned, with their objects. Other
     /// older manifests are removed first, then the objects that no manifest left names. Objects of steps after the newest
     /// verified checkpoint are never touched: they may be on their way into the next one. Damaged manifests that are
-    /// pinned or newer than the oldest kept stay, and so do objects of their steps.
+    /// pinned or newer than the oldest kept stay, and so do objects of their steps; so does what quarantined manifests name
+    /// that would still be kept. What another build wrote always stays.
     pub async fn retain(&self, keep: usize) -> Result<Retained, CheckpointError> {
         let objects = self.list(keys::DATA).await?;
         let sizes = objects.iter().map(|object| (object.key.clone(), object.bytes)).collect();
@@ -195,24 +203,37 @@ impl RunStore {
         let mut retained = Retained::default();
         let mut references = References::default();
         let mut counted = 0;
+        // The oldest checkpoint that counts, once there are as many as are kept.
+        let mut oldest = None;
         for step in self.committed_steps().await?.into_iter().rev() {
-            if counted >= keep.max(1) && !pinned.contains(&step) {
+            let is_old = counted >= keep.max(1) && !pinned.contains(&step);
+            if is_old && !self.spare_of_another_build(step, &mut references).await? {
                 self.delete(&keys::manifest(step)).await?;
                 retained.removed.push(step);
+            }
+            if is_old {
                 continue;
             }
-            match self.verified(step, &sizes).await? {
-                Ok(manifest) => {
+            match self.verified(step, &sizes).await {
+                Ok(Ok(manifest)) => {
                     references.newest = references.newest.max(Some(step));
                     references.keys.extend(manifest.objects.into_iter().map(|object| object.key));
                     retained.kept.push(step);
                     counted += usize::from(!pinned.contains(&step));
+                    if counted >= keep.max(1) {
+                        oldest.get_or_insert(step);
+                    }
                 }
-                Err(_) => {
+                Ok(Err(_damaged)) => {
                     references.unreadable.insert(step);
                 }
+                Err(error) if error.is_of_another_build() => {
+                    self.spare_of_another_build(step, &mut references).await?;
+                }
+                Err(error) => return Err(error),
             }
         }
+        self.spare_quarantined((oldest, &pinned), &mut references).await?;
         let unneeded = references.unneeded(objects);
         self.remove_garbage(&unneeded).await?;
         retained.removed_objects = unneeded.len();

@@ -68,8 +68,11 @@ pub enum CheckpointError {
         /// How it was noticed.
         reason: String,
     },
-    /// An object of another schema version.
-    #[error("{key} has schema {found}; this build reads schema {expected}")]
+    /// An object of another schema version. It is sound, and another build's to read: it is neither quarantined nor removed.
+    #[error(
+        "{key} has schema {found}; this build reads schema {expected}: a{} build wrote it; use that build for this run, or \
+         train under another run name", if .found > .expected { " newer" } else { "n older" }
+    )]
     Schema {
         /// Object.
         key: String,
@@ -126,12 +129,16 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A newer coordinator has claimed the run.
-    #[error("term {held} is fenced: term {current} has been claimed; this coordinator must stop")]
+    #[error(
+        "the run was taken over by {by}: term {held} is fenced since term {current} was claimed; this coordinator stops"
+    )]
     Fenced {
         /// The caller's term.
         held: u64,
         /// The newest term.
         current: u64,
+        /// Who claimed it, in words.
+        by: String,
     },
     /// The runtime is shutting down; the operation did not finish.
     #[error("the runtime shut down before the operation finished")]
@@ -151,9 +158,7 @@ impl CheckpointError {
     /// what to look at again before anybody believes that the store is at fault and not the way from it.
     pub fn object_at_fault(&self) -> Option<String> {
         match self {
-            CheckpointError::Missing { key }
-            | CheckpointError::Damaged { key, .. }
-            | CheckpointError::Schema { key, .. } => Some(key.clone()),
+            CheckpointError::Missing { key } | CheckpointError::Damaged { key, .. } => Some(key.clone()),
             CheckpointError::NoTensor { step, .. } | CheckpointError::NoBuckets { step, .. } => {
                 Some(keys::manifest(*step))
             }
@@ -176,15 +181,15 @@ impl CheckpointError {
         is_full(&failed.source)
     }
 
-    /// Whether the stored bytes are at fault (missing, damaged, of another schema), so that trying again cannot
-    /// help but an older checkpoint can.
+    /// Whether the stored bytes are at fault (missing, damaged), so that trying again cannot help but an older checkpoint
+    /// can. What another build wrote is not damaged.
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            CheckpointError::Missing { .. }
-                | CheckpointError::Damaged { .. }
-                | CheckpointError::Schema { .. }
-        )
+        matches!(self, CheckpointError::Missing { .. } | CheckpointError::Damaged { .. })
+    }
+
+    /// Whether the object is sound, and another build's to read.
+    pub fn is_of_another_build(&self) -> bool {
+        matches!(self, CheckpointError::Schema { .. })
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use polygram_domain::Step;
+use serde_json::Value;
 
 use crate::error::CheckpointError;
 use crate::keys;
+use crate::manifest::Manifest;
 use crate::store::{Listed, RunStore};
 
 /// What a run's checkpoints refer to.
@@ -21,6 +23,20 @@ pub(crate) struct References {
 }
 
 impl References {
+    /// Spares the objects of `step`, and all that a manifest of these bytes names, whatever else it says.
+    fn spare(&mut self, step: Step, manifest: &[u8]) {
+        self.unreadable.insert(step);
+        let mut open: Vec<Value> = serde_json::from_slice(manifest).into_iter().collect();
+        while let Some(value) = open.pop() {
+            match value {
+                Value::String(text) if keys::step_of_data(&text).is_some() => drop(self.keys.insert(text)),
+                Value::Array(values) => open.extend(values),
+                Value::Object(members) => open.extend(members.into_iter().map(|(_, value)| value)),
+                _ => {}
+            }
+        }
+    }
+
     /// Those of `objects` that nobody needs: of no later step than the newest checkpoint, and named by none.
     pub(crate) fn unneeded(&self, objects: impl IntoIterator<Item = Listed>) -> Vec<Listed> {
         let Some(newest) = self.newest else { return Vec::new() };
@@ -36,19 +52,24 @@ impl References {
 impl RunStore {
     /// Data objects that no checkpoint names and that belong to no commit under way: what attempts have left that were
     /// aborted, and retention that was interrupted. Objects of steps after the newest checkpoint that verifies are never
-    /// among them, nor are those of steps whose manifest cannot be read.
+    /// among them, nor are those of steps whose manifest cannot be read, nor what quarantined manifests name that are not older
+    /// than every checkpoint.
     pub async fn garbage(&self) -> Result<Vec<Listed>, CheckpointError> {
         // Objects first: what is listed now and named by a manifest that comes later is of a later step, too.
         let objects = self.list(keys::DATA).await?;
         let sizes = objects.iter().map(|object| (object.key.clone(), object.bytes)).collect();
         let mut references = References::default();
+        let (pinned, mut oldest) = (self.pinned_steps().await?, None);
         for step in self.committed_steps().await?.into_iter().rev() {
-            match self.verified(step, &sizes).await? {
-                Ok(manifest) => {
+            match self.verified(step, &sizes).await {
+                Ok(Ok(manifest)) => {
                     references.newest = references.newest.max(Some(step));
                     references.keys.extend(manifest.objects.into_iter().map(|object| object.key));
+                    if !pinned.contains(&step) {
+                        oldest = Some(step);
+                    }
                 }
-                Err(_) => {
+                Ok(Err(_damaged)) => {
                     // What it names can be known where only objects are missing.
                     match self.read_manifest(step).await {
                         Ok(manifest) => references.keys.extend(manifest.objects.into_iter().map(|o| o.key)),
@@ -58,9 +79,60 @@ impl RunStore {
                         Err(error) => return Err(error),
                     }
                 }
+                Err(error) if error.is_of_another_build() => {
+                    self.spare_of_another_build(step, &mut references).await?;
+                }
+                Err(error) => return Err(error),
             }
         }
+        self.spare_quarantined((oldest, &pinned), &mut references).await?;
         Ok(references.unneeded(objects))
+    }
+
+    /// Whether the manifest of `step` is another build's; what it names is spared then.
+    pub(crate) async fn spare_of_another_build(
+        &self,
+        step: Step,
+        references: &mut References,
+    ) -> Result<bool, CheckpointError> {
+        match self.read_manifest(step).await {
+            Err(error) if error.is_of_another_build() => {
+                references.spare(step, &self.get(&keys::manifest(step)).await?);
+                Ok(true)
+            }
+            // Missing: somebody else has removed it. Damaged: told elsewhere.
+            Ok(_) => Ok(false),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Spares what quarantined manifests name, for a repaired one is put back by hand: those that are pinned, and those that
+    /// are not older than `oldest`, the oldest checkpoint that is kept. What a rollback has ended is not needed again.
+    pub(crate) async fn spare_quarantined(
+        &self,
+        (oldest, pinned): (Option<Step>, &BTreeSet<Step>),
+        references: &mut References,
+    ) -> Result<(), CheckpointError> {
+        let quarantined = self.list(keys::DAMAGED).await?;
+        if quarantined.is_empty() {
+            return Ok(());
+        }
+        let roll_backs = self.roll_backs().await?;
+        for object in quarantined {
+            let Some(step) = keys::step_of_damaged(&object.key) else { continue };
+            if oldest.is_some_and(|oldest| step < oldest) && !pinned.contains(&step) {
+                continue;
+            }
+            let bytes = self.get(&object.key).await?;
+            let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
+            let is_ended =
+                manifest.is_ok_and(|manifest| roll_backs.iter().any(|back| back.supersedes(&manifest)));
+            if !is_ended {
+                references.spare(step, &bytes);
+            }
+        }
+        Ok(())
     }
 
     /// Removes what [`RunStore::garbage`] found.

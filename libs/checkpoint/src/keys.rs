@@ -17,6 +17,8 @@ pub const PIN: &str = "ckpt/pin";
 pub const DAMAGED: &str = "ckpt/damaged";
 /// Folder of coordinator terms.
 pub const COORD: &str = "coord";
+/// The leader's lease.
+pub const LEASE: &str = "coord/leader.json";
 /// Folder of the ledger.
 pub const LEDGER: &str = "ledger";
 /// Folder of ways back from spikes.

@@ -9,6 +9,7 @@
 //! ckpt/pin/<step>                                   the checkpoint of this step is never removed
 //! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
+//! coord/leader.json                                 who leads the run; overwritten every few seconds
 //! events/<role>/<attempt>/<segment>.jsonl           metrics, and the story of losses (segments.rs)
 //! ledger/<attempt>/<segment>.jsonl                  one hash-chained line a step (segments.rs)
 //! roll_back/<number>.json                           a way back from a spike: made once, it decides
@@ -41,6 +42,7 @@ pub mod fall_back;
 mod fault;
 mod garbage;
 pub mod keys;
+pub mod lease;
 pub mod ledger;
 pub mod manifest;
 pub mod metrics;
@@ -74,6 +76,7 @@ pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};
 pub use error::{CheckpointError, FailedRequest};
 pub use fault::Fault;
+pub use lease::{Leadership, Lease};
 pub use ledger::{Chain, ChainHash, Entry, Heading};
 pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{

@@ -104,7 +104,8 @@ impl Patience {
                 }
                 Err(source) => source,
             };
-            if is_answer(&source) {
+            // A store that has never taken a signature most likely never will: its answer is not the first one.
+            if is_answer(&source) && !is_stale_signature(&source) {
                 answered.store(true, Ordering::Relaxed);
             }
             // A disk that cannot be read or written seldom gets better.
@@ -156,6 +157,32 @@ fn is_full_kind(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What stores say of a signature that was made too long ago, or by a clock that is wrong, and of credentials that have
+/// expired. Statuses do not tell: 400, 401 and 403 also stand for what no other signature mends.
+const STALE: [&str; 8] = [
+    // Amazon S3 and its like
+    "RequestTimeTooSkewed",
+    "RequestExpired",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    // Azure
+    "Request date header too old",
+    "ExpiredAuthenticationToken",
+    "Signature not valid in the specified time frame",
+    // Google
+    "Token has expired",
+];
+
+/// Whether the store refused the signature for its age: the same request, signed anew, may succeed.
+pub(crate) fn is_stale_signature(error: &Error) -> bool {
+    let of_clients = matches!(
+        error,
+        Error::Generic { .. } | Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
+    );
+    let text = error.to_string();
+    of_clients && STALE.iter().any(|code| text.contains(code))
+}
+
 /// The nearest cause of this type.
 fn caused_by<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
     std::iter::successors(error.source(), |&cause| cause.source()).find_map(|cause| cause.downcast_ref())
@@ -174,11 +201,13 @@ fn is_answer(error: &Error) -> bool {
 fn is_passing(error: &Error) -> bool {
     match (error, status(error)) {
         // 408: the request took too long to arrive. 429: too many of them.
-        (Error::Generic { .. }, Some(status)) => status >= 500 || status == 408 || status == 429,
+        (Error::Generic { .. }, Some(status)) => {
+            status >= 500 || status == 408 || status == 429 || is_stale_signature(error)
+        }
         (Error::Generic { store, .. }, None) => {
             *store != LOCAL || caused_by::<io::Error>(error).is_some_and(is_of_the_moment)
         }
-        _ => false,
+        _ => is_stale_signature(error),
     }
 }
 
@@ -308,6 +337,35 @@ mod tests {
         assert!(run(false, 9, || local(rustix::io::Errno::NOSPC)).await.is_ok());
         let busy = || Error::Generic { store: "S3", source: "non-2xx status code: 503 Slow Down: x".into() };
         assert!(run(true, u32::MAX, busy).await.unwrap_err().tries > 1);
+    }
+
+    fn denied(code: &str) -> Error {
+        let text = format!("non-2xx status code: 403 Forbidden: <Error><Code>{code}</Code></Error>");
+        Error::PermissionDenied { path: "k".into(), source: text.into() }
+    }
+
+    #[tokio::test]
+    async fn a_stale_signature_is_made_anew_and_a_refusal_is_taken() {
+        for error in [
+            || denied("RequestTimeTooSkewed"),
+            || Error::Generic { store: "S3", source: "status code: 400 Bad Request: ExpiredToken".into() },
+            || Error::Unauthenticated { path: "k".into(), source: "ExpiredAuthenticationToken".into() },
+        ] as [fn() -> Error; 3]
+        {
+            assert_eq!(run(true, 3, error).await.unwrap(), 3);
+            // With a store that has never taken one it is not worth minutes.
+            let (before, after) = (run(false, u32::MAX, error).await, run(true, u32::MAX, error).await);
+            assert!(before.unwrap_err().tries < after.unwrap_err().tries);
+        }
+        for code in ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"] {
+            let (answered, calls) = (AtomicBool::new(true), AtomicU32::new(0));
+            let attempt = || async {
+                calls.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>(denied(code))
+            };
+            hurried().persist(&answered, 0, attempt).await.unwrap_err();
+            assert_eq!(calls.load(Ordering::Relaxed), 1, "{code}");
+        }
     }
 
     #[tokio::test]

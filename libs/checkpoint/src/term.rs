@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use polygram_domain::SCHEMA_VERSION;
+use polygram_process::ProcessIdentity;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
@@ -40,13 +41,26 @@ pub struct CoordinatorRecord {
     pub pid: u32,
     /// When it started, milliseconds since 1970 UTC.
     pub started_unix_ms: u64,
+    /// Which process that is, on which machine; `None` in a record that an earlier build wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessIdentity>,
+}
+
+impl CoordinatorRecord {
+    /// The coordinator in words, with its host where that is known.
+    pub fn leader(&self) -> String {
+        let host =
+            self.process.as_ref().map_or(String::new(), |process| format!(" on host {}", process.host));
+        format!("the coordinator{host} (pid {} at {})", self.pid, self.address)
+    }
 }
 
 impl RunStore {
     /// Claims the next term. Of several coordinators each gets a term of its own, and the highest rules.
     pub async fn claim_term(&self, claim: &CoordinatorAddress) -> Result<Term, CheckpointError> {
-        // Records may outlive the terms of their attempts, where a store removes what is old.
-        let last = self.highest_term().await?.max(self.highest_attempt().await?);
+        // Records may outlive the terms of their attempts, where a store removes what is old; so may the last lease.
+        let leased = self.read_lease().await?.map(|lease| lease.term.0);
+        let last = self.highest_term().await?.max(self.highest_attempt().await?).max(leased);
         let mut term = last.map_or(1, |term| term.saturating_add(1));
         loop {
             let key = keys::term(term);
@@ -56,6 +70,7 @@ impl RunStore {
                 address: claim.address.clone(),
                 pid: claim.pid,
                 started_unix_ms: claim.started_unix_ms,
+                process: Some(ProcessIdentity::current()).filter(|process| process.pid == claim.pid),
             };
             match self.put_new(&key, Bytes::from(seal(&key, &record)?)).await? {
                 // The very same claim is this one, its answer lost: no two coordinators share an address and a process.
@@ -84,7 +99,12 @@ impl RunStore {
     /// Errors: [`CheckpointError::Fenced`] if a higher term has been claimed.
     pub async fn check_term(&self, held: Term) -> Result<(), CheckpointError> {
         match self.highest_term().await? {
-            Some(current) if current > held.0 => Err(CheckpointError::Fenced { held: held.0, current }),
+            Some(current) if current > held.0 => {
+                // Who it is makes the message better; that there is one is known.
+                let by = self.latest_coordinator().await.ok().flatten();
+                let by = by.map_or("another coordinator".into(), |record| record.leader());
+                Err(CheckpointError::Fenced { held: held.0, current, by })
+            }
             _ => Ok(()),
         }
     }

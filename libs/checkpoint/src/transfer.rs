@@ -13,7 +13,7 @@ use tokio::sync::SemaphorePermit;
 
 use crate::disk::Read;
 use crate::error::{CheckpointError, FailedRequest};
-use crate::patience::{GaveUp, is_full, is_unreachable};
+use crate::patience::{GaveUp, is_full, is_stale_signature, is_unreachable};
 use crate::root::{Root, UPLOAD_WINDOW_BYTES};
 use crate::threads::off_thread;
 
@@ -89,6 +89,12 @@ impl Root {
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if has(&["NoSuchBucket", "ContainerNotFound", "bucket does not exist"]) {
             return Some("the bucket does not exist: create it, or correct the root".into());
+        }
+        if is_stale_signature(source) {
+            return Some(format!(
+                "it takes the signature for expired: set this machine's clock, or renew the credentials in {}",
+                cloud.variables()
+            ));
         }
         if matches!(source, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) {
             let variables = cloud.variables();

@@ -13,9 +13,11 @@ pub mod logging;
 pub mod metrics;
 pub mod names;
 pub mod sketch;
+pub mod stderr;
 
 pub use allocator::keep_freed_memory;
 pub use collisions::Collisions;
 pub use logging::{Format, Identity, Logging, Role, TelemetryError, init};
 pub use metrics::{Histogram, Metric, Metrics, Page, Sample, Source};
 pub use sketch::HyperLogLog;
+pub use stderr::lossy_stderr;

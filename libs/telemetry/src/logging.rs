@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::format::Labelled;
+use crate::stderr::lossy_stderr;
 
 /// What a process does in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +101,10 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Sends the process's logs to stderr. Once per process, before anything is logged.
+/// Sends the process's logs to stderr. Once per process, before anything is logged. Lines that cannot be written there are
+/// dropped: no log ever ends or stops a process.
 pub fn init(identity: &Identity, logging: &Logging) -> Result<(), TelemetryError> {
-    let subscriber = subscriber(identity, logging, std::io::stderr)?;
+    let subscriber = subscriber(identity, logging, lossy_stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| TelemetryError::Twice)
 }
 
@@ -123,7 +125,12 @@ where
     if !logging.level.contains('=') && logging.level.parse::<tracing::level_filters::LevelFilter>().is_err() {
         return Err(level("not a level".into()));
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(false)
+        // They would be printed to standard error, by a macro that panics where that is broken.
+        .log_internal_errors(false);
     Ok(match logging.format {
         Format::Human => Box::new(builder.event_format(Labelled::human(identity)).finish()),
         Format::Json => Box::new(builder.json().event_format(Labelled::json(identity)).finish()),

@@ -46,8 +46,13 @@ impl Token {
             .create_new(true)
             .mode(0o600)
             .open(path)
-            .and_then(|mut file| writeln!(file, "{}", self.0))
+            .and_then(|mut file| file.write_all(self.line().as_bytes()))
             .map_err(|e| file_error(path, e))
+    }
+
+    /// The content of a token file.
+    pub fn line(&self) -> String {
+        format!("{}\n", self.0)
     }
 
     /// Whether `header` is `Bearer <this token>`; takes the same time wherever the first difference is.

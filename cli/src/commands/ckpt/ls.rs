@@ -23,6 +23,8 @@ struct CheckpointLine {
     pinned: bool,
     /// What is wrong with its manifest or with the lengths of its objects; contents are not read.
     damage: Option<String>,
+    /// Why this build cannot read it although it is sound.
+    other_build: Option<String>,
 }
 
 pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
@@ -61,10 +63,14 @@ async fn line(
         objects: None,
         pinned: false,
         damage,
+        other_build: None,
     };
     let manifest = match store.read_manifest(step).await {
         Ok(manifest) => manifest,
         Err(error) if error.is_damage() => return Ok(unread(Some(error.to_string()))),
+        Err(error) if error.is_of_another_build() => {
+            return Ok(CheckpointLine { other_build: Some(error.to_string()), ..unread(None) });
+        }
         Err(error) => return Err(error),
     };
     let damage = manifest.objects.iter().find_map(|object| match sizes.get(&object.key) {
@@ -91,11 +97,17 @@ fn human(lines: &[CheckpointLine]) -> String {
             or_dash(line.bytes.map(units::bytes)),
             or_dash(line.objects.map(|objects| objects.to_string())),
             if line.pinned { "yes" } else { "-" }.to_owned(),
-            if line.damage.is_some() { "damaged" } else { "whole" }.to_owned(),
+            match (&line.damage, &line.other_build) {
+                (Some(_), _) => "damaged",
+                (None, Some(_)) => "other build's",
+                (None, None) => "whole",
+            }
+            .to_owned(),
         ]
     }));
     let damage = lines
         .iter()
-        .filter_map(|line| line.damage.as_ref().map(|damage| format!("step {}: {damage}\n", line.step)));
+        .filter_map(|line| Some((line.step, line.damage.as_ref().or(line.other_build.as_ref())?)))
+        .map(|(step, why)| format!("step {step}: {why}\n"));
     units::columns(&rows) + &damage.collect::<String>()
 }

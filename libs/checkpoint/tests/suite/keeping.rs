@@ -1,7 +1,8 @@
 //! What stays and what goes: pins, and objects that nobody names.
 
-use polygram_checkpoint::{CheckpointError, Committed, Manifest};
+use polygram_checkpoint::{CheckpointError, Committed, Manifest, RollBack};
 use polygram_domain::Step;
+use polygram_domain::spikes::{LeftOut, PolicyState};
 
 use crate::support::{Backend, ONE, State, commit, header, spec};
 
@@ -61,5 +62,77 @@ async fn garbage_is_what_no_checkpoint_needs_and_no_commit_may() {
         }
         let next = Manifest::assemble(&spec, header(Step(50)), &coming).unwrap();
         assert_eq!(store.commit(&next).await.unwrap(), Committed::Now);
+    }
+}
+
+/// An operator repairs a quarantined checkpoint by putting its manifest back: its objects must be there as long as it
+/// would have been kept.
+#[tokio::test]
+async fn what_is_quarantined_is_kept_as_long_as_it_would_have_been() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        for step in [10, 20] {
+            commit(&store, &spec, step).await;
+        }
+        let quarantined = State::new(&spec, 3, 30).manifest(&store, &spec, ONE).await;
+        store.commit(&quarantined).await.unwrap();
+        store.set_aside_faulty(Step(30)).await.unwrap();
+        let is_whole = async || {
+            let faults = store.verify(&quarantined, |_| {}).await.unwrap().faults;
+            faults.iter().all(|fault| fault.key.starts_with("config/"))
+        };
+        // The run has gone on from 20: another state of step 30, and 40.
+        commit(&store, &spec, 30).await;
+        commit(&store, &spec, 40).await;
+        store.retain(3).await.unwrap();
+        store.remove_garbage(&store.garbage().await.unwrap()).await.unwrap();
+        assert!(is_whole().await, "{}", backend.name);
+        // With two newer ones it would be gone, were it not pinned.
+        store.pin(Step(30)).await.unwrap();
+        for step in [50, 60] {
+            commit(&store, &spec, step).await;
+        }
+        store.retain(2).await.unwrap();
+        assert!(is_whole().await, "{}", backend.name);
+        store.unpin(Step(30)).await.unwrap();
+        store.retain(2).await.unwrap();
+        assert!(!is_whole().await, "{}", backend.name);
+    }
+}
+
+#[tokio::test]
+async fn what_a_rollback_has_ended_is_not_kept() {
+    let spec = spec(&[]);
+    let store = Backend::memory().run(&spec);
+    commit(&store, &spec, 10).await;
+    let ended = State::new(&spec, 3, 20).manifest(&store, &spec, ONE).await;
+    store.commit(&ended).await.unwrap();
+    let nothing = PolicyState::default();
+    let record = RollBack::new(&nothing, (Step(15), Step(10)), "a spike".into(), &LeftOut::default());
+    store.decide_roll_back(record).await.unwrap();
+    let known = store.roll_backs().await.unwrap();
+    assert_eq!(store.set_aside_superseded(&known).await.unwrap(), [Step(20)]);
+    commit(&store, &spec, 30).await;
+    store.retain(2).await.unwrap();
+    assert!(!store.verify(&ended, |_| {}).await.unwrap().faults.is_empty());
+}
+
+#[tokio::test]
+async fn what_another_build_wrote_is_never_removed() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        let foreign = State::new(&spec, 3, 10).manifest(&store, &spec, ONE).await;
+        let newer = Manifest { schema: foreign.schema + 1, ..foreign.clone() };
+        store.commit(&newer).await.unwrap();
+        for step in [20, 30, 40] {
+            commit(&store, &spec, step).await;
+        }
+        assert_eq!(store.retain(1).await.unwrap().kept, [Step(40)], "{}", backend.name);
+        store.remove_garbage(&store.garbage().await.unwrap()).await.unwrap();
+        assert_eq!(store.committed_steps().await.unwrap(), [Step(10), Step(40)]);
+        let faults = store.verify(&foreign, |_| {}).await.unwrap().faults;
+        assert!(faults.iter().all(|fault| fault.key.starts_with("config/")), "{faults:?}");
     }
 }

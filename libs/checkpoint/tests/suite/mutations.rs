@@ -220,10 +220,22 @@ fn another_schema_is_refused_by_name() {
     assert!(matches!(error, CheckpointError::Schema { found: 9, expected: SCHEMA_VERSION, .. }), "{error}");
     let store = sample.backend.run(&sample.spec);
     let newer = Manifest { schema: SCHEMA_VERSION + 1, step: Step(77), ..sample.manifest.clone() };
-    let (error, latest) = block_on(async {
+    let errors = block_on(async {
         store.commit(&newer).await.unwrap();
-        (store.read_manifest(Step(77)).await.unwrap_err(), store.latest_manifest().await.unwrap())
+        let aside = store.set_aside_faulty(Step(77)).await.unwrap_err();
+        assert_eq!(store.committed_steps().await.unwrap(), [Step(77)], "it is not quarantined");
+        [
+            store.read_manifest(Step(77)).await.unwrap_err(),
+            store.latest_manifest().await.unwrap_err(),
+            store.find_fault(Step(77), "ckpt/data/x").await.unwrap_err(),
+            aside,
+        ]
     });
-    assert!(matches!(error, CheckpointError::Schema { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
-    assert_eq!((latest.manifest, latest.damaged.len()), (None, 1));
+    for error in errors {
+        let found = SCHEMA_VERSION + 1;
+        assert!(matches!(error, CheckpointError::Schema { found: other, .. } if other == found), "{error}");
+        assert!(error.is_of_another_build() && !error.is_damage() && error.object_at_fault().is_none());
+        let text = error.to_string();
+        assert!(text.contains("000000000077.json") && text.contains("a newer build wrote it"), "{text}");
+    }
 }

@@ -1,9 +1,12 @@
 //! Configurations, terms, events, metrics, status: on every store.
 
+use std::time::Duration;
+
 use polygram_checkpoint::{
-    AttemptRecord, CheckpointError, ConfigHash, CoordinatorAddress, EvaluationRecord, MetricsLine,
-    MetricsRecord, SegmentId, Term, WentBackRecord,
+    AttemptRecord, CheckpointError, ConfigHash, CoordinatorAddress, EvaluationRecord, Leadership, Lease,
+    MetricsLine, MetricsRecord, SegmentId, Term, WentBackRecord, keys,
 };
+use polygram_process::ProcessIdentity;
 use proptest::prelude::*;
 
 use crate::support::{Backend, block_on, spec};
@@ -47,7 +50,53 @@ async fn every_coordinator_gets_a_term_of_its_own() {
         assert_eq!((latest.term, latest.pid), (Term(8), terms[7].1));
         store.check_term(Term(8)).await.unwrap();
         let fenced = store.check_term(Term(7)).await;
-        assert!(matches!(fenced, Err(CheckpointError::Fenced { held: 7, current: 8 })));
+        assert!(matches!(fenced, Err(CheckpointError::Fenced { held: 7, current: 8, .. })));
+    }
+}
+
+#[tokio::test]
+async fn who_leads_a_run_stands_in_its_store() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Vacant, "{}", backend.name);
+        let term = store.claim_term(&address(7)).await.unwrap();
+        let claimed = store.leadership().await.unwrap();
+        assert!(matches!(&claimed, Leadership::Claimed(record) if record.pid == 7), "{claimed:?}");
+        // A leader on another machine.
+        let own = Lease::new(term, &address(7), Duration::ZERO);
+        let process = ProcessIdentity { host: "far".into(), boot_id: "b".into(), ..own.process.clone() };
+        let lease = Lease { process, silence_ms: 1500, ..own.clone() };
+        store.write_lease(&lease).await.unwrap();
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Leased(Box::new(lease.clone())));
+        assert!(lease.is_fresh() && lease.leader().starts_with("the coordinator on host far (pid "));
+        // A store that purges old objects takes the term and leaves the lease: the next term is a new one.
+        backend.remove(&spec, &keys::term(term.0)).await;
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Leased(Box::new(lease.clone())));
+        assert_eq!(store.claim_term(&address(8)).await.unwrap(), Term(term.0 + 1), "{}", backend.name);
+        backend.remove(&spec, &keys::term(term.0 + 1)).await;
+        // Its clock may be hours wrong: what counts is that it is renewed, or is not.
+        let skewed = Lease { renewed_unix_ms: 5, ..lease.clone() };
+        store.write_lease(&skewed).await.unwrap();
+        let renewed = Lease { renewals: 1, ..skewed.clone() };
+        let renewing = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            store.write_lease(&renewed).await.unwrap();
+        };
+        let (seen, ()) = tokio::join!(store.await_renewal(&skewed), renewing);
+        assert_eq!(seen.unwrap(), Some(renewed.clone()), "{}", backend.name);
+        assert_eq!(store.await_renewal(&renewed).await.unwrap(), None, "it is silent");
+        // One that is given up, and one whose process has ended on this machine, hold nobody up.
+        store.write_lease(&renewed.clone().released()).await.unwrap();
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Vacant);
+        let process = ProcessIdentity { start_ticks: own.process.start_ticks + 1, ..own.process.clone() };
+        store.write_lease(&Lease { process, ..own.clone() }).await.unwrap();
+        assert_eq!(store.leadership().await.unwrap(), Leadership::Vacant);
+        // A lease that cannot be read is none; one of another build is not understood, and not passed over.
+        backend.overwrite(&spec, keys::LEASE, "{").await;
+        assert_eq!(store.read_lease().await.unwrap(), None);
+        store.write_lease(&Lease { schema: own.schema + 1, ..own }).await.unwrap();
+        assert!(store.leadership().await.unwrap_err().is_of_another_build());
     }
 }
 

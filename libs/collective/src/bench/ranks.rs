@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use polygram_domain::embedding::SameHost;
+use polygram_process::end_with_parent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,7 +27,8 @@ impl Process {
             SameHost::Auto => "auto",
             SameHost::Tcp => "tcp",
         };
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut child = end_with_parent(&mut command)
             .args(["rank", "--rank", &rank.to_string(), "--same-host", same_host])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,5 +1,6 @@
 //! Joining and reporting parts.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_domain::{CheckpointKind, Generation, Step};
@@ -33,9 +34,20 @@ impl TryFrom<wire::JoinRequest> for JoinRequest {
             incarnation: Incarnation(request.incarnation),
             pid: request.pid,
             host: text(request.host),
-            data_address: address("JoinRequest", &request.data_address)?,
+            data_address: reachable(address("JoinRequest", &request.data_address)?)?,
         })
     }
+}
+
+/// An address that peers are given must lead somewhere.
+fn reachable(address: SocketAddr) -> Result<SocketAddr, Malformed> {
+    if address.ip().is_unspecified() || address.port() == 0 {
+        let what = format!(
+            "peers would be given {address}, which leads nowhere; say by --advertise where they reach it"
+        );
+        return Err(malformed("JoinRequest", what));
+    }
+    Ok(address)
 }
 
 impl From<Joined> for wire::JoinReply {
