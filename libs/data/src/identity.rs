@@ -4,6 +4,8 @@
 //! different path, is noticed. The identity reads the whole index and a bounded sample of the tokens: it is cheap for
 //! segments of any size. It cannot notice a change of single tokens between the sampled pieces.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
@@ -60,6 +62,16 @@ impl DataIdentity {
         } else {
             None
         }
+    }
+}
+
+/// As run files and messages name it: counts, and the first 16 digits of each hash.
+impl fmt::Display for DataIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DataIdentity { tokens, documents, index_hash, sample_hash } = self;
+        let short = |hash: &String| hash.get(..16).unwrap_or(hash).to_owned();
+        let (index, sample) = (short(index_hash), short(sample_hash));
+        write!(f, "{tokens} tokens in {documents} documents, index {index}, sample {sample}")
     }
 }
 
