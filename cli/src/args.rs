@@ -519,12 +519,15 @@ mod tests {
 
     #[test]
     fn a_root_may_stand_before_or_after_the_command() {
-        for line in ["polygram --root r status x", "polygram status x --root r", "polygram status --root r x"] {
+        for line in ["polygram --root r status x", "polygram status x --root r", "polygram status --root r x"]
+        {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Status(args) = cli.command else { panic!("{line}") };
             assert_eq!(args.root.root.as_deref(), Some("r"), "{line}");
         }
-        for line in ["polygram --root r ckpt ls x", "polygram ckpt --root r ls x", "polygram ckpt ls x --root r"] {
+        for line in
+            ["polygram --root r ckpt ls x", "polygram ckpt --root r ls x", "polygram ckpt ls x --root r"]
+        {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Ckpt(CkptCommand::Ls(args)) = cli.command else { panic!("{line}") };
             assert_eq!(args.root.root.as_deref(), Some("r"), "{line}");

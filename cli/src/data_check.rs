@@ -122,7 +122,8 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
         let largest: Result<Vec<_>, _> = prefixes().map(largest).collect();
         // Negative tokens and those above 32 bits fit no vocabulary; the error says so.
         if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {
-            let noted = prefixes().filter_map(|prefix| report_beside(prefix)).map(|(_, report)| report.vocab_size);
+            let noted =
+                prefixes().filter_map(|prefix| report_beside(prefix)).map(|(_, report)| report.vocab_size);
             let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
             return Failure::usage("the data does not fit the model's vocabulary")
                 .because(error)
@@ -200,7 +201,17 @@ mod tests {
 
     #[test]
     fn a_vocabulary_that_is_too_small_is_told_with_the_number_that_would_do() {
-        let wide: Vec<u32> = (0..4096).map(|p| if p == 77 { 300 } else if p == 99 { 311 } else { 5 }).collect();
+        let wide: Vec<u32> = (0..4096)
+            .map(|p| {
+                if p == 77 {
+                    300
+                } else if p == 99 {
+                    311
+                } else {
+                    5
+                }
+            })
+            .collect();
         let error = Data::of(&[&wide]).checked(&[]).unwrap_err();
         assert!(error.contains("token 300 at position 77") && error.contains("vocab_size=312"), "{error}");
         assert!(Data::of(&[&wide]).checked(&["model.vocab_size=312"]).is_ok());
@@ -234,7 +245,10 @@ mod tests {
         };
         meta("somewhere/tokens", 0, 0);
         let error = data.checked(&[]).unwrap_err();
-        assert!(error.contains("closed by token 0") && error.contains("add --set model.eos_token_id=0"), "{error}");
+        assert!(
+            error.contains("closed by token 0") && error.contains("add --set model.eos_token_id=0"),
+            "{error}"
+        );
         assert!(data.checked(&["model.eos_token_id=0"]).is_ok(), "without a BOS of its own none is wanted");
         meta("somewhere/tokens", 0, 5);
         let error = data.checked(&[]).unwrap_err();

@@ -41,7 +41,8 @@ async fn newest(configuration: &Configuration, root: &Root) -> Option<(Manifest,
 
 fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failure {
     let run = &configuration.spec.name;
-    let back = |(change, _): &(Change, _)| Some(format!("--set '{}={}'", change.key, change.before.as_ref()?));
+    let back =
+        |(change, _): &(Change, _)| Some(format!("--set '{}={}'", change.key, change.before.as_ref()?));
     let back: Vec<String> = refused.changes.iter().filter_map(back).collect();
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))

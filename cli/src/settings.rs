@@ -201,11 +201,7 @@ impl Configuration {
     }
 
     /// Resolves `file`, which was read from `text` and `overrides`.
-    pub(crate) fn of(
-        file: RunFile,
-        text: &str,
-        overrides: &[String],
-    ) -> Result<Configuration, ConfigError> {
+    pub(crate) fn of(file: RunFile, text: &str, overrides: &[String]) -> Result<Configuration, ConfigError> {
         Ok(Configuration {
             spec: file.resolve()?,
             origins: file.origins(text, overrides)?,

@@ -25,7 +25,10 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["eval", "evaluate", "test"], "[evaluation] in the run file says when held-out data is evaluated"),
     (&["prepare", "tokenize", "preprocess"], "`polygram data prepare INPUT --output DIR` makes token files"),
     (&["queue"], "`polygram jobs` lists the queue of a pool"),
-    (&["init", "new", "config"], "copy a run file of configs/ and edit it; `polygram plan RUNFILE` checks it"),
+    (
+        &["init", "new", "config"],
+        "copy a run file of configs/ and edit it; `polygram plan RUNFILE` checks it",
+    ),
     (&["version"], "`polygram --version` prints it"),
     (&["completions", "completion"], "there are no shell completions; `polygram --help` lists the commands"),
 ];
@@ -41,9 +44,7 @@ pub(crate) fn improve(mut error: Error) -> Error {
     let Some(ContextValue::String(typed)) = error.get(wrong).cloned() else { return error };
     let is_near = |candidate: &String| strsim::damerau_levenshtein(&typed, candidate) <= MOST_EDITS;
     let near = match error.remove(suggested) {
-        Some(ContextValue::String(candidate)) if is_near(&candidate) => {
-            Some(ContextValue::String(candidate))
-        }
+        Some(ContextValue::String(candidate)) if is_near(&candidate) => Some(ContextValue::String(candidate)),
         Some(ContextValue::Strings(candidates)) => {
             let near: Vec<String> = candidates.into_iter().filter(is_near).collect();
             (!near.is_empty()).then_some(ContextValue::Strings(near))
@@ -87,7 +88,9 @@ mod tests {
             let text = said(line);
             assert!(text.contains(word) && text.contains("similar"), "{line}: {text}");
         }
-        for line in ["polygram loggers", "polygram competitions", "polygram frobnicate", "polygram ckpt compare r"] {
+        for line in
+            ["polygram loggers", "polygram competitions", "polygram frobnicate", "polygram ckpt compare r"]
+        {
             let text = said(line);
             assert!(!text.contains("similar") && text.contains("unrecognized"), "{line}: {text}");
         }

@@ -12,11 +12,6 @@ use crate::error::DataError;
 use crate::segment::Segment;
 use crate::source::TokenSource;
 
-/// Bytes of a `.bin` that are hashed at most.
-const SAMPLE_BYTES: usize = 1 << 20;
-/// Bytes of one piece of the sample.
-const PIECE_BYTES: usize = 4 << 10;
-
 /// What identifies the data of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataIdentity {
@@ -33,18 +28,18 @@ pub struct DataIdentity {
 
 impl DataIdentity {
     /// The identity of an open segment.
-    pub fn of(segment: &Segment) -> DataIdentity {
-        DataIdentity {
+    pub fn of(segment: &Segment) -> Result<DataIdentity, DataError> {
+        Ok(DataIdentity {
             tokens: segment.token_count(),
             documents: segment.documents() as u64,
-            index_hash: blake3::hash(segment.index_bytes()).to_hex().to_string(),
-            sample_hash: sample_hash(segment.token_bytes()),
-        }
+            index_hash: segment.index_hash()?,
+            sample_hash: segment.sample_hash().to_owned(),
+        })
     }
 
     /// Opens the segment at `path` (without extension, or with `.bin` or `.idx`) and takes its identity.
     pub fn of_path(path: &str) -> Result<DataIdentity, DataError> {
-        Ok(DataIdentity::of(&Segment::open(path)?))
+        DataIdentity::of(&Segment::open(path)?)
     }
 
     /// What `now` has that `self` has not, as a clause for a message; `None` when both are the same data.
@@ -75,27 +70,19 @@ impl fmt::Display for DataIdentity {
     }
 }
 
-/// Hashes the length of `bytes` and the sample; the pieces follow from the length alone.
-fn sample_hash(bytes: &[u8]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&(bytes.len() as u64).to_le_bytes());
-    if bytes.len() <= SAMPLE_BYTES {
-        hasher.update(bytes);
-    } else {
-        let pieces = SAMPLE_BYTES / PIECE_BYTES;
-        let last_start = (bytes.len() - PIECE_BYTES) as u128;
-        for piece in 0..pieces {
-            let start = (last_start * piece as u128 / (pieces as u128 - 1)) as usize;
-            hasher.update(&bytes[start..start + PIECE_BYTES]);
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::token_file::{self, PIECE_BYTES, SAMPLE_BYTES};
     use crate::segment::{Dtype, Existing, SegmentWriter};
+
+    fn sample_hash(bytes: &[u8]) -> String {
+        let read = |start: u64, piece: &mut [u8]| {
+            piece.copy_from_slice(&bytes[start as usize..][..piece.len()]);
+            Ok(())
+        };
+        token_file::sample_hash(bytes.len() as u64, read).unwrap()
+    }
 
     fn identity(documents: &[&[u32]], dtype: Dtype) -> DataIdentity {
         let folder = tempfile::tempdir().unwrap();
@@ -124,6 +111,9 @@ mod tests {
             let difference = base.difference(&other).unwrap_or_else(|| panic!("{words}: not noticed"));
             assert!(difference.contains(words), "{difference}");
         }
+        let text = base.to_string();
+        assert!(text.starts_with("5 tokens in 2 documents, index ") && text.len() < 90, "{text}");
+        assert!(text.contains(&base.sample_hash[..16]), "{text}");
         let json = serde_json::to_string(&base).unwrap();
         assert_eq!(serde_json::from_str::<DataIdentity>(&json).unwrap(), base);
     }
