@@ -30,6 +30,8 @@ pub(crate) struct GlobalArgs {
     /// Say more on standard error
     #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -179,7 +181,7 @@ pub(crate) struct RunFileArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RootArgs {
     /// Root of the runs: a folder, s3://bucket/prefix, gs://… or az://… [default: ./polygram-root]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", global = true)]
     pub(crate) root: Option<String>,
 }
 
@@ -235,13 +237,13 @@ pub(crate) struct VerifyReplayArgs {
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) to: u64,
     /// Workers of the replay [default: the run's]
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) workers: Option<u32>,
     /// Its ranks that hold all experts together
-    #[arg(long, value_name = "E")]
+    #[arg(long, value_name = "E", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) expert_parallel: Option<u32>,
     /// Its embedding shards
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) shards: Option<u32>,
     /// Override one key of the run's configuration, which may change the outcome
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
@@ -348,13 +350,13 @@ pub(crate) struct CkptReshardArgs {
     #[command(flatten)]
     pub(crate) checkpoint: CheckpointArgs,
     /// Workers that will load it
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) workers: u32,
     /// Ranks that hold all experts together
-    #[arg(long, value_name = "E", default_value_t = 1)]
+    #[arg(long, value_name = "E", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) expert_parallel: u32,
     /// Embedding shards that will load it
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) shards: u32,
     /// Run to write to [default: the same; its checkpoint is replaced, which nobody may be training]
     #[arg(long, value_name = "RUN")]
@@ -398,16 +400,16 @@ pub(crate) struct NgramIdsArgs {
 #[derive(Debug, Args)]
 pub(crate) struct NgramSizeArgs {
     /// Vocabulary (V)
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "V", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub(crate) vocab: u32,
     /// Rows wanted in the first table; the base found lies within 0.5 % of it
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..u64::from(u32::MAX)))]
     pub(crate) rows: u64,
     /// Longest n-gram (N)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=16))]
     pub(crate) orders: u32,
     /// Hash heads per order (K)
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) heads: u32,
 }
 
@@ -454,7 +456,7 @@ pub(crate) struct BenchStepArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) steps: u64,
     /// Steps before them, for caches, allocators and first touches
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub(crate) warmup: u64,
     /// Commit a checkpoint every N steps, and say what that costs the steps beside it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
@@ -545,6 +547,47 @@ mod tests {
         let cli = Cli::try_parse_from("polygram bench shard -o json".split(' ')).unwrap();
         let Command::Bench(BenchCommand::Shard(args)) = cli.command else { panic!() };
         assert!(cli.global.output_format == OutputFormat::Json || args.arguments == ["-o", "json"]);
+    }
+
+    #[test]
+    fn a_root_may_stand_before_or_after_the_command() {
+        for line in ["polygram --root r status x", "polygram status x --root r", "polygram status --root r x"]
+        {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Status(args) = cli.command else { panic!("{line}") };
+            assert_eq!(args.root.root.as_deref(), Some("r"), "{line}");
+        }
+        for line in
+            ["polygram --root r ckpt ls x", "polygram ckpt --root r ls x", "polygram ckpt ls x --root r"]
+        {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Ckpt(CkptCommand::Ls(args)) = cli.command else { panic!("{line}") };
+            assert_eq!(args.root.root.as_deref(), Some("r"), "{line}");
+        }
+        let cli = Cli::try_parse_from("polygram runs".split(' ')).unwrap();
+        assert!(matches!(cli.command, Command::Runs(args) if args.root.is_none()));
+    }
+
+    /// Every number of the command line has bounds, so that no sum of it wraps and no time outlasts the machine.
+    #[test]
+    fn numbers_have_bounds() {
+        for line in [
+            "bench step f --warmup 18446744073709551615",
+            "verify-replay r --from 1 --to 2 --workers 0",
+            "verify-replay r --from 1 --to 2 --shards 4097",
+            "ckpt reshard r --workers 0 --shards 1",
+            "ckpt reshard r --workers 1 --shards 4294967295",
+            "ckpt reshard r --workers 1 --shards 1 --expert-parallel 4294967295",
+            "ngram size --vocab 0 --rows 5 --orders 2 --heads 1",
+            "ngram size --vocab 4294967295 --rows 5 --orders 2 --heads 1",
+            "ngram size --vocab 5 --rows 4294967295 --orders 2 --heads 1",
+            "ngram size --vocab 5 --rows 5 --orders 4294967295 --heads 1",
+            "ngram size --vocab 5 --rows 5 --orders 2 --heads 4294967295",
+            "pool up --workers 4294967295 --shards 1",
+        ] {
+            let error = Cli::try_parse_from(["polygram"].into_iter().chain(line.split(' '))).unwrap_err();
+            assert!(error.to_string().contains(" is not in "), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 mod args;
 mod commands;
+mod data_check;
+mod device_check;
 mod exit;
 mod launcher;
 mod printer;
+mod resume_check;
 mod settings;
+mod suggestion;
+mod train_on;
 mod units;
 
 use std::process::ExitCode;
@@ -14,7 +19,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     polygram_process::limits::tell_instead_of_panics();
-    let cli = args::Cli::parse();
+    let cli = args::Cli::try_parse().unwrap_or_else(|error| suggestion::improve(error).exit());
     let mut printer = printer::Printer::new(cli.global.output_format, cli.global.verbose);
     let status = commands::run(&cli.command, &mut printer).unwrap_or_else(|failure| {
         printer.failure(&failure);

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use polygram_domain::run_file::Origin;
-use polygram_domain::{RunFile, RunName, RunSpec};
+use polygram_domain::{ConfigError, RunFile, RunName, RunSpec};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 
@@ -200,6 +200,8 @@ pub(crate) struct Configuration {
     pub(crate) origins: BTreeMap<String, (String, Origin)>,
     /// The effective run file, every key written.
     pub(crate) effective_toml: String,
+    /// What the effective run file says.
+    pub(crate) file: RunFile,
 }
 
 impl Configuration {
@@ -213,14 +215,34 @@ impl Configuration {
             let name = RunName::new(name).map_err(Failure::usage)?;
             overrides.push(format!("run.name=\"{name}\""));
         }
-        let refused = |error: polygram_domain::ConfigError| Failure::usage(error.to_string());
+        let refused = |error: ConfigError| Failure::usage(error.to_string());
         let file = RunFile::parse(&text, &origin, &overrides).map_err(refused)?;
-        let spec = file.resolve().map_err(|error| Failure::usage(format!("{origin}: {error}")))?;
-        Ok(Configuration {
-            origins: file.origins(&text, &overrides).map_err(refused)?,
-            effective_toml: file.to_toml().map_err(refused)?,
-            spec,
+        Configuration::of(file, &text, &overrides).map_err(|error| match error {
+            ConfigError::Invalid(message) => {
+                let place = RunFile::place_of(&message, &text, &origin, &overrides);
+                Failure::usage(format!("{place}: {message}"))
+            }
+            other => refused(other),
         })
+    }
+
+    /// Resolves `file`, which was read from `text` and `overrides`.
+    pub(crate) fn of(file: RunFile, text: &str, overrides: &[String]) -> Result<Configuration, ConfigError> {
+        Ok(Configuration {
+            spec: file.resolve()?,
+            origins: file.origins(text, overrides)?,
+            effective_toml: file.to_toml()?,
+            file,
+        })
+    }
+
+    /// Writes the identity of the training data into the effective run file, with which the run is frozen.
+    pub(crate) fn set_train_identity(&mut self, identity: String) -> Outcome<()> {
+        let refused = |error: ConfigError| Failure::usage(error.to_string());
+        self.spec.train_identity = Some(identity.clone());
+        self.file.data.train_identity = Some(identity);
+        self.effective_toml = self.file.to_toml().map_err(refused)?;
+        Ok(())
     }
 
     /// The effective configuration, one key a line, with its origin. Defaults only when `everything` is wanted.

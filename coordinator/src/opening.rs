@@ -10,6 +10,7 @@ use polygram_checkpoint::{
     CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, RunStore, Term,
     keys,
 };
+use polygram_domain::run_file::Change;
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{ConfigError, RunFile, RunSpec, Step};
 use polygram_process::unix_ms;
@@ -287,18 +288,21 @@ async fn find_checkpoint(
         let base = Base::genesis();
         return Ok(Found { resume: None, committed, base, policy, damaged: Vec::new() });
     };
-    check_fit(store, &manifest, file, spec).await?;
+    for change in check_fit(store, &manifest, file, spec).await? {
+        tracing::info!(since_step = manifest.step.0, "changed: {change}");
+    }
     let base = Base::of(store, &manifest).await?;
     let policy = policy_of(Some(&manifest), &roll_backs);
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
 }
 
+/// Checks that the run may go on from `manifest`, and answers which settings changed since it was made.
 pub(crate) async fn check_fit(
     store: &RunStore,
     manifest: &Manifest,
     file: &RunFile,
     spec: &RunSpec,
-) -> Result<(), OpeningError> {
+) -> Result<Vec<Change>, OpeningError> {
     let run = || spec.name.to_string();
     let before = match store.read_config(&manifest.config).await {
         Ok(before) => before,
@@ -313,11 +317,12 @@ pub(crate) async fn check_fit(
         Err(error) => return Err(error.into()),
     };
     let before = RunFile::parse(&before, &keys::config(&manifest.config.0), &[])?;
-    compatibility::check(&before, file, manifest.step.0)
+    let changes = compatibility::check(&before, file, manifest.step.0)
         .map_err(|source| OpeningError::Incompatible { run: run(), source })?;
     manifest.check_cover(spec).map_err(|source| OpeningError::Cover {
         run: run(),
         step: manifest.step.0,
         source,
-    })
+    })?;
+    Ok(changes)
 }

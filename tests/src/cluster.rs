@@ -146,9 +146,10 @@ impl Cluster {
     pub fn on_segments(mut self, prefix: &Path) -> Result<Cluster> {
         let text = std::fs::read_to_string(&self.run_file)?;
         let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("synthetic_")).collect();
-        let train = format!("[data]\ntrain = {:?}", prefix.display().to_string());
+        let path = prefix.display().to_string();
+        let data = format!("[data]\ntrain = {path:?}\nheld_out = {path:?}");
         self.run_file = self.folder.path().join("run.toml");
-        std::fs::write(&self.run_file, kept.join("\n").replacen("[data]", &train, 1))?;
+        std::fs::write(&self.run_file, kept.join("\n").replacen("[data]", &data, 1))?;
         Ok(self)
     }
 

@@ -52,6 +52,8 @@ pub struct MemberArgs {
 pub enum Command {
     /// Row ids, input embedding, logits and loss of given tokens, from a Hugging Face directory.
     Logits(LogitsArgs),
+    /// Whether this machine has a CUDA device and the libraries that use it.
+    CheckDevice,
 }
 
 /// Files of `logits`.

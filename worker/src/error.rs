@@ -48,6 +48,21 @@ pub enum WorkerError {
     /// Tokens cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The files under the run's path do not hold the run's data.
+    #[error(
+        "rank {rank}: data.train = {path:?} is {found} here, but the run was started with {wanted}; give this host the \
+         same files, or start the run again with data.allow_change=true"
+    )]
+    OtherData {
+        /// This rank.
+        rank: Rank,
+        /// The path without extension.
+        path: String,
+        /// What the files are.
+        found: String,
+        /// What they should be.
+        wanted: String,
+    },
     /// The tables cannot be hashed into.
     #[error(transparent)]
     Tables(NgramError),

@@ -15,8 +15,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polygram_data::Loader;
-use polygram_domain::run_spec::RunSpec;
+use polygram_data::{DataIdentity, Loader};
+use polygram_domain::run_spec::{DataSpec, RunSpec};
 use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Cell, CellBatch, Rank, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_ids};
@@ -65,6 +65,7 @@ impl Cells {
     /// Opens the run's data for one rank.
     pub fn open(spec: Arc<RunSpec>, rank: Rank) -> Result<Cells, WorkerError> {
         let loader = Loader::of_run(&spec)?;
+        check_identity(&spec, rank)?;
         let hasher = Hasher::new(&spec.model.ngram, spec.model.eos_token_id).map_err(WorkerError::Tables)?;
         let (loader, hasher) = (Arc::new(loader), Arc::new(hasher));
         Ok(Cells { rank, loader, hasher, left_out: Arc::default(), spec })
@@ -92,6 +93,18 @@ impl Cells {
         let unique = self.unique(&batch).map_err(|source| WorkerError::Ngram { step, cell, source })?;
         Ok((batch, unique))
     }
+}
+
+/// Refuses files that do not hold the data that the run was started with.
+fn check_identity(spec: &RunSpec, rank: Rank) -> Result<(), WorkerError> {
+    let (DataSpec::Segments { train, .. }, Some(wanted)) = (&spec.data, &spec.train_identity) else {
+        return Ok(());
+    };
+    let found = DataIdentity::of_path(train)?.to_string();
+    if found == *wanted {
+        return Ok(());
+    }
+    Err(WorkerError::OtherData { rank, path: train.clone(), found, wanted: wanted.clone() })
 }
 
 /// The ids as the wire wants them.

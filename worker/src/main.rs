@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
+        (Some(Command::CheckDevice), _) => check_device(),
         (None, Some(member)) => take_part(member),
         (None, None) => Err(anyhow::anyhow!(
             "give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"
@@ -74,5 +75,15 @@ fn logits(files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
 
 #[cfg(not(feature = "torch"))]
 fn logits(_files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
+    anyhow::bail!("this worker was built without libtorch; build it with `make build`")
+}
+
+#[cfg(feature = "torch")]
+fn check_device() -> anyhow::Result<()> {
+    Ok(polygram_model::cuda_device(0).map(|_| ())?)
+}
+
+#[cfg(not(feature = "torch"))]
+fn check_device() -> anyhow::Result<()> {
     anyhow::bail!("this worker was built without libtorch; build it with `make build`")
 }

@@ -5,12 +5,13 @@ use polygram_proto::control::{PhaseSeconds, StepMetrics};
 use serde::Serialize;
 
 use crate::args::BenchStepArgs;
-use crate::commands::{block_on, train};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root};
 use crate::units;
+use crate::{data_check, device_check};
 
 /// What was run, and what was measured.
 #[derive(Debug, Serialize)]
@@ -64,22 +65,23 @@ struct Spread {
 }
 
 pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
+    let steps = Configuration::load(&args.file, None)?.spec.training.steps;
     let mut file = args.file.clone();
     let last = args.warmup.saturating_add(args.steps);
     file.overrides.push(format!("training.stop_at_step={last}"));
     if let Some(every) = args.commit_every {
         file.overrides.push(format!("checkpoint.every_steps={every}"));
     }
-    let configuration = Configuration::load(&file, None)?;
-    let spec = &configuration.spec;
-    if spec.training.steps < last {
-        let steps = spec.training.steps;
+    if steps < last {
         let message =
             format!("training.steps is {steps}, fewer than {last} to be run (--warmup and --steps)");
         return Err(Failure::usage(message).hint(format!("add --set training.steps={last}")));
     }
-    train::check_data(&configuration)?;
+    let mut configuration = Configuration::load(&file, None)?;
+    data_check::check(&mut configuration)?;
+    let spec = &configuration.spec;
     let programs = launcher::Programs::find()?;
+    device_check::check(spec)?;
     let folder = tempfile::Builder::new().prefix("polygram-bench-").tempdir();
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let root = Root::Folder(folder.path().to_owned());

@@ -10,11 +10,12 @@ use serde::Serialize;
 use crate::args::TrainArgs;
 use crate::commands::plan::table_warnings;
 use crate::commands::{block_on, stored};
-use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::exit::{ExitStatus, Outcome};
 use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope, Root};
 use crate::units::{self, grouped};
+use crate::{data_check, device_check, resume_check, train_on};
 
 /// The result of a session that ended well.
 #[derive(Serialize)]
@@ -37,14 +38,19 @@ struct TrainDocument {
 }
 
 pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
-    let configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    let mut configuration = Configuration::load(&args.file, args.run.as_deref())?;
     let root = Root::resolve(&args.root)?;
-    check_data(&configuration)?;
     let warnings = table_warnings(&configuration)?;
+    data_check::check(&mut configuration)?;
     let programs = launcher::Programs::find()?;
+    device_check::check(&configuration.spec)?;
+    let changed = block_on(resume_check::check(&configuration, &root))?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     introduce(&configuration, &root, printer);
-    for warning in warnings {
+    for line in &changed.lines {
+        printer.say(line);
+    }
+    for warning in warnings.into_iter().chain(changed.warning) {
         printer.warn(warning);
     }
     let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
@@ -53,22 +59,6 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let (document, status) = conclude(&configuration, &root, &ending, &logs);
     printer.result(&document, || human(&document, &configuration, &root))?;
     Ok(status)
-}
-
-/// Data that is not there is found before processes are started.
-pub(super) fn check_data(configuration: &Configuration) -> Outcome<()> {
-    let DataSpec::Segments { train, held_out } = &configuration.spec.data else { return Ok(()) };
-    for (key, prefix) in [("data.train", Some(train)), ("data.held_out", held_out.as_ref())] {
-        for extension in ["idx", "bin"] {
-            if let Some(file) = prefix.map(|prefix| format!("{prefix}.{extension}"))
-                && !Path::new(&file).is_file()
-            {
-                return Err(Failure::usage(format!("{key}: there is no file {file}"))
-                    .hint("make it with `polygram data prepare TEXT --output DIR`"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Says what is about to happen: configuration with origins, token arithmetic, sizes.
@@ -203,11 +193,9 @@ fn human(document: &TrainDocument, configuration: &Configuration, root: &Root) -
     text.push_str(&format!(
         "next: polygram metrics {run}{option}   ·   polygram digest {run}{option}   ·   polygram status {run}{option}\n"
     ));
-    let (done, total) = (*step, configuration.spec.training.steps);
-    if done < total {
-        text.push_str("the same command continues the run\n");
-    } else {
-        text.push_str(&format!("to train on: the same command with --set training.steps={}\n", total * 2));
+    for line in train_on::advice(&configuration.spec, *step) {
+        text.push_str(&line);
+        text.push('\n');
     }
     text
 }

@@ -9,11 +9,12 @@ use polygram_domain::{RunFile, RunName, Step};
 use serde::Serialize;
 
 use crate::args::{RootArgs, VerifyReplayArgs};
-use crate::commands::{block_on, stored, train};
+use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Claim, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root, RunPlace};
+use crate::{data_check, device_check};
 
 /// What came out.
 #[derive(Debug, Serialize)]
@@ -114,8 +115,9 @@ async fn prepare(
     }
     let checkpoint = newest_before(&run.store, args.from, (place, printer)).await?;
     let began_at = checkpoint.as_ref().map_or(Step(0), |manifest| manifest.step);
-    let configuration = configuration(args, &run.store, (&chain, began_at, place)).await?;
-    train::check_data(&configuration)?;
+    let mut configuration = configuration(args, &run.store, (&chain, began_at, place)).await?;
+    data_check::check(&mut configuration)?;
+    device_check::check(&configuration.spec)?;
     polygram_checkpoint::create_root(&scratch.address()).map_err(|error| stored::refused(scratch, error))?;
     let target =
         RunStore::create(&scratch.address(), &place.name).map_err(|e| stored::refused(scratch, e))?;
@@ -200,7 +202,8 @@ async fn configuration(
     overrides.push(format!("training.stop_at_step={}", args.to));
     overrides.push(format!("checkpoint.keep={}", u32::MAX));
     let file = RunFile::parse(&toml, "the frozen configuration", &overrides).map_err(refused)?;
-    let spec = file.resolve().map_err(refused)?;
+    let configuration = Configuration::of(file, &toml, &overrides).map_err(refused)?;
+    let Configuration { file, spec, .. } = &configuration;
     let other_ranks = (file.topology.workers, file.topology.expert_parallel)
         != (frozen.topology.workers, frozen.topology.expert_parallel);
     if other_ranks && spec.training.determinism == Determinism::Topology {
@@ -208,11 +211,7 @@ async fn configuration(
             "training.determinism is \"topology\": other workers give other bits, so the replay must have the run's own",
         ));
     }
-    Ok(Configuration {
-        origins: file.origins(&toml, &overrides).map_err(refused)?,
-        effective_toml: file.to_toml().map_err(refused)?,
-        spec,
-    })
+    Ok(configuration)
 }
 
 /// A key, topology, session length and retention aside, in which two configurations differ.

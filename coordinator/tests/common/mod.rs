@@ -29,7 +29,9 @@ pub fn shard(index: u32) -> MemberRef {
 
 /// `configs/tiny.toml` with `overrides`: one worker and two shards.
 pub fn tiny(overrides: &[&str]) -> String {
-    let mut all = vec!["training.steps=4".to_owned(), "run.failure_detection_seconds=5.0".to_owned()];
+    let mut all = ["training.steps=4", "training.warmup_steps=0", "run.failure_detection_seconds=5.0"]
+        .map(str::to_owned)
+        .to_vec();
     // Tests that recover say so.
     all.push("recovery.max_restarts=0".to_owned());
     all.extend(overrides.iter().map(|&o| o.to_owned()));

@@ -46,6 +46,16 @@ pub enum DataError {
         /// The bytes it should have.
         expected: u64,
     },
+    /// A file that is no longer what it was when it was opened.
+    #[error(
+        "{path} changed while it was read; a run needs its data as it was: put the file back, or say \
+         data.allow_change=true to go on with the new one",
+        path = path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// A token that the model has no embedding for.
     #[error(
         "{source_name} has token {token} at position {position} (document {document}), outside the vocabulary of \

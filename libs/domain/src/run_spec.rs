@@ -23,6 +23,8 @@ pub struct RunSpec {
     pub model: ModelSpec,
     /// Where tokens come from.
     pub data: DataSpec,
+    /// What the training data must be: the identity of its files, if somebody has taken it.
+    pub train_identity: Option<String>,
     /// Steps, cells, optimizer and losses.
     pub training: TrainingSpec,
     /// The n-gram tables' optimizer and their shards' limits.

@@ -32,7 +32,7 @@ pub fn cuda_device(local_rank: usize) -> Result<Device> {
         return Err(ModelError::input(
             "device",
             format!("CUDA device {local_rank}"),
-            format!("one of this machine's {devices}; or set device = \"cpu\""),
+            format!("one of this machine's {devices}; or set device.kind = \"cpu\""),
         ));
     }
     Ok(Device::Cuda(local_rank))
@@ -53,12 +53,12 @@ fn open_cuda_library() -> Result<()> {
         if message.is_null() { None } else { Some(CStr::from_ptr(message).to_string_lossy().into_owned()) }
     };
     let reason = reason.unwrap_or_else(|| "unknown error".into());
-    Err(ModelError::Torch(format!("cannot open the CUDA part: {reason}; or set device = \"cpu\"")))
+    Err(ModelError::Torch(format!("cannot open the CUDA part: {reason}; or set device.kind = \"cpu\"")))
 }
 
 #[cfg(not(unix))]
 fn open_cuda_library() -> Result<()> {
-    Err(ModelError::Torch("the CUDA part can be opened on Unix only; set device = \"cpu\"".into()))
+    Err(ModelError::Torch("the CUDA part can be opened on Unix only; set device.kind = \"cpu\"".into()))
 }
 
 #[cfg(test)]

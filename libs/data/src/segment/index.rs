@@ -131,17 +131,26 @@ impl IndexLayout {
     /// The document that holds the token at `position`; the last one for positions past the marks. `bytes` are those
     /// that were parsed.
     pub fn document_of(&self, bytes: &[u8], position: u64) -> u64 {
-        let (Some(pointers), Some(marks)) =
-            (bytes.get(self.pointers.clone()), bytes.get(self.document_ends.clone()))
-        else {
-            return 0;
+        let number = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| i64::from_le_bytes(*bytes));
+        self.find_document(position, number)
+    }
+
+    /// The same; `number` reads the number at a byte of the index.
+    pub(crate) fn find_document(&self, position: u64, number: impl Fn(usize) -> Option<i64>) -> u64 {
+        let count_before = |numbers: &Range<usize>, is_before: &dyn Fn(u64) -> bool| {
+            let (mut low, mut high) = (0, numbers.len() / 8);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match number(numbers.start + 8 * middle) {
+                    Some(number) if is_before(number.unsigned_abs()) => low = middle + 1,
+                    _ => high = middle,
+                }
+            }
+            low
         };
         let byte = position.saturating_mul(self.dtype.bytes() as u64);
-        let (pointers, _) = pointers.as_chunks();
-        let sequence = pointers.partition_point(|p| i64::from_le_bytes(*p).unsigned_abs() <= byte);
-        let (marks, _) = marks.as_chunks();
-        let document =
-            marks.partition_point(|m| i64::from_le_bytes(*m).unsigned_abs() < sequence.max(1) as u64);
+        let sequence = count_before(&self.pointers, &|pointer| pointer <= byte).max(1) as u64;
+        let document = count_before(&self.document_ends, &|mark| mark < sequence);
         (document.max(1) - 1).min(self.documents.max(1) - 1) as u64
     }
 }

@@ -3,6 +3,7 @@
 pub mod dtype;
 pub mod index;
 pub mod reader;
+pub(crate) mod token_file;
 pub mod writer;
 
 pub use dtype::Dtype;

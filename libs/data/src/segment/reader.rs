@@ -1,14 +1,16 @@
-//! Reading a segment: both files mapped, the index checked in full.
+//! Reading a segment: the index checked in full when it is opened, tokens read where they are wanted.
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::dtype::Dtype;
 use super::index::IndexLayout;
 use super::pair_of;
+use super::token_file::{TokenFile, open};
 use crate::error::DataError;
 use crate::source::{TokenSource, checked_range};
 
@@ -19,8 +21,9 @@ const SCAN_TOKENS: u64 = 1 << 16;
 #[derive(Debug)]
 pub struct Segment {
     name: String,
-    bin: Option<Mmap>,
-    idx: Option<Mmap>,
+    bin: TokenFile,
+    idx: File,
+    idx_path: PathBuf,
     layout: IndexLayout,
 }
 
@@ -29,17 +32,15 @@ impl Segment {
     /// `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
     pub fn open(path: &str) -> Result<Segment, DataError> {
         let (bin_path, idx_path) = pair_of(path);
-        let idx = map(&idx_path)?;
-        let layout = IndexLayout::parse(bytes_of(&idx))
-            .map_err(|problem| DataError::Index { path: idx_path, problem })?;
-        let bin = map(&bin_path)?;
-        let (actual, expected) =
-            (bytes_of(&bin).len() as u64, layout.tokens.checked_mul(layout.dtype.bytes() as u64));
+        let idx = open(&idx_path)?;
+        let layout = parse(&idx, &idx_path)?;
+        let bin = TokenFile::open(&bin_path)?;
+        let (actual, expected) = (bin.length(), layout.tokens.checked_mul(layout.dtype.bytes() as u64));
         if expected != Some(actual) {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(DataError::BinSize { path: bin_path, actual, expected });
         }
-        Ok(Segment { name: bin_path.display().to_string(), bin, idx, layout })
+        Ok(Segment { name: bin_path.display().to_string(), bin, idx, idx_path, layout })
     }
 
     /// Type of the stored tokens.
@@ -55,6 +56,27 @@ impl Segment {
     /// Sequences, as the index lists them.
     pub fn sequences(&self) -> usize {
         self.layout.sequences
+    }
+
+    /// BLAKE3 of the whole `.idx`: 64 hexadecimal digits.
+    pub(crate) fn index_hash(&self) -> Result<String, DataError> {
+        let mut hasher = blake3::Hasher::new();
+        let (mut start, mut bytes) = (0, vec![0; SCAN_TOKENS as usize]);
+        loop {
+            let read = self.idx.read_at(&mut bytes, start);
+            match read.map_err(DataError::io("read", &self.idx_path))? {
+                0 => return Ok(hasher.finalize().to_hex().to_string()),
+                count => {
+                    hasher.update(&bytes[..count]);
+                    start += count as u64;
+                }
+            }
+        }
+    }
+
+    /// The hash of a sample of the `.bin`.
+    pub(crate) fn sample_hash(&self) -> &str {
+        self.bin.sample()
     }
 
     /// Reads every token and checks it against the vocabulary; free of cost where the type cannot exceed it.
@@ -90,7 +112,7 @@ impl Segment {
         while start < self.layout.tokens {
             let end = (start + SCAN_TOKENS).min(self.layout.tokens);
             values.clear();
-            self.decode(start..end, &mut values);
+            self.decode(start..end, &mut values)?;
             visit(start, &values)?;
             start = end;
         }
@@ -98,10 +120,12 @@ impl Segment {
     }
 
     /// Raw values of a range that was checked.
-    fn decode(&self, range: Range<u64>, out: &mut Vec<i64>) {
-        let size = self.dtype().bytes();
-        let bytes = &bytes_of(&self.bin)[range.start as usize * size..range.end as usize * size];
-        self.dtype().decode(bytes, out);
+    fn decode(&self, range: Range<u64>, out: &mut Vec<i64>) -> Result<(), DataError> {
+        let size = self.dtype().bytes() as u64;
+        let mut bytes = vec![0; ((range.end - range.start) * size) as usize];
+        self.bin.read(range.start * size, &mut bytes)?;
+        self.dtype().decode(&bytes, out);
+        Ok(())
     }
 
     fn out_of_range(&self, position: u64, token: i64, vocab: u32) -> DataError {
@@ -122,7 +146,7 @@ impl TokenSource for Segment {
     fn read(&self, range: Range<u64>) -> Result<Vec<u32>, DataError> {
         checked_range(self, &range)?;
         let mut values = Vec::with_capacity((range.end - range.start) as usize);
-        self.decode(range.clone(), &mut values);
+        self.decode(range.clone(), &mut values)?;
         (range.start..)
             .zip(values)
             .map(|(position, v)| u32::try_from(v).map_err(|_| self.out_of_range(position, v, u32::MAX)))
@@ -130,36 +154,25 @@ impl TokenSource for Segment {
     }
 
     fn document_of(&self, position: u64) -> u64 {
-        self.layout.document_of(bytes_of(&self.idx), position)
+        // For messages: where the index cannot be read any more, the first document will do.
+        self.layout.find_document(position, |at| {
+            let mut bytes = [0; 8];
+            self.idx.read_exact_at(&mut bytes, at as u64).ok().map(|()| i64::from_le_bytes(bytes))
+        })
     }
 }
 
-fn bytes_of(map: &Option<Mmap>) -> &[u8] {
-    map.as_deref().unwrap_or_default()
-}
-
-/// Maps a whole file; `None` when it is empty.
-fn map(path: &Path) -> Result<Option<Mmap>, DataError> {
-    let file = open(path)?;
-    let length = file.metadata().map_err(DataError::io("read the size of", path))?.len();
+/// Checks a whole index.
+fn parse(idx: &File, path: &Path) -> Result<IndexLayout, DataError> {
+    let wrong = |problem| DataError::Index { path: path.to_owned(), problem };
+    let length = idx.metadata().map_err(DataError::io("read the size of", path))?.len();
     if length == 0 {
-        return Ok(None);
+        return IndexLayout::parse(&[]).map_err(wrong);
     }
-    // SAFETY: the map is read-only and private to this process. Bytes may change under it if another process writes
-    // the file; every value is then decoded as whatever integer it is and checked after decoding, never trusted for
-    // memory safety. Truncation by another process would raise SIGBUS, as for every reader of mapped files; data files
-    // are written under another name and renamed, so no program of ours does that.
-    let map = unsafe { Mmap::map(&file) }.map_err(DataError::io("map", path))?;
-    Ok(Some(map))
-}
-
-fn open(path: &Path) -> Result<File, DataError> {
-    File::open(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => DataError::Missing {
-            path: path.to_owned(),
-            hint: "data.train and data.held_out name a .bin/.idx pair by its path without extension, relative to the \
-                   current directory; `prepare` makes one",
-        },
-        _ => DataError::Io { action: "open", path: path.to_owned(), source },
-    })
+    // SAFETY: the map is read-only, private to this process and gone when this function returns. Bytes may change under
+    // it if another process writes the file; every value is decoded as whatever integer it is and checked after
+    // decoding, never trusted for memory safety. Truncation in this moment would raise SIGBUS, as for every reader of
+    // mapped files; the next open names the file.
+    let map = unsafe { Mmap::map(idx) }.map_err(DataError::io("map", path))?;
+    IndexLayout::parse(&map).map_err(wrong)
 }

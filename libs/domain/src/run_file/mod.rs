@@ -1,16 +1,25 @@
 //! A run file as written (TOML), and its resolution into a [`RunSpec`].
 //!
-//! Unknown keys are errors with a suggestion. `--set a.b=c` overrides are applied to the TOML tree before it is
-//! read, so they obey the same rules as the file. The effective configuration (every key, defaults included) can
-//! be printed with the origin of each key and is what a run is frozen with.
+//! [`read`] turns text and `--set a.b=c` assignments into a [`RunFile`]: unknown keys are errors with a suggestion, and
+//! numbers stay in the ranges of [`bounds`]. [`resolve`] checks the values against each other, with [`consistency`] for
+//! keys that would have no effect. The effective configuration (every key, defaults included) can be printed with the
+//! origin of each key and is what a run is frozen with. [`change`] says which keys may change when a run is resumed.
 
+mod bounds;
+mod change;
+mod consistency;
+mod keys;
+mod read;
 mod resolve;
 mod sections;
+mod seed;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use change::{Change, OnResume, Refused, changes};
+pub use keys::{Key, KeyKind};
 pub use resolve::ratio_of_base;
 pub use sections::*;
 
@@ -43,24 +52,6 @@ pub enum Origin {
 }
 
 impl RunFile {
-    /// Reads a run file's text and applies `overrides` of the form `a.b=c`, in order. `origin` names the file in
-    /// errors.
-    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<RunFile, ConfigError> {
-        let parse_error = |message: String| ConfigError::Parse { origin: origin.to_owned(), message };
-        // The file alone first, so that its errors carry their line.
-        if overrides.is_empty() {
-            return toml::from_str(text).map_err(|e| parse_error(with_suggestion(&e.to_string())));
-        }
-        let mut tree: toml::Table = toml::from_str(text).map_err(|e| parse_error(e.to_string()))?;
-        for assignment in overrides {
-            apply_override(&mut tree, assignment)?;
-        }
-        tree.try_into().map_err(|e: toml::de::Error| {
-            let origin = format!("{origin} with --set {}", overrides.join(" --set "));
-            ConfigError::Parse { origin, message: with_suggestion(e.to_string().trim()) }
-        })
-    }
-
     /// The effective configuration as TOML: every key with its value. Parsing it gives this `RunFile` again.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         toml::to_string_pretty(self)
@@ -98,38 +89,6 @@ impl RunFile {
     }
 }
 
-fn apply_override(tree: &mut toml::Table, assignment: &str) -> Result<(), ConfigError> {
-    let error = |message: String| ConfigError::Parse { origin: format!("--set {assignment}"), message };
-    let (path, text) =
-        assignment.split_once('=').ok_or_else(|| error("write it as section.key=value".into()))?;
-    let value = parse_value(text.trim());
-    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
-    let Some((last, parents)) = keys.split_last() else {
-        return Err(error("write it as section.key=value".into()));
-    };
-    if keys.iter().any(|key| key.is_empty()) || parents.is_empty() {
-        return Err(error("write it as section.key=value".into()));
-    }
-    let mut table = tree;
-    for key in parents {
-        table = table
-            .entry(*key)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| error(format!("{key} is a value, not a section")))?;
-    }
-    table.insert((*last).to_owned(), value);
-    Ok(())
-}
-
-/// A TOML value, or the bare text as a string.
-fn parse_value(text: &str) -> toml::Value {
-    toml::from_str::<toml::Table>(&format!("value = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
-}
-
 fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
     match value {
         toml::Value::Table(table) => {
@@ -141,24 +100,6 @@ fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>
         other => {
             out.insert(prefix.to_owned(), other.to_string());
         }
-    }
-}
-
-/// Adds "did you mean" to serde's message about an unknown key or variant.
-fn with_suggestion(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let is_unknown = message.contains("unknown field") || message.contains("unknown variant");
-    let Some((wrong, known)) = quoted.split_first().filter(|_| is_unknown) else {
-        return message.trim().to_owned();
-    };
-    let best = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(wrong, candidate), *candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(wrong.len()) / 2)
-        .min();
-    match best {
-        Some((_, candidate)) => format!("{}\ndid you mean `{candidate}`?", message.trim()),
-        None => message.trim().to_owned(),
     }
 }
 
@@ -295,7 +236,7 @@ mod tests {
         assert_eq!(adamw(&["training.optimizer.weight_decay=0.2"]).word_embedding_weight_decay, 0.2);
         let own = "training.optimizer.word_embedding_weight_decay=0.0";
         assert_eq!(adamw(&["training.optimizer.weight_decay=0.2", own]).word_embedding_weight_decay, 0.0);
-        let negative = parse(&["training.optimizer.word_embedding_weight_decay=-1.0"]).unwrap().resolve();
+        let negative = parse(&["training.optimizer.word_embedding_weight_decay=-1.0"]);
         assert!(negative.unwrap_err().to_string().contains("word_embedding_weight_decay"));
     }
 }

@@ -1,11 +1,11 @@
 //! From a run file to a [`RunSpec`]: every rule, each refusal naming its key, its value and the cure.
 
 use super::sections::RecoveryPointsSection;
-use super::{ConfigError, RunFile};
+use super::{ConfigError, RunFile, bounds, consistency};
 use crate::checkpoint::{CheckpointSpec, RecoveryPointSpec};
 use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
-use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
+use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec, Placement};
 use crate::run_spec::{
     AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
     RunSpec, TrainingSpec,
@@ -17,9 +17,10 @@ use crate::topology::Topology;
 impl RunFile {
     /// Checks every rule and resolves the run.
     pub fn resolve(&self) -> Result<RunSpec, ConfigError> {
+        self.check_bounds()?;
         let model = self.model_spec().map_err(ConfigError::Invalid)?;
-        self.check_counts()?;
-        self.check_run()?;
+        self.check_sizes(&model)?;
+        consistency::check(self)?;
         let topology = Topology {
             workers: self.topology.workers,
             expert_parallel: self.topology.expert_parallel,
@@ -32,6 +33,7 @@ impl RunFile {
             name: RunName::new(&*self.run.name).map_err(ConfigError::Invalid)?,
             seed: self.run.seed,
             data: self.data_spec()?,
+            train_identity: self.data.train_identity.clone(),
             training: self.training_spec(&model)?,
             embedding: self.embedding_spec(&model)?,
             topology,
@@ -40,7 +42,7 @@ impl RunFile {
                 keep: self.checkpoint.keep,
             },
             recovery_points: self.recovery_point_spec()?,
-            recovery: self.recovery_spec()?,
+            recovery: self.recovery_spec(),
             elasticity,
             spikes: self.spike_spec()?,
             evaluation: self
@@ -58,48 +60,44 @@ impl RunFile {
         })
     }
 
-    /// Counts that must not be 0, and optional ones that are left out rather than 0.
-    fn check_counts(&self) -> Result<(), ConfigError> {
-        let t = &self.training;
-        let counts = [
-            ("training.steps", t.steps),
-            ("training.seq_len", t.seq_len.into()),
-            ("training.micro_batch_size", t.micro_batch_size.into()),
-            ("embedding.lanes", self.embedding.lanes.into()),
-            ("embedding.connections", self.embedding.connections.into()),
-            ("device.threads", self.device.threads.into()),
-            ("evaluation.cells", self.evaluation.cells.into()),
-        ];
-        if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
-            return invalid(format!("{key} is 0; it must be at least 1"));
-        }
-        let optional = [
-            ("training.stop_at_step", t.stop_at_step, "run to training.steps"),
-            ("checkpoint.every_steps", self.checkpoint.every_steps, "switch it off"),
-            ("recovery_points.every_steps", self.recovery_points.every_steps, "switch it off"),
-            ("evaluation.every_steps", self.evaluation.every_steps, "switch it off"),
-        ];
-        match optional.iter().find(|(_, value, _)| *value == Some(0)) {
-            Some((key, _, effect)) => invalid(format!("{key} is 0; leave it out to {effect}")),
-            None => Ok(()),
-        }
+    /// What was read is in its bounds; this holds for what a program made too.
+    fn check_bounds(&self) -> Result<(), ConfigError> {
+        let tree = toml::Table::try_from(self)
+            .map_err(|error| ConfigError::Invalid(format!("cannot write the configuration: {error}")))?;
+        bounds::check(&tree).map_err(|found| ConfigError::Invalid(found.message))
     }
 
-    fn check_run(&self) -> Result<(), ConfigError> {
-        let seconds = self.run.failure_detection_seconds;
-        positive(&[("run.failure_detection_seconds", seconds)])?;
-        if let Some(grace) = self.run.stop_grace_seconds {
-            positive(&[("run.stop_grace_seconds", grace)])?;
-        }
-        if seconds < 1.0 {
+    /// Sizes that are legal alone and together more than can be counted or listed.
+    fn check_sizes(&self, model: &ModelSpec) -> Result<(), ConfigError> {
+        const MOST_EXPERTS: u64 = 1 << 18;
+        const MOST_TABLES: u64 = 1 << 14;
+        let layers = u64::from(model.num_layers);
+        let experts = layers * u64::from(model.moe.experts);
+        if experts > MOST_EXPERTS {
             return invalid(format!(
-                "run.failure_detection_seconds is {seconds}; below 1 second a busy machine looks dead"
+                "model.num_layers = {layers} with model.n_routed_experts = {} make {experts} experts; at most \
+                 {MOST_EXPERTS} are supported",
+                model.moe.experts
             ));
         }
-        if self.checkpoint.keep < 2 {
+        let sites = if model.placement == Placement::PerLayerNgram { 2 * layers } else { 1 };
+        let tables = sites * u64::from(model.ngram.tables_per_site());
+        if tables > MOST_TABLES {
             return invalid(format!(
-                "checkpoint.keep is {}; keep at least 2, so that a damaged newest checkpoint is not the only one",
-                self.checkpoint.keep
+                "ngram.max_order = {} and ngram.heads = {} make {tables} tables at {sites} places; at most {MOST_TABLES} \
+                 are supported",
+                model.ngram.max_order, model.ngram.heads
+            ));
+        }
+        let t = &self.training;
+        let per_step = u128::from(t.cells) * u128::from(t.micro_batch_size) * u128::from(t.seq_len);
+        let tokens = per_step * u128::from(t.steps);
+        // Positions in the data are counted over all epochs.
+        if tokens > u128::from(i64::MAX.unsigned_abs()) {
+            return invalid(format!(
+                "training.steps = {} with {per_step} tokens a step make {tokens} tokens; at most {} can be counted",
+                t.steps,
+                i64::MAX
             ));
         }
         Ok(())
@@ -107,48 +105,25 @@ impl RunFile {
 
     fn recovery_point_spec(&self) -> Result<Option<RecoveryPointSpec>, ConfigError> {
         let RecoveryPointsSection { every_steps, root, changes_below } = self.recovery_points.clone();
-        if !(0.0..=1.0).contains(&changes_below) {
-            return invalid(format!(
-                "recovery_points.changes_below is {changes_below}; it is a part of the written rows, from 0 to 1"
-            ));
-        }
         if root.as_deref() == Some("") {
             return invalid("recovery_points.root is empty; leave it out to keep them beside the run".into());
         }
         Ok(every_steps.map(|every_steps| RecoveryPointSpec { every_steps, root, changes_below }))
     }
 
-    fn recovery_spec(&self) -> Result<RecoverySpec, ConfigError> {
+    fn recovery_spec(&self) -> RecoverySpec {
         let r = &self.recovery;
-        for (key, value) in [
-            ("recovery.max_fruitless_restarts", r.max_fruitless_restarts),
-            ("recovery.quarantine_after", r.quarantine_after),
-        ] {
-            if value == 0 {
-                return invalid(format!(
-                    "{key} is 0; it must be at least 1 (recovery.max_restarts = 0 switches recovery off)"
-                ));
-            }
-        }
-        not_negative(&[
-            ("recovery.backoff_seconds", r.backoff_seconds),
-            ("recovery.quarantine_seconds", r.quarantine_seconds),
-        ])?;
-        Ok(RecoverySpec {
+        RecoverySpec {
             max_restarts: r.max_restarts,
             max_fruitless_restarts: r.max_fruitless_restarts,
             backoff_seconds: r.backoff_seconds,
             quarantine_after: r.quarantine_after,
             quarantine_seconds: r.quarantine_seconds,
-        })
+        }
     }
 
     fn elasticity_spec(&self, topology: &Topology) -> Result<ElasticitySpec, ConfigError> {
         let r = &self.recovery;
-        not_negative(&[
-            ("recovery.wait_for_members_seconds", r.wait_for_members_seconds),
-            ("recovery.resize_seconds", r.resize_seconds),
-        ])?;
         let Topology { workers, expert_parallel, .. } = *topology;
         let min_workers = self.topology.min_workers.unwrap_or(workers);
         if !min_workers.is_power_of_two() || min_workers > workers {
@@ -175,24 +150,7 @@ impl RunFile {
     }
 
     fn spike_spec(&self) -> Result<SpikeSpec, ConfigError> {
-        const LONGEST_HISTORY: u32 = 1024;
         let s = &self.spikes;
-        for (key, value, most) in [
-            ("spikes.history_steps", u64::from(s.history_steps), u64::from(LONGEST_HISTORY)),
-            ("spikes.roll_back_steps", s.roll_back_steps.into(), u64::from(u32::MAX)),
-            ("spikes.skip_steps", s.skip_steps.into(), u64::from(u32::MAX)),
-            ("spikes.max_actions", s.max_actions.into(), u64::from(u32::MAX)),
-            ("spikes.window_steps", s.window_steps, u64::MAX),
-        ] {
-            if !(1..=most).contains(&value) {
-                return invalid(format!("{key} is {value}; it must be 1 to {most}"));
-            }
-        }
-        for (key, value) in
-            [("spikes.loss_deviations", s.loss_deviations), ("spikes.norm_factor", s.norm_factor)]
-        {
-            positive(&[(key, value.unwrap_or(1.0))])?;
-        }
         if s.action != SpikeAction::Off && s.loss_deviations.is_none() && s.norm_factor.is_none() {
             return invalid(
                 "spikes.action asks for something to look for: set spikes.loss_deviations, spikes.norm_factor or both"
@@ -222,18 +180,6 @@ impl RunFile {
         let t = &self.training;
         let o = &t.optimizer;
         let word_embedding_weight_decay = o.word_embedding_weight_decay.unwrap_or(o.weight_decay);
-        positive(&[
-            ("training.lr", t.lr),
-            ("training.optimizer.eps", o.eps),
-            ("training.clip.norm", t.clip.norm),
-        ])?;
-        not_negative(&[
-            ("training.min_lr_ratio", t.min_lr_ratio),
-            ("training.optimizer.weight_decay", o.weight_decay),
-            ("training.optimizer.word_embedding_lr_multiplier", o.word_embedding_lr_multiplier),
-            ("training.optimizer.word_embedding_weight_decay", word_embedding_weight_decay),
-        ])?;
-        betas(&[("training.optimizer.beta1", o.beta1), ("training.optimizer.beta2", o.beta2)])?;
         Ok(TrainingSpec {
             steps: t.steps,
             stop_at_step: t.stop_at_step,
@@ -268,22 +214,15 @@ impl RunFile {
 
     fn balance_spec(&self, model: &ModelSpec) -> Result<BalanceSpec, ConfigError> {
         let b = &self.training.balance;
-        not_negative(&[
-            ("training.balance.bias_rate", b.bias_rate),
-            ("training.balance.bias_rate_min", b.bias_rate_min),
-            ("training.balance.loss_coefficient", b.loss_coefficient),
-            ("training.balance.router_z_coefficient", b.router_z_coefficient),
-            ("training.balance.hidden_z_coefficient", b.hidden_z_coefficient),
-        ])?;
         let target_top_k = b.target_top_k.unwrap_or_else(|| default_target_top_k(model));
-        if target_top_k == 0 || target_top_k > model.moe.top_k {
+        if target_top_k > model.moe.top_k {
             return invalid(format!(
                 "training.balance.target_top_k is {target_top_k}; it must be 1 to model.moe_topk = {}",
                 model.moe.top_k
             ));
         }
         let loss_groups = b.loss_groups.unwrap_or(model.moe.experts);
-        if loss_groups == 0 || !model.moe.experts.is_multiple_of(loss_groups) {
+        if !model.moe.experts.is_multiple_of(loss_groups) {
             return invalid(format!(
                 "training.balance.loss_groups is {loss_groups}; it must divide model.n_routed_experts = {}",
                 model.moe.experts
@@ -304,25 +243,6 @@ impl RunFile {
     fn embedding_spec(&self, model: &ModelSpec) -> Result<EmbeddingSpec, ConfigError> {
         let e = &self.embedding;
         let init_std = e.init_std.unwrap_or(model.initializer_range);
-        positive(&[("embedding.eps", e.eps), ("embedding.memory_limit_gib", e.memory_limit_gib)])?;
-        not_negative(&[
-            ("embedding.lr_multiplier", e.lr_multiplier),
-            ("embedding.weight_decay", e.weight_decay),
-            ("embedding.init_std", init_std),
-        ])?;
-        betas(&[("embedding.beta1", e.beta1), ("embedding.beta2", e.beta2)])?;
-        if let Some(norm) = e.max_row_norm {
-            positive(&[("embedding.max_row_norm", norm)])?;
-        }
-        for (key, value, most) in [
-            ("embedding.prefetch_steps", e.prefetch_steps, 64),
-            ("embedding.lanes", e.lanes, 256),
-            ("embedding.connections", e.connections, 64),
-        ] {
-            if value > most {
-                return invalid(format!("{key} is {value}, at most {most} is allowed"));
-            }
-        }
         let most_decay = self.training.lr * e.lr_multiplier * e.weight_decay;
         if most_decay >= 1.0 {
             return invalid(format!(
@@ -363,7 +283,7 @@ impl RunFile {
             (Some(train), None) => {
                 Ok(DataSpec::Segments { train: train.clone(), held_out: self.data.held_out.clone() })
             }
-            (None, Some(tokens)) if tokens > 0 => {
+            (None, Some(tokens)) => {
                 Ok(DataSpec::Synthetic { tokens, held_out_tokens: self.data.synthetic_held_out_tokens })
             }
             _ => Err(ConfigError::Invalid(
@@ -380,7 +300,7 @@ impl RunFile {
         let hash_vocab_size = n.hash_vocab_size.unwrap_or(m.vocab_size);
         let ratio = match (n.ratio, n.base_rows) {
             (Some(ratio), None) => ratio,
-            (None, Some(base)) if base > 0 => ratio_of_base(base, hash_vocab_size),
+            (None, Some(base)) => ratio_of_base(base, hash_vocab_size),
             _ => {
                 return Err(
                     "ngram needs exactly one of ngram.ratio and ngram.base_rows (a positive number)".into()
@@ -452,25 +372,4 @@ fn default_target_top_k(model: &ModelSpec) -> u32 {
 
 fn invalid<T>(message: String) -> Result<T, ConfigError> {
     Err(ConfigError::Invalid(message))
-}
-
-fn positive(values: &[(&str, f64)]) -> Result<(), ConfigError> {
-    match values.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
-        Some((key, value)) => invalid(format!("{key} is {value}; it must be a positive number")),
-        None => Ok(()),
-    }
-}
-
-fn not_negative(values: &[(&str, f64)]) -> Result<(), ConfigError> {
-    match values.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
-        Some((key, value)) => invalid(format!("{key} is {value}; it must be 0 or a positive number")),
-        None => Ok(()),
-    }
-}
-
-fn betas(values: &[(&str, f64)]) -> Result<(), ConfigError> {
-    match values.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
-        Some((key, value)) => invalid(format!("{key} is {value}; it must be at least 0 and below 1")),
-        None => Ok(()),
-    }
 }

@@ -64,7 +64,7 @@ macro_rules! section {
 #[allow(missing_docs)]
 pub struct RunSection {
     pub name: String,
-    #[serde(default)]
+    #[serde(default, with = "super::seed")]
     pub seed: u64,
     #[serde(default = "default_failure_detection")]
     pub failure_detection_seconds: f64,
@@ -154,6 +154,8 @@ pub struct NgramSection {
 section!(DataSection {
     train: Option<String> = None,
     held_out: Option<String> = None,
+    train_identity: Option<String> = None,
+    allow_change: bool = false,
     synthetic_tokens: Option<u64> = None,
     synthetic_held_out_tokens: u64 = 0,
 });
@@ -194,7 +196,7 @@ pub struct TrainingSection {
     pub on_nonfinite: OnNonfinite,
 }
 
-fn default_min_lr_ratio() -> f64 {
+pub(super) fn default_min_lr_ratio() -> f64 {
     0.1
 }
 

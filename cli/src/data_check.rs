@@ -1,0 +1,261 @@
+//! What a run's data must be, checked before anything starts: files that are there and whole, tokens of the model's
+//! vocabulary, enough of them, and documents closed by the token that the model takes for it.
+
+use std::path::{Path, PathBuf};
+
+use polygram_data::{DataError, DataIdentity, Loader, PrepareReport, Segment};
+use polygram_domain::RunSpec;
+use polygram_domain::run_spec::DataSpec;
+
+use crate::exit::{Failure, Outcome};
+use crate::settings::Configuration;
+use crate::units::grouped;
+
+/// Checks the data of a run, and writes the identity of its training files into the configuration.
+pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
+    let spec = &configuration.spec;
+    if let DataSpec::Segments { train, held_out } = &spec.data {
+        for (key, prefix) in [("data.train", Some(train)), ("data.held_out", held_out.as_ref())] {
+            let Some(prefix) = prefix else { continue };
+            check_files(key, prefix)?;
+            check_prepared(key, prefix, spec)?;
+        }
+    }
+    let loader = Loader::of_run(spec).map_err(|error| refusal(error, spec))?;
+    check_amounts(&loader, spec)?;
+    let DataSpec::Segments { train, .. } = &spec.data else { return Ok(()) };
+    let identity = DataIdentity::of_path(train).map_err(|error| refusal(error, spec))?;
+    let identity = identity.to_string();
+    if let Some(wanted) = spec.train_identity.as_ref().filter(|wanted| **wanted != identity) {
+        return Err(Failure::usage(format!(
+            "data.train = {train:?} is {identity}, not {wanted} as data.train_identity says"
+        ))
+        .hint("give the data that was meant, or leave data.train_identity out"));
+    }
+    configuration.set_train_identity(identity)
+}
+
+fn check_files(key: &str, prefix: &str) -> Outcome<()> {
+    for extension in ["idx", "bin"] {
+        let file = format!("{prefix}.{extension}");
+        if !Path::new(&file).is_file() {
+            return Err(Failure::usage(format!("{key}: there is no file {file}"))
+                .hint("make it with `polygram data prepare TEXT --output DIR`"));
+        }
+    }
+    Ok(())
+}
+
+/// What `data prepare` noted beside the files: `None` where it did not make them.
+fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport)> {
+    let path = Path::new(prefix).with_file_name("meta.json");
+    let report: PrepareReport = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
+    let name = Path::new(prefix).file_name();
+    let parts = [Some(&report.train), report.held_out.as_ref()];
+    let is_of_prefix = parts.into_iter().flatten().any(|part| Path::new(&part.path).file_name() == name);
+    is_of_prefix.then_some((path, report))
+}
+
+/// The tokenizer that made the data and the model must mean the same by their special tokens.
+fn check_prepared(key: &str, prefix: &str, spec: &RunSpec) -> Outcome<()> {
+    let Some((path, report)) = report_beside(prefix) else { return Ok(()) };
+    let (eos, bos) = (report.eos_token_id, report.bos_token_id);
+    let mut wrong = Vec::new();
+    if spec.model.eos_token_id != eos {
+        wrong.push(("model.eos_token_id", "closed", eos, spec.model.eos_token_id));
+    }
+    // A tokenizer without a token that begins documents is noted with EOS in its place.
+    if bos != eos && spec.model.bos_token_id != bos {
+        wrong.push(("model.bos_token_id", "begun", bos, spec.model.bos_token_id));
+    }
+    let Some((_, verb, token, here)) = wrong.first() else { return Ok(()) };
+    let id = wrong.first().map_or("", |(name, ..)| name);
+    let sets: Vec<String> = wrong.iter().map(|(name, _, token, _)| format!("--set {name}={token}")).collect();
+    Err(Failure::usage(format!(
+        "{key}: its documents are {verb} by token {token} ({}), but {id} is {here}",
+        path.display()
+    ))
+    .hint(format!("add {}", sets.join(" "))))
+}
+
+/// A step needs samples of its own, an evaluation cells of its own.
+fn check_amounts(loader: &Loader, spec: &RunSpec) -> Outcome<()> {
+    let (samples, per_step) = (loader.samples(), spec.samples_per_step());
+    if samples < per_step {
+        return Err(Failure::usage(format!(
+            "the training data has {} tokens, {} of training.seq_len = {}; one step takes {} (training.cells × \
+             training.micro_batch_size)",
+            grouped(loader.train_tokens()),
+            counted(samples, "sample"),
+            spec.training.seq_len,
+            grouped(per_step),
+        ))
+        .hint("use more data, fewer cells or samples a step, or a smaller training.seq_len"));
+    }
+    let Some(evaluation) = &spec.evaluation else { return Ok(()) };
+    let cells = loader.held_out_cells();
+    if cells < u64::from(evaluation.cells) {
+        return Err(Failure::usage(format!(
+            "evaluation.cells is {}, but the held-out data makes only {} of {} samples of {} tokens",
+            evaluation.cells,
+            counted(cells, "cell"),
+            spec.training.micro_batch_size,
+            spec.training.seq_len,
+        ))
+        .hint(format!("set evaluation.cells={cells} or use more held-out data")));
+    }
+    Ok(())
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// The refusal of data that cannot be used. A token outside the vocabulary is told with the number that would do.
+fn refusal(error: DataError, spec: &RunSpec) -> Failure {
+    let DataSpec::Segments { train, held_out } = &spec.data else {
+        return Failure::usage("the run's data cannot be made").because(error);
+    };
+    if matches!(error, DataError::TokenRange { .. }) {
+        let largest = |prefix: &String| Segment::open(prefix).and_then(|segment| segment.largest_token());
+        let prefixes = || std::iter::once(train).chain(held_out);
+        let largest: Result<Vec<_>, _> = prefixes().map(largest).collect();
+        // Negative tokens and those above 32 bits fit no vocabulary; the error says so.
+        if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {
+            let noted =
+                prefixes().filter_map(|prefix| report_beside(prefix)).map(|(_, report)| report.vocab_size);
+            let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
+            return Failure::usage("the data does not fit the model's vocabulary")
+                .because(error)
+                .hint(format!("its largest token is {largest}: set model.vocab_size={wanted}"));
+        }
+    }
+    Failure::usage("the run's data cannot be used").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_data::segment::{Dtype, Existing, SegmentWriter};
+
+    use super::*;
+    use crate::args::RunFileArgs;
+
+    struct Data {
+        folder: tempfile::TempDir,
+    }
+
+    impl Data {
+        fn of(documents: &[&[u32]]) -> Data {
+            let folder = tempfile::tempdir().unwrap();
+            let data = Data { folder };
+            let mut writer = SegmentWriter::create(&data.prefix(), Dtype::U16, Existing::Refuse).unwrap();
+            documents.iter().for_each(|document| writer.push(document).unwrap());
+            writer.finish().unwrap();
+            data
+        }
+
+        fn prefix(&self) -> String {
+            self.folder.path().join("tokens").display().to_string()
+        }
+
+        /// Tiny on this data, evaluated on it too.
+        fn checked(&self, sets: &[&str]) -> Result<Configuration, String> {
+            let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tiny.toml");
+            let text = std::fs::read_to_string(tiny).unwrap();
+            let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("synthetic_")).collect();
+            let prefix = self.prefix();
+            let data = format!("[data]\ntrain = {prefix:?}\nheld_out = {prefix:?}");
+            let run_file = self.folder.path().join("run.toml");
+            std::fs::write(&run_file, kept.join("\n").replacen("[data]", &data, 1)).unwrap();
+            let overrides = sets.iter().map(|set| (*set).to_owned()).collect();
+            let mut configuration =
+                Configuration::load(&RunFileArgs { run_file, overrides }, None).map_err(|e| e.to_string())?;
+            check(&mut configuration).map_err(|failure| {
+                assert_eq!(failure.status.code(), 2);
+                failure.to_string()
+            })?;
+            Ok(configuration)
+        }
+    }
+
+    fn documents(count: usize) -> Vec<Vec<u32>> {
+        let document = |d: usize| (0..63).map(|p| ((d * 64 + p) % 120 + 3) as u32).chain([2]).collect();
+        (0..count).map(document).collect()
+    }
+
+    fn data(count: usize) -> Data {
+        let documents = documents(count);
+        Data::of(&documents.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_identity_is_frozen_with_the_run() {
+        let configuration = data(64).checked(&[]).unwrap();
+        let identity = configuration.spec.train_identity.clone().unwrap();
+        assert!(configuration.effective_toml.contains(&identity), "{}", configuration.effective_toml);
+        let pinned = format!("data.train_identity=\"{identity}\"");
+        assert!(data(64).checked(&[&pinned]).is_ok(), "equal content at another path");
+        let error = data(65).checked(&[&pinned]).unwrap_err();
+        assert!(error.contains("data.train_identity") && error.contains("4096 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_vocabulary_that_is_too_small_is_told_with_the_number_that_would_do() {
+        let wide: Vec<u32> = (0..4096)
+            .map(|p| {
+                if p == 77 {
+                    300
+                } else if p == 99 {
+                    311
+                } else {
+                    5
+                }
+            })
+            .collect();
+        let error = Data::of(&[&wide]).checked(&[]).unwrap_err();
+        assert!(error.contains("token 300 at position 77") && error.contains("vocab_size=312"), "{error}");
+        assert!(Data::of(&[&wide]).checked(&["model.vocab_size=312"]).is_ok());
+    }
+
+    #[test]
+    fn too_few_tokens_are_refused_by_what_they_are_for() {
+        let error = data(1).checked(&["training.seq_len=64"]).unwrap_err();
+        assert!(error.contains("65 are needed"), "{error}");
+        let error = data(3).checked(&[]).unwrap_err();
+        assert!(error.contains("5 samples of training.seq_len = 32; one step takes 8"), "{error}");
+        let error = data(64).checked(&["evaluation.cells=64"]).unwrap_err();
+        assert!(error.contains("evaluation.cells=63"), "{error}");
+        assert!(data(64).checked(&["evaluation.cells=63"]).is_ok());
+    }
+
+    #[test]
+    fn special_tokens_are_those_of_the_preparation() {
+        let data = data(64);
+        let part = |path: &str| {
+            format!(
+                r#"{{"path":"{path}","documents":64,"tokens":4096,"unigram_entropy_nats":1.0,"train_unigram_cross_entropy_nats":1.0}}"#
+            )
+        };
+        let meta = |name: &str, eos: u32, bos: u32| {
+            let text = format!(
+                r#"{{"version":1,"train":{},"held_out":null,"tokenizer":"t","vocab_size":128,"bos_token_id":{bos},"eos_token_id":{eos},"dtype":"u16","seed":0,"held_out_share":0.0,"sources":{{}}}}"#,
+                part(name)
+            );
+            std::fs::write(data.folder.path().join("meta.json"), text).unwrap();
+        };
+        meta("somewhere/tokens", 0, 0);
+        let error = data.checked(&[]).unwrap_err();
+        assert!(
+            error.contains("closed by token 0") && error.contains("add --set model.eos_token_id=0"),
+            "{error}"
+        );
+        assert!(data.checked(&["model.eos_token_id=0"]).is_ok(), "without a BOS of its own none is wanted");
+        meta("somewhere/tokens", 0, 5);
+        let error = data.checked(&[]).unwrap_err();
+        assert!(error.contains("--set model.eos_token_id=0 --set model.bos_token_id=5"), "{error}");
+        let error = data.checked(&["model.eos_token_id=0"]).unwrap_err();
+        assert!(error.contains("begun by token 5"), "{error}");
+        meta("somewhere/other", 0, 5);
+        assert!(data.checked(&[]).is_ok(), "notes about other files do not count");
+    }
+}
