@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use polygram_domain::float;
+use polygram_domain::{HeldOutSets, float};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
@@ -76,16 +76,24 @@ pub struct MetricsRecord {
     pub embedding_wait_seconds: Option<f64>,
 }
 
-/// One evaluation on held-out data.
+/// One evaluation of one held-out set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
     /// State version evaluated.
     pub step: u64,
+    /// Name of the held-out set.
+    #[serde(default = "unnamed_set")]
+    pub set: String,
     /// Mean negative log-likelihood, nats per token.
     #[serde(with = "float")]
     pub loss: f64,
     /// Held-out tokens.
     pub tokens: u64,
+}
+
+/// The set of records that were made when a run had one set without a name.
+fn unnamed_set() -> String {
+    HeldOutSets::UNNAMED.to_owned()
 }
 
 /// The history of a run as it counts.
@@ -95,7 +103,7 @@ pub struct Metrics {
     pub attempts: Vec<AttemptRecord>,
     /// Updates, by step.
     pub steps: Vec<MetricsRecord>,
-    /// Evaluations, by step.
+    /// Evaluations, by step and set.
     pub evaluations: Vec<EvaluationRecord>,
 }
 
@@ -146,13 +154,15 @@ impl RunStore {
                 };
                 if let Some(step) = goes_on_from {
                     steps.split_off(&step.saturating_add(1));
-                    evaluations.split_off(&step.saturating_add(1));
+                    evaluations.split_off(&(step.saturating_add(1), String::new()));
                 }
                 match line {
                     MetricsLine::Attempt(record) => attempts.push(record),
                     MetricsLine::WentBack(_) => {}
                     MetricsLine::Step(record) => drop(steps.insert(record.step, record)),
-                    MetricsLine::Evaluation(record) => drop(evaluations.insert(record.step, record)),
+                    MetricsLine::Evaluation(record) => {
+                        evaluations.insert((record.step, record.set.clone()), record);
+                    }
                 }
             }
         }
