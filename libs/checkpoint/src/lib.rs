@@ -29,6 +29,7 @@
 pub mod blocks;
 mod cloud;
 pub mod commit;
+pub mod compare;
 pub mod config;
 mod copy;
 pub mod cover;
@@ -66,6 +67,7 @@ pub mod verify;
 
 pub use cloud::Variables;
 pub use commit::{Committed, Damaged, Latest, Retained};
+pub use compare::{Distance, RowDistance};
 pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};
