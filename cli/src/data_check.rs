@@ -15,10 +15,10 @@ use crate::units::grouped;
 pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
     let spec = &configuration.spec;
     if let DataSpec::Segments { train, held_out } = &spec.data {
-        for (key, prefix) in [("data.train", Some(train)), ("data.held_out", held_out.as_ref())] {
-            let Some(prefix) = prefix else { continue };
-            check_files(key, prefix)?;
-            check_prepared(key, prefix, spec)?;
+        let sets = held_out.iter().map(|(name, prefix)| (held_out.key(name), prefix));
+        for (key, prefix) in std::iter::once(("data.train".to_owned(), train.as_str())).chain(sets) {
+            check_files(&key, prefix)?;
+            check_prepared(&key, prefix, spec)?;
         }
     }
     let loader = Loader::of_run(spec).map_err(|error| refusal(error, spec))?;
@@ -117,8 +117,8 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
         return Failure::usage("the run's data cannot be made").because(error);
     };
     if matches!(error, DataError::TokenRange { .. }) {
-        let largest = |prefix: &String| Segment::open(prefix).and_then(|segment| segment.largest_token());
-        let prefixes = || std::iter::once(train).chain(held_out);
+        let largest = |prefix: &str| Segment::open(prefix).and_then(|segment| segment.largest_token());
+        let prefixes = || std::iter::once(train.as_str()).chain(held_out.iter().map(|(_, prefix)| prefix));
         let largest: Result<Vec<_>, _> = prefixes().map(largest).collect();
         // Negative tokens and those above 32 bits fit no vocabulary; the error says so.
         if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {

@@ -1,6 +1,7 @@
 //! `polygram`: the operator's hands, and the local launcher.
 
 mod args;
+mod byte_progress;
 mod commands;
 mod data_check;
 mod device_check;

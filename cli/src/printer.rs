@@ -1,6 +1,7 @@
 //! The only place that writes to standard output (results) and standard error (progress, warnings, errors).
 //!
-//! A closed pipe is the reader's choice, never an error; other write errors on standard output are.
+//! A closed pipe is the reader's choice, never an error: what is left of the result is not written, and the command ends
+//! with its own status. Other write errors on standard output are errors.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -18,12 +19,14 @@ pub(crate) struct Printer {
     format: OutputFormat,
     verbose: u8,
     line_open: bool,
+    /// Whether the reader of standard output has gone.
+    is_closed: bool,
 }
 
 impl Printer {
     /// A printer of `format`; `verbose` counts the -v.
     pub(crate) fn new(format: OutputFormat, verbose: u8) -> Printer {
-        Printer { format, verbose, line_open: false }
+        Printer { format, verbose, line_open: false, is_closed: false }
     }
 
     /// The chosen form.
@@ -52,7 +55,7 @@ impl Printer {
     /// Prints text as it is, closed by a newline.
     pub(crate) fn text(&mut self, text: &str) -> Outcome<()> {
         self.end_line();
-        write_all(format!("{}\n", text.trim_end_matches('\n')).as_bytes())
+        self.write(format!("{}\n", text.trim_end_matches('\n')).as_bytes())
     }
 
     /// Prints one compact JSON document on a line.
@@ -68,14 +71,30 @@ impl Printer {
             lines.push(b'\n');
         }
         self.end_line();
-        write_all(&lines)
+        self.write(&lines)
     }
 
     fn json_pretty<T: Serialize>(&mut self, document: &T) -> Outcome<()> {
         let mut text = serde_json::to_vec_pretty(document).map_err(unprintable)?;
         text.push(b'\n');
         self.end_line();
-        write_all(&text)
+        self.write(&text)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Outcome<()> {
+        if self.is_closed {
+            return Ok(());
+        }
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            // The reader has seen enough (`polygram metrics demo | head`).
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.is_closed = true;
+                Ok(())
+            }
+            Err(error) => Err(Failure::failed("cannot write to standard output").because(error)),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Says something on standard error. A closed standard error is not worth failing for.
@@ -91,10 +110,10 @@ impl Printer {
         self.say(format!("warning: {}", text.as_ref()));
     }
 
-    /// Rewrites the live line of a terminal. Elsewhere nothing is written: use [`Printer::say`] now and then.
+    /// Rewrites the live line of a terminal, cut to its width. Elsewhere nothing is written: use [`Printer::say`] now and
+    /// then.
     pub(crate) fn live(&mut self, text: &str) {
-        let width = terminal_width();
-        let line: String = text.chars().take(width.saturating_sub(1)).collect();
+        let line = cut(text, self.width());
         let _ = lossy_stderr().write_all(format!("{CLEAR_LINE}{line}").as_bytes());
         self.line_open = true;
     }
@@ -102,6 +121,11 @@ impl Printer {
     /// Whether standard error is a terminal, so that a line can be rewritten.
     pub(crate) fn is_live(&self) -> bool {
         io::stderr().is_terminal()
+    }
+
+    /// Columns of a line: of the terminal without its last one, without limit elsewhere.
+    pub(crate) fn width(&self) -> usize {
+        if self.is_live() { terminal_width().saturating_sub(1) } else { usize::MAX }
     }
 
     /// Leaves the live line as it stands.
@@ -119,14 +143,14 @@ impl Printer {
     }
 }
 
-fn write_all(bytes: &[u8]) -> Outcome<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        // The reader has seen enough (`polygram metrics demo | head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => Err(Failure::failed("cannot write to standard output").because(error)),
-        Ok(()) => Ok(()),
+/// The text in at most `width` columns; an ellipsis says that it was cut.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
     }
+    let mut line: String = text.chars().take(width.saturating_sub(1)).collect();
+    line.extend((width > 0).then_some('…'));
+    line
 }
 
 fn unprintable(error: serde_json::Error) -> Failure {
@@ -139,4 +163,16 @@ fn terminal_width() -> usize {
         0 => 80,
         columns => columns.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_to_their_width() {
+        assert_eq!(cut("waiting", 7), "waiting");
+        assert_eq!(cut("waiting", 6), "waiti…");
+        assert_eq!([cut("wäiting", 2), cut("x", 0), cut("", 0)], ["w…", "", ""]);
+    }
 }

@@ -1,5 +1,7 @@
 //! Numbers for eyes.
 
+use polygram_domain::words;
+
 /// An integer with thousands separated: `68,562,459,648`.
 pub(crate) fn grouped(value: u64) -> String {
     let digits = value.to_string();
@@ -11,6 +13,11 @@ pub(crate) fn grouped(value: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A grouped integer with its noun: `1 step`, `68,562 objects`.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    words::of_many(count, grouped(count), noun)
 }
 
 /// A count in three digits: `68.6 B`, `21.4 M`, `8.19 k`, `17`.
@@ -47,6 +54,16 @@ pub(crate) fn duration(seconds: f64) -> String {
         60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
         3600..86_400 => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
         _ => format!("{}d {:02}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// A short span of time in three digits: `12 µs`, `5.30 ms`, `1.25 s`.
+pub(crate) fn latency(seconds: f64) -> String {
+    match seconds {
+        s if !s.is_finite() || s < 0.0 => "?".into(),
+        s if s >= 0.9995 => format!("{} s", three_digits(s)),
+        s if s >= 0.9995e-3 => format!("{} ms", three_digits(s * 1e3)),
+        s => format!("{:.0} µs", s * 1e6),
     }
 }
 
@@ -128,6 +145,12 @@ mod tests {
         assert_eq!(duration(187.0), "3m 07s");
         assert_eq!(duration(f64::NAN), "?");
         assert_eq!(percent(0.034), "3%");
+        assert_eq!(
+            [0.0, 12e-6, 5.3e-3, 0.9996, 12.0].map(latency),
+            ["0 µs", "12 µs", "5.30 ms", "1.00 s", "12.0 s"]
+        );
+        assert_eq!(latency(-1.0), "?");
+        assert_eq!((counted(1, "step"), counted(1024, "object")), ("1 step".into(), "1,024 objects".into()));
     }
 
     #[test]

@@ -371,7 +371,7 @@ impl Driver {
                 self.show(WatchEvent::Metrics(metrics));
             }
             Record::Evaluation(evaluation) => {
-                self.order(Order::Evaluation(evaluation));
+                self.order(Order::Evaluation(evaluation.clone()));
                 self.show(WatchEvent::Evaluation(evaluation));
             }
             Record::WentBack(step) => self.order(Order::GoBack(step)),

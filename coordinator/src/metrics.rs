@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use polygram_proto::control::{RunStatus, StepMetrics};
+use polygram_proto::control::{CollisionStatus, RunStatus, StepMetrics};
 use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, names};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -32,7 +32,7 @@ impl Source for StatusSource {
         page.counter(names::COMMITTED_UPDATES_TOTAL, committed)?;
         let latest = |of: fn(&StepMetrics) -> f64| status.last_metrics.as_ref().map(of).map(Sample::plain);
         page.gauge(names::LOSS_NATS, latest(|m| m.loss))?;
-        let held_out = status.last_evaluation.map(|evaluation| Sample::plain(evaluation.loss));
+        let held_out = status.evaluations.iter().map(|of| Sample::of("set", &of.set, of.loss));
         page.gauge(names::HELD_OUT_LOSS_NATS, held_out)?;
         page.gauge(names::GRADIENT_NORM, latest(|m| m.grad_norm))?;
         page.gauge(names::LEARNING_RATE, latest(|m| m.lr))?;
@@ -65,6 +65,16 @@ impl Source for StatusSource {
             names::EXCESS_COLLISIONS_RATIO,
             judged()
                 .filter_map(|(number, _, judged)| Some(Sample::of("table", number, judged.excess_ratio?))),
+        )?;
+        page.gauge(
+            names::NGRAMS_PER_ROW,
+            judged()
+                .filter_map(|(number, _, judged)| Some(Sample::of("table", number, judged.ngrams_per_row?))),
+        )?;
+        let shared = |judged: CollisionStatus| judged.shared_lookups_ratio;
+        page.gauge(
+            names::SHARED_LOOKUPS_RATIO,
+            judged().filter_map(|(number, _, judged)| Some(Sample::of("table", number, shared(judged)?))),
         )
     }
 }

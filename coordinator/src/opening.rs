@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
-use crate::core::{Resume, Settings, State};
+use crate::core::{Earlier, Resume, Settings, State};
 use crate::leadership::{self, Claim};
 use crate::ledger::Base;
 use crate::points::{self, Points};
@@ -220,7 +220,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     // Terms of one run number its starts; four billion of them will do.
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
-    let settings = Settings { committed: found.committed, ..settings };
+    let settings = Settings { committed: found.committed, earlier: earlier(&store, from).await, ..settings };
     let fallen: Vec<_> = found.damaged.into_iter().map(|damaged| (damaged.step, damaged.reason)).collect();
     let state = State::new(settings, clock.now()).with_set_aside(&fallen, found.base.step);
     let first = Arc::new(state.status(clock.now()));
@@ -243,6 +243,18 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         status: watch::Sender::new(first),
         address,
     })
+}
+
+/// What earlier attempts have reported of the state version `resumed`; nothing where their status cannot be read.
+async fn earlier(store: &RunStore, resumed: Step) -> Earlier {
+    match store.read_status::<RunStatus>().await {
+        Ok(Some(status)) => Earlier::of(status, resumed),
+        Ok(None) => Earlier::default(),
+        Err(error) => {
+            tracing::warn!(%error, "the status of the attempt before cannot be read; its losses are not shown");
+            Earlier::default()
+        }
+    }
 }
 
 struct Found {

@@ -344,6 +344,6 @@ fn metrics_line(m: &StepMetrics) -> MetricsLine {
 
 /// An evaluation as it is kept.
 fn evaluation_line(e: &Evaluation) -> MetricsLine {
-    let Evaluation { step, loss, tokens } = *e;
-    MetricsLine::Evaluation(EvaluationRecord { step: step.0, loss, tokens })
+    let Evaluation { step, set, loss, tokens } = e.clone();
+    MetricsLine::Evaluation(EvaluationRecord { step: step.0, set, loss, tokens })
 }

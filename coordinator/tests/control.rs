@@ -35,8 +35,8 @@ async fn a_run_completes_and_is_found_complete() {
     for (step, loss) in losses.into_iter().enumerate() {
         members[0].metrics(step as u64, loss).await;
     }
-    let evaluation = Evaluation { step: Step(4), loss: 2.5, tokens: 64 };
-    members[0].reporter.report(MemberReport::Evaluation(evaluation)).await.unwrap();
+    let evaluation = Evaluation { step: Step(4), set: "held_out".into(), loss: 2.5, tokens: 64 };
+    members[0].reporter.report(MemberReport::Evaluation(evaluation.clone())).await.unwrap();
     for member in &members {
         member.upload(&lead, 4).await;
     }
@@ -73,14 +73,16 @@ async fn a_run_completes_and_is_found_complete() {
     assert_eq!(metrics.evaluations.len(), 1);
     let stored: RunStatus = store.read_status().await.unwrap().unwrap();
     assert_eq!(stored.state, RunState::Completed);
-    assert_eq!(stored.last_evaluation, Some(evaluation));
+    assert_eq!(stored.evaluations, [evaluation.clone()]);
     assert_eq!(store.committed_steps().await.unwrap(), [Step(4)]);
 
     // Again: nothing is left to do, and the coordinator says so and ends by itself.
     let lead = Lead::start(folder.path(), tiny(&[])).await.unwrap();
     assert_eq!((lead.announcement.state, lead.announcement.attempt), (RunState::Completed, 2));
     assert!(lead.announcement.message.contains("nothing is left to do"));
-    assert_eq!(lead.ended().await.outcome, Outcome::Good);
+    let ended = lead.ended().await;
+    assert_eq!(ended.outcome, Outcome::Good);
+    assert_eq!(ended.status.evaluations, [evaluation], "an attempt that does nothing forgets nothing");
 }
 
 #[tokio::test]

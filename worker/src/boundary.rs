@@ -135,12 +135,12 @@ impl Boundary {
         Ok(self.reporter.report_blocking(MemberReport::Metrics(metrics))?)
     }
 
-    /// Rank 0 reports a held-out loss in nats per token at state version `step`.
-    pub fn report_evaluation(&self, step: Step, loss: f64, tokens: u64) -> Result<(), WorkerError> {
+    /// Rank 0 reports the loss on a held-out set.
+    pub fn report_evaluation(&self, evaluation: Evaluation) -> Result<(), WorkerError> {
         if self.rank != Rank(0) {
             return Ok(());
         }
-        Ok(self.reporter.report_blocking(MemberReport::Evaluation(Evaluation { step, loss, tokens }))?)
+        Ok(self.reporter.report_blocking(MemberReport::Evaluation(evaluation))?)
     }
 
     /// Copies the part of state version `step` that this rank is the one to keep, and has it uploaded beside training. Blocks

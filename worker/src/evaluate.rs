@@ -1,24 +1,42 @@
-//! Held-out loss at a step boundary.
+//! Held-out losses at a step boundary.
 //!
-//! Evaluation cells are dealt to ranks in contiguous runs; their losses are gathered and summed in one fixed order, so
-//! that the figure does not depend on the number of ranks.
+//! Every held-out set is evaluated on its first `evaluation.cells` cells, in the order of its file: the same tokens at
+//! every evaluation of a run. Cells are dealt to ranks in contiguous runs; their losses are gathered and summed in one
+//! fixed order, so that the figure does not depend on the number of ranks.
 
 use polygram_domain::Step;
 use polygram_domain::sum_tree::tree_sum;
+use polygram_proto::control::Evaluation;
 
 use crate::error::WorkerError;
 use crate::step::Trainer;
 
-/// Evaluates all held-out cells at state version `step` and reports the mean loss per target.
+/// Evaluates every held-out set at state version `step` and reports the mean loss per target of each.
 pub fn evaluate(trainer: &mut Trainer, step: Step) -> Result<(), WorkerError> {
     let Some(evaluation) = trainer.spec.evaluation.clone() else { return Ok(()) };
+    for (number, set) in trainer.input.held_out_sets().into_iter().enumerate() {
+        let (loss, tokens) = loss_sum(trainer, step, (number, evaluation.cells))?;
+        if tokens > 0 {
+            let loss = loss / tokens as f64;
+            trainer.boundary.report_evaluation(Evaluation { step, set, loss, tokens })?;
+        }
+    }
+    Ok(())
+}
+
+/// Sum of losses and number of targets over the first `cells` cells of held-out set number `set`, of all ranks.
+fn loss_sum(
+    trainer: &mut Trainer,
+    step: Step,
+    (set, cells): (usize, u32),
+) -> Result<(f64, u64), WorkerError> {
     let workers = trainer.collective.world_size();
-    let each = evaluation.cells.div_ceil(workers);
-    let first = (trainer.collective.rank().0 * each).min(evaluation.cells);
+    let each = cells.div_ceil(workers);
+    let first = trainer.collective.rank().0.saturating_mul(each).min(cells);
     let mut mine = Vec::new();
-    for number in first..first + each {
-        let work = match number < evaluation.cells {
-            true => trainer.input.held_out(step, number, &trainer.rows)?,
+    for number in (0..each).map(|n| first.saturating_add(n)) {
+        let work = match number < cells {
+            true => trainer.input.held_out(step, (set, number), &trainer.rows)?,
             false => None,
         };
         let Some(work) = work else {
@@ -33,9 +51,5 @@ pub fn evaluate(trainer: &mut Trainer, step: Step) -> Result<(), WorkerError> {
     let words: Vec<u64> =
         all.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i]))).collect();
     let loss = tree_sum(words.iter().step_by(2).map(|bits| f64::from_bits(*bits)));
-    let tokens: u64 = words.iter().skip(1).step_by(2).sum();
-    if tokens > 0 {
-        trainer.boundary.report_evaluation(step, loss / tokens as f64, tokens)?;
-    }
-    Ok(())
+    Ok((loss, words.iter().skip(1).step_by(2).sum()))
 }

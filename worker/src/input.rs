@@ -214,9 +214,19 @@ impl InputQueue {
         self.committed.send_replace(committed);
     }
 
-    /// Held-out cell `number` with its rows at state version `step`; `None` past the end of the held-out data.
-    pub fn held_out(&self, step: Step, number: u32, rows: &RowDesk) -> Result<Option<CellWork>, WorkerError> {
-        let Some(batch) = self.cells.loader.held_out_cell(u64::from(number))? else { return Ok(None) };
+    /// Names of the held-out sets, by number.
+    pub fn held_out_sets(&self) -> Vec<String> {
+        self.cells.loader.held_out_sets().map(str::to_owned).collect()
+    }
+
+    /// Cell `number` of held-out set number `set` with its rows at state version `step`; `None` past the end of the set.
+    pub fn held_out(
+        &self,
+        step: Step,
+        (set, number): (usize, u32),
+        rows: &RowDesk,
+    ) -> Result<Option<CellWork>, WorkerError> {
+        let Some(batch) = self.cells.loader.held_out_cell(set, u64::from(number))? else { return Ok(None) };
         let unique = self.cells.unique(&batch).map_err(|source| WorkerError::Ngram {
             step,
             cell: Cell(number),

@@ -259,10 +259,10 @@ impl Trainer {
         Ok(self.compute.applied(update)?)
     }
 
-    /// Held-out loss at state version `step`, summed over evaluation cells in the fixed tree.
+    /// Held-out losses at state version `step`, each summed over evaluation cells in the fixed tree.
     fn evaluate_if_due(&mut self, step: Step) -> Result<(), WorkerError> {
         let Some(evaluation) = &self.spec.evaluation else { return Ok(()) };
-        if !step.0.is_multiple_of(evaluation.every_steps) && step.0 != self.spec.training.steps {
+        if !step.0.is_multiple_of(evaluation.every_steps) && step.0 != self.spec.last_step() {
             return Ok(());
         }
         self.boundary.enter(step, Phase::Evaluating);

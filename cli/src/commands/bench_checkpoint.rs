@@ -45,7 +45,8 @@ pub(crate) fn run(args: &BenchCheckpointArgs, printer: &mut Printer) -> Outcome 
     printer.result(&document, || {
         let Document { work, bytes, objects, seconds, gigabytes_per_second } = &document;
         let size = units::bytes(*bytes);
-        format!("{work}: {size} in {objects} objects, {seconds:.2} s, {gigabytes_per_second:.2} GB/s")
+        let objects = units::counted(*objects as u64, "object");
+        format!("{work}: {size} in {objects}, {seconds:.2} s, {gigabytes_per_second:.2} GB/s")
     })?;
     Ok(ExitStatus::Success)
 }

@@ -175,8 +175,12 @@ fn human(document: &StepDocument) -> String {
     let Measured { steps, tokens_per_step, .. } = measured;
     let Spread { median, minimum, maximum } = measured.step_seconds;
     let mut text = format!(
-        "{steps} steps of {tokens_per_step} tokens after {warmup_steps} others, {workers} workers, {shards} shards\n\
+        "{} of {} after {warmup_steps} others, {}, {}\n\
          {} tokens/s; a step takes {median:.4} s ({minimum:.4} to {maximum:.4})\n",
+        units::counted(*steps as u64, "step"),
+        units::counted(*tokens_per_step, "token"),
+        units::counted((*workers).into(), "worker"),
+        units::counted((*shards).into(), "shard"),
         units::count(measured.tokens_per_second.round()),
     );
     let PhaseSeconds { lookup, computing, pushing, reducing, updating } = measured.seconds_by_phase;
@@ -197,9 +201,9 @@ fn human(document: &StepDocument) -> String {
     ));
     if let Some(commits) = &measured.commits {
         text.push_str(&format!(
-            "{} steps beside a commit take {:.4} s ({:.4} to {:.4}), others {:.4} s: the slowest {:.2} times; the run is {:.1} % \
+            "{} beside a commit, {:.4} s ({:.4} to {:.4}), others {:.4} s: the slowest {:.2} times; the run is {:.1} % \
              slower by them; a pause for the copy of {} takes {:.3} s at most\n",
-            commits.steps_beside,
+            units::counted(commits.steps_beside as u64, "step"),
             commits.step_seconds_beside.median,
             commits.step_seconds_beside.minimum,
             commits.step_seconds_beside.maximum,

@@ -1,6 +1,7 @@
 //! `polygram digest`: BLAKE3 of a committed training state, the same in any topology.
 
 use crate::args::CheckpointArgs;
+use crate::byte_progress::ByteProgress;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
@@ -11,7 +12,10 @@ pub(crate) fn run(args: &CheckpointArgs, printer: &mut Printer) -> Outcome {
     let digest = block_on(async {
         let run = stored::open(&place).await?;
         let manifest = stored::checkpoint(&run.store, &place, args.step, printer).await?;
-        run.store.digest(&manifest).await.map_err(|error| stored::refused(&place.root, error))
+        let what = format!("reading step {}", manifest.step);
+        let progress = ByteProgress::new(what, manifest.bytes(), &run.store);
+        let digest = progress.follow(printer, run.store.digest(&manifest)).await;
+        digest.map_err(|error| stored::refused(&place.root, error))
     })?;
     printer.result(&digest, || {
         let parts: String =

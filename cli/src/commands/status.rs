@@ -1,21 +1,25 @@
 //! `polygram status`: state, step and members of a run, from its coordinator if it lives, else from the store.
+//! [`super::status_text`] writes it for people.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
-use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, RunStore};
-use polygram_proto::control::{
-    CollisionStatus, MemberStatus, OperatorClient, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus,
+use polygram_checkpoint::{
+    CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys,
 };
+use polygram_domain::{Generation, RunFile};
+use polygram_proto::control::{OperatorClient, Reason, RowsStatus, RunState, RunStatus};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::RunArgs;
+use crate::commands::status_text::{self, Age};
+use crate::commands::stored::StoredRun;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
-use crate::units;
+use crate::units::counted;
 
 /// How long a living coordinator may take to answer.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -38,7 +42,9 @@ pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
     let place = RunPlace::resolve(args)?;
     let found = block_on(find(&place))?;
     let document = document(&found)?;
-    printer.result(&document, || human(&found, &document))?;
+    printer.result(&document, || {
+        status_text::human(&found.status, (&document.state, &document.message), &found.age())
+    })?;
     Ok(ExitStatus::Success)
 }
 
@@ -51,7 +57,7 @@ pub(crate) struct Found {
 enum Source {
     /// The coordinator answered.
     Coordinator,
-    /// The run is over, and the store says how.
+    /// The run is over, and the store says how; or no coordinator has led it, and its newest checkpoint is all there is.
     Store,
     /// The store says that the run goes on and who leads it, but that one is not reachable from here.
     Elsewhere(Box<Lease>),
@@ -67,15 +73,17 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
     {
         return Ok(Found { status, source: Source::Coordinator });
     }
-    let leader = leader(&run.store).await.map_err(|error| stored::refused(&place.root, error))?;
-    let stored: Option<RunStatus> =
-        run.store.read_status().await.map_err(|error| stored::refused(&place.root, error))?;
-    let status = stored.ok_or_else(|| {
-        let who = leader.as_ref().map_or("its coordinator does not answer".to_owned(), |lease| {
-            format!("it is led by {}, which is not reachable from here", lease.leader())
-        });
-        Failure::failed(format!("run {} has no status in {} yet, and {who}", place.name, place.root))
-    })?;
+    let failed = |error| stored::refused(&place.root, error);
+    let leader = leader(&run.store).await.map_err(failed)?;
+    let stored: Option<RunStatus> = run.store.read_status().await.map_err(failed)?;
+    let status = match stored {
+        // What retention, or a checkpoint copied into the run, has changed since.
+        Some(status) => {
+            let committed = run.store.committed_steps().await.map_err(failed)?.last().copied();
+            RunStatus { last_commit: committed, ..status }
+        }
+        None => of_checkpoint(&run, place, leader.as_ref()).await?,
+    };
     let source = match leader {
         _ if status.state.is_over() => Source::Store,
         Some(lease) => Source::Elsewhere(Box::new(lease)),
@@ -98,6 +106,58 @@ async fn leader(store: &RunStore) -> Result<Option<Lease>, CheckpointError> {
     watched.unwrap_or(Ok(None))
 }
 
+/// The status of a run that has no `status.json`: one whose checkpoint was written by `ckpt reshard` or copied.
+async fn of_checkpoint(run: &StoredRun, place: &RunPlace, leader: Option<&Lease>) -> Outcome<RunStatus> {
+    let failed = |error| stored::refused(&place.root, error);
+    let Some(manifest) = run.store.latest_manifest().await.map_err(failed)?.manifest else {
+        let who = leader.map_or("its coordinator does not answer".to_owned(), |lease| {
+            format!("it is led by {}, which is not reachable from here", lease.leader())
+        });
+        return Err(Failure::failed(format!("run {} has no status in {} yet, and {who}", place.name, place.root)));
+    };
+    let config = run.store.read_config(&manifest.config).await.map_err(failed)?;
+    let refused = |error: polygram_domain::ConfigError| Failure::failed(error.to_string());
+    let file = RunFile::parse(&config, &keys::config(&manifest.config.0), &[]).map_err(refused)?;
+    Ok(status_of(&manifest, file.training.steps, place.name.as_str()))
+}
+
+fn status_of(manifest: &Manifest, total_steps: u64, run: &str) -> RunStatus {
+    let Manifest { step, created_unix_ms, .. } = *manifest;
+    let is_complete = step.0 >= total_steps;
+    let rest = total_steps.saturating_sub(step.0);
+    let message = if is_complete {
+        format!("its checkpoint of step {step} was copied or resharded; nothing is left to do")
+    } else {
+        format!(
+            "its checkpoint of step {step} was copied or resharded; `polygram train` continues it, {} to go",
+            counted(rest, "step")
+        )
+    };
+    RunStatus {
+        state: if is_complete { RunState::Completed } else { RunState::Stopped },
+        reason: if is_complete { Reason::AllStepsDone } else { Reason::StopRequested },
+        message,
+        since_unix_ms: created_unix_ms,
+        run: run.to_owned(),
+        generation: Generation::of_attempt(0),
+        attempt: 0,
+        step,
+        total_steps,
+        resume_step: step,
+        members: Vec::new(),
+        last_commit: Some(step),
+        last_point: None,
+        last_metrics: None,
+        evaluations: Vec::new(),
+        culprit: None,
+        consequences: Vec::new(),
+        rows: RowsStatus::default(),
+        restarts: 0,
+        last_rollback: None,
+        set_aside: Vec::new(),
+    }
+}
+
 /// The coordinator's status, unless nobody answers there, or somebody else does.
 async fn ask(record: &CoordinatorRecord, place: &RunPlace) -> Option<RunStatus> {
     let answer = async { OperatorClient::connect(&record.address, None).await?.status().await };
@@ -111,15 +171,20 @@ pub(crate) fn document(found: &Found) -> Outcome<StatusDocument> {
     let Ok(Value::Object(mut rest)) = serde_json::to_value(&found.status) else { return Err(unprintable()) };
     rest.remove("state");
     rest.remove("message");
+    // What members last said is not of now where nobody hears them any more.
+    for member in rest.get_mut("members").and_then(Value::as_array_mut).into_iter().flatten() {
+        if !matches!(found.source, Source::Coordinator) {
+            member["alive"] = Value::Bool(false);
+            member["last_heard_ms"] = Value::Null;
+        }
+        if found.status.state.is_over() {
+            member["phase"] = Value::from("ended");
+        }
+    }
     let (state, message) = match &found.source {
         Source::Coordinator | Source::Store => (found.status.state.to_string(), found.status.message.clone()),
         Source::Elsewhere(lease) => (found.status.state.to_string(), elsewhere_message(&found.status, lease)),
-        Source::Lost(record) => {
-            for member in rest.get_mut("members").and_then(Value::as_array_mut).into_iter().flatten() {
-                member["alive"] = Value::Bool(false);
-            }
-            ("lost".to_owned(), lost_message(&found.status, record.as_ref()))
-        }
+        Source::Lost(record) => ("lost".to_owned(), lost_message(&found.status, record.as_ref())),
     };
     Ok(StatusDocument { state, message, live: matches!(found.source, Source::Coordinator), rest })
 }
@@ -149,6 +214,15 @@ impl Found {
         matches!(self.source, Source::Coordinator | Source::Elsewhere(_)) && !self.status.state.is_over()
     }
 
+    /// How old the status is.
+    fn age(&self) -> Age {
+        match self.source {
+            _ if self.status.state.is_over() => Age::Ended { now_unix_ms: unix_ms() },
+            Source::Lost(_) | Source::Elsewhere(_) => Age::LastKnown,
+            Source::Coordinator | Source::Store => Age::Live,
+        }
+    }
+
     /// State in one word, step and newest commit.
     pub(crate) fn summary(&self) -> (String, u64, u64, Option<u64>) {
         let state = match self.source {
@@ -160,185 +234,7 @@ impl Found {
     }
 }
 
-fn human(found: &Found, document: &StatusDocument) -> String {
-    let status = &found.status;
-    let mut text = format!(
-        "run {}: {}, step {}/{}, attempt {}\n{}\n",
-        status.run, document.state, status.step, status.total_steps, status.attempt, document.message
-    );
-    if let Some(metrics) = &status.last_metrics {
-        text.push_str(&format!("loss {:.4}", metrics.loss));
-        if let Some(evaluation) = &status.last_evaluation {
-            text.push_str(&format!(", held-out loss {:.4} at step {}", evaluation.loss, evaluation.step));
-        }
-        text.push_str(&format!(
-            "\nworker 0 holds {}, its part of the optimizer state {}\n",
-            units::bytes(metrics.resident_bytes),
-            units::bytes(metrics.optimizer_bytes)
-        ));
-    }
-    match status.last_commit {
-        Some(step) => text.push_str(&format!("committed step {step}\n")),
-        None => text.push_str("nothing committed yet\n"),
-    }
-    if let Some(step) = status.last_point.filter(|step| Some(*step) > status.last_commit) {
-        text.push_str(&format!("recovery point at step {step}\n"));
-    }
-    if let Some(culprit) = status.culprit.as_ref().filter(|_| status.state == RunState::Failed) {
-        text.push_str(&format!("ended by {culprit}\n"));
-    }
-    if let Some(Rollback { culprit, .. }) = &status.last_rollback {
-        let (generation, restarts) = (status.generation, status.restarts);
-        text.push_str(&format!("generation {generation}, {restarts} restarts; the last was for {culprit}\n"));
-    }
-    for sentence in &status.set_aside {
-        text.push_str(&format!("{sentence}\n"));
-    }
-    for consequence in &status.consequences {
-        text.push_str(&format!("  then {consequence}\n"));
-    }
-    if !status.members.is_empty() {
-        let mut rows = vec![["member", "pid", "phase", "step", "heard"].map(str::to_owned).to_vec()];
-        rows.extend(status.members.iter().map(|member| {
-            vec![
-                format!("{} {}", member.role, member.index),
-                member.pid.to_string(),
-                member.phase.to_string(),
-                member.step.to_string(),
-                format!("{} ago", units::duration(member.last_heard_ms as f64 / 1000.0)),
-            ]
-        }));
-        text.push_str(&units::columns(&rows));
-    }
-    text.push_str(&shards(&status.members));
-    text.push_str(&tables(&status.rows));
-    text
-}
-
-/// What shards have counted of their rows; nothing before they have.
-fn shards(members: &[MemberStatus]) -> String {
-    let told = members.iter().filter_map(|member| Some((member, member.shard.as_ref()?)));
-    let heads = ["rows", "touched", "of", "records", "overlap", "parked", "skew", "reads at", "metrics at"];
-    let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(told.map(|(member, shard)| {
-        let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), units::percent);
-        let address = |address: Option<std::net::SocketAddr>| {
-            address.map_or("-".to_owned(), |address| address.to_string())
-        };
-        vec![
-            format!("{} {}", member.role, member.index),
-            units::grouped(shard.touched_rows()),
-            units::grouped(shard.owned_rows()),
-            units::bytes(shard.touched_rows().saturating_mul(shard.record_bytes)),
-            ratio(shard.overlap_ratio()),
-            units::duration(shard.parked_seconds),
-            ratio(shard.lane_skew_ratio),
-            address(shard.query_address),
-            address(shard.metrics_address),
-        ]
-    }));
-    if rows.len() > 1 { units::columns(&rows) } else { String::new() }
-}
-
-/// The n-gram tables against the ideal hash; tables of other sites have the same rows and are not repeated.
-fn tables(rows: &RowsStatus) -> String {
-    let mut text = String::new();
-    if let Some(unique) = rows.input.and_then(|input| input.unique_ratio()) {
-        text.push_str(&format!("{} of a cell's row ids are unique\n", units::percent(unique)));
-    }
-    if let Some(RunFingerprint { since, mark }) = rows.fingerprint {
-        let from = if since.0 == 0 { String::new() } else { format!(" (counted from step {since})") };
-        text.push_str(&format!("rows' fingerprint at step {}: {}{from}\n", mark.version, mark.fingerprint));
-    }
-    let heads = ["table", "order", "rows", "touched", "n-grams", "ideal", "excess collisions"];
-    let mut lines = vec![heads.map(str::to_owned).to_vec()];
-    let sizes: Vec<u64> = rows.tables.iter().map(|table| table.rows).collect();
-    let first_site = rows.tables.iter().enumerate().filter(|(at, table)| !sizes[..*at].contains(&table.rows));
-    lines.extend(first_site.map(|(number, table)| {
-        let judged = |of: fn(&CollisionStatus) -> Option<String>| {
-            table.collisions.as_ref().and_then(of).unwrap_or("-".to_owned())
-        };
-        vec![
-            number.to_string(),
-            table.order.to_string(),
-            units::grouped(table.rows),
-            units::grouped(table.touched_rows),
-            judged(|judged| Some(units::count(judged.distinct_ngrams.round()))),
-            judged(|judged| Some(units::count(judged.ideal_rows.round()))),
-            judged(|judged| judged.excess_ratio.map(|ratio| format!("{:+.1}%", 100.0 * ratio))),
-        ]
-    }));
-    if lines.len() > 1 {
-        text.push_str(&units::columns(&lines));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use polygram_domain::Step;
-    use polygram_proto::control::{
-        Fingerprint, InputStatus, Mark, Phase, Role, ShardReport, TableRows, TableStatus,
-    };
-
-    use super::*;
-
-    #[test]
-    fn counts_read_well() {
-        let shard = ShardReport {
-            version: Step(9),
-            since: Step(0),
-            record_bytes: 1536,
-            tables: vec![TableRows { owned_rows: 5_000, touched_rows: 1_024 }],
-            declared_rows: 100,
-            step_rows: 75,
-            parked_lookups: 2,
-            parked_seconds: 12.0,
-            lane_skew_ratio: None,
-            marks: Vec::new(),
-            query_address: Some("127.0.0.1:900".parse().unwrap()),
-            metrics_address: None,
-        };
-        let member = |role, shard| MemberStatus {
-            role,
-            index: 0,
-            pid: 1,
-            host: "box".into(),
-            phase: Phase::Serving,
-            step: Step(9),
-            address: "127.0.0.1:1".into(),
-            last_heard_ms: 5,
-            alive: true,
-            shard,
-        };
-        assert_eq!(shards(&[member(Role::Worker, None)]), "");
-        let text = shards(&[member(Role::Worker, None), member(Role::Shard, Some(shard))]);
-        let told = "shard 0    1,024  5,000  1.50 MiB      25%     12s     -  127.0.0.1:900           -\n";
-        assert_eq!(text.split_once('\n').unwrap().1, told, "{text}");
-
-        let collisions =
-            Some(CollisionStatus { distinct_ngrams: 1234.4, ideal_rows: 1000.0, excess_ratio: Some(0.0123) });
-        let table = |rows, collisions| TableStatus {
-            name: "t".into(),
-            order: 2,
-            rows,
-            touched_rows: 988,
-            collisions,
-        };
-        let rows = RowsStatus {
-            tables: vec![table(10_007, collisions), table(10_009, None), table(10_007, collisions)],
-            input: Some(InputStatus { since: Step(0), row_ids: 100, unique_rows: 42 }),
-            fingerprint: Some(RunFingerprint {
-                since: Step(4),
-                mark: Mark { version: Step(9), fingerprint: Fingerprint(0xabc) },
-            }),
-        };
-        let lines: Vec<String> = tables(&rows).lines().map(str::to_owned).collect();
-        assert_eq!(lines[0], "42% of a cell's row ids are unique");
-        assert_eq!(lines[1], "rows' fingerprint at step 9: 0000000000000abc (counted from step 4)");
-        assert!(lines[3].ends_with("1.23 k  1.00 k              +1.2%"), "{lines:?}");
-        assert!(lines[4].ends_with("-"), "{lines:?}");
-        assert_eq!(lines.len(), 5, "the second site is not repeated: {lines:?}");
-        assert_eq!(tables(&RowsStatus::default()), "");
-    }
+/// Milliseconds since 1970.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,20 +1,22 @@
 //! `polygram train`: a whole run on this machine, from its configuration to its last commit.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use polygram_domain::plan::plan;
 use polygram_domain::run_spec::DataSpec;
-use polygram_proto::control::{Reason, RunState};
+use polygram_proto::control::{Evaluation, Reason, RunState, RunStatus};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
 use crate::commands::plan::table_warnings;
-use crate::commands::{block_on, stored};
+use crate::commands::{block_on, evaluations, stored};
 use crate::exit::{ExitStatus, Outcome};
+use crate::launcher::progress::MeanLoss;
 use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
-use crate::settings::{Configuration, KeyScope, Root};
-use crate::units::{self, grouped};
+use crate::settings::{Configuration, KeyScope, Root, RunPlace};
+use crate::units::{self, counted};
 use crate::{data_check, device_check, resume_check, train_on};
 
 /// The result of a session that ended well.
@@ -27,14 +29,26 @@ struct TrainDocument {
     step: u64,
     total_steps: u64,
     resume_step: u64,
+    /// Of the last step.
     loss: Option<f64>,
-    held_out_loss: Option<f64>,
-    held_out_unigram_entropy: Option<f64>,
+    /// Of the session's newest steps.
+    mean_loss: Option<MeanLoss>,
+    /// The newest evaluation of every held-out set.
+    held_out: BTreeMap<String, HeldOut>,
     committed_step: Option<u64>,
     manifest: Option<String>,
     seconds: f64,
     goodput: f64,
     logs: String,
+}
+
+/// The result of a held-out set.
+#[derive(Serialize)]
+struct HeldOut {
+    #[serde(flatten)]
+    evaluation: Evaluation,
+    /// What `data prepare` noted of its text: the loss that a model without context could reach at best.
+    unigram_entropy: Option<f64>,
 }
 
 pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
@@ -74,20 +88,20 @@ fn introduce(configuration: &Configuration, root: &Root, printer: &mut Printer) 
     let costs = plan(spec);
     let training = &spec.training;
     printer.say(format!(
-        "{} tokens a step = {} cells × {} samples × {} positions; {} steps, {} tokens in all",
-        grouped(costs.tokens_per_step),
-        training.cells,
-        training.micro_batch_size,
-        training.seq_len,
-        grouped(training.steps),
+        "{} a step = {} × {} × {}; {}, {} tokens in all",
+        counted(costs.tokens_per_step, "token"),
+        counted(training.cells.into(), "cell"),
+        counted(training.micro_batch_size.into(), "sample"),
+        counted(training.seq_len.into(), "position"),
+        counted(training.steps, "step"),
         units::count(costs.tokens as f64),
     ));
     let parameters = &costs.parameters;
     printer.say(format!(
-        "{} parameters, {} of them in {} n-gram tables; {} to {} active for a token",
+        "{} parameters, {} of them in {}; {} to {} active for a token",
         units::count(parameters.total as f64),
         units::count(parameters.ngram_tables as f64),
-        costs.tables,
+        counted(costs.tables, "n-gram table"),
         units::count(parameters.activated_min as f64),
         units::count(parameters.activated_max as f64),
     ));
@@ -116,8 +130,8 @@ fn conclude(
         total_steps: spec.training.steps,
         resume_step: 0,
         loss: None,
-        held_out_loss: None,
-        held_out_unigram_entropy: None,
+        mean_loss: None,
+        held_out: BTreeMap::new(),
         committed_step: None,
         manifest: None,
         seconds: 0.0,
@@ -127,7 +141,12 @@ fn conclude(
     match ending {
         Ending::AlreadyOver(announcement) => {
             let step = announcement.resume_step;
+            let earlier = recorded_status(configuration, root);
             let document = TrainDocument {
+                loss: earlier.as_ref().and_then(|status| Some(status.last_metrics?.loss)),
+                held_out: earlier
+                    .map(|status| held_out(configuration, &status.evaluations))
+                    .unwrap_or_default(),
                 state: announcement.state.to_string(),
                 message: announcement.message.clone(),
                 step,
@@ -147,8 +166,8 @@ fn conclude(
                 step: status.step.0,
                 resume_step: status.resume_step.0,
                 loss: status.last_metrics.map(|metrics| metrics.loss),
-                held_out_loss: status.last_evaluation.map(|evaluation| evaluation.loss),
-                held_out_unigram_entropy: unigram_entropy(configuration),
+                mean_loss: last.mean_loss,
+                held_out: held_out(configuration, &status.evaluations),
                 committed_step: committed,
                 manifest: committed.map(manifest),
                 seconds: last.seconds,
@@ -161,24 +180,51 @@ fn conclude(
     }
 }
 
-/// What `data prepare` noted of the held-out text: the loss that a model without context could reach at best.
-fn unigram_entropy(configuration: &Configuration) -> Option<f64> {
+/// The status of the run that the store has, if it can be read: a run that is complete shows its losses again.
+fn recorded_status(configuration: &Configuration, root: &Root) -> Option<RunStatus> {
+    let place = RunPlace { name: configuration.spec.name.clone(), root: root.clone() };
+    let read = async {
+        let run = stored::open(&place).await?;
+        run.store.read_status().await.map_err(|error| stored::refused(root, error))
+    };
+    block_on(read).ok().flatten()
+}
+
+/// The results of the held-out sets, by name.
+fn held_out(configuration: &Configuration, evaluations: &[Evaluation]) -> BTreeMap<String, HeldOut> {
+    let result = |evaluation: &Evaluation| {
+        let unigram_entropy = unigram_entropy(configuration, &evaluation.set);
+        (evaluation.set.clone(), HeldOut { evaluation: evaluation.clone(), unigram_entropy })
+    };
+    evaluations.iter().map(result).collect()
+}
+
+/// The entropy of a held-out set in the `meta.json` beside its files, if `data prepare` has made them.
+fn unigram_entropy(configuration: &Configuration, set: &str) -> Option<f64> {
     let DataSpec::Segments { held_out, .. } = &configuration.spec.data else { return None };
-    let text = std::fs::read_to_string(Path::new(held_out.as_ref()?).with_file_name("meta.json")).ok()?;
+    let path = Path::new(held_out.iter().find(|(name, _)| *name == set)?.1);
+    let text = std::fs::read_to_string(path.with_file_name("meta.json")).ok()?;
     let report: polygram_data::PrepareReport = serde_json::from_str(&text).ok()?;
-    Some(report.held_out?.unigram_entropy_nats)
+    let part = report.held_out.filter(|part| Path::new(&part.path).file_name() == path.file_name())?;
+    Some(part.unigram_entropy_nats)
 }
 
 fn human(document: &TrainDocument, configuration: &Configuration, root: &Root) -> String {
     let TrainDocument { run, step, .. } = document;
     let mut text = format!("run {run} {}: {}\n", document.state, document.message);
     if let Some(loss) = document.loss {
-        text.push_str(&format!("loss {loss:.4} nats per token after {step} steps\n"));
+        text.push_str(&format!("loss {loss:.4} nats per token in step {step}"));
+        if let Some(MeanLoss { loss, steps }) = document.mean_loss.filter(|mean| mean.steps > 1) {
+            text.push_str(&format!(", {loss:.4} on average over the last {steps} steps"));
+        }
+        text.push('\n');
     }
-    if let Some(loss) = document.held_out_loss {
-        text.push_str(&format!("held-out loss {loss:.4} nats per token"));
-        if let Some(entropy) = document.held_out_unigram_entropy {
-            text.push_str(&format!("; unigram entropy of the held-out text {entropy:.4}"));
+    for HeldOut { evaluation, unigram_entropy } in document.held_out.values() {
+        text.push_str(&evaluations::line(evaluation));
+        if let Some(entropy) = unigram_entropy {
+            text.push_str(&format!(
+                ";\n  a model without context reaches {entropy:.4} there at best (unigram entropy)"
+            ));
         }
         text.push('\n');
     }

@@ -150,7 +150,7 @@ async fn newest_before(
             }
             Err(error) => return Err(failed(error)),
         };
-        let found = store.verify(&manifest, |_| {}).await.map_err(failed)?;
+        let found = store.verify(&manifest).await.map_err(failed)?;
         match found.faults.first() {
             None => return Ok(Some(manifest)),
             Some(fault) => {

@@ -136,7 +136,8 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
 
 fn human(run: &str, attempts: &[Attempt]) -> String {
     let losses = attempts.iter().map(|attempt| attempt.losses.len()).sum::<usize>();
-    let (attempts_word, losses_word) = (plural(attempts.len(), "attempt"), plural(losses, "loss"));
+    let attempts_word = units::counted(attempts.len() as u64, "attempt");
+    let losses_word = units::counted(losses as u64, "loss");
     let mut text = format!("run {run}: {losses_word} in {attempts_word}\n");
     for (at, attempt) in attempts.iter().enumerate() {
         let Attempt { attempt: number, began_unix_ms, coordinator_pid, resumed_from, .. } = attempt;
@@ -175,7 +176,7 @@ fn told(loss: &Loss) -> String {
     }
     match (loss.resumed_from, gives_up) {
         (Some(from), _) => {
-            let steps = plural(loss.steps_lost.unwrap_or(0) as usize, "step");
+            let steps = units::counted(loss.steps_lost.unwrap_or(0), "step");
             text.push_str(&format!(
                 "    the run had reached step {reached} and went back to step {from}: {steps} lost"
             ));
@@ -195,32 +196,9 @@ fn told(loss: &Loss) -> String {
     text
 }
 
-fn plural(count: usize, word: &str) -> String {
-    match (count, word) {
-        (1, word) => format!("1 {word}"),
-        (count, "loss") => format!("{count} losses"),
-        (count, word) => format!("{count} {word}s"),
-    }
-}
-
-/// `2026-11-22 10:27:30.544 UTC`. The date is Hinnant's `civil_from_days` (howardhinnant.github.io/date_algorithms).
+/// `2026-11-22 10:27:30.544 UTC`.
 fn moment(unix_ms: u64) -> String {
-    let (days, in_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (seconds, millis) = (in_day / 1000, in_day % 1000);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{millis:03} UTC",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
+    format!("{}.{:03} UTC", units::moment(unix_ms), unix_ms % 1000)
 }
 
 #[cfg(test)]

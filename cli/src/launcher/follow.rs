@@ -13,9 +13,10 @@ use polygram_proto::control::{
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::children::Ended;
-use super::progress::ProgressLine;
+use super::progress::{MeanLoss, ProgressLine};
 use super::supervisor::Verdict;
 use super::{COORDINATOR, Launch};
+use crate::commands::evaluations;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 
@@ -54,6 +55,8 @@ pub(crate) struct Final {
     pub(crate) seconds: f64,
     /// Share of them spent in steps.
     pub(crate) goodput: f64,
+    /// The mean loss of the newest steps.
+    pub(crate) mean_loss: Option<MeanLoss>,
     /// The newest steps, as many as the launch was asked to keep or a few.
     pub(crate) steps: Vec<StepMetrics>,
 }
@@ -280,8 +283,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 }
             }
             WatchEvent::Evaluation(evaluation) => {
-                let (step, loss) = (evaluation.step, evaluation.loss);
-                self.printer.say(format!("step {step}  held-out loss {loss:.4} nats per token"));
+                let (step, label) = (evaluation.step, evaluations::label(&evaluation.set));
+                self.printer.say(format!("step {step}  {label} {:.4} nats per token", evaluation.loss));
             }
             WatchEvent::Committed { step } => {
                 self.line.committed(step.0);
@@ -393,7 +396,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         for warning in std::mem::take(&mut self.launch.warnings) {
             self.printer.warn(warning);
         }
-        let line = match (self.line.render(self.launch.elapsed_seconds()), &self.status) {
+        let line = match (self.line.render(self.launch.elapsed_seconds(), self.printer.width()), &self.status)
+        {
             (Some(line), _) if self.loss.is_none() => line,
             (_, Some(status)) => format!("{}: {}", status.state, status.message),
             (_, None) => return,
@@ -476,9 +480,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         match self.status.take().filter(|status| status.state.is_over()) {
             Some(status) if status.state == RunState::Failed => Err(self.failed(&status)),
             Some(status) => {
-                let goodput = self.line.goodput(seconds);
+                let (goodput, mean_loss) = (self.line.goodput(seconds), self.line.mean_loss());
                 let steps = self.line.into_steps();
-                Ok(Ending::Over(Box::new(Final { status, seconds, goodput, steps })))
+                Ok(Ending::Over(Box::new(Final { status, seconds, goodput, mean_loss, steps })))
             }
             None => Err(self.lost(error).await),
         }

@@ -21,6 +21,7 @@ use super::{ANNOUNCE_DEADLINE, ANNOUNCE_INTERVAL, COORDINATOR, Programs, StopSig
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{PoolFolder, Root};
+use crate::units::counted;
 
 /// Members have so long to end once the coordinator has ended.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
@@ -109,8 +110,10 @@ impl Keeper<'_> {
         };
         let Plan { workers, shards, folder, .. } = self.plan;
         printer.say(format!(
-            "the pool listens at {address}: {workers} workers, {shards} shards\n\
+            "the pool listens at {address}: {}, {}\n\
              submit with: polygram submit RUNFILE --coordinator {address} --token-file {}",
+            counted(u64::from(*workers), "worker"),
+            counted(u64::from(*shards), "shard"),
             folder.token().display()
         ));
         let members = [(Program::EmbeddingShard, "shard", *shards), (Program::Worker, "worker", *workers)];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use polygram_domain::{Step, TableSpec};
+use polygram_domain::{Step, TableSpec, words};
 use polygram_proto::control::{
     CollisionStatus, InputReport, InputStatus, MemberRef, Role, RowsStatus, RunFingerprint, ShardReport,
     TableStatus, common_marks,
@@ -38,7 +38,10 @@ impl Turn<'_> {
             let count = report.tables.len();
             return self.log(
                 Level::Warn,
-                format!("ignored counts of {count} tables by {who}, of {tables} in the run"),
+                format!(
+                    "ignored counts of {} by {who}, of {tables} in the run",
+                    words::counted(count as u64, "table")
+                ),
             );
         }
         self.state.counts.shards.insert(who.index, report);
@@ -90,6 +93,8 @@ impl Counts {
                     distinct_ngrams: distinct,
                     ideal_rows: collisions.ideal_rows,
                     excess_ratio: collisions.excess_ratio(),
+                    ngrams_per_row: collisions.ngrams_per_row(),
+                    shared_lookups_ratio: collisions.shared_lookups_ratio(),
                 }
             });
             TableStatus { name: spec.name.clone(), order: spec.order, rows, touched_rows, collisions }

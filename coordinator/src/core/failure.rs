@@ -3,7 +3,7 @@
 //! The first failure is the culprit. A dead process is often noticed first by its peers: a member that fails because
 //! of a peer names it, and the verdict then waits a moment for the peer's own end, which is the better witness.
 
-use polygram_domain::Step;
+use polygram_domain::{Step, words};
 use polygram_proto::control::{
     Abort, AbortKind, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
 };
@@ -173,7 +173,8 @@ impl Turn<'_> {
         let kept = state.newest().map_or(Step(0), |newest| newest.step);
         let lost = reached.0.saturating_sub(kept.0);
         let message = format!(
-            "stopped without a commit: {why}; the same command goes on from step {kept}, {lost} steps are done again ({wish})"
+            "stopped without a commit: {why}; the same command goes on from step {kept}, which leaves {} to be done again ({wish})",
+            words::counted(lost, "step")
         );
         let abort =
             Abort { reason: message.clone(), culprit: self.state.culprit.clone(), kind: AbortKind::End };

@@ -1,6 +1,6 @@
 //! From pending to over: what the run waits for, and when it goes on.
 
-use polygram_domain::{CheckpointKind, Step};
+use polygram_domain::{CheckpointKind, Step, words};
 use polygram_proto::control::{Assignment, Directive, MemberRef, Reason, Role, RunState};
 
 use super::event::Action;
@@ -112,7 +112,11 @@ impl Turn<'_> {
         let total = self.state.settings.total_steps;
         let committed = if self.state.last_commit() == Some(step) { "committed" } else { "unchanged" };
         let (run, reason, message) = if step.0 == total {
-            (RunState::Completed, Reason::AllStepsDone, format!("all {total} steps done and {committed}"))
+            (
+                RunState::Completed,
+                Reason::AllStepsDone,
+                format!("all {} done and {committed}", words::counted(total, "step")),
+            )
         } else if let Some(why) = self.state.stop.clone() {
             let message = format!("stopped at step {step} of {total}, {committed}: {why}");
             (RunState::Stopped, Reason::StopRequested, message)

@@ -2,8 +2,8 @@
 
 use polygram_domain::{Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    AssignmentHash, Envelope, Heartbeat, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role,
-    RunState,
+    AssignmentHash, Envelope, Evaluation, Heartbeat, JoinRequest, MemberId, MemberRef, MemberReport, Phase,
+    Reason, Role, RunState,
 };
 
 use super::event::{Action, Level, Record, Reply, Ticket};
@@ -143,17 +143,28 @@ impl Turn<'_> {
                 }
             }
             MemberReport::Evaluation(evaluation) => {
-                if self.speaks_for_the_run(who)
-                    && self.state.evaluation.map(|e| e.step) != Some(evaluation.step)
-                {
-                    self.state.evaluation = Some(evaluation);
-                    self.actions.push(Action::Record(Record::Evaluation(evaluation)));
+                if self.speaks_for_the_run(who) {
+                    self.evaluated(evaluation);
                 }
             }
             MemberReport::Failed(failure) => self.member_failed(who, failure),
             MemberReport::Finished { step } => self.finished(who, step),
             MemberReport::Shard(report) => self.shard_counts(who, *report),
             MemberReport::Input(report) => self.input_counts(who, *report),
+        }
+    }
+
+    /// Keeps an evaluation of one of the run's held-out sets, once.
+    fn evaluated(&mut self, evaluation: Evaluation) {
+        if !self.state.settings.held_out_sets.contains(&evaluation.set) {
+            let line =
+                format!("ignored an evaluation of {:?}, which is no held-out set of the run", evaluation.set);
+            return self.log(Level::Warn, line);
+        }
+        let newest = self.state.evaluations.get(&evaluation.set).map(|newest| newest.step);
+        if newest != Some(evaluation.step) {
+            self.state.evaluations.insert(evaluation.set.clone(), evaluation.clone());
+            self.actions.push(Action::Record(Record::Evaluation(evaluation)));
         }
     }
 

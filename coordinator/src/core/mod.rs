@@ -34,7 +34,7 @@ mod tests;
 pub use damage::{Examined, FellBack};
 pub use event::{Action, Event, Level, Outcome, Record, Reply, Ticket, Time, Uploaded};
 pub use policy::RolledBack;
-pub use settings::{Resume, Settings, Timeouts};
+pub use settings::{Earlier, Resume, Settings, Timeouts};
 pub use state::State;
 
 /// Applies `event` at `now` and says what is to be done, in order.

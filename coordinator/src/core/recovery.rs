@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polygram_checkpoint::{CulpritRecord, LossRecord, RecoveryLine};
-use polygram_domain::{Generation, Step};
+use polygram_domain::{Generation, Step, words};
 use polygram_proto::control::{
     Abort, AbortKind, Culprit, Directive, MemberId, MemberRef, MemberReport, Reason, Role, Rollback, RunState,
 };
@@ -86,7 +86,8 @@ impl State {
         let until = until.filter(|until| now < *until && self.recovery.hosts_seen.len() > 1)?;
         let seconds = until.since(now) as f64 / 1000.0;
         Some(format!(
-            "host {host} is kept out for {seconds:.0} s: {losses} losses in a row were its members'"
+            "host {host} is kept out for {seconds:.0} s: {} in a row of its members",
+            words::counted(losses.into(), "loss")
         ))
     }
 
@@ -102,12 +103,13 @@ impl State {
             ));
         }
         if recovery.restarts >= policy.max_restarts {
-            return Some(format!("recovery.max_restarts = {} restarts are used up", policy.max_restarts));
+            return Some(format!("recovery.max_restarts = {} is used up", policy.max_restarts));
         }
         if recovery.fruitless > policy.max_fruitless_restarts {
             return Some(format!(
-                "{} restarts in a row came no further than step {} (recovery.max_fruitless_restarts)",
-                policy.max_fruitless_restarts, recovery.furthest_at_loss
+                "{} in a row came no further than step {} (recovery.max_fruitless_restarts)",
+                words::counted(policy.max_fruitless_restarts.into(), "restart"),
+                recovery.furthest_at_loss
             ));
         }
         None
@@ -143,7 +145,10 @@ impl Turn<'_> {
                 let wish = wish.clone();
                 self.stop_uncommitted(&wish, &format!("lost meanwhile: {sentence}"));
             }
-            (Some(why), None) => self.fail(reason, format!("{sentence}; {why} ({restarts} restarts so far)")),
+            (Some(why), None) => {
+                let restarts = words::counted(restarts.into(), "restart");
+                self.fail(reason, format!("{sentence}; {why} ({restarts} so far)"))
+            }
             (None, None) => self.roll_back(reason, sentence),
         }
     }
@@ -285,7 +290,10 @@ impl Turn<'_> {
         if let Some(until) = self.state.recovery.not_before.filter(|until| self.now < *until) {
             let lost_at = self.state.recovery.lost_at.unwrap_or(self.now);
             let (count, pause) = (self.state.recovery.fruitless, until.since(lost_at) as f64 / 1000.0);
-            let message = waits(format!("{count} restarts came no further, pausing {pause:.1} s"), self);
+            let message = waits(
+                format!("{} came no further, pausing {pause:.1} s", words::counted(count.into(), "restart")),
+                self,
+            );
             self.enter(RunState::Recovering, Reason::BackingOff, message);
             return false;
         }
@@ -322,7 +330,7 @@ impl Turn<'_> {
         }
         self.state.resume = self.state.newest();
         let step = self.state.resume_step();
-        self.state.evaluation = self.state.evaluation.filter(|evaluation| evaluation.step <= step);
+        self.state.evaluations.retain(|_, evaluation| evaluation.step <= step);
         self.actions.push(Action::Record(Record::WentBack(step)));
         let (at_unix_ms, generation) = (self.now.0, self.state.generation);
         let line = RecoveryLine::WentBack { at_unix_ms, generation, step };

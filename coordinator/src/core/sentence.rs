@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use polygram_domain::words;
 use polygram_proto::control::{MemberRef, Role};
 
 use super::state::State;
@@ -30,11 +31,11 @@ impl State {
             if names.is_empty() {
                 return None;
             }
-            let plural = if all == 1 { "" } else { "s" };
+            let of_all = words::counted(all.into(), &role.to_string());
             let rest = names.len().saturating_sub(NAMED);
             let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
             let named = names[..names.len() - rest].join(", ");
-            Some(format!("{} of {all} {role}{plural}{verb}: {named}{more}", names.len()))
+            Some(format!("{} of {of_all}{verb}: {named}{more}", names.len()))
         };
         let parts: Vec<String> = [role(Role::Worker, topology.workers), role(Role::Shard, topology.shards)]
             .into_iter()

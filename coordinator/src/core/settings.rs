@@ -6,6 +6,7 @@ use polygram_checkpoint::keys;
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{CheckpointKind, RunSpec, Step, TableSpec, Topology};
+use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///
@@ -70,6 +71,24 @@ impl Resume {
     }
 }
 
+/// What an attempt shows of the attempts before it until it has figures of its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Earlier {
+    /// The newest update.
+    pub metrics: Option<StepMetrics>,
+    /// The newest evaluation of every held-out set.
+    pub evaluations: Vec<Evaluation>,
+}
+
+impl Earlier {
+    /// What the `status` of an earlier attempt says of state version `resumed` and those before it.
+    pub fn of(status: RunStatus, resumed: Step) -> Earlier {
+        let RunStatus { last_metrics, mut evaluations, .. } = status;
+        evaluations.retain(|evaluation| evaluation.step <= resumed);
+        Earlier { metrics: last_metrics.filter(|metrics| metrics.step.next() <= resumed), evaluations }
+    }
+}
+
 /// The frame of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -93,6 +112,10 @@ pub struct Settings {
     pub stop_grace_ms: Option<u64>,
     /// The n-gram tables, in order.
     pub tables: Vec<TableSpec>,
+    /// Names of the held-out sets.
+    pub held_out_sets: Vec<String>,
+    /// What earlier attempts have reported of the state that is resumed.
+    pub earlier: Earlier,
     /// What is done about a lost member.
     pub recovery: RecoverySpec,
     /// What the run remembers and leaves out when the attempt begins.
@@ -113,6 +136,8 @@ impl Settings {
             timeouts: Timeouts::of(spec.failure_detection_seconds),
             stop_grace_ms: spec.stop_grace_seconds.map(|seconds| (seconds * 1000.0) as u64),
             tables: spec.tables().iter().cloned().collect(),
+            held_out_sets: spec.data.held_out_names().into_iter().map(str::to_owned).collect(),
+            earlier: Earlier::default(),
             recovery: spec.recovery.clone(),
             policy,
         }

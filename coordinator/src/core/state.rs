@@ -39,7 +39,8 @@ pub struct State {
     pub(super) consequences: Vec<String>,
     pub(super) ending: Option<Ending>,
     pub(super) metrics: Option<StepMetrics>,
-    pub(super) evaluation: Option<Evaluation>,
+    /// The newest evaluation of every held-out set, by name.
+    pub(super) evaluations: BTreeMap<String, Evaluation>,
     pub(super) counts: Counts,
     pub(super) last_tick: Time,
     pub(super) recovery: Recovery,
@@ -128,6 +129,11 @@ impl State {
             |kind| settings.resume.as_ref().filter(|resume| resume.kind == kind).map(|resume| resume.step);
         let point = resumed(CheckpointKind::Point);
         let committed = settings.committed.max(resumed(CheckpointKind::Commit));
+        let earlier = settings.earlier.evaluations.iter();
+        let evaluations = earlier
+            .filter(|evaluation| settings.held_out_sets.contains(&evaluation.set))
+            .map(|evaluation| (evaluation.set.clone(), evaluation.clone()))
+            .collect();
         let mut state = State {
             run: RunState::Pending,
             reason: Reason::WaitingForMembers,
@@ -146,7 +152,7 @@ impl State {
             consequences: Vec::new(),
             ending: None,
             metrics: None,
-            evaluation: None,
+            evaluations,
             counts: Counts::default(),
             last_tick: now,
             recovery: Recovery::default(),

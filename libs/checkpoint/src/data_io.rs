@@ -163,7 +163,10 @@ impl RunStore {
         let place = self.place(&entry.key)?;
         let (damaged, bytes) = self.root().get_range(&place, (range, entry.bytes), look).await?;
         match damaged {
-            None => Ok(Span { offset, bytes }),
+            None => {
+                self.count_read(bytes.len() as u64);
+                Ok(Span { offset, bytes })
+            }
             Some(block) => Err(CheckpointError::damaged(
                 &entry.key,
                 format!("its MiB {block} does not have the CRC-32C that was written"),

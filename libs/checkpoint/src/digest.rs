@@ -24,6 +24,7 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{Step, TableIndex};
 use serde::{Deserialize, Serialize};
 
+use crate::compare::{Distance, RowDistance};
 use crate::cover::TensorClass;
 use crate::error::CheckpointError;
 use crate::manifest::Manifest;
@@ -177,46 +178,79 @@ impl StateDigest {
 }
 
 /// A tensor or table that two states do not have alike.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// Name of the tensor, or `table <number>`.
     pub name: String,
     /// What differs, in words.
     pub what: String,
+    /// Of the tensor's values, or of the table's weights; `None` until [`measure`](crate::compare::measure) finds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Distance>,
+    /// What is compared of a table's rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowDistance>,
+    /// Where the values lie.
+    #[serde(skip)]
+    pub(crate) place: Place,
+}
+
+/// What can be compared value by value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing: one state does not have it, or in another shape.
+    Nowhere,
+    /// A tensor of so many elements.
+    Tensor { elements: u64 },
+    /// A table of rows of this width.
+    Table { table: TableIndex, width: usize },
 }
 
 impl StateDigest {
     /// Every tensor and table in which two states differ, tensors first, by name.
     pub fn differences(&self, other: &StateDigest) -> Vec<Difference> {
         let mut found = Vec::new();
-        let mut note = |name: String, what: String| found.push(Difference { name, what });
-        let names: BTreeSet<&String> = self.tensors.keys().chain(other.tensors.keys()).collect();
-        for name in names {
+        let mut note = |name: String, what: String, place: Place| {
+            found.push(Difference { name, what, distance: None, rows: None, place });
+        };
+        for name in union(&self.tensors, &other.tensors) {
+            let place = |shape: &[u64]| Place::Tensor { elements: shape.iter().product() };
             match (self.tensors.get(name), other.tensors.get(name)) {
                 (Some((a, _)), Some((b, _))) if a != b => {
-                    note(name.clone(), format!("shape {a:?} and {b:?}"))
+                    note(name.clone(), format!("shape {a:?} and {b:?}"), Place::Nowhere)
                 }
-                (Some((_, a)), Some((_, b))) if a != b => note(name.clone(), "other values".into()),
+                (Some((shape, a)), Some((_, b))) if a != b => {
+                    note(name.clone(), "other values".into(), place(shape))
+                }
                 (Some(_), Some(_)) => {}
-                (Some(_), None) => note(name.clone(), "only in the first".into()),
-                (None, _) => note(name.clone(), "only in the second".into()),
+                (Some(_), None) => note(name.clone(), "only in the first".into(), Place::Nowhere),
+                (None, _) => note(name.clone(), "only in the second".into(), Place::Nowhere),
             }
         }
-        let numbers: BTreeSet<&u32> = self.tables.keys().chain(other.tables.keys()).collect();
-        for number in numbers {
+        for number in union(&self.tables, &other.tables) {
             let name = format!("table {number}");
+            let place = |shape: &TableShape| Place::Table { table: shape.table, width: shape.width as usize };
             match (self.tables.get(number), other.tables.get(number)) {
-                (Some((a, ..)), Some((b, ..))) if a != b => note(name, format!("{a:?} and {b:?}")),
-                (Some((_, a, _)), Some((_, b, _))) if a != b => {
-                    note(name, format!("{a} and {b} written rows"));
+                (Some((a, ..)), Some((b, ..))) if a != b => {
+                    note(name, format!("{a:?} and {b:?}"), Place::Nowhere)
                 }
-                (Some((.., a)), Some((.., b))) if a != b => note(name, "other values".into()),
+                (Some((shape, a, _)), Some((_, b, _))) if a != b => {
+                    note(name, format!("{a} and {b} written rows"), place(shape));
+                }
+                (Some((shape, _, a)), Some((.., b))) if a != b => {
+                    note(name, "other values".into(), place(shape))
+                }
                 (Some(_), Some(_)) => {}
-                (Some(_), None) => note(name, "only in the first".into()),
-                (None, _) => note(name, "only in the second".into()),
+                (Some(_), None) => note(name, "only in the first".into(), Place::Nowhere),
+                (None, _) => note(name, "only in the second".into(), Place::Nowhere),
             }
         }
         found
+    }
+
+    /// How many tensors and tables two states have together: those of both count once.
+    pub fn compared(&self, other: &StateDigest) -> usize {
+        union(&self.tensors, &other.tensors).len() + union(&self.tables, &other.tables).len()
     }
 
     /// How many tensors and tables the state has.
@@ -228,6 +262,11 @@ impl StateDigest {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// The keys of two maps, each once, in order.
+fn union<'a, K: Ord, V>(a: &'a BTreeMap<K, V>, b: &'a BTreeMap<K, V>) -> BTreeSet<&'a K> {
+    a.keys().chain(b.keys()).collect()
 }
 
 impl RunStore {

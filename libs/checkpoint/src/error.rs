@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polygram_domain::Step;
+use polygram_domain::{Step, words};
 
 use crate::cover::CoverError;
 use crate::keys;
@@ -218,6 +218,10 @@ impl FailedRequest {
         if self.tries < 2 {
             return String::new();
         }
-        format!(" (gave up after {} tries in {:.1} s)", self.tries, self.waited.as_secs_f64())
+        format!(
+            " (gave up after {} in {:.1} s)",
+            words::counted(self.tries.into(), "try"),
+            self.waited.as_secs_f64()
+        )
     }
 }

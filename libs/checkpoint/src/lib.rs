@@ -30,6 +30,7 @@
 pub mod blocks;
 mod cloud;
 pub mod commit;
+pub mod compare;
 pub mod config;
 mod copy;
 pub mod cover;
@@ -71,6 +72,7 @@ pub mod verify;
 
 pub use cloud::Variables;
 pub use commit::{Committed, Damaged, Latest, Retained};
+pub use compare::{Distance, RowDistance};
 pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};

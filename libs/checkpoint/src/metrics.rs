@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use polygram_domain::float;
+use polygram_domain::{HeldOutSets, float};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
@@ -79,16 +79,24 @@ pub struct MetricsRecord {
     pub embedding_wait_seconds: Option<f64>,
 }
 
-/// One evaluation on held-out data.
+/// One evaluation of one held-out set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
     /// State version evaluated.
     pub step: u64,
+    /// Name of the held-out set.
+    #[serde(default = "unnamed_set")]
+    pub set: String,
     /// Mean negative log-likelihood, nats per token.
     #[serde(with = "float")]
     pub loss: f64,
     /// Held-out tokens.
     pub tokens: u64,
+}
+
+/// The set of records that were made when a run had one set without a name.
+fn unnamed_set() -> String {
+    HeldOutSets::UNNAMED.to_owned()
 }
 
 /// The history of a run as it counts.
@@ -98,7 +106,7 @@ pub struct Metrics {
     pub attempts: Vec<AttemptRecord>,
     /// Updates, by step.
     pub steps: Vec<MetricsRecord>,
-    /// Evaluations, by step.
+    /// Evaluations, by step and set.
     pub evaluations: Vec<EvaluationRecord>,
     /// Steps between or before these that nothing is recorded of any more, both ends included.
     pub gaps: Vec<(u64, u64)>,
@@ -110,7 +118,8 @@ pub struct MetricsHistory {
     wanted: RangeInclusive<u64>,
     attempts: Vec<AttemptRecord>,
     steps: BTreeMap<u64, MetricsRecord>,
-    evaluations: BTreeMap<u64, EvaluationRecord>,
+    /// By step and set.
+    evaluations: BTreeMap<(u64, String), EvaluationRecord>,
     newest: u64,
 }
 
@@ -136,7 +145,7 @@ impl MetricsHistory {
             }
             MetricsLine::Evaluation(record) => {
                 self.newest = self.newest.max(record.step);
-                self.evaluations.insert(record.step, record);
+                self.evaluations.insert((record.step, record.set.clone()), record);
             }
         }
     }
@@ -145,7 +154,7 @@ impl MetricsHistory {
     fn go_back(&mut self, step: u64) {
         self.newest = step;
         self.steps.split_off(&step.saturating_add(1));
-        self.evaluations.split_off(&step.saturating_add(1));
+        self.evaluations.split_off(&(step.saturating_add(1), String::new()));
     }
 
     /// The newest step that the last line speaks of.
@@ -157,7 +166,7 @@ impl MetricsHistory {
     pub fn finish(mut self) -> Metrics {
         let wanted = self.wanted;
         self.steps.retain(|step, _| wanted.contains(step));
-        self.evaluations.retain(|step, _| wanted.contains(step));
+        self.evaluations.retain(|(step, _), _| wanted.contains(step));
         // A run may begin from another one's checkpoint.
         let first = self.attempts.first().filter(|first| first.attempt == 1);
         let first = first.map_or(1, |first| first.resumed_from.saturating_add(1));

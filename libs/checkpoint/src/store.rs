@@ -1,6 +1,7 @@
 //! One run's objects: names relative to the run, reads that verify, writes that say what they wrote.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ pub struct RunStore {
     root: Root,
     run: RunName,
     object_bytes: usize,
+    read_bytes: Arc<AtomicU64>,
 }
 
 /// An object in a listing.
@@ -68,7 +70,7 @@ impl RunStore {
 
     /// `run` under a root that is already open.
     pub fn at(root: Root, run: &RunName) -> RunStore {
-        RunStore { root, run: run.clone(), object_bytes: OBJECT_BYTES }
+        RunStore { root, run: run.clone(), object_bytes: OBJECT_BYTES, read_bytes: Arc::default() }
     }
 
     /// `run` in an object store that is already open.
@@ -84,6 +86,15 @@ impl RunStore {
     /// The run.
     pub fn run(&self) -> &RunName {
         &self.run
+    }
+
+    /// Bytes of data objects that this store and its clones have read and verified so far: for progress.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_read(&self, bytes: u64) {
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn object_bytes(&self) -> usize {

@@ -4,7 +4,6 @@ use crate::error::CheckpointError;
 use crate::fault::Fault;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::ObjectEntry;
 use crate::store::RunStore;
 
 /// What a look at every object of a checkpoint has found.
@@ -19,14 +18,10 @@ pub struct Verified {
 }
 
 impl RunStore {
-    /// Reads every object of a checkpoint, its configuration included, and compares it with its checksums; `seen` is
-    /// told of each data object before it is read. Memory holds a few reads of 8 MiB. A store that fails is an error,
-    /// not a fault.
-    pub async fn verify(
-        &self,
-        manifest: &Manifest,
-        mut seen: impl FnMut(&ObjectEntry),
-    ) -> Result<Verified, CheckpointError> {
+    /// Reads every object of a checkpoint, its configuration included, and compares it with its checksums
+    /// ([`RunStore::read_bytes`] says how far it is). Memory holds a few reads of 8 MiB. A store that fails is an
+    /// error, not a fault.
+    pub async fn verify(&self, manifest: &Manifest) -> Result<Verified, CheckpointError> {
         let mut verified = Verified::default();
         let mut note = |key: &str, result: Result<(), CheckpointError>| match result {
             Ok(()) => Ok(()),
@@ -38,7 +33,6 @@ impl RunStore {
         };
         note(&keys::config(&manifest.config.0), self.read_config(&manifest.config).await.map(drop))?;
         for entry in &manifest.objects {
-            seen(entry);
             note(&entry.key, self.check_object(entry).await)?;
         }
         verified.objects = manifest.objects.len();

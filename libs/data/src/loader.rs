@@ -7,6 +7,7 @@
 use std::num::NonZeroU64;
 
 use polygram_domain::CellBatch;
+use polygram_domain::HeldOutSets;
 use polygram_domain::ids::{Cell, Step};
 use polygram_domain::run_spec::{DataSpec, RunSpec, TrainingSpec};
 
@@ -23,12 +24,18 @@ const CHECKED_AT_OPEN: u64 = 1 << 28;
 /// Training and held-out data of a run.
 pub struct Loader {
     train: Box<dyn TokenSource>,
-    held_out: Option<Box<dyn TokenSource>>,
+    held_out: Vec<HeldOutSet>,
     sampler: Sampler,
     vocab: u32,
     seq_len: u32,
     micro_batch: u32,
     cells: u32,
+}
+
+/// A named set of held-out data.
+struct HeldOutSet {
+    name: String,
+    source: Box<dyn TokenSource>,
 }
 
 impl Loader {
@@ -37,7 +44,7 @@ impl Loader {
         Loader::open(&spec.data, spec.seed, &spec.training, Vocabulary::of(&spec.model))
     }
 
-    /// Opens `data` and checks that it has at least one sample, that held-out data has at least one cell, and that
+    /// Opens `data` and checks that it has at least one sample, that every held-out set has at least one cell, and that
     /// segments of moderate size stay within the vocabulary. Relative paths are relative to the current directory.
     pub fn open(
         data: &DataSpec,
@@ -47,14 +54,20 @@ impl Loader {
     ) -> Result<Loader, DataError> {
         let (train, held_out) = match data {
             DataSpec::Segments { train, held_out } => {
-                (segment(train, vocab)?, held_out.as_deref().map(|path| segment(path, vocab)).transpose()?)
+                let open = |(name, path): (&str, &str)| -> Result<HeldOutSet, DataError> {
+                    Ok(HeldOutSet { name: name.to_owned(), source: segment(path, vocab)? })
+                };
+                (segment(train, vocab)?, held_out.iter().map(open).collect::<Result<_, _>>()?)
             }
             DataSpec::Synthetic { tokens, held_out_tokens } => {
                 let source = |part, tokens| -> Result<Box<dyn TokenSource>, DataError> {
                     Ok(Box::new(Synthetic::new(seed, part, tokens, vocab)?))
                 };
-                let held_out =
-                    (*held_out_tokens > 0).then(|| source(Part::HeldOut, *held_out_tokens)).transpose()?;
+                let mut held_out = Vec::new();
+                if *held_out_tokens > 0 {
+                    let source = source(Part::HeldOut, *held_out_tokens)?;
+                    held_out.push(HeldOutSet { name: HeldOutSets::UNNAMED.to_owned(), source });
+                }
                 (source(Part::Train, *tokens)?, held_out)
             }
         };
@@ -77,9 +90,8 @@ impl Loader {
             micro_batch,
             cells: training.cells,
         };
-        if let Some(held_out) = &loader.held_out
-            && loader.held_out_cells() == 0
-        {
+        if let Some(short) = (0..loader.held_out.len()).find(|set| loader.held_out_cells(*set) == 0) {
+            let held_out = &loader.held_out[short].source;
             return Err(DataError::TooShort {
                 source_name: held_out.name().to_owned(),
                 tokens: held_out.token_count(),
@@ -101,9 +113,14 @@ impl Loader {
         self.sampler.samples()
     }
 
-    /// Whole cells of held-out data; 0 when there is none.
-    pub fn held_out_cells(&self) -> u64 {
-        let samples = self.held_out.as_ref().map_or(0, |source| samples_of(source.as_ref(), self.seq_len));
+    /// Names of the held-out sets, by number.
+    pub fn held_out_sets(&self) -> impl Iterator<Item = &str> {
+        self.held_out.iter().map(|set| set.name.as_str())
+    }
+
+    /// Whole cells of held-out set number `set`; 0 when there is no such set.
+    pub fn held_out_cells(&self, set: usize) -> u64 {
+        let samples = self.held_out.get(set).map_or(0, |set| samples_of(set.source.as_ref(), self.seq_len));
         samples.checked_div(self.micro_batch.into()).unwrap_or(0)
     }
 
@@ -121,10 +138,10 @@ impl Loader {
         self.batch(self.train.as_ref(), samples)
     }
 
-    /// Held-out cell `index`, in the order of the source; `None` past the last whole cell.
-    pub fn held_out_cell(&self, index: u64) -> Result<Option<CellBatch>, DataError> {
-        match &self.held_out {
-            Some(source) if index < self.held_out_cells() => {
+    /// Cell `index` of held-out set number `set`, in the order of the source; `None` past the last whole cell.
+    pub fn held_out_cell(&self, set: usize, index: u64) -> Result<Option<CellBatch>, DataError> {
+        match self.held_out.get(set) {
+            Some(HeldOutSet { source, .. }) if index < self.held_out_cells(set) => {
                 let first = index * u64::from(self.micro_batch);
                 self.batch(source.as_ref(), first..first + u64::from(self.micro_batch)).map(Some)
             }

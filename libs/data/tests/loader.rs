@@ -9,7 +9,7 @@ use polygram_data::segment::Existing;
 use polygram_data::{DataError, Dtype, Loader, SegmentWriter, Vocabulary};
 use polygram_domain::ids::{Cell, Step};
 use polygram_domain::run_spec::{DataSpec, RunSpec, TrainingSpec};
-use polygram_domain::{CellBatch, RunFile};
+use polygram_domain::{CellBatch, HeldOutSets, RunFile};
 
 const VOCAB: Vocabulary = Vocabulary { size: 60_000, bos: 1, eos: 2 };
 
@@ -37,7 +37,7 @@ fn counting(folder: &Path, name: &str, tokens: u32) -> String {
 }
 
 fn segments(train: String, held_out: Option<String>) -> DataSpec {
-    DataSpec::Segments { train, held_out }
+    DataSpec::Segments { train, held_out: held_out.map(HeldOutSets::one).unwrap_or_default() }
 }
 
 /// First token of each sequence.
@@ -51,7 +51,7 @@ fn an_epoch_visits_every_sample_once() {
     // 24 samples of 4 + 1 tokens; one token is left over.
     let data = segments(counting(folder.path(), "t", 98), None);
     let loader = Loader::open(&data, 7, &training(4, 3, 2), VOCAB).unwrap();
-    assert_eq!((loader.samples(), loader.train_tokens(), loader.held_out_cells()), (24, 98, 0));
+    assert_eq!((loader.samples(), loader.train_tokens(), loader.held_out_cells(0)), (24, 98, 0));
     let mut orders = Vec::new();
     for epoch in 0..3 {
         let mut seen = Vec::new();
@@ -85,12 +85,45 @@ fn held_out_cells_follow_the_source() {
     let folder = tempfile::tempdir().unwrap();
     let data = segments(counting(folder.path(), "t", 98), Some(counting(folder.path(), "h", 30)));
     let loader = Loader::open(&data, 7, &training(4, 3, 2), VOCAB).unwrap();
-    assert_eq!(loader.held_out_cells(), 2);
-    let cells: Vec<Vec<u32>> = (0..2).map(|i| firsts(&loader.held_out_cell(i).unwrap().unwrap())).collect();
+    assert_eq!(loader.held_out_cells(0), 2);
+    let cells: Vec<Vec<u32>> =
+        (0..2).map(|i| firsts(&loader.held_out_cell(0, i).unwrap().unwrap())).collect();
     assert_eq!(cells, [[3, 7, 11], [15, 19, 23]]);
     for past in [2, u64::MAX] {
-        assert_eq!(loader.held_out_cell(past).unwrap(), None);
+        assert_eq!(loader.held_out_cell(0, past).unwrap(), None);
     }
+}
+
+#[test]
+fn every_held_out_set_has_cells_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let [wiki, code] = [("wiki", 30), ("code", 13)]
+        .map(|(name, tokens)| (name.to_owned(), counting(folder.path(), name, tokens)));
+    let sets =
+        |sets: &[&(String, String)]| HeldOutSets::named(sets.iter().map(|set| (*set).clone())).unwrap();
+    let train = counting(folder.path(), "t", 98);
+    let data = |held_out| DataSpec::Segments { train: train.clone(), held_out };
+    let loader = Loader::open(&data(sets(&[&wiki, &code])), 7, &training(4, 3, 2), VOCAB).unwrap();
+    assert_eq!(
+        loader.held_out_sets().collect::<Vec<_>>(),
+        ["code", "wiki"],
+        "by name, in any order of the file"
+    );
+    assert_eq!([0, 1, 2].map(|set| loader.held_out_cells(set)), [1, 2, 0]);
+    // The same tokens with other training data, another seed and other sets beside: they follow from the file alone.
+    let alone = Loader::open(&data(sets(&[&wiki])), 8, &training(4, 3, 1), VOCAB).unwrap();
+    for cell in 0..2 {
+        assert_eq!(loader.held_out_cell(1, cell).unwrap(), alone.held_out_cell(0, cell).unwrap());
+    }
+    assert_eq!(loader.held_out_cell(2, 0).unwrap(), None);
+
+    let short = ("short".to_owned(), counting(folder.path(), "short", 12));
+    let error =
+        Loader::open(&data(sets(&[&wiki, &short])), 7, &training(4, 3, 2), VOCAB).map(drop).unwrap_err();
+    assert!(
+        matches!(&error, DataError::TooShort { source_name, .. } if source_name.contains("short")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -133,7 +166,7 @@ fn a_run_s_synthetic_data_is_its_own() {
     assert!(batch.tokens_bt().iter().all(|&token| token < spec.model.vocab_size));
     assert!(batch.tokens_bt().contains(&spec.model.eos_token_id));
     assert_eq!(batch, Loader::of_run(&spec).unwrap().cell(Step(3), Cell(0)).unwrap());
-    assert!(loader.held_out_cell(0).unwrap().is_some());
+    assert!(loader.held_out_cell(0, 0).unwrap().is_some());
     spec.seed += 1;
     assert_ne!(batch, Loader::of_run(&spec).unwrap().cell(Step(3), Cell(0)).unwrap());
 }

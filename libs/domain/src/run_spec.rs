@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointSpec, RecoveryPointSpec};
 use crate::embedding::EmbeddingSpec;
+use crate::held_out::HeldOutSets;
 use crate::ids::RunName;
 use crate::layout::{ParameterSpec, dense_parameters};
 use crate::model::ModelSpec;
@@ -86,8 +87,8 @@ pub enum DataSpec {
     Segments {
         /// Training data.
         train: String,
-        /// Held-out data, if any.
-        held_out: Option<String>,
+        /// Held-out sets; none where losses on held-out data are not wanted.
+        held_out: HeldOutSets,
     },
     /// Tokens that the run makes itself: documents of a random Markov chain (seeded by the run).
     Synthetic {
@@ -96,6 +97,17 @@ pub enum DataSpec {
         /// Held-out tokens.
         held_out_tokens: u64,
     },
+}
+
+impl DataSpec {
+    /// Names of the held-out sets, in the order in which they are evaluated.
+    pub fn held_out_names(&self) -> Vec<&str> {
+        match self {
+            DataSpec::Segments { held_out, .. } => held_out.iter().map(|(name, _)| name).collect(),
+            DataSpec::Synthetic { held_out_tokens: 0, .. } => Vec::new(),
+            DataSpec::Synthetic { .. } => vec![HeldOutSets::UNNAMED],
+        }
+    }
 }
 
 /// Steps, cells, optimizer and losses.
@@ -254,9 +266,9 @@ impl ElasticitySpec {
 /// Held-out evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationSpec {
-    /// Evaluate every so many updates, and at the end.
+    /// Evaluate every so many updates, and after the last update of a session that was not asked to stop.
     pub every_steps: u64,
-    /// Cells of held-out data per evaluation.
+    /// Cells of every held-out set per evaluation, its first ones.
     pub cells: u32,
 }
 

@@ -15,7 +15,7 @@ macro_rules! metrics {
 metrics! {
     /// Mean negative log-likelihood of the latest update, nats per token.
     LOSS_NATS = "polygram_loss_nats";
-    /// Mean negative log-likelihood on held-out data, nats per token.
+    /// Mean negative log-likelihood on a held-out set (set), nats per token.
     HELD_OUT_LOSS_NATS = "polygram_held_out_loss_nats";
     /// Global gradient norm of the latest update, before clipping.
     GRADIENT_NORM = "polygram_gradient_norm";
@@ -90,6 +90,10 @@ metrics! {
     IDEAL_ROWS = "polygram_ideal_rows";
     /// Share of those rows that the table's hash did not reach, by table; about 0 for a good size.
     EXCESS_COLLISIONS_RATIO = "polygram_excess_collisions_ratio";
+    /// Distinct n-grams for each touched row on average, by table.
+    NGRAMS_PER_ROW = "polygram_ngrams_per_row";
+    /// Expected share of lookups whose row another n-gram uses too, by table.
+    SHARED_LOOKUPS_RATIO = "polygram_shared_lookups_ratio";
     /// Members that offer themselves to a pool, by what they can be (member) and where they are (place).
     POOL_MEMBERS = "polygram_pool_members";
     /// Jobs that a pool ever had, by state.

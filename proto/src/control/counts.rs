@@ -108,6 +108,11 @@ impl ShardReport {
         self.tables.iter().map(|table| table.touched_rows).fold(0, u64::saturating_add)
     }
 
+    /// How long an answer that was held back waited on average; `None` where none was.
+    pub fn mean_parked_seconds(&self) -> Option<f64> {
+        (self.parked_lookups > 0).then(|| self.parked_seconds / self.parked_lookups as f64)
+    }
+
     /// Share of declarations that another cell of the step had made already; `None` before the first.
     pub fn overlap_ratio(&self) -> Option<f64> {
         (self.declared_rows > 0).then(|| 1.0 - self.step_rows as f64 / self.declared_rows as f64)
@@ -164,6 +169,12 @@ pub struct CollisionStatus {
     pub ideal_rows: f64,
     /// Share of those that were not touched; about 0 for a good size, within the estimate's error.
     pub excess_ratio: Option<f64>,
+    /// Distinct n-grams for each touched row, on average.
+    #[serde(default)]
+    pub ngrams_per_row: Option<f64>,
+    /// Expected share of lookups whose row another n-gram uses too.
+    #[serde(default)]
+    pub shared_lookups_ratio: Option<f64>,
 }
 
 /// What all workers have counted of their input.

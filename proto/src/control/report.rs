@@ -1,6 +1,6 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{Generation, Step, StepOutcome, float};
+use polygram_domain::{Generation, HeldOutSets, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
@@ -106,16 +106,24 @@ pub struct StepProof {
     pub dense: Fingerprint,
 }
 
-/// A held-out evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// An evaluation of one held-out set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Updates applied before it.
     pub step: Step,
+    /// Name of the held-out set.
+    #[serde(default = "unnamed_set")]
+    pub set: String,
     /// Loss, nats per token.
     #[serde(with = "float")]
     pub loss: f64,
     /// Tokens it is the mean over.
     pub tokens: u64,
+}
+
+/// The set of records that were made when a run had one set without a name.
+fn unnamed_set() -> String {
+    HeldOutSets::UNNAMED.to_owned()
 }
 
 /// A member's own account of why it cannot go on.

@@ -210,8 +210,9 @@ pub struct RunStatus {
     pub last_point: Option<Step>,
     /// Newest update.
     pub last_metrics: Option<StepMetrics>,
-    /// Newest evaluation.
-    pub last_evaluation: Option<Evaluation>,
+    /// The newest evaluation of every held-out set, by name; those of earlier attempts count.
+    #[serde(default)]
+    pub evaluations: Vec<Evaluation>,
     /// Who ended the run, or made it go back.
     pub culprit: Option<Culprit>,
     /// Who failed in its wake, one sentence each.

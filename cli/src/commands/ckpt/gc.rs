@@ -47,14 +47,15 @@ pub(crate) fn run(args: &CkptGcArgs, printer: &mut Printer) -> Outcome {
 
 fn human(document: &Document) -> String {
     let count = document.objects.len();
+    let objects = units::counted(count as u64, "object");
     if count == 0 {
         return format!("every data object of {} belongs to a checkpoint, or may yet", document.run);
     }
     let size = units::bytes(document.bytes);
     if document.removed {
-        return format!("{count} objects, {size}, are removed");
+        return format!("removed {objects}, {size}");
     }
     let lines: String =
         document.objects.iter().map(|o| format!("  {} ({})\n", o.key, units::bytes(o.bytes))).collect();
-    format!("{count} objects, {size}, belong to no checkpoint:\n{lines}nothing is removed without --yes")
+    format!("{objects}, {size}, of no checkpoint:\n{lines}nothing is removed without --yes")
 }

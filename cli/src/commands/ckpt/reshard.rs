@@ -7,6 +7,7 @@ use polygram_domain::{RunFile, RunSpec};
 use serde::Serialize;
 
 use crate::args::{CkptReshardArgs, RootArgs, RunArgs};
+use crate::byte_progress::ByteProgress;
 use crate::commands::{block_on, status, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
@@ -42,7 +43,11 @@ pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
         let failed = |error| stored::refused(&from.root, error);
         let config = source.read_config(&manifest.config).await.map_err(failed)?;
         let (spec, toml) = target_configuration(&config, args, &to)?;
-        write(&source, &manifest, (&target, placement), (&spec, &toml)).await.map_err(failed)
+        // Every byte is read to be copied, then both checkpoints are read for their digests.
+        let what = format!("resharding step {}", manifest.step);
+        let progress = ByteProgress::new(what, manifest.bytes().saturating_mul(3), &source).and(&target);
+        let work = write(&source, &manifest, (&target, placement), (&spec, &toml));
+        progress.follow(printer, work).await.map_err(failed)
     })?;
     let document = Document {
         run: to.name.to_string(),
@@ -54,9 +59,10 @@ pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
         was_there: resharded.committed == Committed::Before,
     };
     printer.result(&document, || {
-        let Document { run, root, step, digest, objects, .. } = &document;
+        let Document { run, root, step, digest, .. } = &document;
+        let objects = units::counted(document.objects as u64, "object");
         let size = units::bytes(document.bytes);
-        format!("{run} in {root} has step {step} in {objects} objects, {size}\nits state is the original's: {digest}")
+        format!("{run} in {root} has step {step} in {objects}, {size}\nits state is the original's: {digest}")
     })?;
     Ok(ExitStatus::Success)
 }

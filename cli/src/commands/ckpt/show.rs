@@ -124,14 +124,14 @@ fn document(manifest: &Manifest, pinned: bool) -> Document<'_> {
 fn human(document: &Document<'_>, is_verbose: bool) -> String {
     let Document { run, step, seed, config, .. } = document;
     let mut text = format!(
-        "{run} at step {step}, committed {} UTC{}\n{} in {} objects; {} samples and {} tokens consumed; seed {seed}\n\
+        "{run} at step {step}, committed {} UTC{}\n{} in {}; {} and {} consumed; seed {seed}\n\
          configuration {config}\n\n",
         units::moment(document.created_unix_ms),
         if document.pinned { ", pinned" } else { "" },
         units::bytes(document.bytes),
-        document.objects.len(),
-        units::grouped(document.samples),
-        units::grouped(document.tokens),
+        units::counted(document.objects.len() as u64, "object"),
+        units::counted(document.samples, "sample"),
+        units::counted(document.tokens, "token"),
     );
     let head = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let mut rows = vec![head(&["tensors", "names", "elements"])];

@@ -5,11 +5,12 @@ use polygram_domain::Step;
 use serde::Serialize;
 
 use crate::args::CkptVerifyArgs;
+use crate::byte_progress::ByteProgress;
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
-use crate::units;
+use crate::units::{self, counted};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -102,17 +103,9 @@ async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<R
         }
         Err(error) => return Err(error),
     };
-    let (total, mut read) = (manifest.bytes(), 0u64);
-    let is_live = printer.is_live();
-    let Verified { objects, bytes, faults: damaged } = store
-        .verify(&manifest, |entry| {
-            if is_live {
-                let (done, all) = (units::bytes(read), units::bytes(total));
-                printer.live(&format!("step {step}: {done} of {all} read, now {}", entry.key));
-            }
-            read = read.saturating_add(entry.bytes);
-        })
-        .await?;
+    let progress = ByteProgress::new(format!("verifying step {step}"), manifest.bytes(), store);
+    let Verified { objects, bytes, faults: damaged } =
+        progress.follow(printer, store.verify(&manifest)).await?;
     Ok(Report { step: step.0, sound: damaged.is_empty(), objects, bytes, damaged, set_aside: false })
 }
 
@@ -126,20 +119,27 @@ fn human(verdict: &Verdict) -> String {
     let report = match verdict {
         Verdict::Checkpoint(report) => report,
         Verdict::Ledger { ledger: LedgerReport { sound: true, steps, .. } } => {
-            return format!("ledger: {steps} steps, each once, every line follows the one before\n");
+            return format!(
+                "ledger: {}, each once, every line follows the one before\n",
+                counted(*steps as u64, "step")
+            );
         }
         Verdict::Ledger { ledger: LedgerReport { steps, damaged, .. } } => {
             let lines: String = damaged.iter().map(|object| format!("  {}\n", object.reason)).collect();
-            return format!("ledger: {steps} steps, {} faults\n{lines}", damaged.len());
+            return {
+                let (steps, faults) =
+                    (counted(*steps as u64, "step"), counted(damaged.len() as u64, "fault"));
+                format!("ledger: {steps}, {faults}\n{lines}")
+            };
         }
     };
-    let Report { step, objects, .. } = report;
+    let (step, objects) = (report.step, counted(report.objects as u64, "object"));
     let size = units::bytes(report.bytes);
     if report.sound {
-        return format!("step {step}: {objects} objects, {size}: every byte is what was written\n");
+        return format!("step {step}: {objects}, {size}: every byte is what was written\n");
     }
     let lines: String = report.damaged.iter().map(|object| format!("  {}\n", object.reason)).collect();
     let aside =
         if report.set_aside { "  set aside: the run continues from an older checkpoint\n" } else { "" };
-    format!("step {step}: {objects} objects, {size}: {} damaged\n{lines}{aside}", report.damaged.len())
+    format!("step {step}: {objects}, {size}: {} damaged\n{lines}{aside}", report.damaged.len())
 }

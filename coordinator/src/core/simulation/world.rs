@@ -101,6 +101,8 @@ impl World {
             resume,
             attempt: 1 + random.below(5) as u32,
             tables: Vec::new(),
+            held_out_sets: Vec::new(),
+            earlier: Default::default(),
             timeouts: Timeouts::of(10.0),
             stop_grace_ms: weather.grace,
             recovery: weather.recovery(),

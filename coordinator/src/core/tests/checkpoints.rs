@@ -124,11 +124,14 @@ fn metrics_are_rank_zeros_in_order_and_once() {
     assert_eq!(recorded(run.report(W1, MemberReport::Metrics(metrics(1, 1.0)))), 0);
     assert_eq!(recorded(run.report(S0, MemberReport::Metrics(metrics(1, 1.0)))), 0);
     assert_eq!(recorded(run.report(W0, MemberReport::Metrics(metrics(1, 2.5)))), 1);
-    let evaluation = Evaluation { step: Step(2), loss: 3.0, tokens: 64 };
-    assert_eq!(recorded(run.report(W0, MemberReport::Evaluation(evaluation))), 1);
-    assert_eq!(recorded(run.report(W0, MemberReport::Evaluation(evaluation))), 0);
+    let of = |set: &str| Evaluation { step: Step(2), set: set.into(), loss: 3.0, tokens: 64 };
+    for set in ["wiki", "code"] {
+        assert_eq!(recorded(run.report(W0, MemberReport::Evaluation(of(set)))), 1);
+        assert_eq!(recorded(run.report(W0, MemberReport::Evaluation(of(set)))), 0);
+    }
+    assert_eq!(recorded(run.report(W0, MemberReport::Evaluation(of("other")))), 0, "no set of the run");
     let status = run.state.status(run.now);
     assert_eq!(status.step, Step(2));
     assert_eq!(status.last_metrics.map(|m| m.loss), Some(2.5));
-    assert_eq!(status.last_evaluation, Some(evaluation));
+    assert_eq!(status.evaluations, [of("code"), of("wiki")]);
 }

@@ -51,6 +51,8 @@ fn settings() -> Settings {
         timeouts: Timeouts::of(10.0),
         stop_grace_ms: None,
         tables: Vec::new(),
+        held_out_sets: vec!["code".into(), "wiki".into()],
+        earlier: Default::default(),
         policy: Default::default(),
         recovery: RecoverySpec {
             max_restarts: 0,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::words;
 use polygram_proto::control::StopMode;
 use polygram_proto::pool::{JobId, JobState};
 
@@ -122,7 +123,11 @@ impl Turn<'_> {
             .get(&id)
             .is_some_and(|job| job.record.state == JobState::Starting && !job.record.is_cancelled);
         if starts {
-            self.enter(id, JobState::Running, format!("its run is at work with {workers} workers"));
+            self.enter(
+                id,
+                JobState::Running,
+                format!("its run is at work with {}", words::counted(workers.into(), "worker")),
+            );
         }
     }
 
@@ -181,7 +186,11 @@ impl Turn<'_> {
             job.active = Some(Active::new(workers, job.needs.shards, now));
             job.record.workers = workers;
         }
-        self.enter(id, JobState::Starting, format!("goes on with {workers} workers; {why}"));
+        self.enter(
+            id,
+            JobState::Starting,
+            format!("goes on with {}; {why}", words::counted(workers.into(), "worker")),
+        );
     }
 
     /// A session is over: whoever has a seat in it leaves.

@@ -4,6 +4,7 @@
 //! members than the pool has at all, so that it cannot start whatever ends. Nothing here knows how long a job will take,
 //! so no other way of overtaking could be shown to delay nobody.
 
+use polygram_domain::words;
 use polygram_proto::control::{MemberRef, Role};
 use polygram_proto::pool::{JobId, JobState, PoolMemberId};
 
@@ -115,11 +116,12 @@ impl Turn<'_> {
             }
             let fewer = job.needs.workers_within(active.filled(Role::Worker) + coming[0]);
             let waited = now.since(since) as f64 / 1000.0;
-            let why =
-                format!("{} workers and {} shards were missing for {waited:.0} s", vacant[0], vacant[1]);
+            let [workers, shards] = [(vacant[0], "worker"), (vacant[1], "shard")]
+                .map(|(count, role)| words::counted(count as u64, role));
+            let why = format!("missing for {waited:.0} s: {workers} and {shards}");
             match fewer.filter(|fewer| *fewer < active.workers && vacant[1] <= coming[1]) {
                 Some(fewer) => {
-                    let reason = format!("{why}: it goes on with {fewer} workers");
+                    let reason = format!("{why}: it goes on with {}", words::counted(fewer.into(), "worker"));
                     self.close(id, Purpose::Resize(fewer), reason);
                 }
                 None => {
@@ -176,7 +178,11 @@ impl Turn<'_> {
                 self.seat(id, slot, member);
             }
         }
-        self.enter(id, JobState::Starting, format!("it has its members, {workers} workers among them"));
+        self.enter(
+            id,
+            JobState::Starting,
+            format!("it has its members, {} among them", words::counted(workers.into(), "worker")),
+        );
     }
 
     fn any_spare(&self, role: Role) -> Option<PoolMemberId> {
@@ -246,7 +252,10 @@ impl Turn<'_> {
             let Some(now_workers) = job.active.as_ref().map(|active| active.workers) else { continue };
             let more = job.needs.workers_within(now_workers as usize + idle);
             if let Some(more) = more.filter(|more| *more > now_workers) {
-                let why = format!("it goes on with {more} workers instead of {now_workers}");
+                let why = format!(
+                    "it goes on with {} instead of {now_workers}",
+                    words::counted(more.into(), "worker")
+                );
                 return self.close(id, Purpose::Resize(more), why);
             }
         }

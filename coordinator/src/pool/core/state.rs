@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use polygram_domain::words;
 use polygram_proto::control::Role;
 use polygram_proto::pool::{JobId, JobState, JobStatus, PoolMemberId, PoolMemberStatus, Seat};
 
@@ -151,7 +152,8 @@ impl State {
         let count = |of: fn(&State, Role) -> usize| [of(self, Role::Worker), of(self, Role::Shard)];
         let ([has_workers, has_shards], [idle_workers, idle_shards]) =
             (count(State::present), count(State::idle));
-        let needs = format!("it needs {wanted} workers and {shards} shards");
+        let wanted = words::of_many(workers.into(), wanted, "worker");
+        let needs = format!("it needs {wanted} and {}", words::counted(shards.into(), "shard"));
         if has_workers < fewest as usize || has_shards < shards as usize {
             format!("{needs}, the pool has {has_workers} and {has_shards}")
         } else {

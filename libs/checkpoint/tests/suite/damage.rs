@@ -34,7 +34,7 @@ async fn damage_of_any_object_is_named_and_never_loaded() {
             store.commit(&manifest).await.unwrap();
         }
         let manifest = store.read_manifest(Step(20)).await.unwrap();
-        let sound = store.verify(&manifest, |_| {}).await.unwrap();
+        let sound = store.verify(&manifest).await.unwrap();
         assert_eq!((sound.objects, sound.faults.len()), (manifest.objects.len(), 0), "{}", backend.name);
         assert!(manifest.objects.len() > 8);
 
@@ -61,7 +61,7 @@ async fn damage_of_any_object_is_named_and_never_loaded() {
                     assert_eq!(latest.manifest.map(|m| m.step), Some(Step(10)), "{what}");
                     continue;
                 }
-                let found = store.verify(&manifest, |_| {}).await.unwrap();
+                let found = store.verify(&manifest).await.unwrap();
                 let named: Vec<&str> = found.faults.iter().map(|fault| fault.key.as_str()).collect();
                 assert_eq!(named, [key.as_str()], "{what}: {found:?}");
                 assert!(found.faults[0].reason.contains(&key), "{what}: {found:?}");
@@ -77,7 +77,7 @@ async fn damage_of_any_object_is_named_and_never_loaded() {
             }
             backend.overwrite(&spec, &key, bytes).await;
         }
-        assert_eq!(store.verify(&manifest, |_| {}).await.unwrap(), sound);
+        assert_eq!(store.verify(&manifest).await.unwrap(), sound);
         for key in manifest.objects.iter().map(|entry| &entry.key).chain([&config, &manifest_key]) {
             assert_eq!(store.find_fault(Step(20), key).await.unwrap(), None, "{key}");
         }

@@ -22,9 +22,7 @@ async fn a_pinned_checkpoint_outlives_retention() {
         let retained = store.retain(2).await.unwrap();
         assert_eq!(retained.kept, [Step(40), Step(30), Step(10)], "{}", backend.name);
         assert_eq!(retained.removed, [Step(20)]);
-        assert!(
-            store.verify(&pinned, |_| {}).await.unwrap().faults.iter().all(|f| f.key.starts_with("config/"))
-        );
+        assert!(store.verify(&pinned).await.unwrap().faults.iter().all(|f| f.key.starts_with("config/")));
         assert_eq!(store.garbage().await.unwrap(), []);
         store.unpin(Step(10)).await.unwrap();
         store.unpin(Step(10)).await.unwrap();

@@ -140,13 +140,7 @@ fn changes_on_earlier_rows_are_the_later_state() {
             // What it builds on stays while it does.
             store.retain(1).await.unwrap();
             assert!(
-                store
-                    .verify(&manifest, |_| {})
-                    .await
-                    .unwrap()
-                    .faults
-                    .iter()
-                    .all(|f| f.key.starts_with("config/"))
+                store.verify(&manifest).await.unwrap().faults.iter().all(|f| f.key.starts_with("config/"))
             );
         }
     });

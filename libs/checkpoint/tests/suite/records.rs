@@ -114,7 +114,7 @@ fn step(step: u64, loss: f64) -> MetricsLine {
 }
 
 fn evaluation(step: u64, loss: f64) -> MetricsLine {
-    MetricsLine::Evaluation(EvaluationRecord { step, loss, tokens: 10 })
+    MetricsLine::Evaluation(EvaluationRecord { step, set: "held_out".into(), loss, tokens: 10 })
 }
 
 fn attempt(attempt: u64, resumed_from: u64) -> MetricsLine {
@@ -280,6 +280,26 @@ async fn a_new_term_is_behind_every_recorded_attempt() {
         assert_eq!(store.read_config(&ConfigHash::of("a = 1\n")).await.unwrap(), "a = 1\n");
         assert_eq!(store.claim_term(&address(3)).await.unwrap(), Term(9));
     }
+}
+
+#[tokio::test]
+async fn every_held_out_set_has_its_evaluations() {
+    let store = Backend::memory().run(&spec(&[]));
+    let of = |step, set: &str, loss| {
+        MetricsLine::Evaluation(EvaluationRecord { step, set: set.into(), loss, tokens: 10 })
+    };
+    let first =
+        [attempt(1, 0), of(10, "wiki", 3.0), of(10, "code", 2.0), of(20, "wiki", 2.5), of(20, "code", 1.5)];
+    store.append_metrics(1, 0, &first).await.unwrap();
+    // The evaluations of the state that an attempt resumes from stay, those of later ones do not.
+    store.append_metrics(2, 0, &[attempt(2, 10), of(20, "wiki", 2.25)]).await.unwrap();
+    let evaluations = store.read_metrics().await.unwrap().evaluations;
+    let found: Vec<_> = evaluations.iter().map(|e| (e.step, e.set.as_str(), e.loss)).collect();
+    assert_eq!(found, [(10, "code", 2.0), (10, "wiki", 3.0), (20, "wiki", 2.25)]);
+    // A record of a run that had one set without a name.
+    let old = r#"{"kind":"evaluation","step":4,"loss":2.5,"tokens":64}"#;
+    let MetricsLine::Evaluation(old) = serde_json::from_str(old).unwrap() else { panic!("{old}") };
+    assert_eq!(old.set, "held_out");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The same state in another division: same digest, and members that find their own in objects of their own.
 
 use futures::TryStreamExt;
+use polygram_checkpoint::digest::{StateDigest, TensorDigest};
 use polygram_checkpoint::{
     CheckpointError, Committed, Content, Manifest, ManifestHeader, NamedTensor, OwnedRow, Placement, Root,
     RowRecord, RunStore, TableShape,
@@ -135,15 +136,50 @@ async fn differences_are_named() {
     let tensor = other.tensors.len() / 2;
     other.alter(tensor, 0, |value| *value += 1.0);
     other.tables[1].1[0].updates += 1;
-    other.tables[2].1.pop();
-    let second = other.manifest(&store, &spec, FROM).await;
-    let (first, second) =
-        (store.state_digest(&first).await.unwrap(), store.state_digest(&second).await.unwrap());
-    assert_eq!(first.differences(&first), []);
-    let found: Vec<String> =
-        first.differences(&second).into_iter().map(|difference| difference.name).collect();
-    let expected = [other.tensors[tensor].name.clone(), "table 1".into(), "table 2".into()];
-    assert_eq!(found, expected);
+    let last = other.tables[2].1.pop().unwrap();
+    other.tables[3].1[4].values[0] += 0.5;
+    *other.tables[3].1[4].values.last_mut().unwrap() -= 0.25;
+    // Written by other members, in objects of other sizes.
+    let split = Split { workers: 2, shards: 3, object_bytes: 1 << 13 };
+    let second = other.manifest(&store, &spec, split).await;
+    let (a, b) = (store.state_digest(&first).await.unwrap(), store.state_digest(&second).await.unwrap());
+    assert_eq!(a.differences(&a), []);
+    assert_eq!((a.compared(&a), a.compared(&b)), (a.len(), a.len()));
+    let mut found = a.differences(&b);
+    let names: Vec<&str> = found.iter().map(|difference| difference.name.as_str()).collect();
+    assert_eq!(names, [other.tensors[tensor].name.as_str(), "table 1", "table 2", "table 3"]);
+
+    polygram_checkpoint::compare::measure((&store, &first), (&store, &second), &mut found).await.unwrap();
+    let norm =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let close = |found: f64, wanted: f64| (found - wanted).abs() < 1e-6 * wanted;
+    let of_tensor = found[0].distance.unwrap();
+    let altered = f64::from(other.tensors[tensor].data[0]) - f64::from(state.tensors[tensor].data[0]);
+    assert_eq!(of_tensor.max_abs, altered);
+    let whole = norm(&mut state.tensors[tensor].data.iter().copied());
+    assert!(close(of_tensor.relative_l2, altered / whole), "{of_tensor:?}");
+    assert_eq!(found[1].distance.unwrap().max_abs, 0.0, "only a count of updates differs");
+    let rows = found[2].rows.unwrap();
+    let written = state.tables[2].1.len() as u64;
+    assert_eq!((rows.rows, rows.only_first, rows.only_second), (written - 1, 1, 0), "row {:?}", last.row);
+    let width = state.tables[3].0.width as usize;
+    let weights = norm(&mut state.tables[3].1.iter().flat_map(|row| row.values[..width].iter().copied()));
+    let optimizer = norm(&mut state.tables[3].1.iter().flat_map(|row| row.values[width..].iter().copied()));
+    let (of_weights, of_rows) = (found[3].distance.unwrap(), found[3].rows.unwrap());
+    assert!(close(of_weights.max_abs, 0.5) && close(of_weights.relative_l2, 0.5 / weights), "{of_weights:?}");
+    let of_optimizer = of_rows.optimizer;
+    assert!(
+        close(of_optimizer.max_abs, 0.25) && close(of_optimizer.relative_l2, 0.25 / optimizer),
+        "{of_rows:?}"
+    );
+
+    // A tensor that one state lacks is counted once, and has no distance.
+    let mut lacking = StateDigest::default();
+    lacking.tensor("only.here", &[1], TensorDigest::default());
+    let mut found = lacking.differences(&a);
+    assert_eq!((lacking.compared(&a), found.len()), (a.len() + 1, a.len() + 1));
+    polygram_checkpoint::compare::measure((&store, &first), (&store, &first), &mut found).await.unwrap();
+    assert!(found.iter().all(|difference| difference.distance.is_none()));
 }
 
 /// The sizes that make a rank's share differ from the whole: experts of 6 MiB, and moments of all of it.

@@ -281,7 +281,8 @@ impl RunFile {
     fn data_spec(&self) -> Result<DataSpec, ConfigError> {
         match (&self.data.train, self.data.synthetic_tokens) {
             (Some(train), None) => {
-                Ok(DataSpec::Segments { train: train.clone(), held_out: self.data.held_out.clone() })
+                let held_out = self.data.held_out.clone().unwrap_or_default();
+                Ok(DataSpec::Segments { train: train.clone(), held_out })
             }
             (None, Some(tokens)) => {
                 Ok(DataSpec::Synthetic { tokens, held_out_tokens: self.data.synthetic_held_out_tokens })

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::embedding::{AdamBias, Numa, RowDecay, RowOptimizer, RowType, SameHost};
+use crate::held_out::HeldOutSets;
 use crate::model::{Amplification, Normalizer, Placement, YarnSpec};
 use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, OnNonfinite};
 use crate::schedule::ScheduleKind;
@@ -153,7 +154,7 @@ pub struct NgramSection {
 
 section!(DataSection {
     train: Option<String> = None,
-    held_out: Option<String> = None,
+    held_out: Option<HeldOutSets> = None,
     train_identity: Option<String> = None,
     allow_change: bool = false,
     synthetic_tokens: Option<u64> = None,

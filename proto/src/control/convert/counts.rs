@@ -120,6 +120,8 @@ impl From<RowsStatus> for wire::RowsStatus {
                 distinct_ngrams: c.distinct_ngrams,
                 ideal_rows: c.ideal_rows,
                 excess_ratio: c.excess_ratio,
+                ngrams_per_row: c.ngrams_per_row,
+                shared_lookups_ratio: c.shared_lookups_ratio,
             }),
         });
         wire::RowsStatus {
@@ -149,6 +151,8 @@ impl TryFrom<wire::RowsStatus> for RowsStatus {
                 distinct_ngrams: c.distinct_ngrams,
                 ideal_rows: c.ideal_rows,
                 excess_ratio: c.excess_ratio,
+                ngrams_per_row: c.ngrams_per_row,
+                shared_lookups_ratio: c.shared_lookups_ratio,
             }),
         });
         let fingerprint = s.fingerprint.map(|f| {
@@ -217,6 +221,8 @@ mod tests {
                     distinct_ngrams: 6.0,
                     ideal_rows: 5.2,
                     excess_ratio: None,
+                    ngrams_per_row: Some(1.25),
+                    shared_lookups_ratio: None,
                 }),
             }],
             input: Some(InputStatus { since: Step(0), row_ids: 8, unique_rows: 6 }),

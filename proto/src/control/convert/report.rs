@@ -1,6 +1,6 @@
 //! What members report.
 
-use polygram_domain::{Generation, Step, StepOutcome};
+use polygram_domain::{Generation, Step, StepOutcome, held_out};
 
 use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
@@ -118,13 +118,16 @@ impl From<wire::PhaseSeconds> for PhaseSeconds {
 
 impl From<Evaluation> for wire::Evaluation {
     fn from(e: Evaluation) -> wire::Evaluation {
-        wire::Evaluation { step: e.step.0, loss: e.loss, tokens: e.tokens }
+        wire::Evaluation { step: e.step.0, loss: e.loss, tokens: e.tokens, set: e.set }
     }
 }
 
-impl From<wire::Evaluation> for Evaluation {
-    fn from(e: wire::Evaluation) -> Evaluation {
-        Evaluation { step: Step(e.step), loss: e.loss, tokens: e.tokens }
+impl TryFrom<wire::Evaluation> for Evaluation {
+    type Error = Malformed;
+
+    fn try_from(e: wire::Evaluation) -> Result<Evaluation, Malformed> {
+        held_out::check_name(&e.set).map_err(|problem| malformed("Evaluation", problem))?;
+        Ok(Evaluation { step: Step(e.step), set: e.set, loss: e.loss, tokens: e.tokens })
     }
 }
 
@@ -178,7 +181,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 MemberReport::Ready { assignment: AssignmentHash(bytes) }
             }
             Report::Metrics(m) => MemberReport::Metrics(m.try_into()?),
-            Report::Evaluation(e) => MemberReport::Evaluation(e.into()),
+            Report::Evaluation(e) => MemberReport::Evaluation(e.try_into()?),
             Report::Failed(f) => MemberReport::Failed(Failure {
                 message: text(f.message),
                 step: Step(f.step),

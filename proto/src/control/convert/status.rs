@@ -89,7 +89,7 @@ impl From<RunStatus> for wire::StatusReply {
             last_commit: s.last_commit.map(|step| step.0),
             last_point: s.last_point.map(|step| step.0),
             last_metrics: s.last_metrics.map(Into::into),
-            last_evaluation: s.last_evaluation.map(Into::into),
+            evaluations: s.evaluations.into_iter().map(Into::into).collect(),
             culprit: s.culprit.map(Into::into),
             consequences: s.consequences,
             rows: Some(s.rows.into()),
@@ -122,7 +122,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             last_commit: s.last_commit.map(Step),
             last_point: s.last_point.map(Step),
             last_metrics: s.last_metrics.map(StepMetrics::try_from).transpose()?,
-            last_evaluation: s.last_evaluation.map(Into::into),
+            evaluations: s.evaluations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             culprit: s.culprit.map(Culprit::try_from).transpose()?,
             consequences: s.consequences,
             rows: s.rows.map(TryInto::try_into).transpose()?.unwrap_or_default(),
@@ -154,7 +154,7 @@ impl TryFrom<wire::WatchEvent> for WatchEvent {
         Ok(match present("WatchEvent", "event", message.event)? {
             Event::Status(status) => WatchEvent::Status(Box::new(status.try_into()?)),
             Event::Metrics(metrics) => WatchEvent::Metrics(metrics.try_into()?),
-            Event::Evaluation(evaluation) => WatchEvent::Evaluation(evaluation.into()),
+            Event::Evaluation(evaluation) => WatchEvent::Evaluation(evaluation.try_into()?),
             Event::Committed(committed) => WatchEvent::Committed { step: Step(committed.step) },
         })
     }

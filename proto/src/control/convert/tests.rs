@@ -68,7 +68,7 @@ fn reports_survive_the_wire() {
         MemberReport::Heartbeat(Heartbeat { step: Step(9), phase: Phase::Leaving }),
         MemberReport::Ready { assignment: AssignmentHash([7; 32]) },
         MemberReport::Metrics(metrics(f64::INFINITY)),
-        MemberReport::Evaluation(Evaluation { step: Step(4), loss: 2.5, tokens: 64 }),
+        MemberReport::Evaluation(Evaluation { step: Step(4), set: "wiki".into(), loss: 2.5, tokens: 64 }),
         MemberReport::Failed(Failure {
             message: "out of rows".into(),
             step: Step(2),

@@ -1,0 +1,46 @@
+//! Numbers with their nouns, in messages.
+
+use std::fmt::Display;
+
+/// A count with its noun: `1 step`, `2 steps`, `3 losses`, `0 retries`.
+pub fn counted(count: u64, noun: &str) -> String {
+    of_many(count, count, noun)
+}
+
+/// The same, the number written as `text`: `1,024 objects`.
+pub fn of_many(count: u64, text: impl Display, noun: &str) -> String {
+    if count == 1 { format!("{text} {noun}") } else { format!("{text} {}", plural(noun)) }
+}
+
+/// The plural of an English noun that forms it by the rules.
+fn plural(noun: &str) -> String {
+    let ends = |endings: &[&str]| endings.iter().any(|ending| noun.ends_with(ending));
+    match noun.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'i', 'o', 'u']) => format!("{stem}ies"),
+        _ if ends(&["s", "x", "ch", "sh"]) => format!("{noun}es"),
+        _ => format!("{noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_everything_else_is_plural() {
+        for (count, noun, text) in [
+            (0, "step", "0 steps"),
+            (1, "step", "1 step"),
+            (2, "worker", "2 workers"),
+            (1, "loss", "1 loss"),
+            (3, "loss", "3 losses"),
+            (2, "retry", "2 retries"),
+            (2, "day", "2 days"),
+            (4, "batch", "4 batches"),
+            (1, "written row", "1 written row"),
+        ] {
+            assert_eq!(counted(count, noun), text);
+        }
+        assert_eq!(of_many(1024, "1,024", "object"), "1,024 objects");
+    }
+}
