@@ -5,7 +5,7 @@ use polygram_proto::control::{PhaseSeconds, StepMetrics};
 use serde::Serialize;
 
 use crate::args::BenchStepArgs;
-use crate::commands::{block_on, train};
+use crate::commands::{block_on, plan, train};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Ending};
 use crate::printer::Printer;
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
         return Err(Failure::usage(message).hint(format!("add --set training.steps={last}")));
     }
     train::check_data(&configuration)?;
+    plan::check_memory(&configuration)?;
     let programs = launcher::Programs::find()?;
     let folder = tempfile::Builder::new().prefix("polygram-bench-").tempdir();
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;

@@ -8,7 +8,7 @@ use polygram_proto::control::{Reason, RunState};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
-use crate::commands::plan::table_warnings;
+use crate::commands::plan::{check_memory, machine_warning, warnings};
 use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Ending};
@@ -40,11 +40,12 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let configuration = Configuration::load(&args.file, args.run.as_deref())?;
     let root = Root::resolve(&args.root)?;
     check_data(&configuration)?;
-    let warnings = table_warnings(&configuration)?;
+    check_memory(&configuration)?;
+    let warnings = warnings(&configuration)?;
     let programs = launcher::Programs::find()?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     introduce(&configuration, &root, printer);
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(machine_warning(&configuration)) {
         printer.warn(warning);
     }
     let (ending, logs) = block_on(launcher::launch(&programs, (&configuration, 0), &root, printer))?;
