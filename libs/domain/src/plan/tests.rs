@@ -44,7 +44,8 @@ fn longcat_flash_lite_fits_its_devices() {
     let spec = spec_of(LITE, &[]);
     let memory = plan(&spec).memory;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    println!("device {:.1} GiB, host {:.1} GiB", gib(memory.worker_device_bytes), gib(memory.worker_host_bytes));
+    let (device, host) = (gib(memory.worker_device_bytes), gib(memory.worker_host_bytes));
+    println!("device {device:.1} GiB, host {host:.1} GiB");
     assert_eq!(memory.worker_limit_bytes, Some(80 << 30));
     assert!(memory.worker_bytes <= 80 << 30, "{memory:?}");
     assert_eq!(misfit(&spec, Operands::Bf16), None);
