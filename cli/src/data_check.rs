@@ -9,7 +9,7 @@ use polygram_domain::run_spec::DataSpec;
 
 use crate::exit::{Failure, Outcome};
 use crate::settings::Configuration;
-use crate::units::grouped;
+use crate::units::{counted, grouped};
 
 /// Checks the data of a run, and writes the identity of its training files into the configuration.
 pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
@@ -93,22 +93,20 @@ fn check_amounts(loader: &Loader, spec: &RunSpec) -> Outcome<()> {
         .hint("use more data, fewer cells or samples a step, or a smaller training.seq_len"));
     }
     let Some(evaluation) = &spec.evaluation else { return Ok(()) };
-    let cells = loader.held_out_cells();
-    if cells < u64::from(evaluation.cells) {
-        return Err(Failure::usage(format!(
-            "evaluation.cells is {}, but the held-out data makes only {} of {} samples of {} tokens",
-            evaluation.cells,
-            counted(cells, "cell"),
-            spec.training.micro_batch_size,
-            spec.training.seq_len,
-        ))
-        .hint(format!("set evaluation.cells={cells} or use more held-out data")));
+    for (set, name) in loader.held_out_sets().enumerate() {
+        let cells = loader.held_out_cells(set);
+        if cells < u64::from(evaluation.cells) {
+            return Err(Failure::usage(format!(
+                "evaluation.cells is {}, but the held-out set {name} makes only {} of {} samples of {} tokens",
+                evaluation.cells,
+                counted(cells, "cell"),
+                spec.training.micro_batch_size,
+                spec.training.seq_len,
+            ))
+            .hint(format!("set evaluation.cells={cells} or use more held-out data")));
+        }
     }
     Ok(())
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
 /// The refusal of data that cannot be used. A token outside the vocabulary is told with the number that would do.

@@ -18,6 +18,49 @@ fn the_full_size_model_has_its_published_numbers() {
     assert_eq!(parameters["activated_max"], json!(4_505_963_520u64));
     assert_eq!(plan["tokens_per_step"], json!(4_194_304u64));
     assert!(plan["memory"]["shard_all_rows_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(plan["misfit"], json!(null));
+}
+
+/// What does not fit is shown part by part all the same; the message has both numbers and the settings that would do.
+#[test]
+fn what_does_not_fit_is_refused_with_what_would() {
+    let wide = [
+        "plan",
+        "configs/longcat-flash-lite.toml",
+        "--set",
+        "topology.expert_parallel=1",
+        "-o",
+        "json",
+    ];
+    let said = polygram(&wide);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    let plan: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert!(plan["misfit"]["needed_bytes"].as_u64() > plan["misfit"]["limit_bytes"].as_u64(), "{plan}");
+    assert_eq!(plan["memory"]["worker"].as_array().unwrap().len(), 6);
+    for words in ["device memory", "device.memory_gib allows 80.0 GiB", "--set topology.expert_parallel="] {
+        assert!(said.stderr.contains(words), "{words:?} is missing: {}", said.stderr);
+    }
+    assert_eq!(said.stderr.matches("error: ").count(), 1, "{}", said.stderr);
+    // The settings that are named do what is said of them.
+    let cure = plan["misfit"]["cure"].as_array().unwrap();
+    let sets = cure.iter().flat_map(|set| ["--set", set.as_str().unwrap()]);
+    let cured = polygram(&wide.into_iter().chain(sets).collect::<Vec<_>>()).json();
+    assert_eq!(cured["memory"]["worker_device_bytes"], plan["misfit"]["cured_bytes"]);
+}
+
+#[test]
+fn absurd_sizes_are_refused_by_their_keys() {
+    for (set, key) in [
+        ("model.qk_nope_head_dim=4294967295", "model.qk_nope_head_dim"),
+        ("model.v_head_dim=4294967295", "model.v_head_dim"),
+        ("model.num_layers=4294967295", "model.num_layers"),
+        ("model.n_routed_experts=4294967294", "model.n_routed_experts"),
+        ("training.seq_len=4294967295", "training.seq_len"),
+        ("training.steps=9223372036854775807", "training.steps"),
+        ("device.memory_gib=1e300", "device.memory_gib"),
+    ] {
+        polygram(&["plan", "configs/tiny.toml", "--set", set]).refused(&[key]);
+    }
 }
 
 #[test]
@@ -40,7 +83,9 @@ fn the_demo_is_mostly_tables_and_sound() {
     assert!(count("total") >= 20_000_000, "{}", count("total"));
     assert!(2 * count("ngram_tables") > count("total"));
     assert!(plan["tables"].as_u64().unwrap() >= 12);
-    assert_eq!(plan["warnings"], json!([]));
+    let warnings = plan["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].as_str().unwrap().contains("of the parameters; above 50 %"), "{warnings:?}");
 }
 
 #[test]

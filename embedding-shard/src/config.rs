@@ -49,17 +49,17 @@ impl ShardConfig {
 
     /// Tables per site (C); 0 for a model without tables.
     pub fn tables_per_site(&self) -> usize {
-        if self.tables.is_empty() { 0 } else { self.tables.tables_per_site() as usize }
+        self.tables.tables_per_site() as usize
     }
 
     /// Sites: how many tables share one set of row ids.
     pub fn sites(&self) -> usize {
-        self.tables.len().checked_div(self.tables_per_site()).unwrap_or(0)
+        self.tables.sites()
     }
 
     /// Weights per row (w).
     pub fn width(&self) -> usize {
-        self.tables.iter().next().map_or(0, |table| table.width as usize)
+        self.tables.width()
     }
 
     /// What the values of a row block are that travel as `kind`.

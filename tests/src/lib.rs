@@ -7,6 +7,7 @@
 
 mod by_hand;
 mod cluster;
+pub mod covering;
 mod folder;
 mod moto;
 mod pool;

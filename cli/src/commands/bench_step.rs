@@ -5,7 +5,7 @@ use polygram_proto::control::{PhaseSeconds, StepMetrics};
 use serde::Serialize;
 
 use crate::args::BenchStepArgs;
-use crate::commands::block_on;
+use crate::commands::{block_on, plan};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     }
     let mut configuration = Configuration::load(&file, None)?;
     data_check::check(&mut configuration)?;
+    plan::check_memory(&configuration)?;
     let spec = &configuration.spec;
     let programs = launcher::Programs::find()?;
     device_check::check(spec)?;

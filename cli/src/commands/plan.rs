@@ -1,7 +1,8 @@
-//! `polygram plan`: what a run file costs, before anything starts.
+//! `polygram plan`: what a run file costs, before anything starts, and whether it fits.
 
 use polygram_domain::Topology;
-use polygram_domain::plan::{Plan, plan};
+use polygram_domain::plan::{MemoryPlan, Misfit, Operands, Plan, WorkerPart, misfit, plan};
+use polygram_domain::run_spec::DeviceKind;
 use serde::Serialize;
 
 use crate::args::PlanArgs;
@@ -15,21 +16,30 @@ struct PlanDocument<'a> {
     run: &'a str,
     steps: u64,
     topology: Topology,
+    device: DeviceKind,
     #[serde(flatten)]
     plan: &'a Plan,
+    /// Memory of the machine that plans; absent where the system does not say.
+    machine_memory_bytes: Option<u64>,
+    /// A worker that does not fit its memory, and the settings that make it fit.
+    misfit: Option<&'a Misfit>,
     warnings: &'a [String],
 }
 
 pub(crate) fn run(args: &PlanArgs, printer: &mut Printer) -> Outcome {
     let configuration = Configuration::load(&args.file, None)?;
     let spec = &configuration.spec;
-    let warnings = table_warnings(&configuration)?;
+    let warnings = warnings(&configuration)?;
     let plan = plan(spec);
+    let misfit = misfit(spec, Operands::of(spec));
     let document = PlanDocument {
         run: spec.name.as_str(),
         steps: spec.training.steps,
         topology: spec.topology,
+        device: spec.device.kind,
         plan: &plan,
+        machine_memory_bytes: machine_memory_bytes(),
+        misfit: misfit.as_ref(),
         warnings: &warnings,
     };
     if printer.is_verbose() {
@@ -39,17 +49,77 @@ pub(crate) fn run(args: &PlanArgs, printer: &mut Printer) -> Outcome {
     for warning in &warnings {
         printer.warn(warning);
     }
-    Ok(ExitStatus::Success)
+    // The plan is the answer also where it does not fit; the status says that it does not.
+    match misfit {
+        Some(misfit) => Err(refusal(spec.device.kind, &misfit)),
+        None => Ok(ExitStatus::Success),
+    }
 }
 
-/// Warnings about the sizes of the n-gram tables; equal or illegal sizes are an error.
-pub(crate) fn table_warnings(configuration: &Configuration) -> Outcome<Vec<String>> {
+/// Refuses a run whose workers do not fit the memory that `device.memory_gib` says they have.
+pub(crate) fn check_memory(configuration: &Configuration) -> Outcome<()> {
+    let spec = &configuration.spec;
+    match misfit(spec, Operands::of(spec)) {
+        Some(misfit) => Err(refusal(spec.device.kind, &misfit)),
+        None => Ok(()),
+    }
+}
+
+fn refusal(device: DeviceKind, misfit: &Misfit) -> Failure {
+    let Misfit { needed_bytes, limit_bytes, cure, cured_bytes } = misfit;
+    let place = match device {
+        DeviceKind::Cpu => "memory",
+        DeviceKind::Cuda => "device memory",
+    };
+    let failure = Failure::usage(format!(
+        "each worker needs {} of {place}, but device.memory_gib allows {}",
+        units::bytes(*needed_bytes),
+        units::bytes(*limit_bytes)
+    ));
+    match cure.as_slice() {
+        [] => failure.hint(
+            "no change of training.recompute, training.micro_batch_size, topology.expert_parallel or topology.workers \
+             makes it fit: make the model smaller",
+        ),
+        sets => {
+            let sets: Vec<String> = sets.iter().map(|set| format!("--set {set}")).collect();
+            failure.hint(format!("with {} it needs {}", sets.join(" "), units::bytes(*cured_bytes)))
+        }
+    }
+}
+
+/// Warnings about a configuration: sizes of the n-gram tables and their share of the parameters. Equal or illegal sizes
+/// are an error.
+pub(crate) fn warnings(configuration: &Configuration) -> Outcome<Vec<String>> {
+    let model = &configuration.spec.model;
     if configuration.spec.tables().is_empty() {
         return Ok(Vec::new());
     }
-    let warnings = polygram_ngram::check_tables(&configuration.spec.model.ngram)
+    let warnings = polygram_ngram::check_tables(&model.ngram)
         .map_err(|error| Failure::usage("the n-gram tables are not legal").because(error))?;
-    Ok(warnings.iter().map(ToString::to_string).collect())
+    let share = polygram_domain::plan::count_parameters(model).table_share_warning();
+    Ok(warnings.iter().map(ToString::to_string).chain(share).collect())
+}
+
+/// A warning where the workers of a run that starts here need more memory than this machine has.
+pub(crate) fn machine_warning(configuration: &Configuration) -> Option<String> {
+    let spec = &configuration.spec;
+    let workers = u64::from(spec.topology.workers);
+    let needed = plan(spec).memory.worker_host_bytes.saturating_mul(workers);
+    let has = machine_memory_bytes().filter(|has| needed > *has)?;
+    Some(format!(
+        "{workers} workers need about {} of memory together, this machine has {}; `polygram plan` shows the parts",
+        units::bytes(needed),
+        units::bytes(has)
+    ))
+}
+
+/// Memory of this machine, where the system tells.
+fn machine_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 fn human(document: &PlanDocument<'_>) -> String {
@@ -74,40 +144,28 @@ fn human(document: &PlanDocument<'_>) -> String {
     for (name, value) in [("activated, least", p.activated_min), ("activated, most", p.activated_max)] {
         rows.push(vec![name.to_owned(), grouped(value), units::count(value as f64), share(value)]);
     }
-    let worker = m.worker_weights_bytes
-        + m.worker_gradients_bytes
-        + m.worker_optimizer_bytes
-        + m.worker_snapshot_bytes;
-    let memory = [
-        (
-            "each worker".to_owned(),
-            units::bytes(worker),
-            format!(
-                "weights {}, gradients {}, optimizer {}, snapshots {}; activations aside",
-                units::bytes(m.worker_weights_bytes),
-                units::bytes(m.worker_gradients_bytes),
-                units::bytes(m.worker_optimizer_bytes),
-                units::bytes(m.worker_snapshot_bytes)
-            ),
+    let mut memory = worker_rows(document);
+    let shard = |what: &str, bytes: u64, words: String| [what.into(), units::bytes(bytes), words];
+    memory.push(shard(
+        "each shard, first step",
+        m.shard_index_bytes.saturating_add(m.shard_first_step_bytes),
+        format!(
+            "row index {}, then {} for each row once it is written",
+            units::bytes(m.shard_index_bytes),
+            units::bytes(m.row_record_bytes)
         ),
-        (
-            "each shard, first step".to_owned(),
-            units::bytes(m.shard_index_bytes + m.shard_first_step_bytes),
-            format!(
-                "row index {}, then {} for each row once it is written",
-                units::bytes(m.shard_index_bytes),
-                units::bytes(m.row_record_bytes)
-            ),
-        ),
-        (
-            "each shard, every row".to_owned(),
-            units::bytes(m.shard_index_bytes + m.shard_all_rows_bytes),
-            format!("records stop at embedding.memory_limit_gib: {}", units::bytes(m.shard_limit_bytes)),
-        ),
-    ];
-    let width = memory.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
-    let memory: String =
-        memory.iter().map(|(name, size, what)| format!("{name:width$}  {size:>8}  {what}\n")).collect();
+    ));
+    memory.push(shard(
+        "each shard, every row",
+        m.shard_index_bytes.saturating_add(m.shard_all_rows_bytes),
+        format!("records stop at embedding.memory_limit_gib: {}", units::bytes(m.shard_limit_bytes)),
+    ));
+    let width = |column: usize| memory.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (first, second) = (width(0), width(1));
+    let memory: String = memory
+        .iter()
+        .map(|[name, size, what]| format!("{name:first$}  {size:>second$}  {what}").trim_end().to_owned() + "\n")
+        .collect();
     format!(
         "run {run}: {} steps × {} tokens = {} tokens, {} workers, {} shards\n\n{}\n{memory}\n\
          {} tables of {} rows together, {} in f32 were every row written; {} row lookups a step\n",
@@ -122,4 +180,36 @@ fn human(document: &PlanDocument<'_>) -> String {
         units::bytes(plan.table_bytes),
         grouped(plan.lookups_per_step),
     )
+}
+
+/// A worker's memory: the sum, then part by part. With a device each size says where it is.
+fn worker_rows(document: &PlanDocument<'_>) -> Vec<[String; 3]> {
+    let MemoryPlan { worker, worker_host_bytes, worker_device_bytes, worker_limit_bytes, .. } =
+        &document.plan.memory;
+    let size = |host: u64, device: u64| match document.device {
+        DeviceKind::Cpu => units::bytes(host),
+        DeviceKind::Cuda => format!("{} device, {} host", units::bytes(device), units::bytes(host)),
+    };
+    let limit = match (worker_limit_bytes, document.machine_memory_bytes) {
+        (Some(limit), _) => format!("of {} (device.memory_gib); the process itself on top", units::bytes(*limit)),
+        (None, Some(machine)) => {
+            format!("the process itself on top; this machine has {}", units::bytes(machine))
+        }
+        (None, None) => "the process itself on top".to_owned(),
+    };
+    let mut rows = vec![["each worker".to_owned(), size(*worker_host_bytes, *worker_device_bytes), limit]];
+    for part in worker {
+        let (name, what) = match part.part {
+            WorkerPart::Weights => ("weights", "f32, and a bf16 copy with training.compute = \"bf16\""),
+            WorkerPart::Gradients => {
+                ("gradients", "f32 sums; more with training.determinism = \"elastic\" and many micro-batches")
+            }
+            WorkerPart::Optimizer => ("optimizer", "Adam's moments, divided over the workers"),
+            WorkerPart::Staging => ("staging", "what checkpoints are written from, divided over the workers"),
+            WorkerPart::Activations => ("activations", "of a micro-batch; less with training.recompute = true"),
+            WorkerPart::Rows => ("rows", "of n-gram tables in flight, at most"),
+        };
+        rows.push([format!("  {name}"), size(part.host_bytes, part.device_bytes), what.to_owned()]);
+    }
+    rows
 }

@@ -7,7 +7,7 @@ use polygram_proto::pool::{JobId, JobStatus, PoolClient, PoolMemberStatus, Submi
 use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
-use crate::commands::{block_on, stored};
+use crate::commands::{block_on, plan, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
@@ -47,6 +47,7 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
 
 pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
     let configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    plan::check_memory(&configuration)?;
     let place = PoolPlace::resolve(&args.pool)?;
     let submission = Submission {
         config_toml: configuration.effective_toml,

@@ -9,7 +9,7 @@ use polygram_proto::control::{Evaluation, Reason, RunState, RunStatus};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
-use crate::commands::plan::table_warnings;
+use crate::commands::plan::{check_memory, machine_warning, warnings};
 use crate::commands::{block_on, evaluations, stored};
 use crate::exit::{ExitStatus, Outcome};
 use crate::launcher::progress::MeanLoss;
@@ -54,7 +54,8 @@ struct HeldOut {
 pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let mut configuration = Configuration::load(&args.file, args.run.as_deref())?;
     let root = Root::resolve(&args.root)?;
-    let warnings = table_warnings(&configuration)?;
+    check_memory(&configuration)?;
+    let warnings = warnings(&configuration)?;
     data_check::check(&mut configuration)?;
     let programs = launcher::Programs::find()?;
     device_check::check(&configuration.spec)?;
@@ -64,7 +65,8 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for line in &changed.lines {
         printer.say(line);
     }
-    for warning in warnings.into_iter().chain(changed.warning) {
+    let warnings = warnings.into_iter().chain(machine_warning(&configuration)).chain(changed.warning);
+    for warning in warnings {
         printer.warn(warning);
     }
     let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };

@@ -19,6 +19,7 @@ pub mod outcome;
 pub mod output_format;
 pub mod philox;
 pub mod plan;
+pub mod processor;
 pub mod rank_layout;
 pub mod run_file;
 pub mod run_spec;

@@ -282,6 +282,7 @@ impl ModelSpec {
                 u32::MAX
             ));
         }
+        crate::plan::check_model(&self)?;
         Ok(self)
     }
 

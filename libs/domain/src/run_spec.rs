@@ -281,6 +281,8 @@ pub struct DeviceSpec {
     pub kind: DeviceKind,
     /// Threads of tensor arithmetic per worker; fixed, since sums may depend on it.
     pub threads: u32,
+    /// Memory that a worker may take where its tensors live; `None`: no limit is known.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Where tensors live.

@@ -75,7 +75,8 @@ impl TableSet {
                 });
             }
         }
-        TableSet { tables, tables_per_site: per_site }
+        let tables_per_site = if tables.is_empty() { 0 } else { per_site };
+        TableSet { tables, tables_per_site }
     }
 
     /// The tables, in order.
@@ -98,9 +99,19 @@ impl TableSet {
         self.tables.get(index.index())
     }
 
-    /// Tables that share one set of row ids (C); the number of sites is `len() / tables_per_site()`.
+    /// Tables that share one set of row ids (C); 0 for a model without tables.
     pub fn tables_per_site(&self) -> u32 {
         self.tables_per_site
+    }
+
+    /// Sites: how many tables share one set of row ids. 0 for a model without tables.
+    pub fn sites(&self) -> usize {
+        self.tables.len().checked_div(self.tables_per_site as usize).unwrap_or(0)
+    }
+
+    /// Weights per row (w), the same in all tables. 0 for a model without tables.
+    pub fn width(&self) -> usize {
+        self.tables.first().map_or(0, |table| table.width as usize)
     }
 
     /// Parameters in all tables.
@@ -144,6 +155,23 @@ mod tests {
                 }
             }
             assert_eq!(next, rows);
+        }
+    }
+
+    /// What is derived from a table set agrees with it for every placement, also where there are no tables.
+    #[test]
+    fn sites_times_tables_per_site_is_the_number_of_tables() {
+        let text = include_str!("../../../configs/tiny.toml");
+        for (placement, sites, per_site, width) in
+            [("input", 1, 4, 12), ("per_layer", 0, 0, 0), ("per_layer_ngram", 4, 4, 16)]
+        {
+            let sets = [format!("model.placement={placement}")];
+            let spec = crate::RunFile::parse(text, "tiny", &sets).and_then(|file| file.resolve()).unwrap();
+            let tables = spec.tables();
+            let found = (tables.sites(), tables.tables_per_site(), tables.width());
+            assert_eq!(found, (sites, per_site, width), "{placement}");
+            assert_eq!(tables.len(), sites * per_site as usize, "{placement}");
+            assert_eq!(tables.is_empty(), tables.rows() == 0 && tables.parameters() == 0, "{placement}");
         }
     }
 

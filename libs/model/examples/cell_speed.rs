@@ -32,8 +32,7 @@ fn main() {
     let samples: Vec<u32> = (0..batch * (seq_len + 1)).map(token).collect();
     let cell = CellBatch::from_samples(&samples, batch, seq_len).unwrap();
     let tables = TableSet::of(&spec.model);
-    let per_site = if tables.is_empty() { 0 } else { tables.tables_per_site() as usize };
-    let sites = if tables.is_empty() { 0 } else { tables.len() / per_site };
+    let (per_site, sites) = (tables.tables_per_site() as usize, tables.sites());
     let width = tables.iter().next().map_or(0, |table| table.width as usize);
     let unique = batch * seq_len * per_site;
     let inverse: Vec<u32> = (0..unique as u32).collect();

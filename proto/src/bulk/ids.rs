@@ -58,7 +58,7 @@ impl ShardRows {
 
 /// Checks `ids` against the tables and divides them among `shards`. The error says what is wrong.
 pub(crate) fn divide(ids: &UniqueIds, tables: &TableSet, shards: u32) -> Result<Vec<ShardRows>, String> {
-    let count = if tables.is_empty() { 0 } else { tables.tables_per_site() as usize };
+    let count = tables.tables_per_site() as usize;
     if ids.offsets.len() != count + 1 || ids.offsets[0] != 0 || ids.offsets[count] != ids.rows.len() {
         return Err(format!(
             "{} offsets do not bound {} rows of {count} tables",

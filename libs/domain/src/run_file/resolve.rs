@@ -7,7 +7,7 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec, Placement};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
+    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceKind, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
     RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
@@ -29,7 +29,7 @@ impl RunFile {
         .validated(self.training.cells, model.moe.experts)
         .map_err(ConfigError::Invalid)?;
         let elasticity = self.elasticity_spec(&topology)?;
-        Ok(RunSpec {
+        let spec = RunSpec {
             name: RunName::new(&*self.run.name).map_err(ConfigError::Invalid)?,
             seed: self.run.seed,
             data: self.data_spec()?,
@@ -53,11 +53,27 @@ impl RunFile {
                 engine: self.device.engine,
                 kind: self.device.kind,
                 threads: self.device.threads,
+                memory_bytes: self.device_memory_bytes()?,
             },
             failure_detection_seconds: self.run.failure_detection_seconds,
             stop_grace_seconds: self.run.stop_grace_seconds,
             model,
-        })
+        };
+        crate::plan::check_tokens(&spec).map_err(ConfigError::Invalid)?;
+        Ok(spec)
+    }
+
+    /// `device.memory_gib` in bytes; a CUDA device has 80 GiB unless told otherwise.
+    fn device_memory_bytes(&self) -> Result<Option<u64>, ConfigError> {
+        const MOST_GIB: f64 = (1u64 << 20) as f64;
+        let usual = (self.device.kind == DeviceKind::Cuda).then_some(crate::plan::DEVICE_MEMORY_GIB);
+        let Some(gib) = self.device.memory_gib.or(usual) else { return Ok(None) };
+        if !(gib > 0.0 && gib <= MOST_GIB) {
+            return invalid(format!(
+                "device.memory_gib is {gib}; it must be a positive number, at most {MOST_GIB}"
+            ));
+        }
+        Ok(Some((gib * f64::from(1 << 30)) as u64))
     }
 
     /// What was read is in its bounds; this holds for what a program made too.

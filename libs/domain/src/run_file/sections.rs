@@ -272,5 +272,6 @@ section!(EvaluationSection { every_steps: Option<u64> = None, cells: u32 = 4 });
 section!(DeviceSection {
     engine: Engine = Engine::Torch,
     kind: DeviceKind = DeviceKind::Cpu,
-    threads: u32 = 1
+    threads: u32 = 1,
+    memory_gib: Option<f64> = None,
 });

@@ -22,6 +22,7 @@ pub(crate) use gated::{Gated, silu_gated, silu_gated_backward};
 pub(crate) use norm::{Adds, Normed, rms_norm, rms_norm_backward};
 pub(crate) use rotation::{Attended, Heads, assemble, disassemble};
 
+use polygram_domain::processor::has_matrix_units;
 use polygram_domain::run_spec::ComputeType;
 use tch::{Device, Kind, Tensor};
 
@@ -78,19 +79,6 @@ impl Products {
     fn rounds(self) -> bool {
         self == Products::RoundedBf16
     }
-}
-
-/// Whether this processor multiplies bf16 matrices in units of their own (AMX), an order faster than by vectors.
-fn has_matrix_units() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
-        const EXTENDED_FEATURES: u32 = 7;
-        const AMX_BF16: u32 = 1 << 22;
-        __cpuid(0).eax >= EXTENDED_FEATURES && __cpuid_count(EXTENDED_FEATURES, 0).edx & AMX_BF16 != 0
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// Whether these are f32 in host memory, so that plain code works on them.

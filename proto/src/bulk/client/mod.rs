@@ -86,8 +86,7 @@ impl RowClient {
         let registry = Arc::new(Registry::new(shards.to_vec()));
         let nowhere =
             |error: std::io::Error| registry.error(usize::MAX, None, Cause::Connect(error.to_string()));
-        let sites = tables.len().checked_div(tables.tables_per_site() as usize).unwrap_or(0);
-        let width = tables.iter().next().map_or(0, |table| table.width as usize);
+        let (sites, width) = (tables.sites(), tables.width());
         let identity = Identity {
             run: run_hash(&hello.run),
             generation: hello.generation,
