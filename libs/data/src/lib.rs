@@ -7,6 +7,7 @@
 //! Legend: B sequences of a cell (micro-batch), T positions per sequence, G cells per step, n samples of a source.
 
 pub mod error;
+pub mod identity;
 pub mod inspect;
 pub mod loader;
 pub mod prepare;
@@ -16,6 +17,7 @@ pub mod source;
 pub mod synthetic;
 
 pub use error::DataError;
+pub use identity::DataIdentity;
 pub use inspect::{Inspection, inspect};
 pub use loader::Loader;
 pub use prepare::{PrepareOptions, PrepareReport, prepare};

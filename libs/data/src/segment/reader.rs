@@ -57,6 +57,16 @@ impl Segment {
         self.layout.sequences
     }
 
+    /// The whole `.idx`.
+    pub(crate) fn index_bytes(&self) -> &[u8] {
+        bytes_of(&self.idx)
+    }
+
+    /// The whole `.bin`.
+    pub(crate) fn token_bytes(&self) -> &[u8] {
+        bytes_of(&self.bin)
+    }
+
     /// Reads every token and checks it against the vocabulary; free of cost where the type cannot exceed it.
     pub fn check_tokens(&self, vocab: u32) -> Result<(), DataError> {
         if self.dtype() == Dtype::U16 && vocab > u32::from(u16::MAX)

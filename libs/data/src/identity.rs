@@ -1,0 +1,139 @@
+//! The identity of a segment: whether two `.bin/.idx` pairs hold the same data.
+//!
+//! A run keeps the identity of its data and compares it when it resumes, so that other data under the same path, or a
+//! different path, is noticed. The identity reads the whole index and a bounded sample of the tokens: it is cheap for
+//! segments of any size. It cannot notice a change of single tokens between the sampled pieces.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::segment::Segment;
+use crate::source::TokenSource;
+
+/// Bytes of a `.bin` that are hashed at most.
+const SAMPLE_BYTES: usize = 1 << 20;
+/// Bytes of one piece of the sample.
+const PIECE_BYTES: usize = 4 << 10;
+
+/// What identifies the data of a segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataIdentity {
+    /// Tokens.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// BLAKE3 of the whole `.idx`: 64 hexadecimal digits.
+    pub index_hash: String,
+    /// BLAKE3 of the length of the `.bin` and of 256 pieces of 4 KiB, spread evenly from its first byte to its last;
+    /// of the whole `.bin` where it is not longer than that. 64 hexadecimal digits.
+    pub sample_hash: String,
+}
+
+impl DataIdentity {
+    /// The identity of an open segment.
+    pub fn of(segment: &Segment) -> DataIdentity {
+        DataIdentity {
+            tokens: segment.token_count(),
+            documents: segment.documents() as u64,
+            index_hash: blake3::hash(segment.index_bytes()).to_hex().to_string(),
+            sample_hash: sample_hash(segment.token_bytes()),
+        }
+    }
+
+    /// Opens the segment at `path` (without extension, or with `.bin` or `.idx`) and takes its identity.
+    pub fn of_path(path: &str) -> Result<DataIdentity, DataError> {
+        Ok(DataIdentity::of(&Segment::open(path)?))
+    }
+
+    /// What `now` has that `self` has not, as a clause for a message; `None` when both are the same data.
+    pub fn difference(&self, now: &DataIdentity) -> Option<String> {
+        let DataIdentity { tokens, documents, index_hash, sample_hash } = self;
+        if (now.tokens, now.documents) != (*tokens, *documents) {
+            Some(format!(
+                "it had {tokens} tokens in {documents} documents and has {} tokens in {} documents now",
+                now.tokens, now.documents
+            ))
+        } else if now.index_hash != *index_hash {
+            Some(format!("its {tokens} tokens are divided into other documents, or stored as another type"))
+        } else if now.sample_hash != *sample_hash {
+            Some(format!("it has {tokens} tokens as before, but other ones"))
+        } else {
+            None
+        }
+    }
+}
+
+/// Hashes the length of `bytes` and the sample; the pieces follow from the length alone.
+fn sample_hash(bytes: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    if bytes.len() <= SAMPLE_BYTES {
+        hasher.update(bytes);
+    } else {
+        let pieces = SAMPLE_BYTES / PIECE_BYTES;
+        let last_start = (bytes.len() - PIECE_BYTES) as u128;
+        for piece in 0..pieces {
+            let start = (last_start * piece as u128 / (pieces as u128 - 1)) as usize;
+            hasher.update(&bytes[start..start + PIECE_BYTES]);
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{Dtype, Existing, SegmentWriter};
+
+    fn identity(documents: &[&[u32]], dtype: Dtype) -> DataIdentity {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part");
+        let path = path.to_str().unwrap();
+        let mut writer = SegmentWriter::create(path, dtype, Existing::Refuse).unwrap();
+        for document in documents {
+            writer.push(document).unwrap();
+        }
+        writer.finish().unwrap();
+        DataIdentity::of_path(path).unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_change_is_named() {
+        let base = identity(&[&[1, 2, 3], &[4, 5]], Dtype::U16);
+        assert_eq!((base.tokens, base.documents), (5, 2));
+        assert_eq!(base.difference(&identity(&[&[1, 2, 3], &[4, 5]], Dtype::U16)), None);
+        for (other, words) in [
+            (identity(&[&[1, 2, 3], &[4, 5, 6]], Dtype::U16), "6 tokens in 2 documents now"),
+            (identity(&[&[1, 2, 3, 4, 5]], Dtype::U16), "5 tokens in 1 documents now"),
+            (identity(&[&[1, 2], &[3, 4, 5]], Dtype::U16), "divided into other documents"),
+            (identity(&[&[1, 2, 3], &[4, 5]], Dtype::I32), "another type"),
+            (identity(&[&[1, 2, 3], &[4, 6]], Dtype::U16), "but other ones"),
+        ] {
+            let difference = base.difference(&other).unwrap_or_else(|| panic!("{words}: not noticed"));
+            assert!(difference.contains(words), "{difference}");
+        }
+        let json = serde_json::to_string(&base).unwrap();
+        assert_eq!(serde_json::from_str::<DataIdentity>(&json).unwrap(), base);
+    }
+
+    #[test]
+    fn the_sample_spans_the_file_and_stays_bounded() {
+        let bytes: Vec<u8> = (0..SAMPLE_BYTES * 3 + 7).map(|i| (i % 251) as u8).collect();
+        let base = sample_hash(&bytes);
+        let with = |at: usize| {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            sample_hash(&changed)
+        };
+        for at in [0, PIECE_BYTES - 1, bytes.len() - PIECE_BYTES, bytes.len() - 1] {
+            assert_ne!(with(at), base, "byte {at}");
+        }
+        let noticed = (0..200).filter(|i| with(i * bytes.len() / 200 + 1) != base).count();
+        assert!(
+            (40..=100).contains(&noticed),
+            "a third of the bytes is sampled, {noticed} of 200 were noticed"
+        );
+        assert_ne!(sample_hash(&bytes[..bytes.len() - 1]), base);
+        assert_ne!(sample_hash(b""), sample_hash(b"\0"));
+    }
+}
