@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -29,10 +30,16 @@ impl Segment {
     /// `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
     pub fn open(path: &str) -> Result<Segment, DataError> {
         let (bin_path, idx_path) = pair_of(path);
-        let idx = map(&idx_path)?;
+        let (idx, place) = map(&idx_path)?;
         let layout = IndexLayout::parse(bytes_of(&idx))
-            .map_err(|problem| DataError::Index { path: idx_path, problem })?;
-        let bin = map(&bin_path)?;
+            .map_err(|problem| DataError::Index { path: idx_path.clone(), problem })?;
+        let (bin, _) = map(&bin_path)?;
+        // A pair that is replaced loses its old index before the new `.bin` comes: an index that is still there belongs
+        // to the `.bin` that was opened after it.
+        let now = std::fs::metadata(&idx_path).map(|metadata| (metadata.dev(), metadata.ino()));
+        if now.ok() != Some(place) {
+            return Err(DataError::Replaced { path: idx_path });
+        }
         let (actual, expected) =
             (bytes_of(&bin).len() as u64, layout.tokens.checked_mul(layout.dtype.bytes() as u64));
         if expected != Some(actual) {
@@ -148,19 +155,23 @@ fn bytes_of(map: &Option<Mmap>) -> &[u8] {
     map.as_deref().unwrap_or_default()
 }
 
+/// Device and inode of a file.
+type Place = (u64, u64);
+
 /// Maps a whole file; `None` when it is empty.
-fn map(path: &Path) -> Result<Option<Mmap>, DataError> {
+fn map(path: &Path) -> Result<(Option<Mmap>, Place), DataError> {
     let file = open(path)?;
-    let length = file.metadata().map_err(DataError::io("read the size of", path))?.len();
-    if length == 0 {
-        return Ok(None);
+    let metadata = file.metadata().map_err(DataError::io("read the size of", path))?;
+    let place = (metadata.dev(), metadata.ino());
+    if metadata.len() == 0 {
+        return Ok((None, place));
     }
     // SAFETY: the map is read-only and private to this process. Bytes may change under it if another process writes
     // the file; every value is then decoded as whatever integer it is and checked after decoding, never trusted for
     // memory safety. Truncation by another process would raise SIGBUS, as for every reader of mapped files; data files
     // are written under another name and renamed, so no program of ours does that.
     let map = unsafe { Mmap::map(&file) }.map_err(DataError::io("map", path))?;
-    Ok(Some(map))
+    Ok((Some(map), place))
 }
 
 fn open(path: &Path) -> Result<File, DataError> {
