@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -35,6 +35,13 @@ impl Segment {
         let idx = open(&idx_path)?;
         let layout = parse(&idx, &idx_path)?;
         let bin = TokenFile::open(&bin_path)?;
+        // A pair that is replaced loses its old index before the new `.bin` comes: an index that is still there belongs
+        // to the `.bin` that was opened after it.
+        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let opened = idx.metadata().map(place).map_err(DataError::io("read the size of", &idx_path))?;
+        if std::fs::metadata(&idx_path).map(place).ok() != Some(opened) {
+            return Err(DataError::Replaced { path: idx_path });
+        }
         let (actual, expected) = (bin.length(), layout.tokens.checked_mul(layout.dtype.bytes() as u64));
         if expected != Some(actual) {
             let expected = expected.unwrap_or(u64::MAX);
