@@ -13,12 +13,13 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 15] = [
+const ARROWS: [(&str, &str, &[&str]); 16] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
     ("libs/telemetry", "telemetry", &[]),
     ("libs/faults", "faults", &[]),
+    ("libs/files", "files", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
     ("libs/collective", "collective", &["same-host", "domain"]),
@@ -35,7 +36,18 @@ const ARROWS: [(&str, &str, &[&str]); 15] = [
     (
         "worker",
         "worker",
-        &["proto", "checkpoint", "ngram", "data", "collective", "model", "telemetry", "faults", "domain"],
+        &[
+            "proto",
+            "checkpoint",
+            "ngram",
+            "data",
+            "collective",
+            "model",
+            "telemetry",
+            "faults",
+            "files",
+            "domain",
+        ],
     ),
     ("tests", "tests", &["faults", "domain"]),
 ];

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
-        (Some(Command::Logits(files)), _) => logits(&files),
+        (Some(Command::Logits(files)), _) => return logits(&files),
         (None, Some(member)) => take_part(member),
         (None, None) => Err(anyhow::anyhow!(
             "give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"
@@ -24,12 +24,15 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where even stderr is gone, the exit status is all that is left to say.
-            writeln!(std::io::stderr(), "error: {error:#}").ok();
-            ExitCode::FAILURE
-        }
+        Err(error) => failure(&error, ExitCode::FAILURE),
     }
+}
+
+/// Reports `error` on stderr.
+fn failure(error: &anyhow::Error, status: ExitCode) -> ExitCode {
+    // Where even stderr is gone, the exit status is all that is left to say.
+    writeln!(std::io::stderr(), "error: {error:#}").ok();
+    status
 }
 
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
@@ -55,12 +58,21 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     Ok(result?)
 }
 
+/// Exit status of a wrong command line or input, as `polygram` has it.
+const WRONG_INPUT: u8 = 2;
+
 #[cfg(feature = "torch")]
-fn logits(files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
-    polygram_worker::logits::run(files)
+fn logits(files: &polygram_worker::args::LogitsArgs) -> ExitCode {
+    use polygram_worker::logits::{is_wrong_input, run};
+    match run(files) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_wrong_input(&error) => failure(&error, ExitCode::from(WRONG_INPUT)),
+        Err(error) => failure(&error, ExitCode::FAILURE),
+    }
 }
 
 #[cfg(not(feature = "torch"))]
-fn logits(_files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
-    anyhow::bail!("this worker was built without libtorch; build it with `make build`")
+fn logits(_files: &polygram_worker::args::LogitsArgs) -> ExitCode {
+    let error = anyhow::anyhow!("this worker was built without libtorch; build it with `make build`");
+    failure(&error, ExitCode::from(WRONG_INPUT))
 }

@@ -1,10 +1,10 @@
 //! `polygram logits`: the worker's own command, passed through, since only the worker links the tensor library.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::args::LogitsArgs;
-use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
 
 pub(crate) fn run(args: &LogitsArgs) -> Outcome {
@@ -13,11 +13,13 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         return Err(Failure::usage(format!("{} has no config.json", model.display()))
             .hint("give --model a folder in the Hugging Face layout"));
     }
-    if !input.is_file() {
+    // A pipe will do, too.
+    if !input.exists() || input.is_dir() {
         return Err(Failure::usage(format!("there is no file {}", input.display())));
     }
     let worker = Program::Worker.find()?;
-    let status = Command::new(&worker)
+    // The worker takes this process's place: signals reach it, and its status is the command's.
+    let error = Command::new(&worker)
         .arg("logits")
         .arg("--model")
         .arg(model)
@@ -25,13 +27,6 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         .arg(input)
         .arg("--output")
         .arg(&args.output)
-        .status()
-        .map_err(|error| Failure::failed(format!("cannot start {}", worker.display())).because(error))?;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Ok(ExitStatus::Passed(u8::try_from(code).unwrap_or(1))),
-        (None, signal) => {
-            let how = signal.map_or("ended".to_owned(), |signal| format!("was killed by signal {signal}"));
-            Err(Failure::failed(format!("{} {how}", Program::Worker.file_name())))
-        }
-    }
+        .exec();
+    Err(Failure::failed(format!("cannot start {}", worker.display())).because(error))
 }

@@ -28,6 +28,7 @@ pub mod sum_tree;
 pub mod tables;
 pub mod topology;
 pub mod word_hash;
+pub mod yarn;
 
 pub use batch::CellBatch;
 pub use checkpoint::CheckpointKind;
