@@ -52,6 +52,12 @@ fn logits_of_b_match() {
     logits_match("B").unwrap();
 }
 
+/// N = 5, YaRN in the spelling of transformers 5, zero experts.
+#[test]
+fn logits_of_c_match() {
+    logits_match("C").unwrap();
+}
+
 #[test]
 fn ngram_ids_match_every_hash_case() {
     let text = fs::read_to_string(repository().join("tests/golden/hash_cases.json")).unwrap();

@@ -13,13 +13,14 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 16] = [
+const ARROWS: [(&str, &str, &[&str]); 17] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
     ("libs/process", "process", &[]),
     ("libs/telemetry", "telemetry", &["process"]),
     ("libs/faults", "faults", &[]),
+    ("libs/files", "files", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
     ("libs/collective", "collective", &["same-host", "process", "domain"]),
@@ -46,6 +47,7 @@ const ARROWS: [(&str, &str, &[&str]); 16] = [
             "telemetry",
             "process",
             "faults",
+            "files",
             "domain",
         ],
     ),

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use polygram_domain::CellBatch;
+use polygram_files::{OutputError, OutputFile};
+use polygram_model::ModelError;
 use polygram_model::hf::HfDirectory;
 use polygram_model::{CellInput, Options};
 use polygram_ngram::{Hasher, UniqueRows, batch_ids};
@@ -13,10 +15,21 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::args::LogitsArgs;
 
+/// Whether the error is one of what the user gave: a model, an input or an output that cannot be used.
+pub fn is_wrong_input(error: &anyhow::Error) -> bool {
+    match (error.downcast_ref::<ModelError>(), error.downcast_ref::<OutputError>()) {
+        (Some(ModelError::Torch(_)), _) => false,
+        // A file that could be opened for writing, and then could not be written.
+        (_, Some(OutputError::Write { .. })) => false,
+        _ => true,
+    }
+}
+
 /// Reads `input_ids` (i64 `[B, T]`), runs the model in f32 and writes `ngram_ids` (i64 `[B, T, tables]`), `embedding`
 /// (f32 `[B, T, D]`), `logits` (f32 `[B, T, V]`) and `loss` (f32 `[1]`: mean over B·(T − 1) next tokens). The output
-/// appears whole or not at all.
+/// appears whole or not at all; a link, a pipe or a device stays what it is.
 pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
+    let output = OutputFile::new(&files.output)?;
     let directory = HfDirectory::open(&files.model)?;
     let spec = directory.spec().clone();
     let (batch, seq_len, tokens_bt) = read_tokens(&files.input, spec.vocab_size)?;
@@ -33,6 +46,16 @@ pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
         unique: unique.len(),
         global_targets: cell.target_count(),
     })?;
+    if let Some(at) = seen.logits_btv.iter().position(|logit| !logit.is_finite()) {
+        let (position, token) = (at / spec.vocab_size as usize, at % spec.vocab_size as usize);
+        bail!(
+            "{}: the logit of token {token} at [{}, {}] is not finite, though every weight is; are the weights those of \
+             a trained model?",
+            files.model.display(),
+            position / seq_len,
+            position % seq_len
+        );
+    }
 
     let ids: Vec<u8> = ids_pc.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect();
     let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
@@ -48,7 +71,7 @@ pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
         .into_iter()
         .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    write_whole(&files.output, &safetensors::serialize(views, None)?)
+    Ok(output.write(&safetensors::serialize(views, None)?)?)
 }
 
 /// `(B, T, tokens)` of the file's `input_ids`.
@@ -82,17 +105,4 @@ fn read_tokens(path: &Path, vocab_size: u32) -> anyhow::Result<(usize, usize, Ve
         })
         .collect::<anyhow::Result<Vec<u32>>>()?;
     Ok((batch, seq_len, tokens))
-}
-
-/// Writes beside `path` and renames, so that no half file is ever seen under that name.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
-    let file_name = path.file_name().context("the output has no file name").with_context(cannot)?;
-    let beside = path.with_file_name(format!(".{}.{}", file_name.to_string_lossy(), std::process::id()));
-    let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // The half file is worth nothing; the first error is the one to tell.
-        fs::remove_file(&beside).ok();
-    }
-    written.with_context(cannot)
 }

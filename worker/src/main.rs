@@ -16,7 +16,7 @@ use polygram_worker::{Listen, WorkerOptions, run};
 
 /// Exit status of a failure.
 const FAILURE: u8 = 1;
-/// Exit status of flags that cannot work: nothing was started.
+/// Exit status of flags or an input that cannot work: nothing was started.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
-        (Some(Command::Logits(files)), _) => logits(&files),
+        (Some(Command::Logits(files)), _) => return logits(&files),
         (Some(Command::CheckDevice), _) => check_device(),
         (None, Some(member)) => take_part(member),
         (None, None) => Err(anyhow::anyhow!(
@@ -34,15 +34,20 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where even stderr is gone, the exit status is all that is left to say.
-            writeln!(std::io::stderr(), "error: {error:#}").ok();
-            if let Some(advice) = limits::advice_in(error.as_ref()) {
-                let _closed = writeln!(std::io::stderr(), "hint: {advice}");
-            }
             let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
-            ExitCode::from(if is_usage { USAGE } else { FAILURE })
+            failure(&error, ExitCode::from(if is_usage { USAGE } else { FAILURE }))
         }
     }
+}
+
+/// Reports `error` on stderr.
+fn failure(error: &anyhow::Error, status: ExitCode) -> ExitCode {
+    // Where even stderr is gone, the exit status is all that is left to say.
+    writeln!(std::io::stderr(), "error: {error:#}").ok();
+    if let Some(advice) = limits::advice_in(error.as_ref()) {
+        writeln!(std::io::stderr(), "hint: {advice}").ok();
+    }
+    status
 }
 
 fn take_part(member: MemberArgs) -> anyhow::Result<()> {
@@ -69,13 +74,19 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
 }
 
 #[cfg(feature = "torch")]
-fn logits(files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
-    polygram_worker::logits::run(files)
+fn logits(files: &polygram_worker::args::LogitsArgs) -> ExitCode {
+    use polygram_worker::logits::{is_wrong_input, run};
+    match run(files) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_wrong_input(&error) => failure(&error, ExitCode::from(USAGE)),
+        Err(error) => failure(&error, ExitCode::from(FAILURE)),
+    }
 }
 
 #[cfg(not(feature = "torch"))]
-fn logits(_files: &polygram_worker::args::LogitsArgs) -> anyhow::Result<()> {
-    anyhow::bail!("this worker was built without libtorch; build it with `make build`")
+fn logits(_files: &polygram_worker::args::LogitsArgs) -> ExitCode {
+    let error = anyhow::anyhow!("this worker was built without libtorch; build it with `make build`");
+    failure(&error, ExitCode::from(USAGE))
 }
 
 #[cfg(feature = "torch")]

@@ -1,12 +1,10 @@
 //! `polygram logits`: the worker's own command, passed through, since only the worker links the tensor library.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use polygram_process::end_with_parent;
-
 use crate::args::LogitsArgs;
-use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
 
 pub(crate) fn run(args: &LogitsArgs) -> Outcome {
@@ -15,27 +13,20 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         return Err(Failure::usage(format!("{} has no config.json", model.display()))
             .hint("give --model a folder in the Hugging Face layout"));
     }
-    if !input.is_file() {
+    // A pipe will do, too.
+    if !input.exists() || input.is_dir() {
         return Err(Failure::usage(format!("there is no file {}", input.display())));
     }
     let worker = Program::Worker.find()?;
-    let mut command = Command::new(&worker);
-    command
+    // The worker takes this process's place: signals reach it, and its status is the command's.
+    let error = Command::new(&worker)
         .arg("logits")
         .arg("--model")
         .arg(model)
         .arg("--input")
         .arg(input)
         .arg("--output")
-        .arg(&args.output);
-    let status = end_with_parent(&mut command)
-        .status()
-        .map_err(|error| Failure::failed(format!("cannot start {}", worker.display())).because(error))?;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Ok(ExitStatus::Passed(u8::try_from(code).unwrap_or(1))),
-        (None, signal) => {
-            let how = signal.map_or("ended".to_owned(), |signal| format!("was killed by signal {signal}"));
-            Err(Failure::failed(format!("{} {how}", Program::Worker.file_name())))
-        }
-    }
+        .arg(&args.output)
+        .exec();
+    Err(Failure::failed(format!("cannot start {}", worker.display())).because(error))
 }

@@ -31,6 +31,7 @@ pub mod tables;
 pub mod topology;
 pub mod word_hash;
 pub mod words;
+pub mod yarn;
 
 pub use batch::CellBatch;
 pub use checkpoint::CheckpointKind;

@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::yarn::YarnSpec;
+
 /// Longest n-gram order that table sizing and hashing support.
 pub const MAX_ORDER: u32 = 16;
+/// Most hash heads per order.
+pub const MAX_HEADS: u32 = 64;
 
 /// Everything that decides the shape and the arithmetic of the model. Build it with [`ModelSpec::validated`].
 #[derive(Clone, Debug, PartialEq)]
@@ -55,38 +59,6 @@ pub struct AttentionSpec {
     pub rope_theta: f64,
     /// Context extension, if any.
     pub yarn: Option<YarnSpec>,
-}
-
-/// YaRN rotary scaling (arXiv 2309.00071), with DeepSeek's two mscale terms.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct YarnSpec {
-    /// Context extension factor.
-    pub factor: f64,
-    /// Context length of the unscaled model.
-    pub original_max_position_embeddings: u32,
-    /// Rotations above which a dimension is not interpolated.
-    #[serde(default = "default_beta_fast")]
-    pub beta_fast: f64,
-    /// Rotations below which a dimension is fully interpolated.
-    #[serde(default = "default_beta_slow")]
-    pub beta_slow: f64,
-    /// Scale of cos and sin (numerator).
-    #[serde(default = "default_mscale")]
-    pub mscale: f64,
-    /// Scale of the softmax, squared, and of cos and sin (denominator).
-    #[serde(default = "default_mscale")]
-    pub mscale_all_dim: f64,
-}
-
-fn default_beta_fast() -> f64 {
-    32.0
-}
-fn default_beta_slow() -> f64 {
-    1.0
-}
-fn default_mscale() -> f64 {
-    1.0
 }
 
 /// Mixture of FFN experts and zero (identity) experts.
@@ -235,27 +207,14 @@ impl ModelSpec {
             }
         }
         if let Some(yarn) = &self.attention.yarn {
-            let positive = yarn.factor >= 1.0
-                && yarn.original_max_position_embeddings > 0
-                && yarn.beta_fast > 0.0
-                && yarn.beta_slow > 0.0;
-            if !(positive
-                && yarn.factor.is_finite()
-                && yarn.mscale.is_finite()
-                && yarn.mscale_all_dim.is_finite())
-            {
-                return Err(format!(
-                    "model.rope_scaling is not legal: factor {} must be at least 1 and every other value positive",
-                    yarn.factor
-                ));
-            }
+            yarn.check(self.attention.rope_theta)?;
         }
         let ngram = &self.ngram;
         if !(2..=MAX_ORDER).contains(&ngram.max_order) {
             return Err(format!("ngram.max_order is {}; it must be 2 to {MAX_ORDER}", ngram.max_order));
         }
-        if ngram.heads > 64 {
-            return Err(format!("ngram.heads is {}; it must be at most 64", ngram.heads));
+        if ngram.heads > MAX_HEADS {
+            return Err(format!("ngram.heads is {}; it must be at most {MAX_HEADS}", ngram.heads));
         }
         if let Some(token) = ngram.ignored_tokens.iter().find(|&&token| token >= self.vocab_size) {
             return Err(format!(

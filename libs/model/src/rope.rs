@@ -1,4 +1,5 @@
-//! Rotary position embedding (arXiv 2104.09864) on interleaved pairs, with YaRN scaling (arXiv 2309.00071).
+//! Rotary position embedding (arXiv 2104.09864) on interleaved pairs, with YaRN scaling (arXiv 2309.00071) as
+//! transformers 4.57.6 has it.
 //!
 //! Frequencies, cosines and sines are computed in f64 by `libm` and rounded once, so that every machine has the same
 //! tables; angles are products in f32, as the published modeling code has them.
@@ -10,9 +11,10 @@ use polygram_domain::model::YarnSpec;
 pub struct Rotary {
     /// `[dim / 2]`: radians per position.
     pub inverse_frequencies: Vec<f32>,
-    /// Multiplies cosines and sines: m(f, mscale) / m(f, mscale_all_dim).
+    /// Multiplies cosines and sines: the attention factor, or m(f, mscale) / m(f, mscale_all_dim) where both are given,
+    /// or m(f, 1).
     pub amplitude: f64,
-    /// Multiplies the softmax scale: m(f, mscale_all_dim)².
+    /// Multiplies the softmax scale: m(f, mscale_all_dim)², 1 where it is not given.
     pub softmax_multiplier: f64,
 }
 
@@ -34,7 +36,13 @@ impl Rotary {
             })
             .collect();
         let all = magnitude(yarn.factor, yarn.mscale_all_dim);
-        let amplitude = magnitude(yarn.factor, yarn.mscale) / all;
+        let amplitude = match yarn.attention_factor {
+            Some(factor) => factor,
+            None if yarn.mscale != 0.0 && yarn.mscale_all_dim != 0.0 => {
+                magnitude(yarn.factor, yarn.mscale) / all
+            }
+            None => magnitude(yarn.factor, 1.0),
+        };
         Rotary { inverse_frequencies, amplitude, softmax_multiplier: all * all }
     }
 
@@ -59,8 +67,9 @@ fn correction_range(theta: f64, dim: u32, yarn: &YarnSpec) -> (f64, f64) {
         f64::from(dim) * libm::log(original / (rotations * 2.0 * std::f64::consts::PI))
             / (2.0 * libm::log(theta))
     };
-    let low = correction(yarn.beta_fast).floor().max(0.0);
-    let high = correction(yarn.beta_slow).ceil().min(f64::from(dim - 1));
+    let (low, high) = (correction(yarn.beta_fast), correction(yarn.beta_slow));
+    let (low, high) = if yarn.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(f64::from(dim - 1)));
     (low, if low == high { high + 0.001 } else { high })
 }
 
@@ -83,18 +92,24 @@ mod tests {
         assert!((cos[2 * 4 + 1] - 0.2f32.cos()).abs() < 1e-7 && (sin[2 * 4] - 2.0f32.sin()).abs() < 1e-7);
     }
 
-    /// LongCat-Flash-Lite's scaling. The wanted numbers were computed apart from this code, with Python's f64, from the
-    /// formulas of the YaRN paper (see the comment beside each).
-    #[test]
-    fn yarn_of_the_full_model() {
-        let yarn = YarnSpec {
-            factor: 10.0,
-            original_max_position_embeddings: 32_768,
+    fn yarn(factor: f64, original: u32) -> YarnSpec {
+        YarnSpec {
+            factor,
+            original_max_position_embeddings: original,
             beta_fast: 32.0,
             beta_slow: 1.0,
             mscale: 1.0,
             mscale_all_dim: 1.0,
-        };
+            attention_factor: None,
+            truncate: true,
+        }
+    }
+
+    /// LongCat-Flash-Lite's scaling. The wanted numbers were computed apart from this code, with Python's f64, from the
+    /// formulas of the YaRN paper (see the comment beside each).
+    #[test]
+    fn yarn_of_the_full_model() {
+        let yarn = yarn(10.0, 32_768);
         let rotary = Rotary::new(5e6, 64, Some(&yarn));
         // corr(32) = 64·ln(32768/(64π))/(2·ln 5e6) = 10.56697…; corr(1) = 17.75686…; so the ramp runs from 10 to 18.
         assert_eq!(correction_range(5e6, 64, &yarn), (10.0, 18.0));
@@ -109,18 +124,39 @@ mod tests {
         assert!((rotary.softmax_multiplier - 1.513_535_999_7).abs() < 1e-9, "{}", rotary.softmax_multiplier);
     }
 
+    /// Which scales count: as transformers 4.57.6 has it, 0 is not given, and one alone does not count for cos and sin.
     #[test]
-    fn yarn_amplitude_is_the_ratio_of_the_two_scales() {
-        let yarn = YarnSpec {
-            factor: 4.0,
-            original_max_position_embeddings: 64,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            mscale: 0.707,
-            mscale_all_dim: 0.0,
-        };
-        let rotary = Rotary::new(10_000.0, 8, Some(&yarn));
-        assert!((rotary.amplitude - (0.0707 * 4f64.ln() + 1.0)).abs() < 1e-12);
-        assert_eq!(rotary.softmax_multiplier, 1.0);
+    fn amplitude_and_softmax_follow_the_scales_that_are_given() {
+        let m = |scale: f64| 0.1 * scale * 4f64.ln() + 1.0;
+        for (mscale, all_dim, factor, amplitude, softmax) in [
+            (1.0, 1.0, None, 1.0, m(1.0) * m(1.0)),
+            (0.707, 1.0, None, m(0.707) / m(1.0), m(1.0) * m(1.0)),
+            (0.0, 0.0, None, m(1.0), 1.0),
+            (0.707, 0.0, None, m(1.0), 1.0),
+            (0.0, 0.707, None, m(1.0), m(0.707) * m(0.707)),
+            (0.707, 1.0, Some(1.3), 1.3, m(1.0) * m(1.0)),
+            (0.0, 0.0, Some(1.3), 1.3, 1.0),
+        ] {
+            let yarn =
+                YarnSpec { mscale, mscale_all_dim: all_dim, attention_factor: factor, ..yarn(4.0, 64) };
+            let rotary = Rotary::new(10_000.0, 8, Some(&yarn));
+            assert!((rotary.amplitude - amplitude).abs() < 1e-12, "{yarn:?}: {}", rotary.amplitude);
+            assert!((rotary.softmax_multiplier - softmax).abs() < 1e-12, "{yarn:?}");
+        }
+        // Nothing is extended by a factor of 1.
+        let rotary = Rotary::new(10_000.0, 8, Some(&yarn(1.0, 64)));
+        assert_eq!((rotary.amplitude, rotary.softmax_multiplier), (1.0, 1.0));
+    }
+
+    /// corr(β) = 8·ln(512/(2πβ))/(2·ln 100): 0.81188… for β = 32, and 3.82218… for β = 1.
+    #[test]
+    fn the_borders_are_rounded_unless_the_file_says_otherwise() {
+        let rounded = yarn(4.0, 512);
+        assert_eq!(correction_range(100.0, 8, &rounded), (0.0, 4.0));
+        let (low, high) = correction_range(100.0, 8, &YarnSpec { truncate: false, ..rounded });
+        let exact =
+            |beta: f64| 8.0 * (512.0 / (2.0 * std::f64::consts::PI * beta)).ln() / (2.0 * 100f64.ln());
+        assert!((low - exact(32.0)).abs() < 1e-12 && (high - exact(1.0)).abs() < 1e-12, "{low} to {high}");
+        assert!((low - 0.811_88).abs() < 1e-5 && (high - 3.822_18).abs() < 1e-5, "{low} to {high}");
     }
 }

@@ -9,4 +9,5 @@ mod golden;
 mod hugging_face;
 mod placements;
 mod reference;
+mod rope;
 mod training;

@@ -202,6 +202,8 @@ fn narrow_values_yarn_and_no_zero_experts() {
         beta_slow: 0.5,
         mscale: 0.8,
         mscale_all_dim: 0.5,
+        attention_factor: None,
+        truncate: true,
     });
     check(&spec);
     spec.moe.zero_experts = 0;

@@ -187,14 +187,17 @@ impl Reference<'_> {
         let original = f64::from(yarn.original_max_position_embeddings);
         let corrected =
             |r: f64| dim * (original / (2.0 * std::f64::consts::PI * r)).ln() / (2.0 * a.rope_theta.ln());
-        let low = corrected(yarn.beta_fast).floor().max(0.0);
-        let high = corrected(yarn.beta_slow).ceil().min(dim - 1.0);
+        let (low, high) = (corrected(yarn.beta_fast), corrected(yarn.beta_slow));
+        let (low, high) = if yarn.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(dim - 1.0));
         let scaled = plain.iter().enumerate().map(|(j, inverse)| {
             let ramp = ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
             inverse * (ramp / yarn.factor + 1.0 - ramp)
         });
         let m = |a: f64| 0.1 * a * yarn.factor.ln() + 1.0;
-        (scaled.collect(), m(yarn.mscale) / m(yarn.mscale_all_dim), m(yarn.mscale_all_dim).powi(2))
+        let both = yarn.mscale != 0.0 && yarn.mscale_all_dim != 0.0;
+        let ratio = if both { m(yarn.mscale) / m(yarn.mscale_all_dim) } else { m(1.0) };
+        (scaled.collect(), yarn.attention_factor.unwrap_or(ratio), m(yarn.mscale_all_dim).powi(2))
     }
 
     fn ffn(&self, parameters: &Parameters, prefix: &str, x: &Matrix, site: u32) -> Matrix {

@@ -1,21 +1,27 @@
 //! A Hugging Face directory: `config.json` beside `model.safetensors`, or `model.safetensors.index.json` and its shards.
 //!
 //! Files are mapped, not read: table rows are picked from the map one by one, so that tables larger than memory can be
-//! used. Values may be f32, bf16 or f16 and come out as f32.
+//! used. Values may be f32, bf16 or f16 and come out as f32. A value that is not finite is an error when it is read.
 
-use std::collections::HashMap;
-use std::fs::File;
+mod tensors;
+
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use polygram_domain::hf_config::HfConfig;
 use polygram_domain::{ModelSpec, TableSet};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use crate::decoder::Model;
 use crate::error::{ModelError, Result};
 use crate::options::Options;
+use tensors::{Located, Tensors, read_text};
+
+/// The word embedding, and a second name of it: the published class has the module under both names, so that
+/// `save_pretrained` may write either.
+const WORD_EMBEDDING: &str = "model.embed_tokens.weight";
+const WORD_EMBEDDING_ALIAS: &str = "model.ngram_embeddings.word_embeddings.weight";
 
 /// An opened and checked directory.
 #[derive(Debug)]
@@ -23,37 +29,21 @@ pub struct HfDirectory {
     path: PathBuf,
     spec: ModelSpec,
     tables: TableSet,
-    files: Vec<(PathBuf, Mmap)>,
-    tensors: HashMap<String, Located>,
-}
-
-/// Where a tensor lies.
-#[derive(Clone, Debug)]
-struct Located {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<u64>,
-    bytes: Range<usize>,
+    tensors: Tensors,
 }
 
 impl HfDirectory {
-    /// Opens `path` and checks everything at once: the configuration, every file's header and length, and that every
-    /// tensor of the model is there in its shape. Tensors that the model does not have are ignored.
+    /// Opens `path` and checks everything at once: the configuration, every file's header and length, that every tensor
+    /// of the model is there in its shape, and that there is no other tensor that the model should have used.
     pub fn open(path: &Path) -> Result<HfDirectory> {
         let config = path.join("config.json");
         let spec = HfConfig::parse(&read_text(&config)?)
             .and_then(|config| config.to_model())
             .map_err(|problem| ModelError::File { path: config, problem })?;
-        let mut directory = HfDirectory {
-            path: path.to_owned(),
-            tables: TableSet::of(&spec),
-            spec,
-            files: Vec::new(),
-            tensors: HashMap::new(),
-        };
-        for file in weight_files(path)? {
-            directory.add_file(file)?;
-        }
+        let mut tensors = Tensors::open(path)?;
+        tensors.name_experts(&spec)?;
+        let mut directory = HfDirectory { path: path.to_owned(), tables: TableSet::of(&spec), spec, tensors };
+        directory.take_alias()?;
         directory.check_names()?;
         Ok(directory)
     }
@@ -95,11 +85,12 @@ impl HfDirectory {
                         format!("less than {} rows", table.rows),
                     ));
                 }
+                let first = row as usize * width;
                 let start = located.bytes.start + row as usize * row_bytes;
                 let filled = values.len();
                 values.resize(filled + width, 0.0);
-                let bytes = &self.files[located.file].1[start..start + row_bytes];
-                decode(located.dtype, bytes, &mut values[filled..]);
+                let bytes = start..start + row_bytes;
+                self.decode(&table.name, (located, bytes, first), &mut values[filled..])?;
             }
         }
         Ok(values)
@@ -124,48 +115,58 @@ impl HfDirectory {
 
     fn read(&self, name: &str, values: &mut [f32]) -> Result<()> {
         let located = self.located(name)?;
-        decode(located.dtype, &self.files[located.file].1[located.bytes.clone()], values);
-        Ok(())
+        self.decode(name, (located, located.bytes.clone(), 0), values)
     }
 
-    /// Maps one file and adds its tensors.
-    fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let io = |source| ModelError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        // SAFETY: the map is read-only and private to this process; as with every mapped model file, nobody may shorten
-        // the file while it is open.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let corrupt = |problem: String| ModelError::File { path: path.clone(), problem };
-        let index = self.files.len();
-        let parsed = SafeTensors::deserialize(&map)
-            .map_err(|error| corrupt(format!("not a whole safetensors file: {error}")))?;
-        let base = map.as_ptr() as usize;
-        for (name, view) in parsed.iter() {
-            let start = view.data().as_ptr() as usize - base;
-            let located = Located {
-                file: index,
-                dtype: view.dtype(),
-                shape: view.shape().iter().map(|&size| size as u64).collect(),
-                bytes: start..start + view.data().len(),
-            };
-            if let Some(other) = self.tensors.insert(name.to_owned(), located) {
-                let (first, _) = &self.files[other.file];
-                return Err(corrupt(format!("tensor {name} is also in {}", first.display())));
-            }
+    /// Decodes bytes of the tensor called `name`, whose element number `first` they begin with.
+    fn decode(
+        &self,
+        name: &str,
+        (located, bytes, first): (&Located, Range<usize>, usize),
+        values: &mut [f32],
+    ) -> Result<()> {
+        decode(located.dtype, &self.tensors.map(located)[bytes], values);
+        let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+        let (mut element, mut place) = (first + at, Vec::new());
+        for &size in located.shape.iter().rev() {
+            place.insert(0, element % size as usize);
+            element /= size as usize;
         }
-        self.files.push((path, map));
+        Err(ModelError::File {
+            path: self.tensors.file(located).to_owned(),
+            problem: format!("tensor {name} is not finite: {} at {place:?}", values[at]),
+        })
+    }
+
+    /// Takes the word embedding from its second name where the first is missing. Both must be the same.
+    fn take_alias(&mut self) -> Result<()> {
+        let Some(alias) = self.tensors.remove(WORD_EMBEDDING_ALIAS) else { return Ok(()) };
+        let Some(located) = self.tensors.get(WORD_EMBEDDING) else {
+            self.tensors.insert(WORD_EMBEDDING.to_owned(), alias);
+            return Ok(());
+        };
+        let bytes = |located: &Located| &self.tensors.map(located)[located.bytes.clone()];
+        if located.dtype != alias.dtype || located.shape != alias.shape || bytes(located) != bytes(&alias) {
+            return Err(ModelError::File {
+                path: self.tensors.file(&alias).to_owned(),
+                problem: format!(
+                    "{WORD_EMBEDDING_ALIAS} and {WORD_EMBEDDING} are two names of one tensor, but differ"
+                ),
+            });
+        }
         Ok(())
     }
 
-    /// Every tensor of the model must be there, in its shape and in a type that can be read.
+    /// Every tensor of the model must be there, in its shape and in a type that can be read; no other tensor may be.
     fn check_names(&self) -> Result<()> {
         let dense = polygram_domain::layout::dense_parameters(&self.spec);
         let dense = dense.into_iter().map(|parameter| (parameter.name, parameter.shape));
         let tables =
             self.tables.iter().map(|t| (t.name.clone(), vec![u64::from(t.rows), u64::from(t.width)]));
+        let mut known = HashSet::new();
         for (name, shape) in dense.chain(tables) {
             let located = self.located(&name)?;
-            let wrong = |problem| ModelError::File { path: self.files[located.file].0.clone(), problem };
+            let wrong = |problem| ModelError::File { path: self.tensors.file(located).to_owned(), problem };
             if located.shape != shape {
                 return Err(wrong(format!(
                     "tensor {name} has shape {:?}, but config.json asks for {shape:?}",
@@ -178,39 +179,34 @@ impl HfDirectory {
                     located.dtype
                 )));
             }
+            known.insert(name);
         }
-        Ok(())
+        let others = self.tensors.names().filter(|name| !known.contains(*name) && !self.is_unused(name));
+        let Some(name) = others.min() else { return Ok(()) };
+        let path = self.tensors.get(name).map_or(&*self.path, |located| self.tensors.file(located));
+        Err(ModelError::File {
+            path: path.to_owned(),
+            problem: format!(
+                "tensor {name} is not one of the model that config.json describes; if it is not needed, remove it"
+            ),
+        })
     }
-}
 
-/// The weight files of a directory, in order of name.
-fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let index = directory.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![directory.join("model.safetensors")]);
+    /// Tensors that the model does not use: those of the multi-token-prediction block, rotary frequencies that old tools
+    /// stored, and what transformers 5 writes for zero experts.
+    fn is_unused(&self, name: &str) -> bool {
+        let zero_expert = || {
+            let (layer, rest) = name.strip_prefix("model.layers.")?.split_once(".mlp.experts.")?;
+            let (expert, part) = rest.split_once('.')?;
+            let is_part = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"].contains(&part);
+            let (layer, expert): (u32, u32) = (layer.parse().ok()?, expert.parse().ok()?);
+            let zero = self.spec.moe.experts..self.spec.routed_experts();
+            Some(is_part && layer < self.spec.num_layers && zero.contains(&expert))
+        };
+        name.starts_with("model.mtp.")
+            || name.ends_with(".rotary_emb.inv_freq")
+            || zero_expert().unwrap_or(false)
     }
-    let wrong = |problem: String| ModelError::File { path: index.clone(), problem };
-    let parsed: serde_json::Value =
-        serde_json::from_str(&read_text(&index)?).map_err(|error| wrong(error.to_string()))?;
-    let map = parsed
-        .get("weight_map")
-        .and_then(|map| map.as_object())
-        .ok_or_else(|| wrong("has no object \"weight_map\"".into()))?;
-    let mut names = Vec::new();
-    for (tensor, file) in map {
-        let name = file.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
-        let name = name.ok_or_else(|| {
-            wrong(format!("weight_map names {file} for {tensor}; it must be a file of the same directory"))
-        })?;
-        names.push(directory.join(name));
-    }
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })
 }
 
 /// Little-endian values as f32; the caller has checked type and length.
