@@ -93,11 +93,12 @@ def exchange_of(args):
 
 def collective_of(party, op, size, seconds):
     """Seconds of one call, mean of as many as take about so long: a call alone is shorter than a time slice."""
-    order = {"op": op, "split": "equal", "bytes": size, "calls": 1}
-    order["calls"] = 20 if size > 1 << 20 else 200
-    once = max(party.step(json.dumps(order))["seconds"], 1e-7)
-    order["calls"] = max(1, int(seconds / once))
-    return lambda: party.step(json.dumps(order))["seconds"]
+
+    def mean_of(calls):
+        order = {"op": op, "split": "equal", "bytes": size, "calls": min(max(int(calls), 3), 1_000_000)}
+        return max(party.step(json.dumps(order))["seconds"], 1e-7)
+
+    return lambda: mean_of(seconds / mean_of(seconds / 5 / mean_of(3)))
 
 
 def cases_of(args, stack):

@@ -139,42 +139,67 @@ fn workers_of_the_launcher_and_of_a_pool_wait_passively() {
     }
 }
 
-/// What libtorch's runtime itself says of its settings, once for each time that it is loaded.
-fn settings_of(program: &str, arguments: &[&str], own: &[(&str, &str)]) -> Result<Vec<(String, String)>> {
+/// What libtorch's runtime itself says of its settings, once for each time that it is loaded, and whether all went well.
+fn settings_of(mut command: Command, own: &[(&str, &str)]) -> Result<(Vec<(String, String)>, bool)> {
     let folder = tempfile::tempdir()?;
-    let mut command = command(program, folder.path())?;
-    command.args(arguments).envs(own.iter().copied()).env("OMP_DISPLAY_ENV", "VERBOSE");
+    command.current_dir(folder.path());
+    command.envs(own.iter().copied()).env("OMP_DISPLAY_ENV", "VERBOSE");
     let finished = Running::start(command, folder.path())?.wait(LIMIT)?;
     let setting = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.split_once(name)).map(|(_, value)| value);
         line.map(|value| value.trim_matches([' ', '=', '\'']).to_owned()).unwrap_or_default()
     };
     let displays = finished.stderr.split("OPENMP DISPLAY ENVIRONMENT BEGIN").skip(1);
-    Ok(displays.map(|text| (setting(text, "OMP_WAIT_POLICY"), setting(text, "GOMP_SPINCOUNT"))).collect())
+    let settings = displays.map(|text| (setting(text, "OMP_WAIT_POLICY"), setting(text, "GOMP_SPINCOUNT")));
+    Ok((settings.collect(), finished.status.success()))
+}
+
+/// `logits` of golden vectors.
+fn logits(mut command: Command) -> Command {
+    let golden = repository().join("tests/golden/A");
+    command.arg("logits").arg("--model").arg(&golden).arg("--input").arg(golden.join("forward.safetensors"));
+    command.args(["--output", "out.safetensors"]);
+    command
 }
 
 /// The environment alone would prove nothing if the runtime had read it before.
 #[test]
 fn the_runtime_itself_has_read_them() {
-    let golden = repository().join("tests/golden/A");
-    let input = golden.join("forward.safetensors").display().to_string();
-    let golden = golden.display().to_string();
-    let logits = ["logits", "--model", &golden, "--input", &input, "--output", "out.safetensors"];
     let passive = ("PASSIVE".to_owned(), "0".to_owned());
-    let by_hand = settings_of("polygram-worker", &logits, &[]).unwrap();
-    assert_eq!(by_hand.len(), 2, "it starts itself again, once: {by_hand:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let worker = || logits(command("polygram-worker", folder.path()).unwrap());
+    let (by_hand, good) = settings_of(worker(), &[]).unwrap();
+    assert_eq!((by_hand.len(), good), (2, true), "it starts itself again, once: {by_hand:?}");
     assert_eq!(by_hand[1], passive);
-    assert_eq!(settings_of("polygram", &logits, &[]).unwrap(), [passive], "it is started as it is to be");
-    let own = settings_of("polygram-worker", &logits, &[("OMP_WAIT_POLICY", "ACTIVE")]).unwrap();
-    assert_eq!((own.len(), own[0].0.as_str()), (1, "ACTIVE"), "a user's own value, and no second start");
+    let polygram = logits(command("polygram", folder.path()).unwrap());
+    assert_eq!(settings_of(polygram, &[]).unwrap(), (vec![passive], true), "once is enough");
+    let (own, good) = settings_of(worker(), &[("OMP_WAIT_POLICY", "ACTIVE")]).unwrap();
+    assert_eq!(
+        (own.len(), own[0].0.as_str(), good),
+        (1, "ACTIVE", true),
+        "a user's own value, and one start"
+    );
+}
+
+/// What `/proc/self/exe` leads to is the loader then, and not the worker.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_worker_started_through_the_dynamic_loader_works() {
+    let mut loader = Command::new("/lib64/ld-linux-x86-64.so.2");
+    clear(&mut loader);
+    loader.arg(program("polygram-worker").unwrap());
+    let (settings, good) = settings_of(logits(loader), &[]).unwrap();
+    assert_eq!((settings.len(), good), (1, true), "{settings:?}");
 }
 
 /// Exec keeps arguments, the name, the working folder and what was ignored; what needs no libtorch is not done twice.
 #[test]
 fn a_second_start_changes_nothing_else() {
-    let version = settings_of("polygram-worker", &["--version"], &[]).unwrap();
-    assert_eq!(version.len(), 1, "a question for the version needs no second start");
     let folder = tempfile::tempdir().unwrap();
+    let mut version = command("polygram-worker", folder.path()).unwrap();
+    version.arg("--version");
+    let (version, good) = settings_of(version, &[]).unwrap();
+    assert_eq!((version.len(), good), (1, true), "a question for the version needs no second start");
     let (listener, address, token) = silence(folder.path()).unwrap();
     let worker = program("polygram-worker").unwrap();
     let token = token.display().to_string();
