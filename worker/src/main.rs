@@ -8,7 +8,7 @@ use polygram_domain::Rank;
 use polygram_process::address::AddressError;
 use polygram_process::limits;
 use polygram_proto::control::Token;
-use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
+use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
@@ -23,6 +23,16 @@ fn main() -> ExitCode {
     limits::tell_instead_of_panics();
     keep_freed_memory();
     let args = Args::parse();
+    // Only libtorch brings an OpenMP runtime.
+    if cfg!(feature = "torch")
+        && let Err(error) = passive_waits::restart_with_variables()
+    {
+        let message = format!(
+            "warning: cannot start again with passive waits ({error}): on a shared machine steps take longer; \
+             set OMP_WAIT_POLICY=PASSIVE in the worker's environment"
+        );
+        writeln!(std::io::stderr(), "{message}").ok();
+    }
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => return logits(&files),
         (Some(Command::CheckDevice), _) => check_device(),

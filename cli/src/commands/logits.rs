@@ -3,6 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use polygram_telemetry::passive_waits;
+
 use crate::args::LogitsArgs;
 use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
@@ -27,6 +29,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         .arg(input)
         .arg("--output")
         .arg(&args.output)
+        .envs(passive_waits::missing_variables().iter().copied())
         .exec();
     Err(Failure::failed(format!("cannot start {}", worker.display())).because(error))
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use polygram_process::child::{SIGTERM, answer_signals, end_with_parent};
+use polygram_telemetry::passive_waits;
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -63,6 +64,8 @@ impl Children {
         let stdout = log.try_clone().map_err(cannot)?;
         let mut command = std::process::Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(log);
+        // A worker that has them need not start itself again.
+        command.envs(passive_waits::missing_variables().iter().copied());
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
         command.process_group(0);
         // The launcher ends its children by SIGTERM, whatever it ignores itself.
