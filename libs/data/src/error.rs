@@ -149,7 +149,7 @@ pub enum DataError {
         "{path} changed while it was read: {change}; prepare again when nothing writes to it, or prepare a copy",
         path = path.display()
     )]
-    Changed {
+    InputChanged {
         /// The file.
         path: PathBuf,
         /// What was noticed.

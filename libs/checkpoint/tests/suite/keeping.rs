@@ -77,7 +77,7 @@ async fn what_is_quarantined_is_kept_as_long_as_it_would_have_been() {
         store.commit(&quarantined).await.unwrap();
         store.set_aside_faulty(Step(30)).await.unwrap();
         let is_whole = async || {
-            let faults = store.verify(&quarantined, |_| {}).await.unwrap().faults;
+            let faults = store.verify(&quarantined).await.unwrap().faults;
             faults.iter().all(|fault| fault.key.starts_with("config/"))
         };
         // The run has gone on from 20: another state of step 30, and 40.
@@ -113,7 +113,7 @@ async fn what_a_rollback_has_ended_is_not_kept() {
     assert_eq!(store.set_aside_superseded(&known).await.unwrap(), [Step(20)]);
     commit(&store, &spec, 30).await;
     store.retain(2).await.unwrap();
-    assert!(!store.verify(&ended, |_| {}).await.unwrap().faults.is_empty());
+    assert!(!store.verify(&ended).await.unwrap().faults.is_empty());
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn what_another_build_wrote_is_never_removed() {
         assert_eq!(store.retain(1).await.unwrap().kept, [Step(40)], "{}", backend.name);
         store.remove_garbage(&store.garbage().await.unwrap()).await.unwrap();
         assert_eq!(store.committed_steps().await.unwrap(), [Step(10), Step(40)]);
-        let faults = store.verify(&foreign, |_| {}).await.unwrap().faults;
+        let faults = store.verify(&foreign).await.unwrap().faults;
         assert!(faults.iter().all(|fault| fault.key.starts_with("config/")), "{faults:?}");
     }
 }

@@ -81,7 +81,7 @@ impl Corpus {
             let before = pass.before.and_then(|before| before.prints.get(index));
             if pass.before.is_some() && before != reading.report.prints.last() {
                 let change = "its text is not what it was at the first reading".to_owned();
-                return Err(DataError::Changed { path: file.path.clone(), change });
+                return Err(DataError::InputChanged { path: file.path.clone(), change });
             }
             reading.base += file.state.length();
             reading.within.set(0);

@@ -79,7 +79,7 @@ impl FileState {
     fn now(path: &Path) -> Result<FileState, DataError> {
         let metadata = fs::metadata(path).map_err(DataError::io("look at", path))?;
         FileState::of(&metadata)
-            .map_err(|what| DataError::Changed { path: path.to_owned(), change: format!("it is {what} now") })
+            .map_err(|what| DataError::InputChanged { path: path.to_owned(), change: format!("it is {what} now") })
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -129,7 +129,7 @@ impl InputFile {
             }
             _ => "it was written to".to_owned(),
         };
-        Err(DataError::Changed { path: self.path.clone(), change })
+        Err(DataError::InputChanged { path: self.path.clone(), change })
     }
 
     pub(crate) fn unusable(&self, problem: impl Into<String>) -> DataError {

@@ -330,7 +330,7 @@ impl Part {
     fn finish(&mut self) -> Result<Option<DataIdentity>, DataError> {
         let Some(writer) = self.writer.take() else { return Ok(None) };
         writer.finish()?;
-        Segment::open(&self.path.to_string_lossy()).map(|segment| Some(DataIdentity::of(&segment)))
+        Segment::open(&self.path.to_string_lossy()).and_then(|segment| DataIdentity::of(&segment)).map(Some)
     }
 }
 
