@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
@@ -23,6 +23,9 @@ pub struct Segment {
     bin: Option<Mmap>,
     idx: Option<Mmap>,
     layout: IndexLayout,
+    idx_path: PathBuf,
+    /// Of the `.idx` that is open.
+    place: Place,
 }
 
 impl Segment {
@@ -34,19 +37,25 @@ impl Segment {
         let layout = IndexLayout::parse(bytes_of(&idx))
             .map_err(|problem| DataError::Index { path: idx_path.clone(), problem })?;
         let (bin, _) = map(&bin_path)?;
-        // A pair that is replaced loses its old index before the new `.bin` comes: an index that is still there belongs
-        // to the `.bin` that was opened after it.
-        let now = std::fs::metadata(&idx_path).map(|metadata| (metadata.dev(), metadata.ino()));
-        if now.ok() != Some(place) {
-            return Err(DataError::Replaced { path: idx_path });
-        }
         let (actual, expected) =
             (bytes_of(&bin).len() as u64, layout.tokens.checked_mul(layout.dtype.bytes() as u64));
         if expected != Some(actual) {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(DataError::BinSize { path: bin_path, actual, expected });
         }
-        Ok(Segment { name: bin_path.display().to_string(), bin, idx, layout })
+        let segment = Segment { name: bin_path.display().to_string(), bin, idx, layout, idx_path, place };
+        segment.check_current()?;
+        Ok(segment)
+    }
+
+    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index before the
+    /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
+    pub(crate) fn check_current(&self) -> Result<(), DataError> {
+        let now = std::fs::metadata(&self.idx_path).map(|metadata| (metadata.dev(), metadata.ino()));
+        if now.ok() == Some(self.place) {
+            return Ok(());
+        }
+        Err(DataError::Replaced { path: self.idx_path.clone() })
     }
 
     /// Type of the stored tokens.
