@@ -63,12 +63,26 @@ fn what_is_left_out_is_named_and_what_was_named_must_be_usable() {
     file(&texts, "binary.txt", "a\0b");
     std::os::unix::fs::symlink("nowhere", texts.join("gone.txt")).unwrap();
     let prepare = |more: &[&str]| {
-        let command = ["data", "prepare", "texts", "--output", "texts/out", "--vocab-size", "300", "--held-out", "0", "-o", "json"];
+        let command = [
+            "data",
+            "prepare",
+            "texts",
+            "--output",
+            "texts/out",
+            "--vocab-size",
+            "300",
+            "--held-out",
+            "0",
+            "-o",
+            "json",
+        ];
         polygram_in(folder.path(), &[&command[..], more].concat())
     };
     let first = prepare(&[]);
     assert_eq!(first.json()["left_out"][".png"]["files"], json!(2));
-    for line in ["left out: 2 .png (texts/other.PNG and others)", "left out: 1 binary", "left out: 1 broken links"] {
+    for line in
+        ["left out: 2 .png (texts/other.PNG and others)", "left out: 1 binary", "left out: 1 broken links"]
+    {
         assert!(first.stderr.contains(line), "{line:?}: {}", first.stderr);
     }
     // The output lies inside the input, and is none.
@@ -77,10 +91,13 @@ fn what_is_left_out_is_named_and_what_was_named_must_be_usable() {
     assert_eq!(second.json()["left_out"]["files of a preparation"]["files"], json!(4));
 
     std::fs::write(folder.path().join("latin1.txt"), b"caf\xe9\n").unwrap();
-    for (name, words) in
-        [("latin1.txt", "byte 3 is not UTF-8 text"), ("texts/binary.txt", "it is binary"), ("absent", "does not exist")]
-    {
-        polygram_in(folder.path(), &["data", "prepare", "texts", name, "--output", "none"]).refused(&[name, words]);
+    for (name, words) in [
+        ("latin1.txt", "byte 3 is not UTF-8 text"),
+        ("texts/binary.txt", "it is binary"),
+        ("absent", "does not exist"),
+    ] {
+        polygram_in(folder.path(), &["data", "prepare", "texts", name, "--output", "none"])
+            .refused(&[name, words]);
     }
     std::fs::write(folder.path().join("cut.json"), "{\"version\":\"1.0\",\"decoder\":{\"type\":").unwrap();
     polygram_in(folder.path(), &["data", "prepare", "texts", "--output", "none", "--tokenizer", "cut.json"])

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
-use super::files::{Compression, FileState, Format, InputFile, Inputs};
+use super::files::{Compression, Format, InputFile, Inputs};
 use super::json_line::{self, Line};
 use super::meta::{LeftOutCount, SourceCount};
 use super::monitor::{Monitor, Progress, Stage};
@@ -140,7 +140,7 @@ impl Reading<'_> {
         let kind = self.report.sources.entry(file.kind()).or_default();
         let has_text = count.count.documents > 0;
         kind.add(&SourceCount { files: has_text.into(), skipped_files: (!has_text).into(), ..count.count });
-        if !has_text && file.format != Format::Text(Compression::None) {
+        if !has_text && !matches!(file.format, Format::Text(_)) {
             self.report.left_out.entry("empty".into()).or_default().add(&file.path);
         }
         self.report.prints.push(*count.print.finalize().as_bytes());
@@ -343,9 +343,7 @@ fn open<'a>(
     compression: Compression,
     bytes: &'a Cell<u64>,
 ) -> Result<Box<dyn Read + 'a>, DataError> {
-    if let FileState::Regular { .. } = file.state {
-        file.check_unchanged()?;
-    }
+    file.check_unchanged()?;
     let counted = Counted { file: File::open(&file.path).map_err(DataError::io("open", &file.path))?, bytes };
     Ok(match compression {
         Compression::None => Box::new(counted),

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::byte_level::{Memory, Piece};
+use super::split::Side;
 use super::text::Text;
 use super::tokenizer::TextTokenizer;
 use crate::error::DataError;
@@ -29,8 +30,8 @@ struct Unit {
 /// What a piece of tokens belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PieceOf {
-    /// Its document is held out.
-    pub(crate) held_out: bool,
+    /// Where its document goes.
+    pub(crate) side: Side,
     /// It ends its document.
     pub(crate) ends: bool,
 }
@@ -150,7 +151,7 @@ impl Feeder<'_, '_> {
         &mut self,
         first: String,
         rest: &mut dyn Text,
-        held_out: bool,
+        side: Side,
     ) -> Result<(), DataError> {
         let mut pending = first;
         let mut starts = true;
@@ -164,7 +165,7 @@ impl Feeder<'_, '_> {
                     searched = pending.len();
                     break;
                 };
-                let place = PieceOf { held_out, ends: false };
+                let place = PieceOf { side, ends: false };
                 self.push(Unit { text: pending[taken..at].to_owned(), starts, place })?;
                 (taken, starts) = (at, false);
             }
@@ -175,7 +176,7 @@ impl Feeder<'_, '_> {
             self.check_length(&pending, rest)?;
         }
         self.check_length(&pending, rest)?;
-        self.push(Unit { text: pending, starts, place: PieceOf { held_out, ends: true } })
+        self.push(Unit { text: pending, starts, place: PieceOf { side, ends: true } })
     }
 
     fn check_length(&self, pending: &str, document: &dyn Text) -> Result<(), DataError> {

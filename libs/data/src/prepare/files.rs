@@ -112,8 +112,11 @@ impl InputFile {
         }
     }
 
-    /// Refuses a file that is not as it was when the inputs were listed.
+    /// Refuses a file that is not as it was when the inputs were listed. A pipe has no state.
     pub(crate) fn check_unchanged(&self) -> Result<(), DataError> {
+        if self.state == FileState::Stream {
+            return Ok(());
+        }
         let now = FileState::now(&self.path)?;
         if now == self.state {
             return Ok(());

@@ -41,7 +41,7 @@ use files::{FileState, Search};
 use meta::PartCount;
 use monitor::Unattended;
 use output::{Staging, check_outputs};
-use split::{Sample, Split};
+use split::{Sample, Side, Split};
 use tokenizer::TextTokenizer;
 
 /// Fewer bytes hold no text: a character takes up to four.
@@ -192,8 +192,8 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
     let found = encode(&tokenizer, options.threads, &mut sink, |feeder| {
         corpus.read(&pass, &mut |document| {
             let Some(first) = document.next_chunk()? else { return Ok(()) };
-            let held_out = split.holds_out(&first);
-            feeder.document(first, document, held_out)
+            let side = split.side_of(&first);
+            feeder.document(first, document, side)
         })
     })?;
     check_found(options, &corpus, Some(&found))?;
@@ -233,7 +233,7 @@ fn survey(
     let pass = Pass { stage: Stage::Survey, monitor, before: None };
     corpus.read(&pass, &mut |document| {
         let Some(mut text) = document.next_chunk()? else { return Ok(()) };
-        if split.holds_out(&text) {
+        if split.side_of(&text) == Side::HeldOut {
             return Ok(());
         }
         if let Some(hash) = sample.next() {
@@ -348,7 +348,10 @@ impl Parts {
     }
 
     fn append(&mut self, encoded: &Encoded) -> Result<(), DataError> {
-        let part = if encoded.place.held_out { &mut self.held_out } else { &mut self.train };
+        let part = match encoded.place.side {
+            Side::Train => &mut self.train,
+            Side::HeldOut => &mut self.held_out,
+        };
         part.append(encoded, self.dtype)
     }
 

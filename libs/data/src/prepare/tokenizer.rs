@@ -246,16 +246,19 @@ impl TextTokenizer {
         memory: &mut Memory,
         out: &mut Vec<u32>,
     ) -> Result<(), DataError> {
-        if let Some(fast) = self.fast.as_ref().filter(|fast| fast.takes(piece.text)) {
-            fast.encode(piece, memory, out);
-            return Ok(());
-        }
-        let encoding = guarded(|| self.tokenizer.encode_fast(piece.text, false)).map_err(|error| {
+        // The regex library panics where a text exceeds its limits.
+        let encoded = guarded(|| {
+            if let Some(fast) = self.fast.as_ref().filter(|fast| fast.takes(piece.text)) {
+                fast.encode(piece, memory, out);
+            } else {
+                out.extend_from_slice(self.tokenizer.encode_fast(piece.text, false)?.get_ids());
+            }
+            Ok::<(), tokenizers::Error>(())
+        });
+        encoded.map_err(|error| {
             let start: String = piece.text.chars().take(40).collect();
             failed(&self.name, format!("it cannot encode the text that begins with {start:?}: {error}"))
-        })?;
-        out.extend_from_slice(encoding.get_ids());
-        Ok(())
+        })
     }
 
     /// The `tokenizer.json`.

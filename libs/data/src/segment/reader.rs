@@ -35,19 +35,26 @@ impl Segment {
         let idx = open(&idx_path)?;
         let layout = parse(&idx, &idx_path)?;
         let bin = TokenFile::open(&bin_path)?;
-        // A pair that is replaced loses its old index before the new `.bin` comes: an index that is still there belongs
-        // to the `.bin` that was opened after it.
-        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let opened = idx.metadata().map(place).map_err(DataError::io("read the size of", &idx_path))?;
-        if std::fs::metadata(&idx_path).map(place).ok() != Some(opened) {
-            return Err(DataError::Replaced { path: idx_path });
-        }
         let (actual, expected) = (bin.length(), layout.tokens.checked_mul(layout.dtype.bytes() as u64));
         if expected != Some(actual) {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(DataError::BinSize { path: bin_path, actual, expected });
         }
-        Ok(Segment { name: bin_path.display().to_string(), bin, idx, idx_path, layout })
+        let segment = Segment { name: bin_path.display().to_string(), bin, idx, idx_path, layout };
+        segment.check_current()?;
+        Ok(segment)
+    }
+
+    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index before the
+    /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
+    pub(crate) fn check_current(&self) -> Result<(), DataError> {
+        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let opened =
+            self.idx.metadata().map(place).map_err(DataError::io("read the size of", &self.idx_path))?;
+        if std::fs::metadata(&self.idx_path).map(place).ok() == Some(opened) {
+            return Ok(());
+        }
+        Err(DataError::Replaced { path: self.idx_path.clone() })
     }
 
     /// Type of the stored tokens.

@@ -126,7 +126,7 @@ impl Scan<'_> {
         let start = if bytes[0] == b' ' { at + 1 } else { at };
         match self.class_at(start) {
             Some(class) if class != SPACE => self.run(start, class),
-            _ => self.space(at, false),
+            _ => self.space(at),
         }
     }
 
@@ -156,7 +156,12 @@ impl Scan<'_> {
             let bytes = &self.text.as_bytes()[end..];
             return end + bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
         }
-        self.space(at, true)
+        // `\s*[\r\n]+` takes white space up to its last end of line.
+        let space = &self.text[at..self.run(at, SPACE)];
+        match space.rfind(['\r', '\n']) {
+            Some(newline) => at + newline + 1,
+            None => self.space(at),
+        }
     }
 
     /// The end of `count` characters from `at`, or of the text.
@@ -176,14 +181,11 @@ impl Scan<'_> {
         other.map_or(self.text.len(), |(length, _)| at + length)
     }
 
-    /// White space: up to its last end of line (`\s*[\r\n]+`, where `lines`); or else all of it at the end of the text
-    /// and all but its last character elsewhere (`\s+(?!\S)`), at least one (`\s+`).
-    fn space(&self, at: usize, lines: bool) -> usize {
+    /// White space: all of it at the end of the text and all but its last character elsewhere (`\s+(?!\S)`), at least
+    /// one (`\s+`).
+    fn space(&self, at: usize) -> usize {
         let end = self.run(at, SPACE);
         let space = &self.text[at..end];
-        if lines && let Some(newline) = space.rfind(['\r', '\n']) {
-            return at + newline + 1;
-        }
         if end == self.text.len() {
             return end;
         }
