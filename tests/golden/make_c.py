@@ -53,8 +53,10 @@ CONFIG = {
 }
 # EOS in the middle, twice in a row, and last; id 0; a repeated run; the last id of the vocabulary.
 IDS = [
-    [1, 40, 41, 42, 43, 44, 40, 41, 42, 43, 44, 7, 0, 9, 2, 40, 41, 42, 43, 44, 100, 100, 100, 5, 6, 40, 41, 2],
-    [2, 2, 3, 0, 0, 0, 88, 89, 90, 91, 2, 2, 88, 89, 90, 91, 92, 1, 15, 16, 17, 15, 16, 17, 15, 16, 17, 99],
+    [1, 40, 41, 42, 43, 44, 40, 41, 42, 43, 44, 7, 0, 9]
+    + [2, 40, 41, 42, 43, 44, 100, 100, 100, 5, 6, 40, 41, 2],
+    [2, 2, 3, 0, 0, 0, 88, 89, 90, 91, 2, 2, 88, 89]
+    + [90, 91, 92, 1, 15, 16, 17, 15, 16, 17, 15, 16, 17, 99],
 ]
 
 
@@ -85,7 +87,8 @@ def weights(c):
             w[a + "kv_b_proj.weight"] = linear(h * (nope + value), c["kv_lora_rank"])
             w[a + "o_proj.weight"] = linear(d, h * value)
         blocks = [(f"{p}mlps.{s}.", c["ffn_hidden_size"]) for s in range(2)]
-        blocks += [(f"{p}mlp.experts.{e}.", c["expert_ffn_hidden_size"]) for e in range(c["n_routed_experts"])]
+        experts = [f"{p}mlp.experts.{e}." for e in range(c["n_routed_experts"])]
+        blocks += [(expert, c["expert_ffn_hidden_size"]) for expert in experts]
         for block, inner in blocks:
             w[block + "gate_proj.weight"] = linear(inner, d)
             w[block + "up_proj.weight"] = linear(inner, d)
@@ -111,7 +114,7 @@ def main():
     double = reference.forward(ids, {key: value.double() for key, value in w.items()}, CONFIG)
     print(f"C: f32 and f64 logits differ by {(single['logits'] - double['logits']).abs().max().item():.1e}")
     for layer, ((_, _, one, _), (_, _, two, _)) in enumerate(zip(single["router"], double["router"])):
-        assert (one.sort(-1).values == two.sort(-1).values).all(), f"layer {layer}: the choice of experts is a close call"
+        assert (one.sort(-1).values == two.sort(-1).values).all(), f"layer {layer}: a close choice of experts"
     os.makedirs(HERE + "/C", exist_ok=True)
     with open(HERE + "/C/config.json", "w") as file:
         file.write(json.dumps(CONFIG, indent=2) + "\n")

@@ -3,8 +3,9 @@
 usage: rope_vectors.py            (with transformers 4.57.6: writes rope.json and rope.safetensors)
        rope_vectors.py --compare  (with another version: prints the largest difference from them)
 
-The backbone gets B's input embedding (forward.safetensors), since transformers has no n-gram tables. Each setting is a
-pair of top-level keys, `rope_theta` and `rope_scaling`; the logits are those of the last positions of B's first sequence.
+The backbone gets B's input embedding (forward.safetensors), since transformers has no n-gram tables. Each setting
+is a pair of top-level keys, `rope_theta` and `rope_scaling`; the logits are those of the last positions of B's first
+sequence.
 Needs torch, transformers, safetensors.
 """
 import itertools
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 POSITIONS = 8
-# With these numbers the borders of the interpolated dimensions are 0.81 and 3.82 of 4, so that rounding them counts.
+# With these numbers the borders of the interpolated dimensions are 0.81 and 3.82 of 4: rounding them counts.
 THETA, YARN = 100.0, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 MSCALES = {
     "absent": {},
@@ -36,7 +37,8 @@ MSCALES = {
 def settings():
     yield "plain", {"rope_theta": 10000.0, "rope_scaling": None}
     yield "plain_theta", {"rope_theta": THETA, "rope_scaling": None}
-    yield "betas", {"rope_theta": THETA, "rope_scaling": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0}}
+    betas = {"beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0}
+    yield "betas", {"rope_theta": THETA, "rope_scaling": {**YARN, **betas}}
     for (name, mscales), factor, truncate in itertools.product(MSCALES.items(), [None, 1.3], [None, False]):
         scaling = {**YARN, **mscales}
         if factor is not None:
@@ -45,7 +47,8 @@ def settings():
             scaling["truncate"], name = truncate, name + "_exact"
         yield "yarn_" + name, {"rope_theta": THETA, "rope_scaling": scaling}
     # transformers writes both names of the kind; the original length is the model's where it is not given.
-    yield "both_types", {"rope_theta": THETA, "rope_scaling": {**YARN, "type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}}
+    both = {"type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}
+    yield "both_types", {"rope_theta": THETA, "rope_scaling": {**YARN, **both}}
     yield "no_original", {"rope_theta": THETA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
     yield "factor_1", {"rope_theta": THETA, "rope_scaling": {**YARN, "factor": 1.0}}
 
@@ -71,7 +74,8 @@ def main():
         # It wants gate and up projections of zero experts, too, and does not use them.
         n, z = config["n_routed_experts"], config["zero_expert_num"]
         shape = (config["expert_ffn_hidden_size"], config["hidden_size"])
-        for layer, expert, part in itertools.product(range(config["num_layers"]), range(n, n + z), ["gate", "up"]):
+        layers, zero_experts = range(config["num_layers"]), range(n, n + z)
+        for layer, expert, part in itertools.product(layers, zero_experts, ["gate", "up"]):
             weights[f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"] = torch.zeros(shape)
     forward = load_file(HERE + "/B/forward.safetensors")
     found = {name: logits(dict(keys), config, weights, forward["embedding"][:1]) for name, keys in settings()}

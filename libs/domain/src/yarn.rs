@@ -93,3 +93,41 @@ impl YarnSpec {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::YarnSpec;
+    use crate::{ConfigError, RunFile};
+
+    /// YaRN of the full model's run file with these settings.
+    fn yarn(sets: &[&str]) -> Result<YarnSpec, ConfigError> {
+        let text = include_str!("../../../configs/longcat-flash-lite.toml");
+        let sets: Vec<String> = sets.iter().map(|set| format!("model.rope_scaling.{set}")).collect();
+        let spec = RunFile::parse(text, "lite", &sets)?.resolve()?;
+        spec.model.attention.yarn.ok_or_else(|| ConfigError::Invalid("no YaRN".into()))
+    }
+
+    #[test]
+    fn a_run_file_may_give_every_value() {
+        let plain = yarn(&[]).unwrap();
+        assert_eq!((plain.attention_factor, plain.truncate, plain.mscale_all_dim), (None, true, 1.0));
+        let wanted = YarnSpec { attention_factor: Some(1.25), truncate: false, mscale: 0.0, ..plain };
+        assert_eq!(yarn(&["attention_factor=1.25", "truncate=false", "mscale=0.0"]).unwrap(), wanted);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_key() {
+        for key in ["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"] {
+            for value in ["1e308", "-1.0", "nan", "inf"] {
+                let error = yarn(&[&format!("{key}={value}")]).unwrap_err().to_string();
+                assert!(error.contains(key), "{key} = {value}: {error}");
+            }
+        }
+        for set in
+            ["factor=0.5", "attention_factor=0.0", "beta_fast=0.0", "original_max_position_embeddings=0"]
+        {
+            let error = yarn(&[set]).unwrap_err().to_string();
+            assert!(error.contains(set.split('=').next().unwrap_or_default()), "{set}: {error}");
+        }
+    }
+}

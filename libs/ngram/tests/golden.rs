@@ -50,7 +50,7 @@ fn integers(file: &[u8], name: &str) -> (Vec<usize>, Vec<u32>) {
 
 #[test]
 fn ids_of_the_small_models() {
-    for model in ["A", "B"] {
+    for model in ["A", "B", "C"] {
         let folder = golden().join(model);
         let config =
             HashConfig::parse(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
