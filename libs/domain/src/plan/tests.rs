@@ -170,10 +170,18 @@ fn too_many_tokens_are_refused_by_their_keys() {
         (&["training.seq_len=1000000000"], "row ids"),
         (&["training.cells=2147483648", "training.seq_len=1000000"], "training.cells = 2147483648"),
         (&["training.steps=9223372036854775807"], "training.steps = 9223372036854775807"),
+        (&["ngram.hash_vocab_size=127"], "ngram.hash_vocab_size is 127"),
     ] {
         let message = refusal(sets);
         assert!(message.contains(key), "{sets:?}: {message}");
     }
+}
+
+#[test]
+fn a_smaller_hash_vocabulary_needs_data_or_a_list_of_ignored_tokens() {
+    spec_of(TINY, &["ngram.hash_vocab_size=126", "ngram.ignored_tokens=[126, 127]"]);
+    spec_of(TINY, &["ngram.hash_vocab_size=97", "model.placement=per_layer"]);
+    assert!(refusal(&["ngram.hash_vocab_size=126", "ngram.ignored_tokens=[3, 127]"]).contains("hash_vocab_size"));
 }
 
 #[test]

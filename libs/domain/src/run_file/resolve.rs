@@ -58,6 +58,7 @@ impl RunFile {
             model,
         };
         crate::plan::check_tokens(&spec).map_err(ConfigError::Invalid)?;
+        crate::plan::check_synthetic_tokens(&spec).map_err(ConfigError::Invalid)?;
         Ok(spec)
     }
 
