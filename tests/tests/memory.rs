@@ -72,8 +72,13 @@ fn a_worker_takes_what_is_planned() {
         &["training.micro_batch_size=2", "training.cells=4", "training.determinism=topology"],
         &["training.compute=bf16"],
         &["training.compute=bf16", "training.recompute=true"],
-        &["topology.workers=2", "training.cells=2", "training.micro_batch_size=4"],
-        &["topology.workers=2", "topology.expert_parallel=2", "training.cells=4", "training.micro_batch_size=4"],
+        &["topology.workers=2", "training.cells=2"],
+        &[
+            "topology.workers=2",
+            "topology.expert_parallel=2",
+            "training.cells=4",
+            "training.micro_batch_size=4",
+        ],
         &[
             "topology.workers=2",
             "topology.expert_parallel=2",

@@ -7,8 +7,8 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceKind, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
-    RunSpec, TrainingSpec,
+    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceKind, DeviceSpec, ElasticitySpec, EvaluationSpec,
+    RecoverySpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::spikes::{SpikeAction, SpikeSpec};
