@@ -159,6 +159,21 @@ fn factors() -> Vec<Factor> {
             "hashing",
             &[("plain", &[]), ("own", &["ngram.hash_vocab_size=131", "ngram.ignored_tokens=[5, 9]"])],
         ),
+        Factor::with("orders", &[("several", &[]), ("one", &["ngram.max_order=2", "ngram.heads=1"])]),
+        Factor::with("embedding.init_std", &[("none", &[]), ("some", &["embedding.init_std=0.1"])]),
+        Factor::with(
+            "word embeddings",
+            &[
+                ("as the rest", &[]),
+                (
+                    "own",
+                    &[
+                        "training.optimizer.word_embedding_lr_multiplier=2.0",
+                        "training.optimizer.word_embedding_weight_decay=0.0",
+                    ],
+                ),
+            ],
+        ),
         Factor::with("store", &[("folder", &[]), ("s3", &[])]),
         Factor::with("data", &[("synthetic", &[]), ("segments", &[])]),
     ]
