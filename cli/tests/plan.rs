@@ -24,14 +24,8 @@ fn the_full_size_model_has_its_published_numbers() {
 /// What does not fit is shown part by part all the same; the message has both numbers and the settings that would do.
 #[test]
 fn what_does_not_fit_is_refused_with_what_would() {
-    let wide = [
-        "plan",
-        "configs/longcat-flash-lite.toml",
-        "--set",
-        "topology.expert_parallel=1",
-        "-o",
-        "json",
-    ];
+    let wide =
+        ["plan", "configs/longcat-flash-lite.toml", "--set", "topology.expert_parallel=1", "-o", "json"];
     let said = polygram(&wide);
     assert_eq!(said.code, Some(2), "{}", said.stderr);
     let plan: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();

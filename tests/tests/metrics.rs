@@ -51,10 +51,12 @@ struct Run {
     members: Vec<(&'static str, Running)>,
 }
 
-fn start(folder: &Path) -> Result<Run> {
+fn start(folder: &Path, placement: &str) -> Result<Run> {
     let text = fs::read_to_string(repository().join("configs/tiny.toml"))?;
+    let placement = format!("model.placement={placement}");
     let sets = [
         "device.engine=drill",
+        &placement,
         "topology.workers=2",
         "topology.expert_parallel=2",
         "topology.shards=1",
@@ -92,7 +94,7 @@ fn start(folder: &Path) -> Result<Run> {
 #[test]
 fn every_process_of_a_run_tells_its_metrics() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut run = start(folder.path())?;
+    let mut run = start(folder.path(), "input")?;
     let whole = metrics_address(&run.coordinator)?;
     let mut pages = Vec::new();
     for (name, process) in &run.members {
@@ -140,6 +142,37 @@ fn every_process_of_a_run_tells_its_metrics() -> Result<()> {
         let live = value(&scrape(&whole)?, &["polygram_live_members{", "role=\"coordinator\""]);
         Ok((live == Some(3.0)).then_some(()))
     })?;
+    run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
+    ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
+    for (name, mut process) in run.members {
+        let ended = process.wait(LIMIT)?;
+        ensure!(ended.status.success(), "{name}: {}", ended.said());
+    }
+    Ok(())
+}
+
+/// A model without n-gram tables: the pages have the steps, no rows, and every value is a number.
+#[test]
+fn a_run_without_tables_tells_its_metrics() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut run = start(folder.path(), "per_layer")?;
+    for (name, process) in &run.members {
+        let address = metrics_address(process)?;
+        let page = wait_until("twenty steps", LIMIT, || {
+            let page = scrape(&address)?;
+            let is_far = value(&page, &["polygram_updates_total{"]).is_some_and(|updates| updates >= 20.0);
+            Ok(is_far.then_some(page))
+        });
+        let page = page.with_context(|| format!("metrics of {name}"))?;
+        let strange = page.iter().find(|(_, value)| !value.is_finite());
+        ensure!(strange.is_none(), "{name}: {strange:?}");
+        if *name == "polygram-worker" {
+            for direction in ["direction=\"received\"", "direction=\"sent\""] {
+                let bytes = value(&page, &["polygram_row_exchange_bytes_total{", direction]);
+                ensure!(bytes == Some(0.0), "{name}: {direction} {bytes:?}");
+            }
+        }
+    }
     run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
     ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
     for (name, mut process) in run.members {

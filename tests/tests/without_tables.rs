@@ -99,7 +99,11 @@ fn every_command_reads_it() {
     cluster.ckpt("verify", &["--all"]).unwrap().success().unwrap();
     cluster.ckpt("diff", &["12", "12"]).unwrap().success().unwrap();
     assert_eq!(cluster.ckpt("diff", &["4", "12"]).unwrap().status.code(), Some(1));
-    cluster.verify_replay(&["--from", "5", "--to", "10", "--workers", "1", "--shards", "1"]).unwrap().success().unwrap();
+    cluster
+        .verify_replay(&["--from", "5", "--to", "10", "--workers", "1", "--shards", "1"])
+        .unwrap()
+        .success()
+        .unwrap();
     let digest = cluster.digest().unwrap();
     let resharded = ["--step", "12", "--to-run", "other", "--workers", "1", "--shards", "2"];
     cluster.ckpt("reshard", &resharded).unwrap().success().unwrap();

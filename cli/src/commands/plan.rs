@@ -164,7 +164,9 @@ fn human(document: &PlanDocument<'_>) -> String {
     let (first, second) = (width(0), width(1));
     let memory: String = memory
         .iter()
-        .map(|[name, size, what]| format!("{name:first$}  {size:>second$}  {what}").trim_end().to_owned() + "\n")
+        .map(|[name, size, what]| {
+            format!("{name:first$}  {size:>second$}  {what}").trim_end().to_owned() + "\n"
+        })
         .collect();
     format!(
         "run {run}: {} steps × {} tokens = {} tokens, {} workers, {} shards\n\n{}\n{memory}\n\
@@ -191,7 +193,9 @@ fn worker_rows(document: &PlanDocument<'_>) -> Vec<[String; 3]> {
         DeviceKind::Cuda => format!("{} device, {} host", units::bytes(device), units::bytes(host)),
     };
     let limit = match (worker_limit_bytes, document.machine_memory_bytes) {
-        (Some(limit), _) => format!("of {} (device.memory_gib); the process itself on top", units::bytes(*limit)),
+        (Some(limit), _) => {
+            format!("of {} (device.memory_gib); the process itself on top", units::bytes(*limit))
+        }
         (None, Some(machine)) => {
             format!("the process itself on top; this machine has {}", units::bytes(machine))
         }
@@ -200,13 +204,11 @@ fn worker_rows(document: &PlanDocument<'_>) -> Vec<[String; 3]> {
     let mut rows = vec![["each worker".to_owned(), size(*worker_host_bytes, *worker_device_bytes), limit]];
     for part in worker {
         let (name, what) = match part.part {
-            WorkerPart::Weights => ("weights", "f32, and a bf16 copy with training.compute = \"bf16\""),
-            WorkerPart::Gradients => {
-                ("gradients", "f32 sums; more with training.determinism = \"elastic\" and many micro-batches")
-            }
+            WorkerPart::Weights => ("weights", "f32, and a copy for training.compute = \"bf16\""),
+            WorkerPart::Gradients => ("gradients", "f32 sums over micro-batches"),
             WorkerPart::Optimizer => ("optimizer", "Adam's moments, divided over the workers"),
-            WorkerPart::Staging => ("staging", "what checkpoints are written from, divided over the workers"),
-            WorkerPart::Activations => ("activations", "of a micro-batch; less with training.recompute = true"),
+            WorkerPart::Staging => ("staging", "for checkpoints, divided over the workers"),
+            WorkerPart::Activations => ("activations", "of one micro-batch"),
             WorkerPart::Rows => ("rows", "of n-gram tables in flight, at most"),
         };
         rows.push([format!("  {name}"), size(part.host_bytes, part.device_bytes), what.to_owned()]);

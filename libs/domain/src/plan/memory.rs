@@ -152,13 +152,12 @@ fn worker_parts(spec: &RunSpec, counts: &ParameterCounts, operands: Operands) ->
     let is_torch = spec.device.engine == Engine::Torch;
     let on_device = is_torch && spec.device.kind == DeviceKind::Cuda;
     let biases = u128::from(model.num_layers) * u128::from(model.routed_experts());
-    let dense = u128::from(counts.total - counts.ngram_tables) + biases;
+    let trained = u128::from(counts.total - counts.ngram_tables);
+    let dense = trained + biases;
     let all_experts = u128::from(counts.experts);
     let shared = dense - all_experts;
     let experts = all_experts / expert_parallel;
     let held = shared + experts;
-    // Shared weights are divided over all workers, experts over those that hold the same ones.
-    let own = dense.div_ceil(workers);
     let copies = match operands {
         _ if !is_torch => 0,
         Operands::Single => 0,
@@ -175,8 +174,9 @@ fn worker_parts(spec: &RunSpec, counts: &ParameterCounts, operands: Operands) ->
     vec![
         part(WorkerPart::Weights, host_weights, device_weights),
         part(WorkerPart::Gradients, 4 * gradient_values(spec, shared, experts), 0),
-        part(WorkerPart::Optimizer, 8 * (own - biases.div_ceil(workers).min(own)), 0),
-        part(WorkerPart::Staging, 12 * own, 0),
+        // Shared weights are divided over all workers, experts over those that hold the same ones; biases have no moments.
+        part(WorkerPart::Optimizer, (8 * trained).div_ceil(workers), 0),
+        part(WorkerPart::Staging, (12 * trained + 4 * biases).div_ceil(workers), 0),
         match on_device {
             true => part(WorkerPart::Activations, 0, activations),
             false => part(WorkerPart::Activations, activations, 0),

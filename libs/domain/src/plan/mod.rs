@@ -8,13 +8,15 @@ mod fit;
 mod memory;
 mod parameters;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 pub use fit::{DEVICE_MEMORY_GIB, Misfit, misfit};
 pub use memory::{MemoryPlan, Operands, PartBytes, WorkerPart, memory_plan, row_record_bytes};
 pub use parameters::{MAX_PARAMETERS, MAX_TENSORS, ParameterCounts, check_model, count_parameters};
 
-use crate::run_spec::RunSpec;
+use crate::run_spec::{DataSpec, RunSpec};
 
 /// Most tokens of an update and of a run: sums of them stay far from the ends of u64.
 const MAX_STEP_TOKENS: u128 = 1 << 48;
@@ -81,6 +83,27 @@ pub fn check_tokens(spec: &RunSpec) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Refuses synthetic data of tokens that the n-gram hash does not have: it draws from the whole vocabulary. (Files may do
+/// without the last tokens of a padded vocabulary; their tokens are checked where they are read.)
+pub fn check_synthetic_tokens(spec: &RunSpec) -> Result<(), String> {
+    let (model, ngram) = (&spec.model, &spec.model.ngram);
+    let is_synthetic = matches!(spec.data, DataSpec::Synthetic { .. });
+    if !is_synthetic || spec.tables().is_empty() || ngram.hash_vocab_size >= model.vocab_size {
+        return Ok(());
+    }
+    let outside = model.vocab_size - ngram.hash_vocab_size;
+    let ignored: BTreeSet<u32> =
+        ngram.ignored_tokens.iter().copied().filter(|token| *token >= ngram.hash_vocab_size).collect();
+    if ignored.len() >= outside as usize {
+        return Ok(());
+    }
+    Err(format!(
+        "ngram.hash_vocab_size is {}, below model.vocab_size = {}; synthetic data (data.synthetic_tokens) has all tokens \
+         of the vocabulary: raise ngram.hash_vocab_size, or list the other tokens in ngram.ignored_tokens",
+        ngram.hash_vocab_size, model.vocab_size
+    ))
 }
 
 /// Plans `spec` as it runs on this machine.

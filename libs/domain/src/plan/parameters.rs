@@ -9,8 +9,9 @@ use crate::model::{ModelSpec, Placement};
 
 /// Most parameters of a model, tables included.
 pub const MAX_PARAMETERS: u64 = 1 << 50;
-/// Most experts of a layer, FFN and zero.
+/// Most experts of a layer, FFN and zero, and of all layers: each has a count in every step.
 const MAX_ROUTED: u64 = 1 << 20;
+const MAX_ROUTED_OF_ALL: u64 = 1 << 24;
 /// Widest query, key or value of all heads together.
 const MAX_HEADS_WIDTH: u64 = 1 << 24;
 /// Most dense tensors and tables of a model: each has a name and a place in every checkpoint.
@@ -106,7 +107,11 @@ impl Sizes {
     /// Every part with its name and the keys that decide its size.
     fn parts(&self) -> [(&'static str, u128, &'static str); 9] {
         [
-            ("n-gram tables", self.ngram_tables, "ngram.base_rows (or ngram.ratio), ngram.max_order, ngram.heads"),
+            (
+                "n-gram tables",
+                self.ngram_tables,
+                "ngram.base_rows (or ngram.ratio), ngram.max_order, ngram.heads",
+            ),
             ("n-gram projections", self.ngram_projections, "model.hidden_size, model.ffn_hidden_size"),
             ("word embeddings", self.embedding, "model.vocab_size, model.hidden_size, model.ffn_hidden_size"),
             ("the output head", self.lm_head, "model.vocab_size, model.hidden_size"),
@@ -117,7 +122,11 @@ impl Sizes {
                  model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim",
             ),
             ("dense FFNs", self.dense_ffn, "model.num_layers, model.ffn_hidden_size, model.hidden_size"),
-            ("experts", self.experts, "model.num_layers, model.n_routed_experts, model.expert_ffn_hidden_size"),
+            (
+                "experts",
+                self.experts,
+                "model.num_layers, model.n_routed_experts, model.expert_ffn_hidden_size",
+            ),
             ("routers", self.routers, "model.num_layers, model.n_routed_experts, model.zero_expert_num"),
             ("norms", self.norms, "model.num_layers, model.hidden_size"),
         ]
@@ -133,11 +142,19 @@ impl Sizes {
 pub fn check_model(model: &ModelSpec) -> Result<(), String> {
     let wide = |size: u32| u64::from(size);
     let routed = wide(model.moe.experts) + wide(model.moe.zero_experts);
+    let experts = format!(
+        "model.n_routed_experts = {} and model.zero_expert_num = {} are {routed} experts",
+        model.moe.experts, model.moe.zero_experts
+    );
     if routed > MAX_ROUTED {
+        return Err(format!("{experts}, more than the {MAX_ROUTED} that are supported"));
+    }
+    let of_all = wide(model.num_layers) * routed;
+    if of_all > MAX_ROUTED_OF_ALL {
         return Err(format!(
-            "model.n_routed_experts = {} and model.zero_expert_num = {} are {routed} experts, more than the {MAX_ROUTED} \
-             that are supported",
-            model.moe.experts, model.moe.zero_experts
+            "{experts} in each of model.num_layers = {} layers, {of_all} in all, more than the {MAX_ROUTED_OF_ALL} that are \
+             supported",
+            model.num_layers
         ));
     }
     let a = &model.attention;
@@ -150,7 +167,10 @@ pub fn check_model(model: &ModelSpec) -> Result<(), String> {
             wide(a.qk_nope_head_dim) + wide(a.qk_rope_head_dim),
         ),
         (
-            format!("(model.qk_nope_head_dim = {} + model.v_head_dim = {})", a.qk_nope_head_dim, a.v_head_dim),
+            format!(
+                "(model.qk_nope_head_dim = {} + model.v_head_dim = {})",
+                a.qk_nope_head_dim, a.v_head_dim
+            ),
             wide(a.qk_nope_head_dim) + wide(a.v_head_dim),
         ),
     ] {
@@ -167,7 +187,8 @@ pub fn check_model(model: &ModelSpec) -> Result<(), String> {
     let total = sizes.total();
     if total > u128::from(MAX_PARAMETERS) {
         let parts = sizes.parts();
-        let (name, size, keys) = parts.iter().max_by_key(|(_, size, _)| *size).copied().unwrap_or(("", 0, ""));
+        let (name, size, keys) =
+            parts.iter().max_by_key(|(_, size, _)| *size).copied().unwrap_or(("", 0, ""));
         return Err(format!(
             "the model has {total} parameters, more than the {MAX_PARAMETERS} (2^50) that are supported; {size} of them \
              are of {name}: lower {keys}"
@@ -187,8 +208,7 @@ pub fn check_model(model: &ModelSpec) -> Result<(), String> {
 pub fn count_parameters(model: &ModelSpec) -> ParameterCounts {
     let sizes = Sizes::of(model);
     let fits = |size: u128| u64::try_from(size).unwrap_or(u64::MAX);
-    let activated_min =
-        sizes.attention + sizes.dense_ffn + sizes.routers + sizes.norms + sizes.lm_head;
+    let activated_min = sizes.attention + sizes.dense_ffn + sizes.routers + sizes.norms + sizes.lm_head;
     let expert = sizes.experts / u128::from(model.moe.experts.max(1));
     let chosen = u128::from(model.moe.top_k.min(model.moe.experts));
     ParameterCounts {
@@ -236,9 +256,8 @@ mod tests {
                 ];
                 let model = model(&sets.map(String::as_str)).unwrap();
                 let list = dense_parameters(&model);
-                let sum = |part: Part| {
-                    list.iter().filter(|p| p.part == part).map(|p| p.elements()).sum::<u64>()
-                };
+                let sum =
+                    |part: Part| list.iter().filter(|p| p.part == part).map(|p| p.elements()).sum::<u64>();
                 let counts = count_parameters(&model);
                 for (found, part) in [
                     (counts.ngram_projections, Part::NgramProjection),
@@ -263,7 +282,8 @@ mod tests {
 
     #[test]
     fn absurd_models_are_refused_with_the_sum() {
-        let over = ["model.hidden_size=1000000000", "model.vocab_size=4000000000", "ngram.hash_vocab_size=128"];
+        let over =
+            ["model.hidden_size=1000000000", "model.vocab_size=4000000000", "ngram.hash_vocab_size=128"];
         let message = model(&over).unwrap_err();
         assert!(message.contains("9000002883000008864") && message.contains("model.vocab_size"), "{message}");
         for sets in [
@@ -272,6 +292,7 @@ mod tests {
             &["model.qk_nope_head_dim=4294967295", "model.q_lora_rank=4294967295"],
             &["model.num_layers=100000", "model.placement=per_layer_ngram"],
             &["model.zero_expert_num=4294967295"],
+            &["model.zero_expert_num=1000000", "model.num_layers=100000"],
             &["model.v_head_dim=4294967295"],
             &["model.num_attention_heads=1000000000"],
         ] {

@@ -54,7 +54,8 @@ fn longcat_flash_lite_fits_its_devices() {
     assert!(misfit.needed_bytes > 200 << 30 && misfit.cured_bytes <= 80 << 30, "{misfit:?}");
     assert!(misfit.cure.iter().any(|set| set.starts_with("topology.expert_parallel=")), "{misfit:?}");
     let cure: Vec<&str> = misfit.cure.iter().map(String::as_str).collect();
-    let cured = spec_of(LITE, &[&["topology.expert_parallel=1", "training.determinism=elastic"], &cure[..]].concat());
+    let cured =
+        spec_of(LITE, &[&["topology.expert_parallel=1", "training.determinism=elastic"], &cure[..]].concat());
     assert_eq!(super::misfit(&cured, Operands::Bf16), None);
     assert_eq!(memory_plan(&cured, Operands::Bf16).worker_device_bytes, misfit.cured_bytes);
 }
@@ -77,10 +78,12 @@ fn parts_are_those_of_the_ranks_layout() {
         for layout in &layouts {
             assert_eq!(memory.worker_weights_bytes, 4 * layout.len() as u64, "{sets:?}");
         }
-        let own: usize = layouts.iter().map(RankLayout::own_len).sum();
-        let planned = memory.worker_snapshot_bytes * u64::from(workers);
-        assert!(planned.abs_diff(12 * own as u64) <= 12 * u64::from(workers), "{sets:?}");
-        assert!(memory.worker_optimizer_bytes < memory.worker_snapshot_bytes);
+        // Weights of all, moments of all but the selection biases.
+        let own = layouts.iter().map(RankLayout::own_len).sum::<usize>() as u64;
+        let trained = own - u64::from(spec.model.num_layers * spec.model.routed_experts());
+        let workers = u64::from(workers);
+        assert_eq!(memory.worker_optimizer_bytes, (8 * trained).div_ceil(workers), "{sets:?}");
+        assert_eq!(memory.worker_snapshot_bytes, (4 * own + 8 * trained).div_ceil(workers), "{sets:?}");
     }
 }
 
@@ -146,7 +149,8 @@ fn memory_of_devices_is_known() {
 /// With a limit on the CPU it holds there too, and every setting that is named does what it says.
 #[test]
 fn what_does_not_fit_is_cured_by_the_fewest_changes() {
-    let base = ["training.seq_len=2048", "training.micro_batch_size=8", "topology.workers=2", "model.num_layers=6"];
+    let base =
+        ["training.seq_len=2048", "training.micro_batch_size=8", "topology.workers=2", "model.num_layers=6"];
     let needed = plan(&spec_of(TINY, &base)).memory.worker_host_bytes;
     let limited = |part: f64| {
         let mut spec = spec_of(TINY, &base);
@@ -155,7 +159,10 @@ fn what_does_not_fit_is_cured_by_the_fewest_changes() {
     };
     assert_eq!(limited(1.0), None);
     let mild = limited(0.9).unwrap();
-    assert_eq!((mild.needed_bytes, mild.cure.as_slice()), (needed, &["training.recompute=true".to_owned()][..]));
+    assert_eq!(
+        (mild.needed_bytes, mild.cure.as_slice()),
+        (needed, &["training.recompute=true".to_owned()][..])
+    );
     let hard = limited(0.12).unwrap();
     assert!(hard.cure.len() >= 2 && hard.cured_bytes <= hard.limit_bytes, "{hard:?}");
     let impossible = limited(1e-6).unwrap();
@@ -170,10 +177,20 @@ fn too_many_tokens_are_refused_by_their_keys() {
         (&["training.seq_len=1000000000"], "row ids"),
         (&["training.cells=2147483648", "training.seq_len=1000000"], "training.cells = 2147483648"),
         (&["training.steps=9223372036854775807"], "training.steps = 9223372036854775807"),
+        (&["ngram.hash_vocab_size=127"], "ngram.hash_vocab_size is 127"),
     ] {
         let message = refusal(sets);
         assert!(message.contains(key), "{sets:?}: {message}");
     }
+}
+
+#[test]
+fn a_smaller_hash_vocabulary_needs_data_or_a_list_of_ignored_tokens() {
+    spec_of(TINY, &["ngram.hash_vocab_size=126", "ngram.ignored_tokens=[126, 127]"]);
+    spec_of(TINY, &["ngram.hash_vocab_size=97", "model.placement=per_layer"]);
+    assert!(
+        refusal(&["ngram.hash_vocab_size=126", "ngram.ignored_tokens=[3, 127]"]).contains("hash_vocab_size")
+    );
 }
 
 #[test]

@@ -7,8 +7,8 @@ use crate::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, WireSpec};
 use crate::ids::RunName;
 use crate::model::{AttentionSpec, ModelSpec, MoeSpec, NgramSpec, Placement};
 use crate::run_spec::{
-    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceKind, DeviceSpec, ElasticitySpec, EvaluationSpec, RecoverySpec,
-    RunSpec, TrainingSpec,
+    AdamWSpec, BalanceSpec, DataSpec, Determinism, DeviceKind, DeviceSpec, ElasticitySpec, EvaluationSpec,
+    RecoverySpec, RunSpec, TrainingSpec,
 };
 use crate::schedule::Schedule;
 use crate::spikes::{SpikeAction, SpikeSpec};
@@ -60,6 +60,7 @@ impl RunFile {
             model,
         };
         crate::plan::check_tokens(&spec).map_err(ConfigError::Invalid)?;
+        crate::plan::check_synthetic_tokens(&spec).map_err(ConfigError::Invalid)?;
         Ok(spec)
     }
 
