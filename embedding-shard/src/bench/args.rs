@@ -1,7 +1,9 @@
 //! The command line of `polygram-embedding-shard bench`, which `polygram bench shard` runs.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use polygram_domain::{OutputFormat, RunFile, RunSpec};
 
@@ -43,33 +45,42 @@ pub(super) enum Section {
 pub(super) struct Sizes {
     /// Rows of the first table; each later one has two more
     #[arg(long, global = true, value_name = "N", default_value_t = 100_003)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     pub(super) rows: u32,
     /// Values per row
     #[arg(long, global = true, value_name = "N", default_value_t = 256)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(super) width: u32,
     /// Longest n-gram; tables are (orders − 1) · heads
     #[arg(long, global = true, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=16))]
     pub(super) orders: u32,
     /// Tables per order
     #[arg(long, global = true, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) heads: u32,
     /// Tokens of a step; ids are tokens · tables
     #[arg(long, global = true, value_name = "N", default_value_t = 8192)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 26))]
     pub(super) tokens: usize,
     /// Which ids, one after another
     #[arg(long, global = true, value_enum, value_delimiter = ',', default_value = "uniform,zipf")]
     pub(super) ids: Vec<Distribution>,
     /// Zipf's exponent
     #[arg(long, global = true, value_name = "S", default_value_t = 1.0)]
+    #[arg(value_parser = exponent)]
     pub(super) exponent: f64,
     /// Lanes in process, each with a thread of its own, one number after another
     #[arg(long, global = true, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) lanes: Vec<u32>,
     /// Repetitions
     #[arg(long, global = true, value_name = "N", default_value_t = 21)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub(super) repetitions: usize,
     /// Steps whose ids are made; repetitions go round them
     #[arg(long, global = true, value_name = "N", default_value_t = 8)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub(super) steps: usize,
     /// Seed of ids
     #[arg(long, global = true, value_name = "SEED", default_value_t = 1)]
@@ -88,9 +99,11 @@ pub(super) struct Sizes {
 pub(super) struct ExchangeArgs {
     /// Shard processes
     #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) shards: u32,
     /// Cells that the step's tokens are divided into
     #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(super) cells: u32,
 }
 
@@ -131,13 +144,32 @@ pub(super) struct FullArgs {
     pub(super) config: PathBuf,
     /// Shard processes
     #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) shards: u32,
     /// Ceiling of all shards' records together, in GiB
     #[arg(long, value_name = "GIB", default_value_t = 12.0)]
+    #[arg(value_parser = gibibytes)]
     pub(super) memory_limit_gib: f64,
     /// Stop after so many steps even below the ceiling
     #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub(super) most_steps: u64,
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    within(text, 0.0..=100.0)
+}
+
+fn gibibytes(text: &str) -> Result<f64, String> {
+    within(text, 1e-6..=65_536.0)
+}
+
+fn within(text: &str, range: RangeInclusive<f64>) -> Result<f64, String> {
+    let number = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if range.contains(&number) {
+        return Ok(number);
+    }
+    Err(format!("{number} is not in {}..={}", range.start(), range.end()))
 }
 
 impl Sizes {
