@@ -35,6 +35,14 @@ pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
     configuration.set_train_identity(identity)
 }
 
+/// Whether the data is on this machine, or made by the run.
+pub(crate) fn is_here(spec: &RunSpec) -> bool {
+    match &spec.data {
+        DataSpec::Segments { train, .. } => check_files("data.train", train).is_ok(),
+        DataSpec::Synthetic { .. } => true,
+    }
+}
+
 fn check_files(key: &str, prefix: &str) -> Outcome<()> {
     for extension in ["idx", "bin"] {
         let file = format!("{prefix}.{extension}");

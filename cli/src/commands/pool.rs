@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
 use crate::commands::{block_on, stored};
+use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
@@ -45,7 +46,11 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
 }
 
 pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
-    let configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    let mut configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    // The paths are those of the machines that work on the run, of which this one may be none.
+    if data_check::is_here(&configuration.spec) {
+        data_check::check(&mut configuration)?;
+    }
     let place = PoolPlace::resolve(&args.pool)?;
     let submission = Submission {
         config_toml: configuration.effective_toml,
