@@ -448,7 +448,7 @@ pub(crate) enum DataCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DataPrepareArgs {
-    /// Folders of text, .txt, .jsonl(.gz|.zst) or .parquet files
+    /// Folders of text, .txt, .jsonl(.gz|.zst) or .parquet files; with --tokenizer also pipes
     #[arg(value_name = "INPUT", required = true)]
     pub(crate) inputs: Vec<PathBuf>,
     /// Folder to write: train.bin/.idx, held_out.bin/.idx, tokenizer.json, meta.json
@@ -466,12 +466,15 @@ pub(crate) struct DataPrepareArgs {
     /// Field of a JSON line, or column of a parquet file, that holds the text
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_key: String,
-    /// Share of the documents that is held out
+    /// Share of the documents that is held out; a document's text and the seed decide, so adding others moves none
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     pub(crate) held_out: f64,
     /// Stop reading after so many bytes of text
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_bytes: Option<u64>,
+    /// Threads that encode [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<std::num::NonZeroUsize>,
     /// Seed of the held-out choice
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub(crate) seed: u64,

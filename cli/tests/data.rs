@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{file, polygram_in};
+use common::{file, polygram_in, until};
 use serde_json::json;
 
 #[test]
@@ -48,4 +48,105 @@ fn bad_options_are_refused_with_one_message() {
     prepare(&["--vocab-size", "7"]).refused(&["vocabulary size"]);
     prepare(&["--tokenizer", "absent.json"]).refused(&["absent.json"]);
     prepare(&["--tokenizer", "absent.json", "--vocab-size", "300"]).refused(&["--vocab-size"]);
+}
+
+#[test]
+fn what_is_left_out_is_named_and_what_was_named_must_be_usable() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = folder.path().join("texts");
+    std::fs::create_dir(&texts).unwrap();
+    for number in 0..30 {
+        file(&texts, &format!("{number}.txt"), &format!("Document {number} of several. ").repeat(9));
+    }
+    file(&texts, "picture.png", "x");
+    file(&texts, "other.PNG", "x");
+    file(&texts, "binary.txt", "a\0b");
+    std::os::unix::fs::symlink("nowhere", texts.join("gone.txt")).unwrap();
+    let prepare = |more: &[&str]| {
+        let command = [
+            "data",
+            "prepare",
+            "texts",
+            "--output",
+            "texts/out",
+            "--vocab-size",
+            "300",
+            "--held-out",
+            "0",
+            "-o",
+            "json",
+        ];
+        polygram_in(folder.path(), &[&command[..], more].concat())
+    };
+    let first = prepare(&[]);
+    assert_eq!(first.json()["left_out"][".png"]["files"], json!(2));
+    for line in
+        ["left out: 2 .png (texts/other.PNG and others)", "left out: 1 binary", "left out: 1 broken links"]
+    {
+        assert!(first.stderr.contains(line), "{line:?}: {}", first.stderr);
+    }
+    // The output lies inside the input, and is none.
+    let second = prepare(&["--replace"]);
+    assert_eq!(second.json()["sources"], first.json()["sources"]);
+    assert_eq!(second.json()["left_out"]["files of a preparation"]["files"], json!(4));
+
+    std::fs::write(folder.path().join("latin1.txt"), b"caf\xe9\n").unwrap();
+    for (name, words) in [
+        ("latin1.txt", "byte 3 is not UTF-8 text"),
+        ("texts/binary.txt", "it is binary"),
+        ("absent", "does not exist"),
+    ] {
+        polygram_in(folder.path(), &["data", "prepare", "texts", name, "--output", "none"])
+            .refused(&[name, words]);
+    }
+    std::fs::write(folder.path().join("cut.json"), "{\"version\":\"1.0\",\"decoder\":{\"type\":").unwrap();
+    polygram_in(folder.path(), &["data", "prepare", "texts", "--output", "none", "--tokenizer", "cut.json"])
+        .refused(&["cut.json", "not a tokenizer.json"]);
+    polygram_in(folder.path(), &["data", "prepare", "texts", "--output", "none", "--held-out", "0.9999999"])
+        .refused(&["30 documents are held out", "smaller share"]);
+    std::fs::create_dir(folder.path().join("linked")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", folder.path().join("linked/train.bin")).unwrap();
+    polygram_in(folder.path(), &["data", "prepare", "texts", "--output", "linked", "--replace"])
+        .refused(&["linked/train.bin is a symbolic link"]);
+}
+
+/// Runs a preparation that cannot end, sends it a signal and gives its status; the output folder must be empty then.
+fn stop(folder: &std::path::Path, input: &str, more: &[&str], signal: &str) -> Option<i32> {
+    let output = folder.join("out");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_polygram"))
+        .args(["data", "prepare", input, "--output", "out"])
+        .args(more)
+        .current_dir(folder)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the preparation begins", || output.join(".preparing/lock").exists());
+    let sent = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let code = child.wait().unwrap().code();
+    assert_eq!(std::fs::read_dir(&output).unwrap().count(), 0, "{signal}");
+    code
+}
+
+#[test]
+fn a_signal_ends_a_preparation_with_status_3_and_nothing_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = file(folder.path(), "small.txt", &"some words to learn\n".repeat(200));
+    polygram_in(folder.path(), &["data", "prepare", &small, "--output", "given", "--held-out", "0"]);
+    // Encoding takes long; so does waiting for a pipe that nobody writes to.
+    let long: String = (0..600_000).map(|i: u64| format!("w{:x} ", i * 2_654_435_761 % 1_000_003)).collect();
+    let long = file(folder.path(), "long.txt", &long.repeat(12));
+    assert_eq!(stop(folder.path(), &long, &[], "-TERM"), Some(3));
+    assert_eq!(stop(folder.path(), &long, &[], "-INT"), Some(3));
+    assert!(std::process::Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap().success());
+    assert_eq!(stop(folder.path(), "pipe", &["--tokenizer", "given/tokenizer.json"], "-TERM"), Some(3));
+    // After a death without warning the next preparation cleans up.
+    let code = {
+        let dead = folder.path().join("out/.preparing");
+        std::fs::create_dir_all(&dead).unwrap();
+        std::fs::write(dead.join("train.bin"), "left").unwrap();
+        polygram_in(folder.path(), &["data", "prepare", &small, "--output", "out", "--held-out", "0"]).code
+    };
+    assert_eq!(code, Some(0));
+    assert_eq!(std::fs::read_dir(folder.path().join("out")).unwrap().count(), 4);
 }

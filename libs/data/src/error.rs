@@ -125,17 +125,81 @@ pub enum DataError {
     },
     /// Inputs without any text.
     #[error(
-        "no text found in {inputs}: {files} files were read and {skipped} skipped; name text files (their extensions \
-         can be chosen), .jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+        "no text found in {inputs}: {files} files were read and {left_out} left out; name files of text, .jsonl, \
+         .jsonl.gz, .jsonl.zst or .parquet, or folders of them"
     )]
     EmptyCorpus {
         /// The inputs as given.
         inputs: String,
         /// Files read.
         files: u64,
-        /// Files skipped: not UTF-8, binary or empty.
-        skipped: u64,
+        /// Files left out, by kind where there are any.
+        left_out: String,
     },
+    /// A file that was named as an input and cannot be used.
+    #[error("input {path} cannot be used: {problem}", path = path.display())]
+    UnusableInput {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// An input that was not the same from the first look at it to the last.
+    #[error(
+        "{path} changed while it was read: {change}; prepare again when nothing writes to it, or prepare a copy",
+        path = path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What was noticed.
+        change: String,
+    },
+    /// Every document is held out.
+    #[error(
+        "all {documents} documents are held out at a share of {share} and seed {seed}, so none is left to train on; \
+         choose a smaller share, another seed or more documents"
+    )]
+    NothingToTrainOn {
+        /// Documents.
+        documents: u64,
+        /// Share asked for.
+        share: f64,
+        /// Seed of the division.
+        seed: u64,
+    },
+    /// Another preparation writes into the same folder.
+    #[error(
+        "another preparation is writing into {folder}; wait until it ends, or choose another output folder",
+        folder = folder.display()
+    )]
+    Busy {
+        /// The output folder.
+        folder: PathBuf,
+    },
+    /// Output that must not be replaced.
+    #[error(
+        "{path} is {what}, which is never replaced by a file; remove it, or choose another output folder",
+        path = path.display()
+    )]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+        /// Its kind, with an article.
+        what: &'static str,
+    },
+    /// A segment that was replaced while it was opened.
+    #[error(
+        "{path} was replaced while it was opened; start again when the preparation that replaces it has ended",
+        path = path.display()
+    )]
+    Replaced {
+        /// The `.idx`.
+        path: PathBuf,
+    },
+    /// The work was stopped on request before its result was complete; nothing was left behind.
+    #[error("stopped on request; nothing was written")]
+    Stopped,
     /// A tokenizer that cannot be read, trained or used.
     #[error("tokenizer {name}: {problem}")]
     Tokenizer {

@@ -7,6 +7,7 @@
 //! Legend: B sequences of a cell (micro-batch), T positions per sequence, G cells per step, n samples of a source.
 
 pub mod error;
+mod guard;
 pub mod identity;
 pub mod inspect;
 pub mod loader;
@@ -20,7 +21,7 @@ pub use error::DataError;
 pub use identity::DataIdentity;
 pub use inspect::{Inspection, inspect};
 pub use loader::Loader;
-pub use prepare::{PrepareOptions, PrepareReport, prepare};
+pub use prepare::{PrepareOptions, PrepareReport, prepare, prepare_with};
 pub use sampler::Sampler;
 pub use segment::{Dtype, Segment, SegmentWriter};
 pub use source::{TokenSource, Vocabulary};

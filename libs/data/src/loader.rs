@@ -47,7 +47,11 @@ impl Loader {
     ) -> Result<Loader, DataError> {
         let (train, held_out) = match data {
             DataSpec::Segments { train, held_out } => {
-                (segment(train, vocab)?, held_out.as_deref().map(|path| segment(path, vocab)).transpose()?)
+                let train = segment(train, vocab)?;
+                let held_out = held_out.as_deref().map(|path| segment(path, vocab)).transpose()?;
+                // Both are of one set: what the first had held out must not be trained on by way of the second.
+                train.check_current()?;
+                (boxed(train), held_out.map(boxed))
             }
             DataSpec::Synthetic { tokens, held_out_tokens } => {
                 let source = |part, tokens| -> Result<Box<dyn TokenSource>, DataError> {
@@ -168,10 +172,14 @@ fn samples_of(source: &dyn TokenSource, seq_len: u32) -> u64 {
     source.token_count().saturating_sub(1).checked_div(seq_len.into()).unwrap_or(0)
 }
 
-fn segment(path: &str, vocab: Vocabulary) -> Result<Box<dyn TokenSource>, DataError> {
+fn boxed(segment: Segment) -> Box<dyn TokenSource> {
+    Box::new(segment)
+}
+
+fn segment(path: &str, vocab: Vocabulary) -> Result<Segment, DataError> {
     let segment = Segment::open(path)?;
     if segment.token_count() <= CHECKED_AT_OPEN {
         segment.check_tokens(vocab.size)?;
     }
-    Ok(Box::new(segment))
+    Ok(segment)
 }

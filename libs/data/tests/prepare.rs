@@ -12,7 +12,7 @@ use arrow_array::{ArrayRef, Int64Array, LargeStringArray, RecordBatch, StringArr
 use parquet::arrow::ArrowWriter;
 use polygram_data::prepare::TokenizerChoice;
 use polygram_data::segment::Existing;
-use polygram_data::{DataError, PrepareOptions, PrepareReport, Segment, TokenSource, prepare};
+use polygram_data::{DataError, DataIdentity, PrepareOptions, PrepareReport, Segment, TokenSource, prepare};
 use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
@@ -96,14 +96,20 @@ fn every_format_is_prepared_and_decodes_back() {
     let txt = report.sources["txt"];
     assert_eq!((txt.files, txt.skipped_files, txt.documents), (40, 2, 40));
     assert_eq!(report.sources["md"].skipped_files, 1);
+    let left_out: Vec<(&str, u64)> =
+        report.left_out.iter().map(|(kind, count)| (kind.as_str(), count.files)).collect();
+    assert_eq!(left_out, [(".png", 1), ("binary", 1), ("empty", 1), ("not UTF-8 text", 1)]);
+    assert!(report.left_out["binary"].example.ends_with("binary.txt"));
+    let identity = DataIdentity::of_path(&report.train.path).unwrap();
+    assert_eq!(report.train.identity.as_ref(), Some(&identity));
+    assert_eq!(identity.tokens, report.train.tokens);
     for (kind, documents) in [("jsonl", 10), ("jsonl.gz", 10), ("jsonl.zst", 10), ("parquet", 20)] {
         assert_eq!(report.sources[kind].documents, documents, "{kind}");
     }
     assert!(report.train.unigram_entropy_nats > 1.0 && report.train.unigram_entropy_nats < 300f64.ln());
     assert!(held_out.train_unigram_cross_entropy_nats >= held_out.unigram_entropy_nats);
-    let saved: PrepareReport =
-        serde_json::from_str(&fs::read_to_string(output.join("meta.json")).unwrap()).unwrap();
-    assert_eq!(saved, report);
+    assert_eq!(PrepareReport::read(&output.join("meta.json")).unwrap(), Some(report.clone()));
+    assert_eq!(PrepareReport::read(&output.join("other.json")).unwrap(), None);
 
     let tokenizer = Tokenizer::from_file(output.join("tokenizer.json")).unwrap();
     let mut decoded: Vec<String> = documents(&report.train.path)
@@ -172,7 +178,8 @@ fn limits_are_kept() {
     let single = folder.path().join("one.text");
     fs::write(&single, text(1).repeat(50)).unwrap();
     let report = prepare(&options(&single, folder.path().join("one"))).unwrap();
-    assert_eq!((report.train.documents, report.held_out), (1, None), "one document is trained on");
+    assert_eq!((report.train.documents, &report.held_out), (1, &None), "a share of 0.1 misses this one");
+    assert!(report.notes.iter().any(|note| note.contains("no document is held out")), "{:?}", report.notes);
 }
 
 #[test]
@@ -191,8 +198,10 @@ fn refusals_say_what_to_do() {
     );
     assert!(refuse("c.jsonl", b"[1]\n").contains("line 1: not a JSON object"));
     assert!(refuse("d.jsonl", b"{\"text\": 5}\n").contains("not a string"));
-    assert!(refuse("e.jsonl.gz", b"not gzip").contains("e.jsonl.gz"));
-    assert!(refuse("f.jsonl.zst", b"not zstd").contains("f.jsonl.zst"));
+    assert!(refuse("e.jsonl.gz", b"not gzip").contains("e.jsonl.gz: its gzip data is damaged"));
+    assert!(refuse("f.jsonl.zst", b"not zstd").contains("f.jsonl.zst: its zstd data is damaged"));
+    assert!(refuse("latin.txt", b"caf\xe9").contains("latin.txt cannot be used: byte 3 is not UTF-8 text"));
+    assert!(refuse("picture", b"a\0b").contains("picture cannot be used: it is binary: byte 1 is NUL"));
     assert!(refuse("g.parquet", b"not parquet").contains("not a readable parquet file"));
     let path = folder.path().join("h.parquet");
     let columns: [(&str, ArrayRef); 1] = [("n", Arc::new(Int64Array::from_iter_values(0..3)))];
@@ -210,13 +219,17 @@ fn refusals_say_what_to_do() {
         let bad = PrepareOptions { held_out_share: share, ..good.clone() };
         assert!(matches!(prepare(&bad), Err(DataError::IllegalOption { .. })), "{share}");
     }
-    let small = TokenizerChoice::Train { vocab_size: 258, sample_bytes: 100 };
-    assert!(
-        prepare(&PrepareOptions { tokenizer: small, ..good.clone() })
-            .unwrap_err()
-            .to_string()
-            .contains("259")
-    );
+    for vocab_size in [258, (1 << 22) + 1, u32::MAX] {
+        let tokenizer = TokenizerChoice::Train { vocab_size, sample_bytes: 100 };
+        let error = prepare(&PrepareOptions { tokenizer, ..good.clone() }).unwrap_err().to_string();
+        assert!(error.contains("259") && error.contains("4194304"), "{error}");
+    }
+    for max_bytes in [0, 3] {
+        let error = prepare(&PrepareOptions { max_bytes: Some(max_bytes), ..good.clone() }).unwrap_err();
+        assert!(error.to_string().contains("limit of bytes"), "{error}");
+    }
+    let all = PrepareOptions { held_out_share: 1.0 - 1e-9, ..good.clone() };
+    assert!(prepare(&all).unwrap_err().to_string().contains("all 1 documents are held out"));
     let json = folder.path().join("t.txt");
     let given = TokenizerChoice::Given { path: json, eos: None };
     assert!(
@@ -225,7 +238,7 @@ fn refusals_say_what_to_do() {
             .to_string()
             .contains("tokenizer.json")
     );
-    let leftovers: Vec<_> = fs::read_dir(output()).unwrap().collect();
+    let leftovers: Vec<_> = fs::read_dir(output()).map_or(Vec::new(), Iterator::collect);
     assert!(leftovers.is_empty(), "{leftovers:?}");
     prepare(&good).unwrap();
 }
@@ -251,7 +264,7 @@ proptest! {
             fs::write(&path, bytes).unwrap();
             let output = folder.path().join(format!("out{i}"));
             if prepare(&options(&path, output.clone())).is_err() {
-                prop_assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
+                prop_assert!(fs::read_dir(&output).map_or(0, Iterator::count) == 0);
             }
         }
     }

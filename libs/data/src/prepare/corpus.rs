@@ -1,210 +1,371 @@
 //! Documents of a corpus, one after another, the same in every pass.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 
-use arrow_array::{Array, LargeStringArray, RecordBatch, StringArray, StringViewArray};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-
-use super::PrepareOptions;
-use super::files::{Compression, Format, TextFile, find_files};
-use super::meta::SourceCount;
+use super::files::{Compression, Format, InputFile, Inputs};
+use super::json_line::{self, Line};
+use super::meta::{LeftOutCount, SourceCount};
+use super::monitor::{Monitor, Progress, Stage};
+use super::split::PREFIX_BYTES;
+use super::table::read_parquet;
+use super::text::{CHUNK_BYTES, Text, TextError, Utf8Chunks};
 use crate::error::DataError;
 
-/// A document with something in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Document {
-    pub(crate) text: String,
-}
-
-/// What to do after a document.
-type Next = Result<ControlFlow<()>, DataError>;
+/// A line of JSON, and a text that cannot be cut, may have so many bytes.
+pub(crate) const MOST_RECORD_BYTES: u64 = 256 << 20;
 
 /// The files, and how to read them.
 #[derive(Debug)]
 pub(crate) struct Corpus {
-    files: Vec<TextFile>,
-    text_key: String,
-    max_bytes: u64,
+    pub(crate) inputs: Inputs,
+    /// Field or column that holds the text.
+    pub(crate) text_key: String,
+    /// Text is read up to here.
+    pub(crate) max_bytes: u64,
 }
+
+/// What a pass found.
+#[derive(Debug, Default)]
+pub(crate) struct PassReport {
+    /// Counts per kind of file that was read.
+    pub(crate) sources: BTreeMap<String, SourceCount>,
+    /// Files left out, with those that have no text.
+    pub(crate) left_out: BTreeMap<String, LeftOutCount>,
+    /// A hash of each file's documents: their starts and lengths.
+    pub(crate) prints: Vec<[u8; 32]>,
+}
+
+impl PassReport {
+    pub(crate) fn documents(&self) -> u64 {
+        self.sources.values().map(|count| count.documents).sum()
+    }
+}
+
+/// Who a pass serves.
+pub(crate) struct Pass<'a> {
+    /// What it is for.
+    pub(crate) stage: Stage,
+    /// Who follows it.
+    pub(crate) monitor: &'a dyn Monitor,
+    /// What the pass before found; the same must be found again.
+    pub(crate) before: Option<&'a PassReport>,
+}
+
+/// Takes documents.
+pub(crate) type Visit<'v> = dyn FnMut(&mut dyn Text) -> Result<(), DataError> + 'v;
 
 impl Corpus {
-    pub(crate) fn find(options: &PrepareOptions) -> Result<Corpus, DataError> {
-        Ok(Corpus {
-            files: find_files(&options.inputs, &options.extensions)?,
-            text_key: options.text_key.clone(),
-            max_bytes: options.max_bytes.unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Calls `visit` with every document, in order, until the byte limit, which cuts the
-    /// last one; returns the counts per kind of file.
-    /// Documents of white space only are passed over; text files that are not UTF-8 or hold a NUL byte are skipped.
-    pub(crate) fn read(
-        &self,
-        mut visit: impl FnMut(Document) -> Next,
-    ) -> Result<BTreeMap<String, SourceCount>, DataError> {
-        let mut counts: BTreeMap<String, SourceCount> = BTreeMap::new();
-        let mut left = self.max_bytes;
-        for file in &self.files {
-            if left < 4 {
+    /// Calls `visit` with every document, in order, until the byte limit, which cuts the last one. Documents of white
+    /// space only are passed over. Refuses files that change from their listing to the end of the pass.
+    pub(crate) fn read(&self, pass: &Pass<'_>, visit: &mut Visit<'_>) -> Result<PassReport, DataError> {
+        let report = PassReport { left_out: self.inputs.left_out.clone(), ..PassReport::default() };
+        let total_bytes = self.inputs.files.iter().map(|file| file.state.length()).sum();
+        let mut reading = Reading {
+            report,
+            left: self.max_bytes,
+            documents: 0,
+            base: 0,
+            within: Cell::new(0),
+            total_bytes,
+            pass,
+        };
+        for (index, file) in self.inputs.files.iter().enumerate() {
+            if reading.is_full() {
                 break;
             }
-            let count = counts.entry(file.kind()).or_default();
-            let documents = count.documents;
-            let mut offer = |mut text: String| -> Next {
-                if text.starts_with('\u{feff}') {
-                    text.remove(0);
-                }
-                text.truncate(boundary_below(&text, left));
-                if text.trim().is_empty() {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                count.documents += 1;
-                count.bytes += text.len() as u64;
-                left -= text.len() as u64;
-                let next = visit(Document { text })?;
-                // A rest smaller than a character would never be used up.
-                Ok(if left < 4 { ControlFlow::Break(()) } else { next })
-            };
-            match file.format {
-                Format::Text => read_text(&file.path, &mut offer)?,
-                Format::JsonLines(compression) => {
-                    read_json_lines(&file.path, compression, &self.text_key, &mut offer)?;
-                }
-                Format::Parquet => read_parquet(&file.path, &self.text_key, &mut offer)?,
+            reading.file(file, &self.text_key, visit)?;
+            file.check_unchanged()?;
+            let before = pass.before.and_then(|before| before.prints.get(index));
+            if pass.before.is_some() && before != reading.report.prints.last() {
+                let change = "its text is not what it was at the first reading".to_owned();
+                return Err(DataError::Changed { path: file.path.clone(), change });
             }
-            if count.documents > documents {
-                count.files += 1;
-            } else {
-                count.skipped_files += 1;
+            reading.base += file.state.length();
+            reading.within.set(0);
+        }
+        Ok(reading.report)
+    }
+}
+
+/// A pass at work.
+pub(crate) struct Reading<'a> {
+    report: PassReport,
+    /// Bytes of text that may still be read.
+    left: u64,
+    documents: u64,
+    /// Bytes of the files before the current one.
+    base: u64,
+    /// Bytes of the current file.
+    within: Cell<u64>,
+    total_bytes: u64,
+    pass: &'a Pass<'a>,
+}
+
+/// What is counted of one file.
+#[derive(Default)]
+pub(crate) struct FileCount {
+    count: SourceCount,
+    print: blake3::Hasher,
+}
+
+impl Reading<'_> {
+    /// A rest smaller than a character would never be used up.
+    pub(crate) fn is_full(&self) -> bool {
+        self.left < 4
+    }
+
+    /// Notes how much of the current file was read, where no reader counts it.
+    pub(crate) fn advance_to(&self, bytes: u64) {
+        self.within.set(bytes);
+    }
+
+    fn file(&mut self, file: &InputFile, key: &str, visit: &mut Visit<'_>) -> Result<(), DataError> {
+        let mut count = FileCount::default();
+        match file.format {
+            Format::Text(compression) => {
+                if let Some(kind) = self.text(file, compression, (&mut count, visit))? {
+                    self.report.left_out.entry(kind.into()).or_default().add(&file.path);
+                }
+            }
+            Format::JsonLines(compression) => {
+                self.json_lines(file, (compression, key), (&mut count, visit))?
+            }
+            Format::Parquet => read_parquet(self, file, key, &mut |reading, offered| {
+                reading.offer(offered, &mut count, visit)
+            })?,
+        }
+        let kind = self.report.sources.entry(file.kind()).or_default();
+        let has_text = count.count.documents > 0;
+        kind.add(&SourceCount { files: has_text.into(), skipped_files: (!has_text).into(), ..count.count });
+        if !has_text && !matches!(file.format, Format::Text(_)) {
+            self.report.left_out.entry("empty".into()).or_default().add(&file.path);
+        }
+        self.report.prints.push(*count.print.finalize().as_bytes());
+        Ok(())
+    }
+
+    /// Offers a text file; the kind under which it is left out where it has no text.
+    fn text(
+        &mut self,
+        file: &InputFile,
+        compression: Compression,
+        (count, visit): (&mut FileCount, &mut Visit<'_>),
+    ) -> Result<Option<&'static str>, DataError> {
+        let place = || file.path.display().to_string();
+        let failed = |error| reading_failed(file, compression, error);
+        // A file that was not named is looked through first: not being text must not show in the middle of a document.
+        // What fits into one chunk shows it at once.
+        let long = compression != Compression::None || file.state.length() > CHUNK_BYTES as u64;
+        if !file.named && long {
+            let unseen = Cell::new(0);
+            let mut chunks = Utf8Chunks::new(open(file, compression, &unseen)?);
+            loop {
+                self.tick()?;
+                match chunks.next_chunk() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(TextError::NotText(problem)) => return Ok(Some(problem.kind())),
+                    Err(TextError::Io(error)) => return Err(failed(error)),
+                }
             }
         }
-        Ok(counts)
+        let within = Cell::new(0);
+        let mut chunks = Utf8Chunks::new(open(file, compression, &within)?);
+        let mut found = None;
+        let mut next = || match chunks.next_chunk() {
+            Ok(chunk) => Ok(chunk),
+            Err(TextError::NotText(problem)) if file.named => Err(file.unusable(problem.problem())),
+            Err(TextError::NotText(problem)) => {
+                found = Some(problem.kind());
+                Ok(None)
+            }
+            Err(TextError::Io(error)) => Err(failed(error)),
+        };
+        let Some(first) = next()? else { return Ok(Some(found.unwrap_or("empty"))) };
+        let mut rest = || {
+            let chunk = next()?;
+            Ok(chunk.map(|chunk| (chunk, within.get())))
+        };
+        let offered = Offered { first, repaired: false, place: &place, rest: Some(&mut rest) };
+        self.offer(offered, count, visit)?;
+        Ok((count.count.documents == 0).then_some("empty"))
+    }
+
+    fn json_lines(
+        &mut self,
+        file: &InputFile,
+        (compression, key): (Compression, &str),
+        (count, visit): (&mut FileCount, &mut Visit<'_>),
+    ) -> Result<(), DataError> {
+        let within = Cell::new(0);
+        let mut lines = BufReader::with_capacity(1 << 20, open(file, compression, &within)?);
+        let mut line = Vec::new();
+        for number in 1u64.. {
+            line.clear();
+            let read = lines.by_ref().take(MOST_RECORD_BYTES + 1).read_until(b'\n', &mut line);
+            if read.map_err(|error| reading_failed(file, compression, error))? == 0 || self.is_full() {
+                break;
+            }
+            let place = || format!("{}, line {number}", file.path.display());
+            let failed = |problem| DataError::Corpus { place: place(), problem };
+            if line.len() as u64 > MOST_RECORD_BYTES {
+                return Err(failed(format!("it is longer than {} MiB", MOST_RECORD_BYTES >> 20)));
+            }
+            let mut text: &[u8] = line.trim_ascii();
+            if number == 1 {
+                text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+            }
+            if text.is_empty() {
+                continue;
+            }
+            self.within.set(within.get());
+            if let Line::Text { text, repaired } = json_line::text_of(text, key).map_err(failed)? {
+                let offered = Offered { first: text, repaired, place: &place, rest: None };
+                self.offer(offered, count, visit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers one document.
+    pub(crate) fn offer(
+        &mut self,
+        offered: Offered<'_>,
+        count: &mut FileCount,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), DataError> {
+        let Offered { mut first, repaired, place, rest } = offered;
+        if first.starts_with('\u{feff}') {
+            first.remove(0);
+        }
+        first.truncate(boundary_below(&first, self.left));
+        self.tick()?;
+        if first.trim().is_empty() {
+            return Ok(());
+        }
+        self.documents += 1;
+        count.count.documents += 1;
+        count.count.repaired_documents += u64::from(repaired);
+        count.print.update(&first.as_bytes()[..boundary_below(&first, PREFIX_BYTES as u64)]);
+        let mut document = Document { reading: self, first: Some(first), rest, place, bytes: 0 };
+        visit(&mut document)?;
+        while document.next_chunk()?.is_some() {}
+        let bytes = document.bytes;
+        count.count.bytes += bytes;
+        count.print.update(&bytes.to_le_bytes());
+        Ok(())
+    }
+
+    /// Reports progress; ends the pass where it is to stop.
+    fn tick(&self) -> Result<(), DataError> {
+        let Pass { stage, monitor, .. } = self.pass;
+        if monitor.stop_requested() {
+            return Err(DataError::Stopped);
+        }
+        monitor.progress(&Progress {
+            stage: *stage,
+            bytes: self.base + self.within.get(),
+            total_bytes: self.total_bytes,
+            documents: self.documents,
+            tokens: 0,
+        });
+        Ok(())
     }
 }
 
-fn read_text(path: &Path, offer: &mut impl FnMut(String) -> Next) -> Result<(), DataError> {
-    let bytes = fs::read(path).map_err(DataError::io("read", path))?;
-    match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => offer(text).map(drop),
-        _ => Ok(()),
+/// Gives the next chunk and how many bytes of the file it took.
+type Rest<'a> = dyn FnMut() -> Result<Option<(String, u64)>, DataError> + 'a;
+
+/// A document as it is read.
+pub(crate) struct Offered<'a> {
+    /// Its first chunk.
+    pub(crate) first: String,
+    /// Something of it was broken and is replaced.
+    pub(crate) repaired: bool,
+    /// Where it stands.
+    pub(crate) place: &'a dyn Fn() -> String,
+    /// Its other chunks; `None` when the first is all.
+    pub(crate) rest: Option<&'a mut Rest<'a>>,
+}
+
+/// A document that counts itself, up to the byte limit.
+struct Document<'a, 'r, 'p> {
+    reading: &'a mut Reading<'p>,
+    first: Option<String>,
+    rest: Option<&'r mut Rest<'r>>,
+    place: &'a dyn Fn() -> String,
+    bytes: u64,
+}
+
+impl Text for Document<'_, '_, '_> {
+    fn next_chunk(&mut self) -> Result<Option<String>, DataError> {
+        let mut chunk = match (self.first.take(), &mut self.rest) {
+            (Some(first), _) => first,
+            (None, Some(rest)) if !self.reading.is_full() => {
+                let Some((chunk, within)) = rest()? else { return Ok(None) };
+                self.reading.advance_to(within);
+                self.reading.tick()?;
+                chunk
+            }
+            _ => return Ok(None),
+        };
+        chunk.truncate(boundary_below(&chunk, self.reading.left));
+        self.bytes += chunk.len() as u64;
+        self.reading.left -= chunk.len() as u64;
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+
+    fn place(&self) -> String {
+        (self.place)()
     }
 }
 
-fn read_json_lines(
-    path: &Path,
+/// A file that counts what is read of it.
+struct Counted<'a> {
+    file: File,
+    bytes: &'a Cell<u64>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.bytes.set(self.bytes.get() + count as u64);
+        Ok(count)
+    }
+}
+
+/// The plain bytes of a file.
+fn open<'a>(
+    file: &InputFile,
     compression: Compression,
-    key: &str,
-    offer: &mut impl FnMut(String) -> Next,
-) -> Result<(), DataError> {
-    let file = File::open(path).map_err(DataError::io("open", path))?;
-    let plain: Box<dyn Read> = match compression {
-        Compression::None => Box::new(file),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
+    bytes: &'a Cell<u64>,
+) -> Result<Box<dyn Read + 'a>, DataError> {
+    file.check_unchanged()?;
+    let counted = Counted { file: File::open(&file.path).map_err(DataError::io("open", &file.path))?, bytes };
+    Ok(match compression {
+        Compression::None => Box::new(counted),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(counted)),
         Compression::Zstd => {
-            Box::new(zstd::stream::read::Decoder::new(file).map_err(DataError::io("decompress", path))?)
+            let failed = DataError::io("decompress", &file.path);
+            let mut decoder = zstd::stream::read::Decoder::new(counted).map_err(failed)?;
+            // Windows of `zstd --long=31`, the largest there are.
+            decoder.window_log_max(31).map_err(DataError::io("decompress", &file.path))?;
+            Box::new(decoder)
         }
-    };
-    let mut lines = BufReader::with_capacity(1 << 20, plain);
-    let mut line = Vec::new();
-    for number in 1u64.. {
-        line.clear();
-        if lines.read_until(b'\n', &mut line).map_err(DataError::io("read", path))? == 0 {
-            break;
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let failed =
-            |problem| DataError::Corpus { place: format!("{}, line {number}", path.display()), problem };
-        let mut object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&line).map_err(|error| failed(format!("not a JSON object: {error}")))?;
-        let next = match object.remove(key) {
-            Some(serde_json::Value::String(text)) => offer(text)?,
-            Some(serde_json::Value::Null) => ControlFlow::Continue(()),
-            Some(_) => return Err(failed(format!("its {key:?} is not a string"))),
-            None => {
-                let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-                return Err(failed(format!(
-                    "it has no {key:?}; name the field that holds the text, one of: {}",
-                    keys.join(", ")
-                )));
-            }
-        };
-        if next.is_break() {
-            break;
-        }
-    }
-    Ok(())
+    })
 }
 
-fn read_parquet(path: &Path, column: &str, offer: &mut impl FnMut(String) -> Next) -> Result<(), DataError> {
-    let failed = |problem| DataError::Corpus { place: path.display().to_string(), problem };
-    let broken = |error: String| failed(format!("not a readable parquet file: {error}"));
-    let file = File::open(path).map_err(DataError::io("open", path))?;
-    let builder = sound(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(broken)?;
-    let columns: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
-    let Some(index) = columns.iter().position(|&name| name == column) else {
-        return Err(failed(format!(
-            "it has no column {column:?}; name the one that holds the text: {}",
-            columns.join(", ")
-        )));
-    };
-    let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let build = || builder.with_projection(mask).with_batch_size(1024).build();
-    let mut reader = sound(build).map_err(broken)?;
-    while let Some(batch) = sound(|| reader.next().transpose()).map_err(broken)? {
-        let Some(next) = offer_rows(&batch, offer) else {
-            let kind = batch.schema().field(0).data_type().clone();
-            return Err(failed(format!("its column {column:?} holds {kind}, and text is needed")));
-        };
-        if next?.is_break() {
-            break;
-        }
+/// What the operating system reports is its failure; what a decompressor reports is wrong with the file.
+fn reading_failed(file: &InputFile, compression: Compression, error: io::Error) -> DataError {
+    if compression == Compression::None || error.raw_os_error().is_some() {
+        return DataError::Io { action: "read", path: file.path.clone(), source: error };
     }
-    Ok(())
-}
-
-/// The library panics on some damaged files, where it trusts lengths that it read. What it was reading is not used again.
-fn sound<T, E: Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(match panic.downcast::<String>() {
-            Ok(message) => *message,
-            Err(panic) => panic.downcast_ref::<&str>().map_or("damaged".into(), |message| (*message).into()),
-        }),
-    }
-}
-
-/// Offers the strings of the batch's only column; `None` when it has none.
-fn offer_rows(batch: &RecordBatch, offer: &mut impl FnMut(String) -> Next) -> Option<Next> {
-    let column = batch.columns().first()?.as_any();
-    if let Some(rows) = column.downcast_ref::<StringArray>() {
-        Some(offer_all(rows.iter(), offer))
-    } else if let Some(rows) = column.downcast_ref::<LargeStringArray>() {
-        Some(offer_all(rows.iter(), offer))
-    } else {
-        column.downcast_ref::<StringViewArray>().map(|rows| offer_all(rows.iter(), offer))
-    }
-}
-
-fn offer_all<'a>(
-    rows: impl Iterator<Item = Option<&'a str>>,
-    offer: &mut impl FnMut(String) -> Next,
-) -> Next {
-    for text in rows.flatten() {
-        if offer(text.to_owned())?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
+    let name = if compression == Compression::Gzip { "gzip" } else { "zstd" };
+    let place = file.path.display().to_string();
+    DataError::Corpus { place, problem: format!("its {name} data is damaged or cut short: {error}") }
 }
 
 /// The last character boundary of `text` at or below `limit` bytes.

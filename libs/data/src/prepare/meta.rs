@@ -1,8 +1,13 @@
 //! What was prepared: `meta.json`.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::identity::DataIdentity;
 
 /// Version of `meta.json`.
 pub(crate) const VERSION: u32 = 1;
@@ -32,6 +37,12 @@ pub struct PrepareReport {
     pub held_out_share: f64,
     /// What was read, per extension.
     pub sources: BTreeMap<String, SourceCount>,
+    /// What was left out, by kind: an extension such as `.png`, or a reason such as `hidden`.
+    #[serde(default)]
+    pub left_out: BTreeMap<String, LeftOutCount>,
+    /// What the user may not expect: settings of a given tokenizer that were not obeyed, text that was repaired.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One segment.
@@ -47,6 +58,9 @@ pub struct PartReport {
     pub unigram_entropy_nats: f64,
     /// Nats a token under the training segment's distribution, one added to every count.
     pub train_unigram_cross_entropy_nats: f64,
+    /// Identity of the segment; absent in files of older versions.
+    #[serde(default)]
+    pub identity: Option<DataIdentity>,
 }
 
 /// What was read of one kind of file.
@@ -60,9 +74,61 @@ pub struct SourceCount {
     pub documents: u64,
     /// Bytes of text.
     pub bytes: u64,
+    /// Documents with something that is not Unicode (half a surrogate pair, bytes that are not UTF-8), replaced by
+    /// U+FFFD.
+    #[serde(default)]
+    pub repaired_documents: u64,
 }
 
+impl SourceCount {
+    /// Adds the counts of more files.
+    pub(crate) fn add(&mut self, more: &SourceCount) {
+        self.files += more.files;
+        self.skipped_files += more.skipped_files;
+        self.documents += more.documents;
+        self.bytes += more.bytes;
+        self.repaired_documents += more.repaired_documents;
+    }
+}
+
+/// Files, or folders, that were left out for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOutCount {
+    /// How many.
+    pub files: u64,
+    /// The first of them.
+    pub example: String,
+}
+
+impl LeftOutCount {
+    pub(crate) fn add(&mut self, path: &Path) {
+        if self.files == 0 {
+            self.example = path.display().to_string();
+        }
+        self.files += 1;
+    }
+}
+
+/// Larger files are no `meta.json`.
+const MOST_BYTES: u64 = 16 << 20;
+
 impl PrepareReport {
+    /// Reads a `meta.json`; `None` where there is none.
+    pub fn read(path: &Path) -> Result<Option<PrepareReport>, DataError> {
+        let corpus = |problem| DataError::Corpus { place: path.display().to_string(), problem };
+        let bytes = match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() || metadata.len() > MOST_BYTES => {
+                return Err(corpus("it is not the meta.json of a preparation".into()));
+            }
+            Ok(_) => fs::read(path).map_err(DataError::io("read", path))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(DataError::io("look at", path)(error)),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| corpus(format!("it is not the meta.json of a preparation: {error}")))
+    }
+
     /// As `meta.json`.
     pub(crate) fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
@@ -82,15 +148,31 @@ impl PartCount {
         PartCount { counts: vec![0; vocab as usize], tokens: 0, documents: 0 }
     }
 
-    /// Adds a document. Tokens come from the tokenizer whose vocabulary this is; others would not be counted.
+    /// Adds a document, or its last part. Tokens come from the tokenizer whose vocabulary this is; others would not be
+    /// counted.
     pub(crate) fn add(&mut self, document: &[u32]) {
-        for &token in document {
+        self.add_part(document);
+        self.documents += 1;
+    }
+
+    /// Adds a part of a document that goes on.
+    pub(crate) fn add_part(&mut self, tokens: &[u32]) {
+        for &token in tokens {
             if let Some(count) = self.counts.get_mut(token as usize) {
                 *count += 1;
             }
         }
-        self.tokens += document.len() as u64;
-        self.documents += 1;
+        self.tokens += tokens.len() as u64;
+    }
+
+    /// Documents so far.
+    pub(crate) fn documents(&self) -> u64 {
+        self.documents
+    }
+
+    /// How often `token` was met.
+    pub(crate) fn count_of(&self, token: u32) -> u64 {
+        self.counts.get(token as usize).copied().unwrap_or(0)
     }
 
     /// H = −Σ p·ln p.
@@ -115,6 +197,7 @@ impl PartCount {
             tokens: self.tokens,
             unigram_entropy_nats: self.entropy(),
             train_unigram_cross_entropy_nats: self.cross_entropy(train),
+            identity: None,
         }
     }
 }

@@ -1,45 +1,58 @@
 //! Text in, token files out.
 //!
-//! Two passes over the corpus. The first counts documents and bytes and keeps a uniform sample of the documents that
-//! will be trained on, for the tokenizer; the second encodes every document, closes it with EOS and appends it to the
-//! training or the held-out segment. Which documents are held out is a hash of their number (Purpose::HeldOut), so
-//! adding documents at the end moves none.
+//! Where a tokenizer is given, one pass over the corpus: every document is encoded, closed with EOS and appended to the
+//! training or the held-out segment. Where one is to be trained, a pass goes before it, which keeps a uniform sample of
+//! the training documents; both passes must find the same text. Which documents are held out is a hash of their text
+//! ([`split`]): adding documents moves none.
 //!
 //! Output: `train.bin`, `train.idx`, `held_out.bin`, `held_out.idx` (when a document is held out), `tokenizer.json`, and
-//! last, as the mark that all is whole, `meta.json`. Each is written under another name and renamed.
+//! last, as the mark that all is whole, `meta.json`; installed as a set ([`output`]).
 
+mod byte_level;
 mod corpus;
 mod encode;
 mod files;
+mod json_line;
 mod meta;
+mod monitor;
+mod output;
 mod split;
+mod table;
+mod text;
 mod tokenizer;
+mod train;
 
-use std::fs;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use files::DEFAULT_EXTENSIONS;
-pub use meta::{PartReport, PrepareReport, SourceCount};
+pub use meta::{LeftOutCount, PartReport, PrepareReport, SourceCount};
+pub use monitor::{Monitor, Progress, Stage};
+pub use output::abandon;
 pub use tokenizer::TokenizerChoice;
 
 use crate::error::DataError;
-use crate::segment::writer::{PartialFile, refuse_existing};
+use crate::identity::DataIdentity;
 use crate::segment::{Dtype, Existing, SegmentWriter};
-use corpus::{Corpus, Document};
-use encode::Encoder;
+use corpus::{Corpus, Pass, PassReport};
+use encode::{Encoded, encode};
+use files::{FileState, Search};
 use meta::PartCount;
-use split::{Sample, Split};
+use monitor::Unattended;
+use output::{Staging, check_outputs};
+use split::{Sample, Side, Split};
 use tokenizer::TextTokenizer;
 
-/// Bytes of text that are read before they are encoded together.
-const BATCH_BYTES: usize = 16 << 20;
+/// Fewer bytes hold no text: a character takes up to four.
+const LEAST_BYTES: u64 = 4;
+/// More threads than this are a mistake.
+const MOST_THREADS: usize = 4096;
 
 /// What to prepare, from what, into what. [`PrepareOptions::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Files and folders. A folder is walked in name order, hidden files and folders aside.
+    /// Files and folders. A folder is walked in name order, hidden files and folders aside; links are followed.
     pub inputs: Vec<PathBuf>,
     /// Folder of the output; made where needed.
     pub output: PathBuf,
@@ -101,11 +114,22 @@ impl PrepareOptions {
                 wanted: "valid UTF-8, since run files must name it".into(),
             });
         }
-        self.tokenizer.check()?;
-        for name in OUTPUTS {
-            refuse_existing(&self.output.join(name), self.existing)?;
+        if let Some(bytes) = self.max_bytes.filter(|&bytes| bytes < LEAST_BYTES) {
+            return Err(DataError::IllegalOption {
+                option: "the limit of bytes",
+                value: bytes.to_string(),
+                wanted: format!("at least {LEAST_BYTES}"),
+            });
         }
-        Ok(())
+        if self.threads.get() > MOST_THREADS {
+            return Err(DataError::IllegalOption {
+                option: "the number of threads",
+                value: self.threads.to_string(),
+                wanted: format!("at most {MOST_THREADS}"),
+            });
+        }
+        self.tokenizer.check()?;
+        check_outputs(&self.output, self.existing)
     }
 }
 
@@ -115,160 +139,277 @@ const OUTPUTS: [&str; 6] =
 
 /// Prepares a corpus; returns what `meta.json` says.
 pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
+    prepare_with(options, &Unattended)
+}
+
+/// [`prepare`], followed by `monitor`, which may also stop it.
+pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<PrepareReport, DataError> {
     options.check()?;
-    fs::create_dir_all(&options.output).map_err(DataError::io("create", &options.output))?;
-    let corpus = Corpus::find(options)?;
-
-    let (mut split, sample) = survey(options, &corpus)?;
-    let tokenizer = TextTokenizer::obtain(&options.tokenizer, sample)?;
-    tracing::info!(
-        documents = split.documents(),
-        vocab_size = tokenizer.vocab().size,
-        "surveyed the corpus and have a tokenizer"
-    );
-
-    let dtype = Dtype::for_vocab(tokenizer.vocab().size);
-    let begin = |name: &str| {
-        let path = options.output.join(name);
-        SegmentWriter::create(&path.to_string_lossy(), dtype, options.existing)
+    let given = match &options.tokenizer {
+        TokenizerChoice::Given { path, eos } => Some(TextTokenizer::read(path, eos.as_deref())?),
+        TokenizerChoice::Train { .. } => None,
     };
-    let mut parts = Parts {
-        train: (begin("train")?, PartCount::new(tokenizer.vocab().size)),
-        held_out: split
-            .holds_out()
-            .then(|| begin("held_out"))
-            .transpose()?
-            .map(|writer| (writer, PartCount::new(tokenizer.vocab().size))),
+    let search = Search {
+        inputs: &options.inputs,
+        extensions: &options.extensions,
+        text_key: &options.text_key,
+        output: &options.output,
     };
-    let encoder = Encoder::new(&tokenizer, options.threads);
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    let sources = corpus.read(|document| {
-        bytes += document.text.len();
-        batch.push(document);
-        if bytes >= BATCH_BYTES {
-            parts.append(&encoder, &mut split, std::mem::take(&mut batch))?;
-            bytes = 0;
+    let corpus = Corpus {
+        inputs: search.find()?,
+        text_key: options.text_key.clone(),
+        max_bytes: options.max_bytes.unwrap_or(u64::MAX),
+    };
+    let staging = Staging::begin(&options.output, options.existing)?;
+    let split = Split::new(options.seed, options.held_out_share);
+    let mut before = None;
+    let tokenizer = match (given, &options.tokenizer) {
+        (Some(given), _) => given,
+        (None, TokenizerChoice::Train { vocab_size, sample_bytes }) => {
+            refuse_streams(&corpus)?;
+            let mut sample = Sample::new(options.seed, *sample_bytes);
+            before = Some(survey(&corpus, &split, &mut sample, monitor)?);
+            check_found(options, &corpus, before.as_ref())?;
+            let texts = sample.into_texts();
+            if texts.is_empty() {
+                return Err(nothing_to_train_on(options, before.as_ref()));
+            }
+            TextTokenizer::train(*vocab_size, texts, monitor)?
         }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    parts.append(&encoder, &mut split, batch)?;
+        (None, TokenizerChoice::Given { path, .. }) => {
+            return Err(tokenizer::failed(&path.display().to_string(), "it was not read".into()));
+        }
+    };
 
-    let report = parts.report(options, &tokenizer, sources)?;
-    parts.finish(options, &tokenizer, &report)?;
+    let mut parts = Parts::new(&staging, tokenizer.vocab().size);
+    let tokens = AtomicU64::new(0);
+    let counting = Counting { monitor, tokens: &tokens };
+    let pass = Pass { stage: Stage::Encode, monitor: &counting, before: before.as_ref() };
+    let mut sink = |encoded: Encoded| {
+        tokens.fetch_add(encoded.tokens.len() as u64, Ordering::Relaxed);
+        parts.append(&encoded)
+    };
+    let found = encode(&tokenizer, options.threads, &mut sink, |feeder| {
+        corpus.read(&pass, &mut |document| {
+            let Some(first) = document.next_chunk()? else { return Ok(()) };
+            let side = split.side_of(&first);
+            feeder.document(first, document, side)
+        })
+    })?;
+    check_found(options, &corpus, Some(&found))?;
+    if parts.train.count.documents() == 0 {
+        return Err(nothing_to_train_on(options, Some(&found)));
+    }
+    let report = parts.finish(options, &tokenizer, found)?;
+    staging.write("tokenizer.json", &tokenizer.to_json()?)?;
+    let meta = report.to_json().map_err(|error| DataError::Io {
+        action: "write",
+        path: options.output.join("meta.json"),
+        source: error.into(),
+    })?;
+    staging.write("meta.json", &meta)?;
+    // Who stops the work looks at the stage after his request: either he sees this one, or he is seen here.
+    monitor.progress(&Progress {
+        stage: Stage::Install,
+        bytes: 0,
+        total_bytes: 0,
+        documents: 0,
+        tokens: tokens.load(Ordering::Relaxed),
+    });
+    if monitor.stop_requested() {
+        return Err(DataError::Stopped);
+    }
+    staging.install()?;
     Ok(report)
 }
 
-/// The first pass.
-fn survey(options: &PrepareOptions, corpus: &Corpus) -> Result<(Split, Vec<String>), DataError> {
-    let mut split = Split::new(options.seed, options.held_out_share);
-    let mut sample = Sample::new(options.seed, options.tokenizer.sample_bytes());
-    let sources = corpus.read(|document: Document| {
-        if !split.survey() {
-            sample.offer(document.text);
+/// The first pass: samples the documents that will be trained on.
+fn survey(
+    corpus: &Corpus,
+    split: &Split,
+    sample: &mut Sample,
+    monitor: &dyn Monitor,
+) -> Result<PassReport, DataError> {
+    let pass = Pass { stage: Stage::Survey, monitor, before: None };
+    corpus.read(&pass, &mut |document| {
+        let Some(mut text) = document.next_chunk()? else { return Ok(()) };
+        if split.side_of(&text) == Side::HeldOut {
+            return Ok(());
         }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    if split.documents() == 0 {
-        let inputs: Vec<String> = options.inputs.iter().map(|path| path.display().to_string()).collect();
-        return Err(DataError::EmptyCorpus {
-            inputs: inputs.join(", "),
-            files: sources.values().map(|count| count.files).sum(),
-            skipped: sources.values().map(|count| count.skipped_files).sum(),
-        });
+        if let Some(hash) = sample.next() {
+            while (text.len() as u64) < sample.limit()
+                && let Some(chunk) = document.next_chunk()?
+            {
+                text.push_str(&chunk);
+            }
+            sample.keep(hash, text);
+        }
+        Ok(())
+    })
+}
+
+/// A pipe gives its text once, and training a tokenizer takes two readings.
+fn refuse_streams(corpus: &Corpus) -> Result<(), DataError> {
+    match corpus.inputs.files.iter().find(|file| file.state == FileState::Stream) {
+        Some(file) => Err(file.unusable(
+            "it is a pipe or a device, which can be read once, and a tokenizer is to be trained, which takes two \
+             readings; copy it into a file, or give a tokenizer",
+        )),
+        None => Ok(()),
     }
-    split.settle();
-    Ok((split, sample.into_texts()))
 }
 
-/// The two segments being written, each with its counts.
-struct Parts {
-    train: (SegmentWriter, PartCount),
-    held_out: Option<(SegmentWriter, PartCount)>,
+fn check_found(
+    options: &PrepareOptions,
+    corpus: &Corpus,
+    found: Option<&PassReport>,
+) -> Result<(), DataError> {
+    let Some(found) = found.filter(|found| found.documents() == 0) else { return Ok(()) };
+    let inputs: Vec<String> = options.inputs.iter().map(|path| path.display().to_string()).collect();
+    let kinds: Vec<String> =
+        found.left_out.iter().map(|(kind, count)| format!("{} {kind}", count.files)).collect();
+    let left_out = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
+    Err(DataError::EmptyCorpus {
+        inputs: inputs.join(", "),
+        files: corpus.inputs.files.len() as u64,
+        left_out,
+    })
 }
 
-impl Parts {
-    fn append(
-        &mut self,
-        encoder: &Encoder<'_>,
-        split: &mut Split,
-        documents: Vec<Document>,
-    ) -> Result<(), DataError> {
-        for tokens in encoder.encode(&documents)? {
-            let held_out = split.next_is_held_out();
-            let (writer, count) = match &mut self.held_out {
-                Some(held_out_part) if held_out => held_out_part,
-                _ => &mut self.train,
-            };
-            writer.push(&tokens)?;
-            count.add(&tokens);
+fn nothing_to_train_on(options: &PrepareOptions, found: Option<&PassReport>) -> DataError {
+    DataError::NothingToTrainOn {
+        documents: found.map_or(0, PassReport::documents),
+        share: options.held_out_share,
+        seed: options.seed,
+    }
+}
+
+/// Adds the tokens to what a monitor is told.
+struct Counting<'a> {
+    monitor: &'a dyn Monitor,
+    tokens: &'a AtomicU64,
+}
+
+impl Monitor for Counting<'_> {
+    fn progress(&self, progress: &Progress) {
+        self.monitor.progress(&Progress { tokens: self.tokens.load(Ordering::Relaxed), ..*progress });
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.monitor.stop_requested()
+    }
+}
+
+/// A segment being written, with its counts.
+struct Part {
+    /// Made with the first tokens.
+    writer: Option<SegmentWriter>,
+    count: PartCount,
+    path: PathBuf,
+}
+
+impl Part {
+    fn append(&mut self, encoded: &Encoded, dtype: Dtype) -> Result<(), DataError> {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                none.insert(SegmentWriter::create(&self.path.to_string_lossy(), dtype, Existing::Replace)?)
+            }
+        };
+        writer.push_part(&encoded.tokens)?;
+        if encoded.place.ends {
+            writer.end_document()?;
+            self.count.add(&encoded.tokens);
+        } else {
+            self.count.add_part(&encoded.tokens);
         }
-        tracing::info!(tokens = self.train.0.tokens(), "encoded");
         Ok(())
     }
 
-    fn report(
-        &self,
+    /// Completes the files; their identity.
+    fn finish(&mut self) -> Result<Option<DataIdentity>, DataError> {
+        let Some(writer) = self.writer.take() else { return Ok(None) };
+        writer.finish()?;
+        DataIdentity::of_path(&self.path.to_string_lossy()).map(Some)
+    }
+}
+
+/// The two segments.
+struct Parts {
+    train: Part,
+    held_out: Part,
+    dtype: Dtype,
+}
+
+impl Parts {
+    fn new(staging: &Staging, vocab: u32) -> Parts {
+        let part = |name| Part { writer: None, count: PartCount::new(vocab), path: staging.path(name) };
+        Parts { train: part("train"), held_out: part("held_out"), dtype: Dtype::for_vocab(vocab) }
+    }
+
+    fn append(&mut self, encoded: &Encoded) -> Result<(), DataError> {
+        let part = match encoded.place.side {
+            Side::Train => &mut self.train,
+            Side::HeldOut => &mut self.held_out,
+        };
+        part.append(encoded, self.dtype)
+    }
+
+    fn finish(
+        &mut self,
         options: &PrepareOptions,
         tokenizer: &TextTokenizer,
-        sources: std::collections::BTreeMap<String, SourceCount>,
+        found: PassReport,
     ) -> Result<PrepareReport, DataError> {
         let path = |name: &str| options.output.join(name).to_string_lossy().into_owned();
-        let train = &self.train.1;
+        let (train_identity, held_out_identity) = (self.train.finish()?, self.held_out.finish()?);
+        let report = |part: &Part, name, identity| PartReport {
+            identity,
+            ..part.count.report(path(name), &self.train.count)
+        };
+        let has_held_out = self.held_out.count.documents() > 0;
         Ok(PrepareReport {
             version: meta::VERSION,
-            train: train.report(path("train"), train),
-            held_out: self.held_out.as_ref().map(|(_, count)| count.report(path("held_out"), train)),
+            train: report(&self.train, "train", train_identity),
+            held_out: has_held_out.then(|| report(&self.held_out, "held_out", held_out_identity)),
             tokenizer: path("tokenizer.json"),
             vocab_size: tokenizer.vocab().size,
             bos_token_id: tokenizer.vocab().bos,
             eos_token_id: tokenizer.vocab().eos,
-            dtype: Dtype::for_vocab(tokenizer.vocab().size).to_string(),
+            dtype: self.dtype.to_string(),
             seed: options.seed,
             held_out_share: options.held_out_share,
-            sources,
+            notes: self.notes(options, tokenizer, &found),
+            sources: found.sources,
+            left_out: found.left_out,
         })
     }
 
-    /// Names every file, `meta.json` last; an older one is removed first, so that it never describes newer tokens.
-    fn finish(
-        self,
-        options: &PrepareOptions,
-        tokenizer: &TextTokenizer,
-        report: &PrepareReport,
-    ) -> Result<(), DataError> {
-        let whole = |name: &str, text: String| -> Result<(), DataError> {
-            let mut file = PartialFile::create(options.output.join(name), options.existing)?;
-            file.write(text.as_bytes())?;
-            file.finish()
-        };
-        if options.existing == Existing::Replace {
-            remove(&options.output.join("meta.json"))?;
+    /// What the user may not expect.
+    fn notes(&self, options: &PrepareOptions, tokenizer: &TextTokenizer, found: &PassReport) -> Vec<String> {
+        let mut notes = tokenizer.notes().to_vec();
+        let repaired: u64 = found.sources.values().map(|count| count.repaired_documents).sum();
+        if repaired > 0 {
+            notes.push(format!("documents with broken text, which became U+FFFD: {repaired}"));
         }
-        self.train.0.finish()?;
-        match self.held_out {
-            Some((writer, _)) => writer.finish()?,
-            None if options.existing == Existing::Replace => {
-                remove(&options.output.join("held_out.idx"))?;
-                remove(&options.output.join("held_out.bin"))?;
-            }
-            None => {}
+        let eos = tokenizer.vocab().eos;
+        let inside = [&self.train, &self.held_out]
+            .map(|part| part.count.count_of(eos).saturating_sub(part.count.documents()))
+            .iter()
+            .sum::<u64>();
+        if inside > 0 {
+            notes.push(format!(
+                "the tokenizer makes its closing token {eos} of text too: it stands {inside} times inside documents"
+            ));
         }
-        whole("tokenizer.json", tokenizer.to_json()?)?;
-        let meta = report.to_json().map_err(|error| DataError::Io {
-            action: "write",
-            path: options.output.join("meta.json"),
-            source: error.into(),
-        })?;
-        whole("meta.json", meta)
-    }
-}
-
-fn remove(path: &Path) -> Result<(), DataError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(DataError::Io { action: "remove", path: path.to_owned(), source: error })
+        if options.held_out_share > 0.0 && self.held_out.count.documents() == 0 {
+            notes.push(format!(
+                "no document is held out: {} documents at a share of {}; choose a larger share or another seed to \
+                 have some",
+                self.train.count.documents(),
+                options.held_out_share
+            ));
         }
-        _ => Ok(()),
+        notes
     }
 }

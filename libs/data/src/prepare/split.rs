@@ -1,78 +1,55 @@
-//! Which documents are held out, and which teach the tokenizer: hashes of their numbers.
+//! Which documents are held out, and which teach the tokenizer.
+//!
+//! A document is held out when a hash of its text and the seed falls below the share. Nothing else counts: not its
+//! place, not the other documents. So a document that was held out once stays so when others are added, moved or
+//! removed, and copies of a document are never divided between training and evaluation.
 
 use polygram_domain::philox::{Purpose, Stream};
 
 use super::corpus::boundary_below;
 
-/// Counters of the stream.
-const HELD_OUT: u64 = 0;
-const SAMPLE: u64 = 1;
+/// Bytes of a document's start that are hashed: all of most documents, and known before a long one is read to its end.
+pub(crate) const PREFIX_BYTES: usize = 64 << 10;
 
-/// Divides documents, in the order they are read, into training and held-out ones.
-///
-/// A document is held out when its hash is below the share. If that holds out none although a share was asked for, the
-/// one of least hash is held out, provided that another remains.
-#[derive(Debug)]
+/// The key of the hash; another one would divide every corpus anew.
+const CONTEXT: &str = "polygram 2026-11-29 held-out documents";
+
+/// Where a document goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// It is trained on.
+    Train,
+    /// It is held out.
+    HeldOut,
+}
+
+/// Divides documents into training and held-out ones.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Split {
-    stream: Stream,
+    seed: u64,
     /// Hashes below this are held out.
-    threshold: u64,
-    share: f64,
-    /// The least hash of the surveyed documents.
-    least: u64,
-    documents: u64,
-    next: u64,
+    threshold: u128,
 }
 
 impl Split {
+    /// Holds out `share` of the documents, 0 to below 1.
     pub(crate) fn new(seed: u64, share: f64) -> Split {
-        let threshold = (share * (1u64 << 32) as f64) as u64;
-        let stream = Stream::new(seed, Purpose::HeldOut);
-        Split { stream, threshold, share, least: u64::MAX, documents: 0, next: 0 }
+        Split { seed, threshold: (share * 2f64.powi(64)) as u128 }
     }
 
-    fn hash(&self, document: u64) -> u64 {
-        self.stream.words(HELD_OUT, document)[0].into()
-    }
-
-    /// Counts a document of the first pass; whether it is (surely) held out.
-    pub(crate) fn survey(&mut self) -> bool {
-        let hash = self.hash(self.documents);
-        self.documents += 1;
-        self.least = self.least.min(hash);
-        hash < self.threshold
-    }
-
-    /// Ends the first pass.
-    pub(crate) fn settle(&mut self) {
-        if self.share > 0.0 && self.documents >= 2 && self.least >= self.threshold {
-            self.threshold = self.least + 1;
-        }
-        // A single document is trained on.
-        if self.documents < 2 {
-            self.threshold = 0;
-        }
-    }
-
-    /// Documents of the first pass.
-    pub(crate) fn documents(&self) -> u64 {
-        self.documents
-    }
-
-    /// Whether any surveyed document is held out.
-    pub(crate) fn holds_out(&self) -> bool {
-        self.least < self.threshold
-    }
-
-    /// Whether the next document of the second pass is held out.
-    pub(crate) fn next_is_held_out(&mut self) -> bool {
-        let document = self.next;
-        self.next += 1;
-        self.hash(document) < self.threshold
+    /// Where the document that begins with `text` goes; at least 64 KiB of it where it is as long.
+    pub(crate) fn side_of(&self, text: &str) -> Side {
+        let prefix = &text.as_bytes()[..text.len().min(PREFIX_BYTES)];
+        let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+        hasher.update(&self.seed.to_le_bytes());
+        hasher.update(prefix);
+        let hash = hasher.finalize();
+        let low = hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        if u128::from(low) < self.threshold { Side::HeldOut } else { Side::Train }
     }
 }
 
-/// A uniform sample of documents of at most so many bytes: those of the least hashes.
+/// A uniform sample of documents of at most so many bytes: those of the least hashes of their numbers.
 ///
 /// A document is kept when its hash is below a bound; whenever the kept ones outgrow the limit the bound is halved.
 #[derive(Debug)]
@@ -85,18 +62,30 @@ pub(crate) struct Sample {
     offered: u64,
 }
 
+/// Counter of the stream.
+const SAMPLE: u64 = 1;
+
 impl Sample {
     pub(crate) fn new(seed: u64, limit: u64) -> Sample {
         let stream = Stream::new(seed, Purpose::HeldOut);
         Sample { stream, limit, bound: 1 << 32, kept: Vec::new(), bytes: 0, offered: 0 }
     }
 
-    pub(crate) fn offer(&mut self, text: String) {
+    /// Counts a document; its hash where its text is wanted.
+    pub(crate) fn next(&mut self) -> Option<u64> {
         let hash = self.stream.words(SAMPLE, self.offered)[0].into();
         self.offered += 1;
-        if hash >= self.bound || self.limit == 0 {
-            return;
-        }
+        (hash < self.bound && self.limit > 0).then_some(hash)
+    }
+
+    /// Bytes of a document that are wanted at most.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Keeps the text that [`Sample::next`] wanted.
+    pub(crate) fn keep(&mut self, hash: u64, mut text: String) {
+        text.truncate(boundary_below(&text, self.limit));
         self.bytes += text.len() as u64;
         self.kept.push((hash, text));
         while self.bytes > self.limit && self.kept.len() > 1 {
@@ -109,11 +98,7 @@ impl Sample {
 
     /// The kept documents, in the order they were read. One document larger than the limit is cut to it.
     pub(crate) fn into_texts(self) -> Vec<String> {
-        let mut texts: Vec<String> = self.kept.into_iter().map(|(_, text)| text).collect();
-        for text in &mut texts {
-            text.truncate(boundary_below(text, self.limit));
-        }
-        texts
+        self.kept.into_iter().map(|(_, text)| text).collect()
     }
 }
 
@@ -121,34 +106,59 @@ impl Sample {
 mod tests {
     use super::*;
 
-    fn split(seed: u64, share: f64, documents: u64) -> Vec<bool> {
-        let mut split = Split::new(seed, share);
-        for _ in 0..documents {
-            split.survey();
+    impl Split {
+        fn holds_out(&self, text: &str) -> bool {
+            self.side_of(text) == Side::HeldOut
         }
-        split.settle();
-        let held_out: Vec<bool> = (0..documents).map(|_| split.next_is_held_out()).collect();
-        assert_eq!(held_out.contains(&true), split.holds_out());
-        held_out
+    }
+
+    fn text(i: u64) -> String {
+        format!("document {i}")
     }
 
     #[test]
     fn holds_out_the_share() {
-        let count = split(3, 0.1, 10_000).iter().filter(|&&h| h).count();
+        let split = Split::new(3, 0.1);
+        let count = (0..10_000).filter(|&i| split.holds_out(&text(i))).count();
         assert!((900..1100).contains(&count), "{count}");
-        assert!(split(3, 0.0, 1000).iter().all(|&h| !h));
-        for documents in 2..50 {
-            let held_out = split(3, 1e-9, documents).iter().filter(|&&h| h).count();
-            assert_eq!(held_out, 1, "{documents} documents");
+        let none = Split::new(3, 0.0);
+        assert!((0..1000).all(|i| !none.holds_out(&text(i))));
+        let nearly_all = Split::new(3, 1.0 - f64::EPSILON);
+        assert!((0..1000).all(|i| nearly_all.holds_out(&text(i))));
+    }
+
+    #[test]
+    fn only_the_text_and_the_seed_decide() {
+        let decide = |seed| (0..500).map(|i| Split::new(seed, 0.5).holds_out(&text(i))).collect::<Vec<_>>();
+        assert_eq!(decide(1), decide(1));
+        let equal = decide(1).iter().zip(decide(2)).filter(|(a, b)| **a == *b).count();
+        assert!((150..350).contains(&equal), "{equal} of 500 decisions agree for two seeds");
+        // A larger share keeps what a smaller one holds out.
+        let (small, large) = (Split::new(1, 0.1), Split::new(1, 0.3));
+        assert!((0..1000).all(|i| !small.holds_out(&text(i)) || large.holds_out(&text(i))));
+        // The start decides where a document is long; a character may be cut in two.
+        let long = "é".repeat(PREFIX_BYTES);
+        let split = Split::new(1, 0.5);
+        assert_eq!(split.holds_out(&long), split.holds_out(&format!("{long} and more")));
+        // Found once: the promise is that these never change.
+        let held: Vec<u64> = (0..40).filter(|&i| Split::new(0, 0.1).holds_out(&text(i))).collect();
+        assert_eq!(held, HELD_AT_A_TENTH);
+    }
+
+    /// Of documents 0 to 39, seed 0, share 0.1; made by the Python package blake3 1.0 (`derive_key_context`), 2026-11-29.
+    const HELD_AT_A_TENTH: [u64; 3] = [0, 11, 25];
+
+    fn offer(sample: &mut Sample, text: String) {
+        if let Some(hash) = sample.next() {
+            sample.keep(hash, text);
         }
-        assert_eq!(split(3, 0.99, 1), [false]);
     }
 
     #[test]
     fn the_sample_is_bounded_and_spread() {
         let mut sample = Sample::new(7, 1000);
         for i in 0..1000 {
-            sample.offer(format!("{i:>10}"));
+            offer(&mut sample, format!("{i:>10}"));
         }
         let texts = sample.into_texts();
         assert!((30..=100).contains(&texts.len()), "{}", texts.len());
@@ -160,7 +170,7 @@ mod tests {
     #[test]
     fn one_large_document_is_cut() {
         let mut sample = Sample::new(7, 3);
-        sample.offer("aéé".into());
+        offer(&mut sample, "aéé".into());
         assert_eq!(sample.into_texts(), ["aé"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -40,7 +40,20 @@ impl Segment {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(DataError::BinSize { path: bin_path, actual, expected });
         }
-        Ok(Segment { name: bin_path.display().to_string(), bin, idx, idx_path, layout })
+        let segment = Segment { name: bin_path.display().to_string(), bin, idx, idx_path, layout };
+        segment.check_current()?;
+        Ok(segment)
+    }
+
+    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index before the
+    /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
+    pub(crate) fn check_current(&self) -> Result<(), DataError> {
+        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let opened = self.idx.metadata().map_err(DataError::io("look at", &self.idx_path))?;
+        if std::fs::metadata(&self.idx_path).ok().map(place) == Some(place(opened)) {
+            return Ok(());
+        }
+        Err(DataError::Replaced { path: self.idx_path.clone() })
     }
 
     /// Type of the stored tokens.

@@ -27,6 +27,8 @@ pub struct SegmentWriter {
     dtype: Dtype,
     lengths: Vec<i32>,
     tokens: u64,
+    /// Tokens of whole documents.
+    ended: u64,
     buffer: Vec<u8>,
 }
 
@@ -40,30 +42,41 @@ impl SegmentWriter {
             dtype,
             lengths: Vec::new(),
             tokens: 0,
+            ended: 0,
             buffer: Vec::new(),
         })
     }
 
     /// Appends a document, its closing EOS included.
     pub fn push(&mut self, document: &[u32]) -> Result<(), DataError> {
-        let illegal =
-            |option, value: String, wanted: String| DataError::IllegalOption { option, value, wanted };
-        let length = i32::try_from(document.len()).map_err(|_| {
-            illegal("the length of a document", document.len().to_string(), "below 2^31 tokens".into())
-        })?;
+        self.push_part(document)?;
+        self.end_document()
+    }
+
+    /// Appends a part of a document, which goes on until [`SegmentWriter::end_document`].
+    pub fn push_part(&mut self, tokens: &[u32]) -> Result<(), DataError> {
         self.buffer.clear();
-        for &token in document {
-            self.dtype.encode(token, &mut self.buffer).map_err(|token| {
-                illegal(
-                    "a token",
-                    token.to_string(),
-                    format!("at most {} to be stored as {}", self.dtype.max(), self.dtype),
-                )
+        for &token in tokens {
+            self.dtype.encode(token, &mut self.buffer).map_err(|token| DataError::IllegalOption {
+                option: "a token",
+                value: token.to_string(),
+                wanted: format!("at most {} to be stored as {}", self.dtype.max(), self.dtype),
             })?;
         }
         self.bin.write(&self.buffer)?;
-        self.lengths.push(length);
-        self.tokens += document.len() as u64;
+        self.tokens += tokens.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the document whose parts were pushed.
+    pub fn end_document(&mut self) -> Result<(), DataError> {
+        let length = self.tokens - self.ended;
+        self.lengths.push(i32::try_from(length).map_err(|_| DataError::IllegalOption {
+            option: "the length of a document",
+            value: length.to_string(),
+            wanted: "below 2^31 tokens; divide it into several documents".into(),
+        })?);
+        self.ended = self.tokens;
         Ok(())
     }
 
@@ -77,23 +90,32 @@ impl SegmentWriter {
         self.tokens
     }
 
-    /// Writes the index, syncs both files and gives them their names, the index last.
+    /// Writes the index, syncs both files and gives them their names, the index last. An open document is refused.
     pub fn finish(mut self) -> Result<(), DataError> {
+        if self.ended != self.tokens {
+            return Err(DataError::IllegalOption {
+                option: "the last document",
+                value: "open".into(),
+                wanted: "ended before the segment is".into(),
+            });
+        }
         let count = self.lengths.len() as u64;
-        let mut bytes = Vec::with_capacity(34 + self.lengths.len() * 20 + 8);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.push(self.dtype.code());
-        bytes.extend_from_slice(&count.to_le_bytes());
-        bytes.extend_from_slice(&(count + 1).to_le_bytes());
-        bytes.extend(self.lengths.iter().flat_map(|length| length.to_le_bytes()));
+        self.idx.write(MAGIC)?;
+        self.idx.write(&VERSION.to_le_bytes())?;
+        self.idx.write(&[self.dtype.code()])?;
+        self.idx.write(&count.to_le_bytes())?;
+        self.idx.write(&(count + 1).to_le_bytes())?;
+        for length in &self.lengths {
+            self.idx.write(&length.to_le_bytes())?;
+        }
         let mut pointer = 0u64;
         for length in &self.lengths {
-            bytes.extend_from_slice(&pointer.to_le_bytes());
+            self.idx.write(&pointer.to_le_bytes())?;
             pointer += u64::from(length.unsigned_abs()) * self.dtype.bytes() as u64;
         }
-        bytes.extend((0..=count).flat_map(|mark| mark.to_le_bytes()));
-        self.idx.write(&bytes)?;
+        for mark in 0..=count {
+            self.idx.write(&mark.to_le_bytes())?;
+        }
         self.bin.finish()?;
         self.idx.finish()
     }
@@ -101,7 +123,7 @@ impl SegmentWriter {
 
 /// A file under a temporary name beside its final one. Dropped unfinished, it is removed.
 #[derive(Debug)]
-pub(crate) struct PartialFile {
+struct PartialFile {
     target: PathBuf,
     partial: PathBuf,
     existing: Existing,
@@ -109,7 +131,7 @@ pub(crate) struct PartialFile {
 }
 
 impl PartialFile {
-    pub(crate) fn create(target: PathBuf, existing: Existing) -> Result<PartialFile, DataError> {
+    fn create(target: PathBuf, existing: Existing) -> Result<PartialFile, DataError> {
         refuse_existing(&target, existing)?;
         let mut name = target.file_name().unwrap_or_default().to_owned();
         name.push(format!(".partial-{}", std::process::id()));
@@ -119,7 +141,7 @@ impl PartialFile {
         Ok(PartialFile { target, partial, existing, file })
     }
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         match &mut self.file {
             Some(file) => file.write_all(bytes).map_err(DataError::io("write", &self.partial)),
             None => Ok(()),
@@ -127,7 +149,7 @@ impl PartialFile {
     }
 
     /// Syncs the file and gives it its name.
-    pub(crate) fn finish(mut self) -> Result<(), DataError> {
+    fn finish(mut self) -> Result<(), DataError> {
         if let Some(file) = self.file.take() {
             let written =
                 file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
@@ -156,9 +178,15 @@ impl Drop for PartialFile {
     }
 }
 
-pub(crate) fn refuse_existing(path: &Path, existing: Existing) -> Result<(), DataError> {
-    match existing {
-        Existing::Refuse if path.exists() => Err(DataError::Exists { path: path.to_owned() }),
+/// Refuses a file that is there where it must not be, and in any case what is no regular file: a rename would put a file
+/// in the place of a link, a pipe or a device.
+fn refuse_existing(path: &Path, existing: Existing) -> Result<(), DataError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            let what = if metadata.is_symlink() { "a symbolic link" } else { "no regular file" };
+            Err(DataError::NotAFile { path: path.to_owned(), what })
+        }
+        Ok(_) if existing == Existing::Refuse => Err(DataError::Exists { path: path.to_owned() }),
         _ => Ok(()),
     }
 }
