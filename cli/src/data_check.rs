@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use polygram_data::prepare::PartReport;
 use polygram_data::{DataError, DataIdentity, Loader, PrepareReport, Segment};
 use polygram_domain::RunSpec;
 use polygram_domain::run_spec::DataSpec;
@@ -35,6 +36,14 @@ pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
     configuration.set_train_identity(identity)
 }
 
+/// Whether the data is on this machine, or made by the run.
+pub(crate) fn is_here(spec: &RunSpec) -> bool {
+    match &spec.data {
+        DataSpec::Segments { train, .. } => check_files("data.train", train).is_ok(),
+        DataSpec::Synthetic { .. } => true,
+    }
+}
+
 fn check_files(key: &str, prefix: &str) -> Outcome<()> {
     for extension in ["idx", "bin"] {
         let file = format!("{prefix}.{extension}");
@@ -46,19 +55,29 @@ fn check_files(key: &str, prefix: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// What `data prepare` noted beside the files: `None` where it did not make them.
-fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport)> {
+/// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not make them.
+fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
     let path = Path::new(prefix).with_file_name("meta.json");
     let report: PrepareReport = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
     let name = Path::new(prefix).file_name();
-    let parts = [Some(&report.train), report.held_out.as_ref()];
-    let is_of_prefix = parts.into_iter().flatten().any(|part| Path::new(&part.path).file_name() == name);
-    is_of_prefix.then_some((path, report))
+    let mut parts = std::iter::once(&report.train).chain(&report.held_out);
+    let part = parts.find(|part| Path::new(&part.path).file_name() == name)?.clone();
+    Some((path, report, part))
 }
 
 /// The tokenizer that made the data and the model must mean the same by their special tokens.
 fn check_prepared(key: &str, prefix: &str, spec: &RunSpec) -> Outcome<()> {
-    let Some((path, report)) = report_beside(prefix) else { return Ok(()) };
+    let Some((path, report, part)) = report_beside(prefix) else { return Ok(()) };
+    let path = path.display();
+    if let Some(noted) = &part.identity {
+        let found = DataIdentity::of_path(prefix).map_err(|error| refusal(error, spec))?;
+        if let Some(difference) = noted.difference(&found) {
+            return Err(Failure::usage(format!(
+                "{key}: {prefix} is not what {path} describes: {difference}"
+            ))
+            .hint("prepare the data again; the files of a preparation belong together"));
+        }
+    }
     let (eos, bos) = (report.eos_token_id, report.bos_token_id);
     let mut wrong = Vec::new();
     if spec.model.eos_token_id != eos {
@@ -72,8 +91,7 @@ fn check_prepared(key: &str, prefix: &str, spec: &RunSpec) -> Outcome<()> {
     let id = wrong.first().map_or("", |(name, ..)| name);
     let sets: Vec<String> = wrong.iter().map(|(name, _, token, _)| format!("--set {name}={token}")).collect();
     Err(Failure::usage(format!(
-        "{key}: its documents are {verb} by token {token} ({}), but {id} is {here}",
-        path.display()
+        "{key}: its documents are {verb} by token {token} ({path}), but {id} is {here}"
     ))
     .hint(format!("add {}", sets.join(" "))))
 }
@@ -121,7 +139,7 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
         // Negative tokens and those above 32 bits fit no vocabulary; the error says so.
         if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {
             let noted =
-                prefixes().filter_map(|prefix| report_beside(prefix)).map(|(_, report)| report.vocab_size);
+                prefixes().filter_map(|prefix| report_beside(prefix)).map(|(_, report, _)| report.vocab_size);
             let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
             return Failure::usage("the data does not fit the model's vocabulary")
                 .because(error)

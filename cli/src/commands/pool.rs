@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
 use crate::commands::{block_on, plan, stored};
+use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
@@ -46,8 +47,12 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
 }
 
 pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
-    let configuration = Configuration::load(&args.file, args.run.as_deref())?;
+    let mut configuration = Configuration::load(&args.file, args.run.as_deref())?;
     plan::check_memory(&configuration)?;
+    // The paths are those of the machines that work on the run, of which this one may be none.
+    if data_check::is_here(&configuration.spec) {
+        data_check::check(&mut configuration)?;
+    }
     let place = PoolPlace::resolve(&args.pool)?;
     let submission = Submission {
         config_toml: configuration.effective_toml,

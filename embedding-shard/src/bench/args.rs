@@ -1,7 +1,9 @@
 //! The command line of `polygram-embedding-shard bench`, which `polygram bench shard` runs.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use polygram_domain::{OutputFormat, RunFile, RunSpec};
 
@@ -43,18 +45,23 @@ pub(super) enum Section {
 pub(super) struct Sizes {
     /// Rows of the first table; each later one has two more
     #[arg(long, global = true, value_name = "N", default_value_t = 100_003)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 31))]
     pub(super) rows: u32,
     /// Values per row
     #[arg(long, global = true, value_name = "N", default_value_t = 256)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(super) width: u32,
     /// Longest n-gram; tables are (orders − 1) · heads
     #[arg(long, global = true, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=16))]
     pub(super) orders: u32,
     /// Tables per order
     #[arg(long, global = true, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) heads: u32,
     /// Tokens of a step; ids are tokens · tables
     #[arg(long, global = true, value_name = "N", default_value_t = 8192)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 26))]
     pub(super) tokens: usize,
     /// Which ids, one after another
     #[arg(long, global = true, value_enum, value_delimiter = ',', default_value = "uniform,zipf")]
@@ -64,12 +71,15 @@ pub(super) struct Sizes {
     pub(super) exponent: f64,
     /// Lanes in process, each with a thread of its own, one number after another
     #[arg(long, global = true, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) lanes: Vec<u32>,
     /// Repetitions
     #[arg(long, global = true, value_name = "N", default_value_t = 21)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub(super) repetitions: usize,
     /// Steps whose ids are made; repetitions go round them
     #[arg(long, global = true, value_name = "N", default_value_t = 8)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub(super) steps: usize,
     /// Seed of ids
     #[arg(long, global = true, value_name = "SEED", default_value_t = 1)]
@@ -88,9 +98,11 @@ pub(super) struct Sizes {
 pub(super) struct ExchangeArgs {
     /// Shard processes
     #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) shards: u32,
     /// Cells that the step's tokens are divided into
     #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub(super) cells: u32,
 }
 
@@ -131,13 +143,25 @@ pub(super) struct FullArgs {
     pub(super) config: PathBuf,
     /// Shard processes
     #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) shards: u32,
     /// Ceiling of all shards' records together, in GiB
     #[arg(long, value_name = "GIB", default_value_t = 12.0)]
+    #[arg(value_parser = gibibytes)]
     pub(super) memory_limit_gib: f64,
     /// Stop after so many steps even below the ceiling
     #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub(super) most_steps: u64,
+}
+
+fn gibibytes(text: &str) -> Result<f64, String> {
+    const RANGE: RangeInclusive<f64> = 1e-6..=65_536.0;
+    let number = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if RANGE.contains(&number) {
+        return Ok(number);
+    }
+    Err(format!("{number} is not in {}..={}", RANGE.start(), RANGE.end()))
 }
 
 impl Sizes {
@@ -148,24 +172,8 @@ impl Sizes {
 
     /// As [`Sizes::spec`], as written.
     pub(super) fn file(&self, more: &[String]) -> Result<RunFile, BenchError> {
-        for (name, value, least) in [
-            ("--rows", self.rows as usize, 1),
-            ("--width", self.width as usize, 1),
-            ("--orders", self.orders as usize, 2),
-            ("--heads", self.heads as usize, 1),
-            ("--tokens", self.tokens, 1),
-            ("--repetitions", self.repetitions, 1),
-            ("--steps", self.steps, 1),
-        ] {
-            if value < least {
-                return Err(BenchError::Usage(format!("{name} is {value}; it must be at least {least}")));
-            }
-        }
         if !(self.exponent > 0.0 && self.exponent < 10.0) {
             return Err(BenchError::Usage(format!("--exponent {} is not between 0 and 10", self.exponent)));
-        }
-        if self.lanes.contains(&0) {
-            return Err(BenchError::Usage("--lanes must be at least 1".into()));
         }
         let tables = u64::from(self.orders.saturating_sub(1)) * u64::from(self.heads);
         let mut overrides = vec![
@@ -214,10 +222,22 @@ mod tests {
             ("--heads 0", "--heads"),
             ("--width 0", "--width"),
             ("--rows 0", "--rows"),
+            ("--rows 4294967295", "--rows"),
+            ("--tokens 18446744073709551615", "--tokens"),
+            ("--repetitions 18446744073709551615", "--repetitions"),
+            ("--steps 18446744073709551615", "--steps"),
+            ("--lanes 4294967295", "--lanes"),
+            ("--exponent nan", "--exponent"),
+            ("exchange --shards 4294967295", "--shards"),
+            ("exchange --cells 4294967295", "--cells"),
+            ("full --memory-limit-gib 1e300", "--memory-limit-gib"),
+            ("full --most-steps 0", "--most-steps"),
             ("--set embedding.optimizer=\"none\"", "optimizer"),
         ] {
-            let args = BenchArgs::try_parse_from(format!("bench {flags}").split(' ')).unwrap();
-            let text = args.sizes.spec(&[]).unwrap_err().to_string();
+            let text = match BenchArgs::try_parse_from(format!("bench {flags}").split(' ')) {
+                Ok(args) => args.sizes.spec(&[]).unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            };
             assert!(text.contains(word), "{flags}: {word:?} is not in {text:?}");
         }
     }

@@ -46,13 +46,13 @@ pub enum DataError {
         /// The bytes it should have.
         expected: u64,
     },
-    /// A file that is no longer what it was when it was opened.
+    /// A file of a segment that is no longer what it was when it was opened.
     #[error(
-        "{path} changed while it was read; a run needs its data as it was: put the file back, or say \
+        "{path} changed while a run read it; a run needs its data as it was: put the file back, or say \
          data.allow_change=true to go on with the new one",
         path = path.display()
     )]
-    Changed {
+    SegmentChanged {
         /// The file.
         path: PathBuf,
     },

@@ -206,7 +206,14 @@ fn containers_of_every_kind_are_read() {
         (put(folder, "whole.json", "{\n\"text\": 1\n}\n"), 1, 0),
         (put(folder, "notes.txt.gz", gzip(b"some notes")), 1, 0),
         (table("dictionary.parquet", Arc::new(dictionary)), 40, 0),
-        (table("bytes.parquet", Arc::new(BinaryArray::from_vec(vec![b"plain".as_slice(), b"caf\xe9".as_slice()]))), 2, 1),
+        (
+            table(
+                "bytes.parquet",
+                Arc::new(BinaryArray::from_vec(vec![b"plain".as_slice(), b"caf\xe9".as_slice()])),
+            ),
+            2,
+            1,
+        ),
     ] {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let report = prepare(&options(&path, folder.join("out").join(&name))).unwrap();

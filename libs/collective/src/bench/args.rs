@@ -1,5 +1,6 @@
 //! The command line as typed.
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 use polygram_domain::embedding::SameHost;
 use polygram_domain::{OutputFormat, Rank};
@@ -34,16 +35,17 @@ pub(crate) struct BenchArgs {
     pub(crate) procs: u32,
     /// Sizes, divided by commas
     #[arg(long, value_name = "B,..", value_delimiter = ',', default_value = "8,1000000,16000000")]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(0..=1 << 34))]
     pub(crate) bytes: Vec<usize>,
     /// Operations, divided by commas
     #[arg(long = "op", value_name = "OP,..", value_enum, value_delimiter = ',')]
     #[arg(default_value = "all_reduce,all_to_all_v")]
     pub(crate) ops: Vec<Op>,
     /// Measured calls of each
-    #[arg(long, value_name = "N", default_value_t = 21)]
+    #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) repetitions: u32,
     /// Calls before those
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub(crate) warm_up: u32,
     /// Whether the processes share memory: "auto" or "tcp"
     #[arg(long, value_name = "PATH", default_value = "auto", value_parser = same_host)]
@@ -62,7 +64,7 @@ pub(crate) struct RankArgs {
     #[arg(long, value_parser = same_host)]
     pub(crate) same_host: SameHost,
     /// A call in which for so long nothing moves has failed
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) patience_seconds: u64,
 }
 

@@ -34,7 +34,7 @@ pub use tokenizer::TokenizerChoice;
 
 use crate::error::DataError;
 use crate::identity::DataIdentity;
-use crate::segment::{Dtype, Existing, Segment, SegmentWriter};
+use crate::segment::{Dtype, Existing, SegmentWriter};
 use corpus::{Corpus, Pass, PassReport};
 use encode::{Encoded, encode};
 use files::{FileState, Search};
@@ -330,7 +330,7 @@ impl Part {
     fn finish(&mut self) -> Result<Option<DataIdentity>, DataError> {
         let Some(writer) = self.writer.take() else { return Ok(None) };
         writer.finish()?;
-        Segment::open(&self.path.to_string_lossy()).and_then(|segment| DataIdentity::of(&segment)).map(Some)
+        DataIdentity::of_path(&self.path.to_string_lossy()).map(Some)
     }
 }
 

@@ -49,9 +49,8 @@ impl Segment {
     /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
     pub(crate) fn check_current(&self) -> Result<(), DataError> {
         let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let opened =
-            self.idx.metadata().map(place).map_err(DataError::io("read the size of", &self.idx_path))?;
-        if std::fs::metadata(&self.idx_path).map(place).ok() == Some(opened) {
+        let opened = self.idx.metadata().map_err(DataError::io("look at", &self.idx_path))?;
+        if std::fs::metadata(&self.idx_path).ok().map(place) == Some(place(opened)) {
             return Ok(());
         }
         Err(DataError::Replaced { path: self.idx_path.clone() })

@@ -67,7 +67,7 @@ impl TokenFile {
     }
 
     fn changed(&self) -> DataError {
-        DataError::Changed { path: self.path.clone() }
+        DataError::SegmentChanged { path: self.path.clone() }
     }
 }
 
@@ -80,7 +80,7 @@ fn stamp(file: &File, path: &Path) -> Result<(u64, (i64, i64)), DataError> {
 fn hash_of(file: &File, length: u64, path: &Path) -> Result<String, DataError> {
     sample_hash(length, |start, piece| file.read_exact_at(piece, start)).map_err(|source| {
         match source.kind() {
-            io::ErrorKind::UnexpectedEof => DataError::Changed { path: path.to_owned() },
+            io::ErrorKind::UnexpectedEof => DataError::SegmentChanged { path: path.to_owned() },
             _ => DataError::Io { action: "read", path: path.to_owned(), source },
         }
     })
@@ -163,7 +163,7 @@ mod tests {
             }
             let error = read(&file).unwrap_err();
             assert!(
-                matches!(&error, DataError::Changed { path: named } if *named == path),
+                matches!(&error, DataError::SegmentChanged { path: named } if *named == path),
                 "{change}: {error}"
             );
         }

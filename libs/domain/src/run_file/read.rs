@@ -115,9 +115,10 @@ fn parse_value(keys: &[&str], text: &str) -> Result<toml::Value, String> {
     }
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text).replace('_', "");
     let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let is_seed = keys == ["run", "seed"] && seed::parse(text).is_some();
-    if is_whole && !is_seed {
-        return Err(format!("{} is {text}; no whole number may be larger than {}", keys.join("."), i64::MAX));
+    let is_seed = keys == ["run", "seed"];
+    if is_whole && !(is_seed && seed::parse(text).is_some()) {
+        let most = if is_seed { u64::MAX } else { i64::MAX.unsigned_abs() };
+        return Err(format!("{} is {text}; no whole number may be larger than {most}", keys.join(".")));
     }
     Ok(toml::Value::String(text.to_owned()))
 }
