@@ -23,11 +23,7 @@ pub(crate) async fn has_room(store: &RunStore) -> Result<bool, CheckpointError> 
 }
 
 /// Removes checkpoints that `spec` does not keep, from a run that nobody leads and that it can resume.
-pub(crate) async fn make_room(
-    store: &RunStore,
-    file: &RunFile,
-    spec: &RunSpec,
-) -> Result<(), OpeningError> {
+pub(crate) async fn make_room(store: &RunStore, file: &RunFile, spec: &RunSpec) -> Result<(), OpeningError> {
     if let Some(manifest) = store.latest_manifest().await?.manifest {
         check_fit(store, &manifest, file, spec).await?;
         let retained = store.retain(spec.checkpoint.keep as usize).await?;

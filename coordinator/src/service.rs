@@ -6,7 +6,8 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt};
 use polygram_proto::control::wire::coordinator_server::Coordinator;
 use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, MESSAGE_LIMIT_BYTES, Malformed, StopMode, UploadReport, WatchEvent, wire,
+    Directive, Envelope, JoinRequest, MESSAGE_LIMIT_BYTES, Malformed, StopMode, UploadReport, WatchEvent,
+    wire,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};

@@ -117,7 +117,8 @@ impl RudeProxy {
     /// Names of the objects that were written so far, each once.
     pub fn written(&self) -> Vec<String> {
         let seen = self.mood.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = |request: &String| Some(request.strip_prefix("PUT ")?.split(['?', ' ']).next()?.to_owned());
+        let name =
+            |request: &String| Some(request.strip_prefix("PUT ")?.split(['?', ' ']).next()?.to_owned());
         let mut written: Vec<String> = seen.keys().filter_map(name).collect();
         written.dedup();
         written

@@ -157,8 +157,17 @@ fn a_full_disk_can_be_emptied() {
     );
     let said = finished.said();
     for line in [
-        "newest 2", "pinned 2", "absent 2", "old 0", "forced 0", "gc 0", "step\":30", "step\":40", "step\":50",
-        "keep 0", "verify 0",
+        "newest 2",
+        "pinned 2",
+        "absent 2",
+        "old 0",
+        "forced 0",
+        "gc 0",
+        "step\":30",
+        "step\":40",
+        "step\":50",
+        "keep 0",
+        "verify 0",
     ] {
         assert!(finished.stdout.lines().any(|there| there == line), "{line:?} is not in\n{said}");
     }
@@ -166,12 +175,8 @@ fn a_full_disk_can_be_emptied() {
     assert!(said.contains("`polygram ckpt unpin`") && said.contains("the newest sound one"), "{said}");
 }
 
-const SHORT: [&str; 4] = [
-    "training.steps=40",
-    "checkpoint.every_steps=10",
-    "evaluation.every_steps=40",
-    "topology.shards=2",
-];
+const SHORT: [&str; 4] =
+    ["training.steps=40", "checkpoint.every_steps=10", "evaluation.every_steps=40", "topology.shards=2"];
 
 /// A store that removes what is older than the newest checkpoint's own objects: the run goes on, and says what is gone.
 #[test]
@@ -186,11 +191,18 @@ fn what_is_older_than_the_newest_checkpoint_may_go() {
     let run = cluster.root().join("runs/tiny");
     let age = |file: &Path| fs::metadata(file).and_then(|data| data.modified()).unwrap();
     let is_newest = |file: &PathBuf| file.to_string_lossy().contains("/000000000030-");
-    let oldest: SystemTime =
-        files(&run.join("ckpt/data")).iter().filter(|file| is_newest(file)).map(|file| age(file)).min().unwrap();
+    let oldest: SystemTime = files(&run.join("ckpt/data"))
+        .iter()
+        .filter(|file| is_newest(file))
+        .map(|file| age(file))
+        .min()
+        .unwrap();
     let old: Vec<PathBuf> = files(&run).into_iter().filter(|file| age(file) < oldest).collect();
     for folder in ["coord", "config", "events/metrics/000001", "ledger/000002", "ckpt/commit"] {
-        assert!(old.iter().any(|file| file.starts_with(run.join(folder))), "nothing of {folder} is old: {old:?}");
+        assert!(
+            old.iter().any(|file| file.starts_with(run.join(folder))),
+            "nothing of {folder} is old: {old:?}"
+        );
     }
     old.iter().for_each(|file| fs::remove_file(file).unwrap());
     cluster.train(&[]).unwrap().success().unwrap();
@@ -257,7 +269,8 @@ fn a_long_run_far_from_its_store_stays_small() {
 fn soak(steps: u64) -> Result<()> {
     let server = Moto::shared()?;
     let proxy = RudeProxy::far_away(server.address(), Duration::from_millis(30))?;
-    let (steps_set, every) = (format!("training.steps={steps}"), format!("checkpoint.every_steps={}", steps / 10));
+    let (steps_set, every) =
+        (format!("training.steps={steps}"), format!("checkpoint.every_steps={}", steps / 10));
     let cluster = Cluster::tiny(Engine::Drill)?.on_s3(server)?.over(&proxy);
     let cluster = cluster.with(&[&steps_set, &every, "evaluation.every_steps=1000000"]);
     let began = Instant::now();
@@ -284,10 +297,16 @@ fn soak(steps: u64) -> Result<()> {
         proxy.requests()
     );
     // The first minute has short pauses between writes.
-    ensure!(recorded as f64 <= OBJECTS_A_MINUTE * minutes.max(1.0), "{recorded} objects in {minutes} minutes");
-    for (command, more) in
-        [("metrics", vec!["-o", "jsonl"]), ("metrics", vec!["--last", "100"]), ("status", vec![]), ("why", vec![])]
-    {
+    ensure!(
+        recorded as f64 <= OBJECTS_A_MINUTE * minutes.max(1.0),
+        "{recorded} objects in {minutes} minutes"
+    );
+    for (command, more) in [
+        ("metrics", vec!["-o", "jsonl"]),
+        ("metrics", vec!["--last", "100"]),
+        ("status", vec![]),
+        ("why", vec![]),
+    ] {
         let asked = Instant::now();
         let arguments = [vec![command, "tiny", "--root", cluster.root_url()], more.clone()].concat();
         let answer = cluster.polygram(&arguments)?.success()?;

@@ -143,7 +143,9 @@ fn human(run: &str, attempts: &[Attempt]) -> String {
         let Attempt { attempt: number, began_unix_ms, coordinator_pid, resumed_from, .. } = attempt;
         let when = moment(*began_unix_ms);
         text.push_str(&match coordinator_pid.zip(*resumed_from) {
-            Some((pid, from)) => format!("\nattempt {number}: coordinator pid {pid}, {when}, from step {from}\n"),
+            Some((pid, from)) => {
+                format!("\nattempt {number}: coordinator pid {pid}, {when}, from step {from}\n")
+            }
             None => format!("\nattempt {number}: its beginning is not in the store any more; from {when}\n"),
         });
         attempt.losses.iter().for_each(|loss| text.push_str(&told(loss)));
@@ -263,10 +265,16 @@ mod tests {
         }
         let json = serde_json::to_value(&attempts).unwrap();
         // A chapter whose beginning is gone is told as far as it is there.
-        let rest = vec![RecoveryLine::Ended { at_unix_ms: 20_000, state: "stopped".into(), message: "asked".into() }];
+        let rest = vec![RecoveryLine::Ended {
+            at_unix_ms: 20_000,
+            state: "stopped".into(),
+            message: "asked".into(),
+        }];
         let cut: Vec<Attempt> = attempt(Chapter { attempt: 4, lines: rest }).into_iter().collect();
         let text = human("tiny", &cut);
-        assert!(text.contains("attempt 4: its beginning is not in the store") && text.contains("stopped: asked"));
+        assert!(
+            text.contains("attempt 4: its beginning is not in the store") && text.contains("stopped: asked")
+        );
         assert_eq!(json[0]["losses"][0]["steps_lost"], 7);
     }
 }

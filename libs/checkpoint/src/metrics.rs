@@ -209,7 +209,8 @@ impl RunStore {
         let segment = Segment { attempt, id: id.into(), span: span_of(lines) };
         for (at, line) in lines.iter().enumerate() {
             let begins = matches!(line, MetricsLine::Attempt(record) if record.attempt == attempt);
-            if (segment.id.seq == 0 && at == 0) != begins || matches!(line, MetricsLine::Attempt(_)) != begins {
+            if (segment.id.seq == 0 && at == 0) != begins || matches!(line, MetricsLine::Attempt(_)) != begins
+            {
                 let reason = "segment 0 of an attempt, and it alone, begins with the attempt's record";
                 return Err(CheckpointError::input(segment.key(&keys::events(METRICS_ROLE)), reason));
             }
@@ -256,9 +257,8 @@ impl RunStore {
     pub async fn newest_metrics_step(&self) -> Result<u64, CheckpointError> {
         let folder = keys::events(METRICS_ROLE);
         let Some(newest) = self.segments(&folder).await?.pop() else { return Ok(0) };
-        let is_newest = |segment: &Segment| {
-            (segment.attempt, segment.id.seq) >= (newest.attempt, newest.id.seq)
-        };
+        let is_newest =
+            |segment: &Segment| (segment.attempt, segment.id.seq) >= (newest.attempt, newest.id.seq);
         let look = |key: &str, bytes: bytes::Bytes| open_lines(key, &bytes);
         let mut history = MetricsHistory::of(0..=u64::MAX);
         for (segment, text) in self.read_segments(&folder, is_newest, look).await? {

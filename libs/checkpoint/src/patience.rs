@@ -14,6 +14,8 @@ use object_store::Error;
 use object_store::client::{HttpError, HttpErrorKind};
 use tokio::time::Instant;
 
+use crate::threads::STOPPED;
+
 /// Names the seconds for which a failing store is asked again, for every process that inherits it.
 pub const RETRY_SECONDS_VARIABLE: &str = "POLYGRAM_STORE_RETRY_SECONDS";
 /// What it may say.
@@ -117,7 +119,10 @@ impl Patience {
             }
             let seconds = deadline.as_secs();
             match tries {
-                1 => tracing::warn!(%source, seconds, "the store failed; it is asked again for so long"),
+                // Whoever waits only for seconds tells of it himself.
+                1 if seconds >= 60 => {
+                    tracing::warn!(%source, seconds, "the store failed; it is asked again for so long")
+                }
                 _ => tracing::debug!(tries, %source, ?wait, "the store failed; asking again"),
             }
             tokio::time::sleep(wait).await;
@@ -204,9 +209,11 @@ fn is_passing(error: &Error) -> bool {
         (Error::Generic { .. }, Some(status)) => {
             status >= 500 || status == 408 || status == 429 || is_stale_signature(error)
         }
-        (Error::Generic { store, .. }, None) => {
-            *store != LOCAL || caused_by::<io::Error>(error).is_some_and(is_of_the_moment)
+        (Error::Generic { store: STOPPED, .. }, None) => false,
+        (Error::Generic { store: LOCAL, .. }, None) => {
+            caused_by::<io::Error>(error).is_some_and(is_of_the_moment)
         }
+        (Error::Generic { .. }, None) => true,
         _ => is_stale_signature(error),
     }
 }
@@ -266,7 +273,10 @@ mod tests {
     fn the_environment_says_how_long() {
         assert_eq!(Patience::usual(None).unwrap(), Patience::default());
         let short = Patience::usual(Some("5")).unwrap();
-        assert_eq!((short.in_all, short.before_first_answer), (Duration::from_secs(5), Duration::from_secs(5)));
+        assert_eq!(
+            (short.in_all, short.before_first_answer),
+            (Duration::from_secs(5), Duration::from_secs(5))
+        );
         for text in ["0", "-1", "5s", "", "86401", "99999999999999999999999"] {
             let error = Patience::usual(Some(text)).unwrap_err();
             assert!(error.contains("1 to 86400"), "{error}");
@@ -315,11 +325,12 @@ mod tests {
         for error in [
             || Error::PermissionDenied { path: "k".into(), source: "no".into() },
             || Error::NotFound { path: "k".into(), source: "no".into() },
+            || Error::from(crate::threads::Stopped),
             || local(rustix::io::Errno::ROFS),
             || local(rustix::io::Errno::NOTDIR),
             || local(rustix::io::Errno::NAMETOOLONG),
             || Error::Generic { store: "S3", source: "non-2xx status code: 400 Bad Request: x".into() },
-        ] as [fn() -> Error; 6]
+        ] as [fn() -> Error; 7]
         {
             assert_eq!(run(true, u32::MAX, error).await.unwrap_err().tries, 1);
         }

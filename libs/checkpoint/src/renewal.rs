@@ -31,8 +31,7 @@ impl RunStore {
     pub async fn renew(&self, config_toml: &str, term: &TermObject) -> Result<(), CheckpointError> {
         let config = keys::config(&ConfigHash::of(config_toml).0);
         let toml = Bytes::from(config_toml.to_owned());
-        let (config, term) =
-            (self.put(&config, toml.into()), self.put(&term.key, term.bytes.clone().into()));
+        let (config, term) = (self.put(&config, toml.into()), self.put(&term.key, term.bytes.clone().into()));
         futures::future::try_join(config, term).await.map(drop)
     }
 }

@@ -8,6 +8,9 @@ use crate::error::CheckpointError;
 /// of an idle one.
 const NICENESS: i32 = 10;
 
+/// What an error of the runtime calls its store.
+pub(crate) const STOPPED: &str = "runtime";
+
 /// The runtime ended before the work did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped;
@@ -21,7 +24,7 @@ impl From<Stopped> for CheckpointError {
 impl From<Stopped> for object_store::Error {
     fn from(_: Stopped) -> object_store::Error {
         let text = CheckpointError::ShuttingDown.to_string();
-        object_store::Error::Generic { store: "checkpoint", source: text.into() }
+        object_store::Error::Generic { store: STOPPED, source: text.into() }
     }
 }
 

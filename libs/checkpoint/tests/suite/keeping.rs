@@ -134,3 +134,31 @@ async fn what_another_build_wrote_is_never_removed() {
         assert!(faults.iter().all(|fault| fault.key.starts_with("config/")), "{faults:?}");
     }
 }
+
+#[tokio::test]
+async fn a_removed_checkpoint_takes_what_it_alone_needs() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        let first = commit(&store, &spec, 10).await;
+        let second = commit(&store, &spec, 20).await;
+        // One that builds on the objects of the one before.
+        store.commit(&Manifest { step: Step(30), ..second.clone() }).await.unwrap();
+        store.pin(Step(10)).await.unwrap();
+        let gone = store.remove_checkpoint(Step(10)).await.unwrap();
+        assert_eq!((gone.objects, gone.bytes), (first.objects.len(), first.bytes()), "{}", backend.name);
+        assert!(store.pinned_steps().await.unwrap().is_empty());
+        assert_eq!(store.remove_checkpoint(Step(20)).await.unwrap().objects, 0);
+        assert!(store.latest_manifest().await.unwrap().damaged.is_empty());
+        let absent = store.remove_checkpoint(Step(20)).await.unwrap_err();
+        assert!(matches!(absent, CheckpointError::Missing { .. }), "{absent}");
+        // What a damaged one may name stays; a damaged one itself can go.
+        let fourth = commit(&store, &spec, 40).await;
+        backend.overwrite(&spec, "ckpt/commit/000000000040.json", "{}").await;
+        assert_eq!(store.remove_checkpoint(Step(30)).await.unwrap().objects, 0);
+        assert_eq!(store.remove_checkpoint(Step(40)).await.unwrap().objects, 0);
+        let left = second.objects.len() + fourth.objects.len();
+        assert_eq!(store.list("ckpt/data").await.unwrap().len(), left);
+        assert_eq!(store.committed_steps().await.unwrap(), []);
+    }
+}

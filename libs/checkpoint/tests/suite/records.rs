@@ -222,7 +222,9 @@ async fn a_range_is_a_part_of_the_whole() {
     }
     // Nothing is read that cannot matter.
     backend.remove(&spec, "events/metrics/000001/00000001-000001-000000000041-000000000080.jsonl").await;
-    backend.overwrite(&spec, "events/metrics/000001/00000003-000001-000000000051-000000000060.jsonl", "x").await;
+    backend
+        .overwrite(&spec, "events/metrics/000001/00000003-000001-000000000051-000000000060.jsonl", "x")
+        .await;
     assert_eq!(store.read_metrics_of(61..=99).await.unwrap().finish().steps.len(), 10);
     // An attempt that has only gone back tells where it goes on.
     let id = SegmentId { seq: 1, version: 1 };

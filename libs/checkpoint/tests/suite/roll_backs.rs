@@ -65,7 +65,7 @@ async fn damaged_and_missing_decisions_are_named() {
     let spec = spec(&[]);
     let backend = Backend::memory();
     let store = backend.run(&spec);
-    for at in [10, 20] {
+    for at in [10, 20, 30] {
         let before = policy_of(None, &store.roll_backs().await.unwrap());
         let more = left_out(at..at + 8);
         let record = RollBack::new(&before, (Step(at), Step(0)), "a spike".into(), &more);
@@ -80,9 +80,18 @@ async fn damaged_and_missing_decisions_are_named() {
         let error = store.roll_backs().await.unwrap_err();
         assert!(error.is_damage() && error.to_string().contains(key), "byte {at}: {error}");
     }
+    backend.overwrite(&spec, key, sound).await;
+    // The oldest may go: the later ones say all that it said. A gap between others is damage.
+    let whole = policy_of(None, &store.roll_backs().await.unwrap());
     backend.remove(&spec, key).await;
+    let rest = store.roll_backs().await.unwrap();
+    assert_eq!(rest.iter().map(|record| record.number).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(policy_of(None, &rest), whole);
+    let next = RollBack::new(&whole, (Step(40), Step(0)), "a spike".into(), &left_out(40..48));
+    assert_eq!(store.decide_roll_back(next).await.unwrap(), 4);
+    backend.remove(&spec, "roll_back/00000003.json").await;
     let error = store.roll_backs().await.unwrap_err();
-    assert!(error.is_damage() && error.to_string().contains(key), "{error}");
+    assert!(error.is_damage() && error.to_string().contains("roll_back/00000003.json"), "{error}");
 }
 
 /// A checkpoint of a run that leaves samples out is another state than one of a run that does not.
