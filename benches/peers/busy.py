@@ -105,8 +105,9 @@ def cases_of(args, stack):
     """Name and measurement of every case; programs that are needed for it live as long as `stack`."""
     wanted = args.cases.split(",")
     if "step" in wanted:
-        for workers, threads in [(1, 2), (2, 1), (2, 2)]:
-            name = f"step, {workers} workers with {threads} threads"
+        for shape in args.shapes.split(","):
+            workers, threads = map(int, shape.split("x"))
+            name = f"step, workers x threads {shape}"
             yield name, lambda w=workers, t=threads: step_of(args, w, t)
             if args.spinning:
                 yield f"{name}, OpenMP spins", lambda w=workers, t=threads: step_of(args, w, t, SPINNING)
@@ -146,6 +147,7 @@ def main():
     parser.add_argument("--python", type=Path, help="a Python with torch, instead of that environment's")
     parser.add_argument("--competitors", default="", help="how many, divided by commas; default: 0 to one per core")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--shapes", default="1x2,2x1,2x2", help="workers x threads of training steps")
     parser.add_argument("--spinning", action="store_true", help="training steps with OpenMP's own waits too")
     parser.add_argument("--steps", type=int, default=6, help="steps of one training run")
     parser.add_argument("--samples", type=int, default=4, help="samples of one training step")

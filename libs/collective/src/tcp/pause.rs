@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(3);
 /// then yields between its looks, and after so long sleeps.
 const YIELD: Duration = Duration::from_micros(60);
-/// A yield that took as long went to a program that computes, not to a rank that moves a piece.
-const LATE: Duration = Duration::from_micros(300);
+/// A yield that took as long went to a program that computes, not to ranks that move some pieces: it is the shortest time
+/// slice that the kernel gives.
+const LATE: Duration = Duration::from_micros(700);
 /// After a late yield there is none for so many times what it took: late yields cost about this part of the time at most.
 const ABSTINENCE: u32 = 64;
 /// The longest time without yields: a process that was stopped tries again soon after it goes on.
@@ -72,7 +73,7 @@ mod tests {
         let usual = [Pause::Spin, Pause::Spin, Pause::Yield, Pause::Yield, Pause::Sleep, Pause::Sleep];
         assert_eq!(kinds(&pauses, now), usual);
         // A rank on the same core that moves a piece takes no longer than this.
-        pauses.yielded(Duration::from_micros(299), now);
+        pauses.yielded(Duration::from_micros(699), now);
         assert_eq!(kinds(&pauses, now), usual);
     }
 
