@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::args::{DataInspectArgs, DataPrepareArgs};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
-use crate::units::{bytes, columns, grouped};
+use crate::units::{bytes, columns, counted, grouped};
 
 /// `polygram data prepare`.
 pub(crate) fn prepare(args: &DataPrepareArgs, printer: &mut Printer) -> Outcome {
@@ -88,6 +88,8 @@ struct InspectDocument {
     tokens: u64,
     max_token: Option<u32>,
     first_tokens: Vec<u32>,
+    /// Of the first tokens, where a tokenizer lies beside the files.
+    first_text: Option<String>,
 }
 
 /// `polygram data inspect`.
@@ -104,16 +106,22 @@ pub(crate) fn inspect(args: &DataInspectArgs, printer: &mut Printer) -> Outcome 
         tokens: found.tokens,
         max_token: found.max_token,
         first_tokens: found.first_tokens,
+        first_text: found.first_text,
     };
     printer.result(&document, || {
         let max = document.max_token.map_or("none".to_owned(), grouped_token);
+        let text = document.first_text.as_ref().map(|text| {
+            let lines: String = text.lines().map(|line| format!("  | {line}\n")).collect();
+            format!("as text:\n{lines}")
+        });
         format!(
-            "{}: {} documents, {} tokens of type {}\nlargest token {max}\nbegins with {:?}\n",
+            "{}: {}, {} of type {}\nlargest token {max}\nbegins with {:?}\n{}",
             document.file,
-            grouped(document.documents),
-            grouped(document.tokens),
+            counted(document.documents, "document"),
+            counted(document.tokens, "token"),
             document.dtype,
-            document.first_tokens
+            document.first_tokens,
+            text.unwrap_or_default()
         )
     })?;
     Ok(ExitStatus::Success)
