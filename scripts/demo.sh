@@ -50,6 +50,9 @@ else
   printf '%s\n' "$origin" >"$data/origin"
 fi
 
+say "a sample of the training data, read back from its tokens"
+"$polygram" data inspect "$data/train" | sed -n '/^as text:/,$p' | sed 1d | head -n 12 | cut -c 1-100
+
 # A run that is complete is trained on for half as long again, so that the second time shows a resume, too.
 planned=$(sed -n 's/^steps = \([0-9]*\)$/\1/p' configs/demo.toml)
 steps=$planned
@@ -63,7 +66,25 @@ if [ -z "$committed" ]; then
 else
   say "training: the run exists, committed at step $committed; resuming, up to step $steps"
 fi
+cat <<TEXT
+  loss        how surprised the model is by the next token, in nats: ln(8192) = 9.01 is pure guessing; lower is better
+  tok/s       training tokens a second, all workers together
+  row wait    share of the time that a worker stands still until n-gram rows have come from the shards
+  commit      the newest step whose whole state is in the store; a killed run continues there
+  goodput     share of the time since the start that was spent in steps: the rest is starting, evaluating, committing
+TEXT
 "$polygram" train configs/demo.toml --root "$root" --set "training.steps=$steps"
+
+say "how the n-gram tables are used"
+"$polygram" status demo --root "$root" | sed -n '/^table /,$p' | head -n 13
+cat <<TEXT
+  touched     rows that training has written; the others still have their initial values
+  n-grams     different n-grams of this length that were seen (estimated)
+  per row     different n-grams for each touched row: 1.00 means that hardly any two share a row
+  shared      share of lookups whose row some other n-gram uses too
+  ideal       rows that as many n-grams would touch under a perfectly random hash
+  excess      share of these that were not touched: about 0% for a good table size
+TEXT
 
 say "what to try next"
 cat <<TEXT

@@ -1,6 +1,8 @@
 //! Numbers for eyes.
 
-use polygram_domain::words;
+use polygram_domain::words::{self, three_digits};
+
+pub(crate) use polygram_domain::words::bytes;
 
 /// An integer with thousands separated: `68,562,459,648`.
 pub(crate) fn grouped(value: u64) -> String {
@@ -28,18 +30,6 @@ pub(crate) fn count(value: f64) -> String {
         }
     }
     if value.fract() == 0.0 { format!("{value}") } else { three_digits(value) }
-}
-
-/// Bytes in three digits and binary units: `117 GiB`.
-pub(crate) fn bytes(value: u64) -> String {
-    let value = value as f64;
-    for (unit, exponent) in [("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)] {
-        let size = 1024f64.powi(exponent);
-        if value >= size {
-            return format!("{} {unit}", three_digits(value / size));
-        }
-    }
-    format!("{value} B")
 }
 
 /// A span of time: `0.8s`, `42s`, `3m 07s`, `5h 12m`, `3d 04h`.
@@ -88,14 +78,6 @@ pub(crate) fn moment(unix_ms: u64) -> String {
 /// A share as whole percents: `3%`.
 pub(crate) fn percent(ratio: f64) -> String {
     if ratio.is_finite() { format!("{:.0}%", ratio * 100.0) } else { "?".into() }
-}
-
-fn three_digits(value: f64) -> String {
-    match value {
-        v if v >= 99.95 => format!("{v:.0}"),
-        v if v >= 9.995 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
-    }
 }
 
 /// Columns of text, the first aligned left and the others right, two spaces apart.

@@ -25,6 +25,10 @@ fn text_becomes_token_files_that_can_be_inspected() {
     let inspection = polygram_in(folder.path(), &["data", "inspect", "out/train", "-o", "json"]).json();
     assert_eq!(inspection["tokens"], report["train"]["tokens"]);
     assert!(inspection["max_token"].as_u64().unwrap() < report["vocab_size"].as_u64().unwrap());
+    let text = inspection["first_text"].as_str().unwrap();
+    assert!(text.starts_with("Document ") && text.contains(" speaks of rows and tables. "), "{text}");
+    let shown = polygram_in(folder.path(), &["data", "inspect", "out/train"]).stdout;
+    assert!(shown.contains("as text:\n  | Document "), "{shown}");
 
     // A second preparation never replaces the first unasked.
     polygram_in(folder.path(), &prepare).refused(&["exists already"]);

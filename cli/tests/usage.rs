@@ -66,3 +66,48 @@ fn data_commands_check_their_files() {
     polygram_in(folder.path(), &["data", "prepare", "absent", "--output", "out"]).refused(&["absent"]);
     assert!(!folder.path().join("out").exists());
 }
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> std::process::Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+/// `polygram … | head` is no error, whatever of it is closed.
+#[test]
+fn closed_pipes_are_no_errors() {
+    let runs: &[(&[&str], i32)] = &[
+        (&["plan", "configs/tiny.toml"], 0),
+        (&["plan", "configs/tiny.toml", "-o", "jsonl", "-v"], 0),
+        (&["plan", "configs/longcat-flash-lite.toml"], 0),
+        (&["ngram", "size", "--vocab", "100", "--rows", "500", "--orders", "3", "--heads", "2"], 0),
+        (&["--help"], 0),
+        (&["plan", "absent.toml"], 2),
+        (&["trian"], 2),
+    ];
+    for (args, code) in runs {
+        for closed in ["stdout", "stderr", "both"] {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_polygram"));
+            command.args(*args).current_dir(common::repository());
+            command.stdout(if closed == "stderr" { std::process::Stdio::piped() } else { closed_pipe() });
+            command.stderr(if closed == "stdout" { std::process::Stdio::piped() } else { closed_pipe() });
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(*code), "{args:?} with {closed} closed: {said}");
+            assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{args:?}: {said}");
+        }
+    }
+}
+
+/// A device that is full is an error of its own: the result is not there.
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_polygram"));
+    command.args(["plan", "configs/tiny.toml"]).current_dir(common::repository()).stdout(full);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write to standard output"), "{said}");
+}

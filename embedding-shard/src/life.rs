@@ -1,5 +1,6 @@
 //! One membership of a shard: assignment, restore, ready, serve, end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::RunStore;
@@ -62,7 +63,10 @@ impl Life {
         let mut shard = Shard::new(config.clone())?;
         let mut chain = None;
         if assignment.resume_manifest.is_some() {
-            let restored = restore_from(&mut shard, (&store, points.as_ref()), &spec, &assignment);
+            let counter = self.reporter.progress().restored_bytes();
+            let counting = |store: &RunStore| store.clone().counting_into(Arc::clone(&counter));
+            let stores = (counting(&store), points.as_ref().map(counting));
+            let restored = restore_from(&mut shard, (&stores.0, stores.1.as_ref()), &spec, &assignment);
             tokio::select! {
                 restored = restored => chain = restored?,
                 ended = before_start(directives) => return ended,
@@ -74,7 +78,7 @@ impl Life {
         if let Some((store, points)) = points.zip(spec.recovery_points.as_ref()) {
             archive = archive.with_points(PointArchive::new(store, points.changes_below, chain));
         }
-        let shard = shard.with_archive(std::sync::Arc::new(archive));
+        let shard = shard.with_archive(Arc::new(archive));
         let status = shard.status();
         let outside = services.start(&shard, self.reporter.clone());
         let (shutdown, stop) = oneshot::channel::<()>();

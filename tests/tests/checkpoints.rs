@@ -43,7 +43,45 @@ fn checkpoints_are_listed_shown_compared_and_pinned() {
         cluster.ckpt("diff", &["30", "30"]).unwrap().success().unwrap();
         let differing = cluster.ckpt("diff", &["10", "40"]).unwrap();
         assert_eq!(differing.status.code(), Some(1), "{}", differing.said());
-        assert!(differing.stdout.contains("lm_head.weight: other values"), "{}", differing.said());
+        assert!(
+            differing.stdout.contains("lm_head.weight: other values, max |b-a| "),
+            "{}",
+            differing.said()
+        );
+        let differing = cluster.ckpt_json("diff", &["10", "40"]).unwrap();
+        let differences = differing["differences"].as_array().unwrap();
+        assert!(differences.len() as u64 <= differing["compared"].as_u64().unwrap(), "{differing}");
+        assert!(differing["position"].as_str().unwrap().contains(" and seed "), "{differing}");
+        for difference in differences {
+            let of = &difference["distance"];
+            assert!(
+                of["max_abs"].as_f64().unwrap() > 0.0 && of["relative_l2"].as_f64().unwrap() > 0.0,
+                "{difference}"
+            );
+        }
+        let table = differences.iter().find(|difference| difference["name"] == "table 0").unwrap();
+        assert!(table["rows"]["rows"].as_u64().unwrap() > 0, "{table}");
+
+        let reshard =
+            ["--workers", "1", "--expert-parallel", "1", "--shards", "3", "--step", "30", "--to-run", "copy"];
+        cluster.ckpt("reshard", &reshard).unwrap().success().unwrap();
+        let of_copy = |command: &[&str]| {
+            let arguments = [command, &["--root", cluster.root_url(), "-o", "json"]].concat();
+            let said = cluster.polygram(&arguments).unwrap().success().unwrap();
+            serde_json::from_str::<Value>(&said.stdout).unwrap()
+        };
+        let status = of_copy(&["status", "copy"]);
+        assert_eq!(
+            (status["state"].as_str(), status["step"].as_u64()),
+            (Some("stopped"), Some(30)),
+            "{status}"
+        );
+        assert_eq!((status["total_steps"].as_u64(), status["last_commit"].as_u64()), (Some(40), Some(30)));
+        assert!(status["message"].as_str().unwrap().contains("10 steps to go"), "{status}");
+        let runs = of_copy(&["runs"]);
+        let lines: Vec<_> =
+            runs.as_array().unwrap().iter().map(|run| (run["run"].clone(), run["state"].clone())).collect();
+        assert_eq!(lines, [("copy".into(), "stopped".into()), ("tiny".into(), "completed".into())]);
 
         cluster.ckpt("unpin", &["10"]).unwrap().success().unwrap();
         assert_eq!(steps(&cluster.ckpt_json("ls", &[]).unwrap()).unwrap()[0], (10, false));

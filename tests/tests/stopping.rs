@@ -70,10 +70,60 @@ fn a_second_signal_does_not_wait_for_the_commit() {
     running.signal(running.pid(), Signal::TERM).unwrap();
     let finished = running.wait(Duration::from_secs(15)).unwrap();
     running.wait_for_silence(END_LIMIT).unwrap();
-    assert_ne!(finished.status.code(), Some(0), "{}", finished.said());
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.said());
+    assert!(finished.said().contains("since the last commit must be done again"), "{}", finished.said());
     assert!(!finished.stderr.contains("panicked"), "{}", finished.said());
     assert_eq!(cluster.commits().unwrap(), [10]);
     continues_undisturbed(&cluster).unwrap();
+}
+
+/// A run whose coordinator stands still after its first commit, before it has told anybody.
+fn frozen_after_its_commit(more: &[&str]) -> Result<(Cluster, Running)> {
+    let cluster = Cluster::tiny(Engine::Drill)?.with(&["run.failure_detection_seconds=20"]).with(more);
+    let variable = [(polygram_faults::VARIABLE, "coordinator.after_retention 1 freeze")];
+    let running = cluster.start_with(&[], &variable)?;
+    Ok((cluster, running))
+}
+
+fn await_commit(cluster: &Cluster) -> Result<u64> {
+    wait_until("the commit", END_LIMIT, || Ok(cluster.commits()?.last().copied()))
+}
+
+#[test]
+fn a_second_signal_after_the_commit_is_a_stop_like_any_other() {
+    let endless =
+        ["training.steps=1000000", "checkpoint.every_steps=1000000", "evaluation.every_steps=1000000"];
+    let (cluster, mut running) = frozen_after_its_commit(&endless).unwrap();
+    cluster.await_step(&mut running, 3).unwrap();
+    running.signal(running.pid(), Signal::INT).unwrap();
+    let step = await_commit(&cluster).unwrap();
+    assert!(running.poll().unwrap().is_none(), "the coordinator has not told its launcher of the commit");
+    running.signal(running.pid(), Signal::INT).unwrap();
+    let finished = running.wait(END_LIMIT).unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    assert_eq!(finished.status.code(), Some(3), "{}", finished.said());
+    let words = format!("killed on request at step {step} of 1000000, committed");
+    assert!(finished.stdout.contains(&words), "{}", finished.said());
+    let stop = format!("training.stop_at_step={}", step + 5);
+    cluster.train(&[&stop]).unwrap().success().unwrap();
+    assert_eq!(cluster.commits().unwrap(), [step, step + 5]);
+}
+
+#[test]
+fn a_second_signal_after_the_last_commit_ends_a_complete_run() {
+    let few = ["training.steps=12", "checkpoint.every_steps=1000"];
+    let (cluster, mut running) = frozen_after_its_commit(&few).unwrap();
+    assert_eq!(await_commit(&cluster).unwrap(), 12);
+    running.signal(running.pid(), Signal::INT).unwrap();
+    wait_until("the first signal", END_LIMIT, || Ok(running.stderr()?.contains("stopping:").then_some(())))
+        .unwrap();
+    running.signal(running.pid(), Signal::INT).unwrap();
+    let finished = running.wait(END_LIMIT).unwrap();
+    running.wait_for_silence(END_LIMIT).unwrap();
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.said());
+    assert!(finished.stdout.contains("all 12 steps done and committed"), "{}", finished.said());
+    let again = cluster.train(&[]).unwrap().success().unwrap();
+    assert!(again.said().contains("nothing is left to do"), "{}", again.said());
 }
 
 /// The root lies on a file system of its own, first too small for the run, then large enough.

@@ -187,8 +187,9 @@ impl Life {
             }
             other => other,
         };
-        let manifest = restore::manifest_at(store, spec, step).await.map_err(unrestored)?;
-        let restored = restore::dense_state(store, &manifest, (spec, self.rank), engine).await;
+        let store = store.clone().counting_into(self.reporter.progress().restored_bytes());
+        let manifest = restore::manifest_at(&store, spec, step).await.map_err(unrestored)?;
+        let restored = restore::dense_state(&store, &manifest, (spec, self.rank), engine).await;
         restored.map_err(unrestored)?;
         Ok(manifest.policy.memory)
     }

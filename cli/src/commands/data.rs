@@ -18,7 +18,7 @@ use crate::args::{DataInspectArgs, DataPrepareArgs};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::StopSignals;
 use crate::printer::Printer;
-use crate::units::{bytes, columns, duration, grouped, percent};
+use crate::units::{bytes, columns, counted, duration, grouped, percent};
 
 /// How often the progress is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -268,6 +268,8 @@ struct InspectDocument {
     tokens: u64,
     max_token: Option<u32>,
     first_tokens: Vec<u32>,
+    /// Of the first tokens, where a tokenizer lies beside the files.
+    first_text: Option<String>,
 }
 
 /// `polygram data inspect`.
@@ -284,16 +286,22 @@ pub(crate) fn inspect(args: &DataInspectArgs, printer: &mut Printer) -> Outcome 
         tokens: found.tokens,
         max_token: found.max_token,
         first_tokens: found.first_tokens,
+        first_text: found.first_text,
     };
     printer.result(&document, || {
         let max = document.max_token.map_or("none".to_owned(), grouped_token);
+        let text = document.first_text.as_ref().map(|text| {
+            let lines: String = text.lines().map(|line| format!("  | {line}\n")).collect();
+            format!("as text:\n{lines}")
+        });
         format!(
-            "{}: {} documents, {} tokens of type {}\nlargest token {max}\nbegins with {:?}\n",
+            "{}: {}, {} of type {}\nlargest token {max}\nbegins with {:?}\n{}",
             document.file,
-            grouped(document.documents),
-            grouped(document.tokens),
+            counted(document.documents, "document"),
+            counted(document.tokens, "token"),
             document.dtype,
-            document.first_tokens
+            document.first_tokens,
+            text.unwrap_or_default()
         )
     })?;
     Ok(ExitStatus::Success)

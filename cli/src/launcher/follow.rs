@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::time::Duration;
 
+use polygram_domain::Step;
 use polygram_proto::control::{
     Announcement, ControlError, OperatorClient, Reason, RunState, RunStatus, StepMetrics, StopMode, Token,
     WatchEvent, WatchStream,
@@ -19,6 +20,7 @@ use super::{COORDINATOR, Launch};
 use crate::commands::evaluations;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
+use crate::units::counted;
 
 /// Between progress lines where a line cannot be rewritten.
 const QUIET_INTERVAL: Duration = Duration::from_secs(5);
@@ -196,7 +198,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                     let reason = "asked for by the operator of the launcher".to_owned();
                     stopping = Some(stop(&line.client, StopMode::Commit, reason));
                 }
-                Event::Signal => return Err(self.kill().await),
+                Event::Signal => return self.kill().await,
                 Event::Stopped(result) => {
                     stopping = None;
                     if let Err(error) = result {
@@ -536,10 +538,45 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
     }
 
-    async fn kill(&mut self) -> Failure {
+    /// Ends everything at once. A run that is committed as far as it has come is stopped or complete as any other.
+    async fn kill(mut self) -> Outcome<Ending> {
         self.printer.say("killing every process of the run");
         self.launch.children.wind_down(Duration::ZERO).await;
-        self.with_way_back(Failure::failed("killed on request"))
+        self.printer.end_line();
+        // The coordinator may have committed without having said so.
+        let committed = self.launch.newest_commit().await.or(self.line.last_commit());
+        let done = self.line.newest().map(|metrics| metrics.step.0.saturating_add(1));
+        let Some((status, committed)) = self.status.take().zip(committed) else {
+            return Err(self.with_way_back(Failure::failed("killed on request; nothing is committed yet")));
+        };
+        let reached = done.unwrap_or(0).max(status.step.0);
+        if committed < reached {
+            let lost = counted(reached - committed, "step");
+            let message = format!(
+                "killed on request at step {reached}: {lost} since the last commit must be done again"
+            );
+            return Err(Failure::failed(message).hint(format!(
+                "the run is committed at step {committed}; the same command continues there"
+            )));
+        }
+        let total = status.total_steps;
+        let (state, reason, message) = if committed >= total {
+            let done = counted(total, "step");
+            (
+                RunState::Completed,
+                Reason::AllStepsDone,
+                format!("all {done} done and committed; killed on request"),
+            )
+        } else {
+            let message = format!("killed on request at step {committed} of {total}, committed");
+            (RunState::Stopped, Reason::StopRequested, message)
+        };
+        let (step, last_commit) = (Step(committed), Some(Step(committed)));
+        let status = RunStatus { state, reason, message, step, last_commit, ..status };
+        let seconds = self.launch.elapsed_seconds();
+        let (goodput, mean_loss) = (self.line.goodput(seconds), self.line.mean_loss());
+        let steps = self.line.into_steps();
+        Ok(Ending::Over(Box::new(Final { status, seconds, goodput, mean_loss, steps })))
     }
 
     fn with_way_back(&self, failure: Failure) -> Failure {

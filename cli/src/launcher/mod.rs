@@ -18,6 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use polygram_checkpoint::RunStore;
 use polygram_domain::RunName;
 use polygram_process::StopSignal;
 use polygram_proto::control::{Announcement, Token};
@@ -46,6 +47,8 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// The same when the run was lost.
 const LOST_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the store may take to say what is committed, after everything was killed.
+const STORE_DEADLINE: Duration = Duration::from_secs(10);
 /// Lines of a log that are shown with a failure.
 const TAIL_LINES: usize = 12;
 
@@ -288,6 +291,13 @@ impl Launch<'_> {
     /// Seconds since the launch.
     pub(crate) fn elapsed_seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
+    }
+
+    /// The newest commit in the store; `None` where there is none, or the store does not answer in time.
+    pub(crate) async fn newest_commit(&self) -> Option<u64> {
+        let store = RunStore::open(&self.root.address(), &self.configuration.spec.name).ok()?;
+        let steps = tokio::time::timeout(STORE_DEADLINE, store.committed_steps()).await.ok()?.ok()?;
+        steps.last().map(|step| step.0)
     }
 
     /// Waits until the coordinator listens, and says where.

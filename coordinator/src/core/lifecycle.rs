@@ -6,6 +6,9 @@ use polygram_proto::control::{Assignment, Directive, MemberRef, Reason, Role, Ru
 use super::event::Action;
 use super::state::{Attendance, State, Turn};
 
+/// How often a status says what members have read of the checkpoint that they restore.
+const RESTORED_INTERVAL_MS: u64 = 5_000;
+
 impl Turn<'_> {
     /// Goes as far as the state allows; called after every event.
     pub(super) fn advance(&mut self) {
@@ -57,6 +60,7 @@ impl Turn<'_> {
         self.resume_from_newest();
         let assignment = self.state.assign();
         self.state.assignment = Some(assignment.hash());
+        self.state.shown_restored = (0, self.now);
         self.direct_all(&Directive::Assign(assignment));
         let message = self.waiting_for_ready();
         self.enter(RunState::Restoring, Reason::WaitingForReady, message);
@@ -65,11 +69,26 @@ impl Turn<'_> {
 
     fn waiting_for_ready(&self) -> String {
         let state = &*self.state;
-        state.waiting_for("to be ready", |slot| state.members.get(slot).is_some_and(|m| m.ready))
+        let waiting =
+            state.waiting_for("to be ready", |slot| state.members.get(slot).is_some_and(|m| m.ready));
+        match state.shown_restored {
+            (0, _) => waiting,
+            (bytes, _) => format!("{waiting}; {} of the checkpoint are read", words::bytes(bytes)),
+        }
+    }
+
+    /// Takes note, now and then, of what members have read: each change is a status for everybody who watches.
+    fn note_restored(&mut self) {
+        let read = self.state.members.values().map(|m| m.restored_bytes).fold(0, u64::saturating_add);
+        let (shown, at) = self.state.shown_restored;
+        if read != shown && self.now.since(at) >= RESTORED_INTERVAL_MS {
+            self.state.shown_restored = (read, self.now);
+        }
     }
 
     fn advance_restoring(&mut self) -> bool {
         if self.state.members.values().any(|m| !m.ready) {
+            self.note_restored();
             let message = self.waiting_for_ready();
             self.enter(RunState::Restoring, Reason::WaitingForReady, message);
             return false;

@@ -69,6 +69,7 @@ impl Turn<'_> {
                 heard: self.now,
                 step: Step(0),
                 phase: Phase::Starting,
+                restored_bytes: 0,
                 finished: None,
                 failed: false,
             },
@@ -125,9 +126,10 @@ impl Turn<'_> {
         m.heard = now;
         let who = m.who;
         match report {
-            MemberReport::Heartbeat(Heartbeat { step, phase }) => {
+            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes }) => {
                 m.step = m.step.max(step);
                 m.phase = phase;
+                m.restored_bytes = restored_bytes;
             }
             MemberReport::Ready { assignment } => self.ready(who, assignment),
             MemberReport::Metrics(metrics) => {

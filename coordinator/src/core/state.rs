@@ -43,6 +43,8 @@ pub struct State {
     pub(super) evaluations: BTreeMap<String, Evaluation>,
     pub(super) counts: Counts,
     pub(super) last_tick: Time,
+    /// What members had read together when it was last shown, and when that was.
+    pub(super) shown_restored: (u64, Time),
     pub(super) recovery: Recovery,
     pub(super) policy: Policy,
     pub(super) damage: Damage,
@@ -62,6 +64,8 @@ pub(super) struct Member {
     pub(super) heard: Time,
     pub(super) step: Step,
     pub(super) phase: Phase,
+    /// Read of the checkpoint that it restores.
+    pub(super) restored_bytes: u64,
     pub(super) finished: Option<Step>,
     pub(super) failed: bool,
 }
@@ -155,6 +159,7 @@ impl State {
             evaluations,
             counts: Counts::default(),
             last_tick: now,
+            shown_restored: (0, now),
             recovery: Recovery::default(),
             policy: Policy { state: settings.policy.clone(), undecided: None },
             damage: Damage::default(),

@@ -93,6 +93,11 @@ impl RunStore {
         self.read_bytes.load(Ordering::Relaxed)
     }
 
+    /// The same store, which adds what it reads to `counter` from now on.
+    pub fn counting_into(self, counter: Arc<AtomicU64>) -> RunStore {
+        RunStore { read_bytes: counter, ..self }
+    }
+
     pub(crate) fn count_read(&self, bytes: u64) {
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -191,6 +191,7 @@ fn inspection_says_what_is_there() {
             (Dtype::U16, 5, 5, 11, Some(11))
         );
         assert_eq!(found.first_tokens, documents().concat());
+        assert_eq!(found.first_text, None, "no tokenizer lies beside it");
     }
     let empty = inspect(&write(folder.path(), Dtype::U16, &[])).unwrap();
     assert_eq!((empty.tokens, empty.max_token, empty.first_tokens), (0, None, vec![]));

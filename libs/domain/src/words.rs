@@ -12,6 +12,27 @@ pub fn of_many(count: u64, text: impl Display, noun: &str) -> String {
     if count == 1 { format!("{text} {noun}") } else { format!("{text} {}", plural(noun)) }
 }
 
+/// Bytes in three digits and binary units: `117 GiB`.
+pub fn bytes(count: u64) -> String {
+    let value = count as f64;
+    for (unit, exponent) in [("TiB", 4), ("GiB", 3), ("MiB", 2), ("KiB", 1)] {
+        let size = 1024f64.powi(exponent);
+        if value >= size {
+            return format!("{} {unit}", three_digits(value / size));
+        }
+    }
+    format!("{value} B")
+}
+
+/// A number from 1 to below 1000 in three digits: `1.25`, `12.5`, `125`.
+pub fn three_digits(value: f64) -> String {
+    match value {
+        v if v >= 99.95 => format!("{v:.0}"),
+        v if v >= 9.995 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
 /// The plural of an English noun that forms it by the rules.
 fn plural(noun: &str) -> String {
     let ends = |endings: &[&str]| endings.iter().any(|ending| noun.ends_with(ending));
@@ -42,5 +63,6 @@ mod tests {
             assert_eq!(counted(count, noun), text);
         }
         assert_eq!(of_many(1024, "1,024", "object"), "1,024 objects");
+        assert_eq!([512, 1 << 30, 4_510_000].map(bytes), ["512 B", "1.00 GiB", "4.30 MiB"]);
     }
 }

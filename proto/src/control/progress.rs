@@ -1,4 +1,5 @@
-//! Where a member is: step and phase in one atomic, written by whoever works and read by the heartbeat.
+//! Where a member is: step and phase in one atomic, written by whoever works and read by the heartbeat; and how much it
+//! has read of the checkpoint that it restores.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,10 @@ use crate::control::membership::Phase;
 /// The phase lies in the low 8 bits and the step in the 56 above: a run of 2⁵⁶ steps is out of reach, and a larger
 /// step is stored as the largest.
 #[derive(Clone, Debug)]
-pub struct Progress(Arc<AtomicU64>);
+pub struct Progress {
+    place: Arc<AtomicU64>,
+    restored_bytes: Arc<AtomicU64>,
+}
 
 const PHASE_BITS: u32 = 8;
 const STEP_MAX: u64 = u64::MAX >> PHASE_BITS;
@@ -20,25 +24,30 @@ const STEP_MAX: u64 = u64::MAX >> PHASE_BITS;
 impl Progress {
     /// A cell at `step` and `phase`.
     pub fn new(step: Step, phase: Phase) -> Progress {
-        Progress(Arc::new(AtomicU64::new(pack(step, phase))))
+        Progress { place: Arc::new(AtomicU64::new(pack(step, phase))), restored_bytes: Arc::default() }
     }
 
     /// Moves to `step` and `phase`.
     pub fn set(&self, step: Step, phase: Phase) {
-        self.0.store(pack(step, phase), Ordering::Relaxed);
+        self.place.store(pack(step, phase), Ordering::Relaxed);
     }
 
     /// Moves to `phase` within the same step.
     pub fn phase(&self, phase: Phase) {
         // A failed exchange only means that another thread moved the step meanwhile; the closure is tried again.
-        let _previous = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+        let _previous = self.place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
             Some(word >> PHASE_BITS << PHASE_BITS | phase as u64)
         });
     }
 
+    /// Counts bytes that were read of the checkpoint that is restored; a store adds to it.
+    pub fn restored_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.restored_bytes)
+    }
+
     /// The step (updates applied so far) and the phase.
     pub fn get(&self) -> (Step, Phase) {
-        let word = self.0.load(Ordering::Relaxed);
+        let word = self.place.load(Ordering::Relaxed);
         let phase = Phase::ALL[(word & 0xff) as usize];
         (Step(word >> PHASE_BITS), phase)
     }
@@ -66,5 +75,7 @@ mod tests {
         assert_eq!(other.get(), (Step(7), Phase::Reducing));
         cell.set(Step(u64::MAX), Phase::Leaving);
         assert_eq!(cell.get(), (Step(STEP_MAX), Phase::Leaving));
+        other.restored_bytes().fetch_add(7, Ordering::Relaxed);
+        assert_eq!(cell.restored_bytes().load(Ordering::Relaxed), 7);
     }
 }

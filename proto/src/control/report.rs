@@ -15,6 +15,8 @@ pub struct Heartbeat {
     pub step: Step,
     /// What it is doing.
     pub phase: Phase,
+    /// Bytes that it has read of the checkpoint that it restores.
+    pub restored_bytes: u64,
 }
 
 /// Wall seconds of one step of rank 0 in each phase; they add up to the step but for what lies between phases.

@@ -236,7 +236,7 @@ impl World {
 
     fn heartbeat(&mut self, agent: usize, phase: Phase) {
         let step = Step(self.agents[agent].step);
-        self.report(agent, MemberReport::Heartbeat(Heartbeat { step, phase }));
+        self.report(agent, MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes: 0 }));
     }
 
     fn train(&mut self, agent: usize) {

@@ -135,3 +135,27 @@ fn metrics_are_rank_zeros_in_order_and_once() {
     assert_eq!(status.last_metrics.map(|m| m.loss), Some(2.5));
     assert_eq!(status.evaluations, [of("code"), of("wiki")]);
 }
+
+/// Restoring says how far it is, but not with every heartbeat: each message is a status for everybody who watches.
+#[test]
+fn restoring_says_what_is_read_every_five_seconds() {
+    let mut run = Run::new(settings());
+    for who in ALL {
+        run.join(who).unwrap();
+    }
+    for who in ALL {
+        run.attend(who).unwrap();
+    }
+    let heartbeat = |restored_bytes| {
+        MemberReport::Heartbeat(Heartbeat { step: Step(0), phase: Phase::Restoring, restored_bytes })
+    };
+    assert_eq!(run.state.run_state(), RunState::Restoring);
+    run.report(W0, heartbeat(1 << 30));
+    assert!(!run.message().contains("read"), "{}", run.message());
+    run.now.0 += 5_000;
+    run.report(W1, heartbeat(1 << 29));
+    assert!(run.message().ends_with("; 1.50 GiB of the checkpoint are read"), "{}", run.message());
+    run.now.0 += 1_000;
+    run.report(W1, heartbeat(1 << 30));
+    assert!(run.message().contains("1.50 GiB"), "{}", run.message());
+}

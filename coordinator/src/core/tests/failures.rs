@@ -5,7 +5,10 @@ use super::*;
 #[test]
 fn a_lost_member_ends_the_run_by_name() {
     let mut run = Run::running();
-    run.report(S1, MemberReport::Heartbeat(Heartbeat { step: Step(12), phase: Phase::Serving }));
+    run.report(
+        S1,
+        MemberReport::Heartbeat(Heartbeat { step: Step(12), phase: Phase::Serving, restored_bytes: 0 }),
+    );
     let actions = run.ended(S1);
     assert_eq!(run.state.run_state(), RunState::Failed);
     assert_eq!(run.message(), "shard 1 (pid 41) at step 12 while serving: connection reset");

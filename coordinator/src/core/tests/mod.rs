@@ -173,7 +173,7 @@ impl Run {
             self.now = self.now.after(500).min(until);
             for who in ALL {
                 if !silent.contains(&who) && self.state.members.contains_key(&who) {
-                    let heartbeat = Heartbeat { step: Step(0), phase: Phase::Computing };
+                    let heartbeat = Heartbeat { step: Step(0), phase: Phase::Computing, restored_bytes: 0 };
                     actions.extend(self.report(who, MemberReport::Heartbeat(heartbeat)));
                 }
             }

@@ -135,8 +135,12 @@ impl From<Envelope> for wire::MemberReport {
     fn from(envelope: Envelope) -> wire::MemberReport {
         use wire::member_report::Report;
         let report = match envelope.report {
-            MemberReport::Heartbeat(Heartbeat { step, phase }) => {
-                Report::Heartbeat(wire::Heartbeat { step: step.0, phase: phase_number(phase) })
+            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes }) => {
+                Report::Heartbeat(wire::Heartbeat {
+                    step: step.0,
+                    phase: phase_number(phase),
+                    restored_bytes,
+                })
             }
             MemberReport::Ready { assignment } => {
                 Report::Ready(wire::Ready { assignment_hash: assignment.0.to_vec() })
@@ -171,9 +175,11 @@ impl TryFrom<wire::MemberReport> for Envelope {
     fn try_from(message: wire::MemberReport) -> Result<Envelope, Malformed> {
         use wire::member_report::Report;
         let report = match present("MemberReport", "report", message.report)? {
-            Report::Heartbeat(h) => {
-                MemberReport::Heartbeat(Heartbeat { step: Step(h.step), phase: phase("Heartbeat", h.phase)? })
-            }
+            Report::Heartbeat(h) => MemberReport::Heartbeat(Heartbeat {
+                step: Step(h.step),
+                phase: phase("Heartbeat", h.phase)?,
+                restored_bytes: h.restored_bytes,
+            }),
             Report::Ready(r) => {
                 let bytes: [u8; 32] = r.assignment_hash.try_into().map_err(|hash: Vec<u8>| {
                     malformed("Ready", format!("the hash has {} bytes, not 32", hash.len()))

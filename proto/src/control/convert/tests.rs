@@ -65,7 +65,7 @@ fn every_outcome_survives_the_wire_and_no_other_number_is_one() {
 #[test]
 fn reports_survive_the_wire() {
     let reports = [
-        MemberReport::Heartbeat(Heartbeat { step: Step(9), phase: Phase::Leaving }),
+        MemberReport::Heartbeat(Heartbeat { step: Step(9), phase: Phase::Leaving, restored_bytes: 1 << 40 }),
         MemberReport::Ready { assignment: AssignmentHash([7; 32]) },
         MemberReport::Metrics(metrics(f64::INFINITY)),
         MemberReport::Evaluation(Evaluation { step: Step(4), set: "wiki".into(), loss: 2.5, tokens: 64 }),

@@ -1,5 +1,6 @@
 //! The task behind a session: heartbeats and reports out, directives in, until one side ends it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -151,7 +152,8 @@ impl Attendance {
 
     fn heartbeat(&self) -> MemberReport {
         let (step, phase) = self.progress.get();
-        MemberReport::Heartbeat(Heartbeat { step, phase })
+        let restored_bytes = self.progress.restored_bytes().load(Ordering::Relaxed);
+        MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes })
     }
 
     fn envelope(&self, report: MemberReport) -> wire::MemberReport {
