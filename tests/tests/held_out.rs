@@ -124,7 +124,7 @@ fn evaluations_of_steps_that_are_done_again_do_not_count_twice() {
     let marks = cluster.folder().join("marks");
     std::fs::create_dir(&marks).unwrap();
     let order = format!("0 11 computing kill {}", marks.display());
-    let run = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)]).unwrap();
+    let mut run = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)]).unwrap();
     run.wait(std::time::Duration::from_secs(120)).unwrap().success().unwrap();
     let steps: Vec<u64> = evaluations(&cluster).unwrap().into_iter().map(|(step, ..)| step).collect();
     assert_eq!(steps, [5, 5, 10, 10, 15, 15, 20, 20, 24, 24]);
