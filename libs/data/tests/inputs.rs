@@ -115,7 +115,8 @@ fn state_of_other_tools_is_not_obeyed() {
 fn long_documents_give_the_tokens_of_the_whole() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // Longer than several pieces, with all that parts pieces from wholes: empty lines, runs of spaces, long words.
+    // Longer than several pieces, with all that parts pieces from wholes: empty lines, runs of spaces, long
+    // words.
     let mut long = String::new();
     for i in 0..60_000usize {
         let part = ["fox ", "jumps\n\n", "  over", "\n \n", "the lazy", "dog's ", "日本。\n", "\t\t", " x"]
@@ -206,7 +207,14 @@ fn containers_of_every_kind_are_read() {
         (put(folder, "whole.json", "{\n\"text\": 1\n}\n"), 1, 0),
         (put(folder, "notes.txt.gz", gzip(b"some notes")), 1, 0),
         (table("dictionary.parquet", Arc::new(dictionary)), 40, 0),
-        (table("bytes.parquet", Arc::new(BinaryArray::from_vec(vec![b"plain".as_slice(), b"caf\xe9".as_slice()]))), 2, 1),
+        (
+            table(
+                "bytes.parquet",
+                Arc::new(BinaryArray::from_vec(vec![b"plain".as_slice(), b"caf\xe9".as_slice()])),
+            ),
+            2,
+            1,
+        ),
     ] {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let report = prepare(&options(&path, folder.join("out").join(&name))).unwrap();
@@ -369,7 +377,8 @@ fn a_stop_leaves_nothing_behind() {
     assert!(PrepareReport::read(&output.join("meta.json")).unwrap().is_some());
 }
 
-/// Two writers: the second is refused while the first works. A reader never opens old and new files as one segment.
+/// Two writers: the second is refused while the first works. A reader never opens old and new files as one
+/// segment.
 #[test]
 fn output_is_replaced_as_a_set() {
     let folder = tempfile::tempdir().unwrap();

@@ -11,8 +11,8 @@ const MOST_WHITE_SPACE: usize = 64 << 20;
 
 /// A document, chunk after chunk.
 pub(crate) trait Text {
-    /// The next part of the text; `None` at its end. No chunk is empty. The first one has at least 64 KiB where the
-    /// document is as long.
+    /// The next part of the text; `None` at its end. No chunk is empty. The first one has at least 64 KiB
+    /// where the document is as long.
     fn next_chunk(&mut self) -> Result<Option<String>, DataError>;
 
     /// Where it stands, for messages.
@@ -79,7 +79,8 @@ impl<R: Read> Utf8Chunks<R> {
         Utf8Chunks { reader, held: Vec::new(), offset: 0, started: false, ended: false }
     }
 
-    /// The next chunk; `None` at the end. The first one is more than white space unless all of the text is white space.
+    /// The next chunk; `None` at the end. The first one is more than white space unless all of the text is
+    /// white space.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<String>, TextError> {
         let mut wanted = CHUNK_BYTES;
         loop {

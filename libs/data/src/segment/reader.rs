@@ -29,8 +29,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Opens the pair at `path` (without extension, or with either) and checks the whole index and the size of the
-    /// `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
+    /// Opens the pair at `path` (without extension, or with either) and checks the whole index and the size
+    /// of the `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
     pub fn open(path: &str) -> Result<Segment, DataError> {
         let (bin_path, idx_path) = pair_of(path);
         let (idx, place) = map(&idx_path)?;
@@ -48,8 +48,9 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index before the
-    /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
+    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index
+    /// before the new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after
+    /// it.
     pub(crate) fn check_current(&self) -> Result<(), DataError> {
         let now = std::fs::metadata(&self.idx_path).map(|metadata| (metadata.dev(), metadata.ino()));
         if now.ok() == Some(self.place) {
@@ -175,10 +176,11 @@ fn map(path: &Path) -> Result<(Option<Mmap>, Place), DataError> {
     if metadata.len() == 0 {
         return Ok((None, place));
     }
-    // SAFETY: the map is read-only and private to this process. Bytes may change under it if another process writes
-    // the file; every value is then decoded as whatever integer it is and checked after decoding, never trusted for
-    // memory safety. Truncation by another process would raise SIGBUS, as for every reader of mapped files; data files
-    // are written under another name and renamed, so no program of ours does that.
+    // SAFETY: the map is read-only and private to this process. Bytes may change under it if another process
+    // writes the file; every value is then decoded as whatever integer it is and checked after decoding,
+    // never trusted for memory safety. Truncation by another process would raise SIGBUS, as for every reader
+    // of mapped files; data files are written under another name and renamed, so no program of ours does
+    // that.
     let map = unsafe { Mmap::map(&file) }.map_err(DataError::io("map", path))?;
     Ok((Some(map), place))
 }
