@@ -1,5 +1,5 @@
-//! `polygram logits` on what users give it: wrong models and inputs end with status 2 and one message, and the output is
-//! written without surprises.
+//! `polygram logits` on what users give it: wrong models and inputs end with status 2 and one message, and
+//! links, pipes and devices as output stay what they are.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -53,7 +53,7 @@ impl Model {
         Running::start(command, self.folder.path())?.wait(LIMIT)
     }
 
-    /// The message of a command that refuses its input with status 2, told once, and writes nothing.
+    /// The message of a command that refuses its input with status 2, once, and writes nothing.
     fn refusal(&self, input: &Path, output: &Path) -> Result<String> {
         let finished = self.run(input, output)?;
         ensure!(finished.status.code() == WRONG_INPUT, "{}", finished.said());

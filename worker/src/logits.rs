@@ -25,9 +25,9 @@ pub fn is_wrong_input(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Reads `input_ids` (i64 `[B, T]`), runs the model in f32 and writes `ngram_ids` (i64 `[B, T, tables]`), `embedding`
-/// (f32 `[B, T, D]`), `logits` (f32 `[B, T, V]`) and `loss` (f32 `[1]`: mean over B·(T − 1) next tokens). The output
-/// appears whole or not at all; a link, a pipe or a device stays what it is.
+/// Reads `input_ids` (i64 `[B, T]`), runs the model in f32 and writes `ngram_ids` (i64 `[B, T, tables]`),
+/// `embedding` (f32 `[B, T, D]`), `logits` (f32 `[B, T, V]`) and `loss` (f32 `[1]`: mean over B·(T − 1) next
+/// tokens). The output appears whole or not at all; a link, a pipe or a device stays what it is.
 pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
     let output = OutputFile::new(&files.output)?;
     let directory = HfDirectory::open(&files.model)?;

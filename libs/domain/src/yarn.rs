@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-/// YaRN rotary scaling (arXiv 2309.00071), with DeepSeek's two mscale terms, as transformers 4.57.6 computes it
-/// (docs/model.md, "Attention").
+/// YaRN rotary scaling (arXiv 2309.00071), with DeepSeek's two mscale terms, as transformers 4.57.6 computes
+/// it (docs/model.md, "Attention").
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct YarnSpec {
@@ -61,7 +61,8 @@ fn is_default_truncate(truncate: &bool) -> bool {
 }
 
 impl YarnSpec {
-    /// Checks every value, for frequencies of base `theta`. The error names the key of a run file and the legal range.
+    /// Checks every value, for frequencies of base `theta`. The error names the key of a run file and the
+    /// legal range.
     pub fn check(&self, theta: f64) -> Result<(), String> {
         if self.original_max_position_embeddings == 0 {
             return Err(

@@ -1,8 +1,9 @@
-//! The file that a user names for a result, written without surprises.
+//! The output file that a user names for a result.
 //!
-//! A regular file appears whole or not at all: its bytes are written to a temporary file of the same folder, synced, and
-//! renamed. A symbolic link stays a link, and the file that it leads to is written. A pipe or a character device is
-//! written to. Folders, sockets and block devices are refused. [`OutputFile::new`] finds out before the work starts.
+//! A regular file appears whole or not at all: its bytes are written to a temporary file of the same folder,
+//! synced, and renamed. A symbolic link stays a link, and the file that it leads to is written. A pipe or a
+//! character device is written to. Folders, sockets and block devices are refused. [`OutputFile::new`] checks
+//! this before the work starts.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -24,7 +25,7 @@ pub enum OutputError {
         /// What is there.
         what: &'static str,
     },
-    /// Nothing can be written there; found out before the work.
+    /// The place cannot be written to; detected before the work starts.
     #[error("cannot write {}: {source}", path.display())]
     Io {
         /// As the user named it.
@@ -42,7 +43,7 @@ pub enum OutputError {
     },
 }
 
-/// A place for the result of a command. Checked, and not yet touched.
+/// The checked place for the result of a command. Nothing is written yet.
 #[derive(Debug)]
 pub struct OutputFile {
     /// As the user named it.
@@ -56,7 +57,7 @@ enum Place {
     Regular { target: PathBuf },
     /// A pipe or a character device: bytes go into it.
     Stream,
-    /// What this process has as standard output.
+    /// The standard output of this process.
     StandardOutput,
 }
 
@@ -124,7 +125,8 @@ impl Place {
         if target.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Err(Refused::NotAFile("the name of a folder"));
         }
-        // The folder must take new files, and an old file must not be write-protected: renaming would not notice.
+        // The folder must take new files, and an old file must not be write-protected: renaming would not
+        // notice.
         tempfile::tempfile_in(folder_of(&target))?;
         if kind.is_some() {
             OpenOptions::new().write(true).open(&target)?;
@@ -161,7 +163,8 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Writes beside `target` and renames, so that no half file is ever seen under that name. An old file's permissions stay.
+/// Writes beside `target` and renames, so that no half file is ever seen under that name. An old file's
+/// permissions stay.
 fn replace(target: &Path, bytes: &[u8]) -> io::Result<()> {
     // As for any new file, the process's mask of permissions applies to these.
     let permissions = fs::Permissions::from_mode(0o666);

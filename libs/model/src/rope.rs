@@ -1,8 +1,8 @@
 //! Rotary position embedding (arXiv 2104.09864) on interleaved pairs, with YaRN scaling (arXiv 2309.00071) as
 //! transformers 4.57.6 has it.
 //!
-//! Frequencies, cosines and sines are computed in f64 by `libm` and rounded once, so that every machine has the same
-//! tables; angles are products in f32, as the published modeling code has them.
+//! Frequencies, cosines and sines are computed in f64 by `libm` and rounded once, so that every machine has
+//! the same tables; angles are products in f32, as the published modeling code has them.
 
 use polygram_domain::model::YarnSpec;
 
@@ -11,8 +11,8 @@ use polygram_domain::model::YarnSpec;
 pub struct Rotary {
     /// `[dim / 2]`: radians per position.
     pub inverse_frequencies: Vec<f32>,
-    /// Multiplies cosines and sines: the attention factor, or m(f, mscale) / m(f, mscale_all_dim) where both are given,
-    /// or m(f, 1).
+    /// Multiplies cosines and sines: the attention factor, or m(f, mscale) / m(f, mscale_all_dim) where both
+    /// are given, or m(f, 1).
     pub amplitude: f64,
     /// Multiplies the softmax scale: m(f, mscale_all_dim)², 1 where it is not given.
     pub softmax_multiplier: f64,
@@ -46,7 +46,8 @@ impl Rotary {
         Rotary { inverse_frequencies, amplitude, softmax_multiplier: all * all }
     }
 
-    /// Cosines and sines of positions `0..positions`, each `[positions, dim / 2]` row-major, times the amplitude.
+    /// Cosines and sines of positions `0..positions`, each `[positions, dim / 2]` row-major, times the
+    /// amplitude.
     pub fn tables(&self, positions: usize) -> (Vec<f32>, Vec<f32>) {
         let angles = || {
             (0..positions)
@@ -105,13 +106,14 @@ mod tests {
         }
     }
 
-    /// LongCat-Flash-Lite's scaling. The wanted numbers were computed apart from this code, with Python's f64, from the
-    /// formulas of the YaRN paper (see the comment beside each).
+    /// LongCat-Flash-Lite's scaling. The wanted numbers were computed apart from this code, with Python's
+    /// f64, from the formulas of the YaRN paper (see the comment beside each).
     #[test]
     fn yarn_of_the_full_model() {
         let yarn = yarn(10.0, 32_768);
         let rotary = Rotary::new(5e6, 64, Some(&yarn));
-        // corr(32) = 64·ln(32768/(64π))/(2·ln 5e6) = 10.56697…; corr(1) = 17.75686…; so the ramp runs from 10 to 18.
+        // corr(32) = 64·ln(32768/(64π))/(2·ln 5e6) = 10.56697…; corr(1) = 17.75686…; so the ramp runs from 10
+        // to 18.
         assert_eq!(correction_range(5e6, 64, &yarn), (10.0, 18.0));
         let plain = |pair: f64| 5e6f64.powf(-pair / 32.0);
         for (pair, ramp) in [(0, 0.0), (10, 0.0), (11, 0.125), (14, 0.5), (17, 0.875), (18, 1.0), (31, 1.0)] {
@@ -124,7 +126,8 @@ mod tests {
         assert!((rotary.softmax_multiplier - 1.513_535_999_7).abs() < 1e-9, "{}", rotary.softmax_multiplier);
     }
 
-    /// Which scales count: as transformers 4.57.6 has it, 0 is not given, and one alone does not count for cos and sin.
+    /// Which scales count: as transformers 4.57.6 has it, 0 is not given, and one alone does not count for
+    /// cos and sin.
     #[test]
     fn amplitude_and_softmax_follow_the_scales_that_are_given() {
         let m = |scale: f64| 0.1 * scale * 4f64.ln() + 1.0;

@@ -32,8 +32,8 @@ pub struct HashConfig {
 }
 
 impl HashConfig {
-    /// Reads the hashing keys of a `config.json`; keys that do not change hashing are not looked at. The error names
-    /// the key.
+    /// Reads the hashing keys of a `config.json`; keys that do not change hashing are not looked at. The
+    /// error names the key.
     pub fn parse(text: &str) -> Result<HashConfig, String> {
         let config = super::HfConfig::parse(text)?;
         HashConfig::read(&config.keys())

@@ -1,5 +1,5 @@
-//! Reads the keys of a JSON object one by one. Every error names its key, and [`Keys::unread`] lists the keys that
-//! nobody asked for, so that none is ignored by accident.
+//! Reads the keys of a JSON object one by one. Every error names its key, and [`Keys::unread`] lists the keys
+//! that were not read, so that none is ignored by accident.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -7,13 +7,14 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-/// The keys of one object. A key whose value is null counts as missing, as it does for the tools that write null.
+/// The keys of one object. A key whose value is null counts as missing, as it does for the tools that write
+/// null.
 #[derive(Debug)]
 pub(super) struct Keys<'a> {
     object: &'a Map<String, Value>,
     /// What stands before a key in messages: "" or "rope_scaling.".
     prefix: &'static str,
-    /// Keys that were asked for.
+    /// Keys that were read, missing ones included.
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -89,7 +90,7 @@ impl<'a> Keys<'a> {
         value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    /// Keys with a value that nobody asked for.
+    /// Keys that have a value and were not read.
     pub(super) fn unread(&self) -> Vec<(&'a str, &'a Value)> {
         let read = self.read.borrow();
         let others = self.object.iter().filter(|(key, value)| !value.is_null() && !read.contains(*key));

@@ -1,5 +1,5 @@
-//! Keys of a `config.json` that need no number of the model: those that must have one value, and those that do not
-//! change what the model computes.
+//! Keys of a `config.json` that need no number of the model: those that must have one value, and those that
+//! do not change what the model computes.
 
 use serde_json::Value;
 
@@ -73,8 +73,8 @@ pub(super) fn check_only(keys: &Keys<'_>, table: &[(&str, Only)]) -> Result<(), 
     Ok(())
 }
 
-/// Keys that change what is computed, each with the only value that this project computes with. Most come from
-/// relatives of this family and from other families, whose tools write them with the value "off".
+/// Keys that change what is computed, each with the only value that this project computes with. Most come
+/// from relatives of this family and from other families, whose tools write them with the value "off".
 pub(super) const ONLY: &[(&str, Only)] = &[
     // Attention.
     ("attention_bias", Only::Off),

@@ -1,7 +1,7 @@
 //! Reads a Hugging Face `config.json` of the model family.
 //!
-//! Every key is one of three things: understood here, known to leave the logits as they are (`known.rs`), or refused by
-//! its name. A number outside its range is refused, too. What a key means is what transformers 4.57.6 makes of it.
+//! Every key is read here, or is known not to change the logits (`known.rs`), or is refused by its name. A
+//! number outside its range is refused, too. Keys have the meaning that they have in transformers 4.57.6.
 
 mod hash;
 mod keys;
@@ -86,8 +86,8 @@ impl HfConfig {
             placement: Placement::Input,
             rms_norm_eps: keys.required_number("rms_norm_eps", 1e-30..=1.0)?,
             initializer_range: keys.number("initializer_range", 1e-9..=1e3)?.unwrap_or(0.02),
-            // The model computes alike without it: a document that does not begin with a token of its own begins behind
-            // the end of another.
+            // The model computes alike without it: a document that does not begin with a token of its own
+            // begins behind the end of another.
             bos_token_id: begin_of_document(&keys, hash.vocab_size)?.unwrap_or(hash.eos_token_id),
             eos_token_id: hash.eos_token_id,
             max_position_embeddings: keys.required("max_position_embeddings", 1..=u32::MAX)?,
@@ -114,7 +114,7 @@ fn check_family(keys: &Keys<'_>) -> Result<(), String> {
     }
 }
 
-/// `dtype` and its old name `torch_dtype` say how the weights are stored; the safetensors files say it, too.
+/// `dtype` and its old name `torch_dtype` name the type of the stored weights, as the safetensors files do.
 fn check_types(keys: &Keys<'_>) -> Result<(), String> {
     for key in ["dtype", "torch_dtype"] {
         let Some(name) = keys.text(key)? else { continue };
@@ -212,7 +212,7 @@ fn check_repeated(keys: &Keys<'_>, spec: &ModelSpec) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses what nobody understands.
+/// Refuses unknown keys.
 fn check_unread(keys: &Keys<'_>) -> Result<(), String> {
     let unknown: Vec<String> = keys
         .unread()

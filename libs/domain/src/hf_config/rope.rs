@@ -1,5 +1,6 @@
-//! The rotary embedding of a `config.json`: `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters`
-//! (transformers 5) with both. The kind is called `rope_type`, and `type` in older files; some files have both.
+//! The rotary embedding of a `config.json`: `rope_theta` and `rope_scaling` (transformers 4), or
+//! `rope_parameters` (transformers 5) with both. The kind is called `rope_type`, and `type` in older files;
+//! some files have both.
 
 use serde_json::Value;
 

@@ -1,7 +1,9 @@
-//! A Hugging Face directory: `config.json` beside `model.safetensors`, or `model.safetensors.index.json` and its shards.
+//! A Hugging Face directory: `config.json` beside `model.safetensors`, or `model.safetensors.index.json` and
+//! its shards.
 //!
-//! Files are mapped, not read: table rows are picked from the map one by one, so that tables larger than memory can be
-//! used. Values may be f32, bf16 or f16 and come out as f32. A value that is not finite is an error when it is read.
+//! Files are mapped, not read: table rows are picked from the map one by one, so that tables larger than
+//! memory can be used. Values may be f32, bf16 or f16 and come out as f32. A value that is not finite is an
+//! error when it is read.
 
 mod tensors;
 
@@ -33,8 +35,9 @@ pub struct HfDirectory {
 }
 
 impl HfDirectory {
-    /// Opens `path` and checks everything at once: the configuration, every file's header and length, that every tensor
-    /// of the model is there in its shape, and that there is no other tensor that the model should have used.
+    /// Opens `path` and checks everything at once: the configuration, every file's header and length, that
+    /// every tensor of the model is there in its shape, and that there is no other tensor that the model
+    /// should have used.
     pub fn open(path: &Path) -> Result<HfDirectory> {
         let config = path.join("config.json");
         let spec = HfConfig::parse(&read_text(&config)?)
@@ -60,8 +63,8 @@ impl HfDirectory {
         Ok(model)
     }
 
-    /// The rows of a cell from the mapped tables: `rows` are each table's unique row ids, one table after another,
-    /// `offsets` (C + 1 numbers) where each begins. Gives `[U, w]`, row-major.
+    /// The rows of a cell from the mapped tables: `rows` are each table's unique row ids, one table after
+    /// another, `offsets` (C + 1 numbers) where each begins. Gives `[U, w]`, row-major.
     pub fn rows(&self, offsets: &[usize], rows: &[u32]) -> Result<Vec<f32>> {
         let count = self.tables.len();
         let ordered = offsets.windows(2).all(|pair| pair[0] <= pair[1]);
@@ -157,7 +160,8 @@ impl HfDirectory {
         Ok(())
     }
 
-    /// Every tensor of the model must be there, in its shape and in a type that can be read; no other tensor may be.
+    /// Every tensor of the model must be there, in its shape and in a type that can be read; no other tensor
+    /// may be.
     fn check_names(&self) -> Result<()> {
         let dense = polygram_domain::layout::dense_parameters(&self.spec);
         let dense = dense.into_iter().map(|parameter| (parameter.name, parameter.shape));
@@ -192,8 +196,8 @@ impl HfDirectory {
         })
     }
 
-    /// Tensors that the model does not use: those of the multi-token-prediction block, rotary frequencies that old tools
-    /// stored, and what transformers 5 writes for zero experts.
+    /// Tensors that the model does not use: those of the multi-token-prediction block, rotary frequencies
+    /// that old tools stored, and what transformers 5 writes for zero experts.
     fn is_unused(&self, name: &str) -> bool {
         let zero_expert = || {
             let (layer, rest) = name.strip_prefix("model.layers.")?.split_once(".mlp.experts.")?;

@@ -68,9 +68,9 @@ impl Tensors {
         &self.files[located.file].1
     }
 
-    /// transformers 5 keeps all experts of a layer in two tensors, `gate_up_proj` `[n + z, 2·inner, D]` (zero experts
-    /// have rows that nothing uses) and `down_proj` `[n, D, inner]`, and writes them so for a class that it does not
-    /// know. Gives every part of them the name that it has in the published files.
+    /// transformers 5 keeps all experts of a layer in two tensors, `gate_up_proj` `[n + z, 2·inner, D]` (zero
+    /// experts have rows that nothing uses) and `down_proj` `[n, D, inner]`, and writes them so for a class
+    /// that it does not know. Gives every part of them the name that it has in the published files.
     pub(super) fn name_experts(&mut self, spec: &ModelSpec) -> Result<()> {
         let (d, inner) = (u64::from(spec.hidden_size), u64::from(spec.moe.expert_hidden_size));
         let n = u64::from(spec.moe.experts);
@@ -129,8 +129,8 @@ impl Tensors {
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
         let io = |source| ModelError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
-        // SAFETY: the map is read-only and private to this process; as with every mapped model file, nobody may shorten
-        // the file while it is open.
+        // SAFETY: the map is read-only and private to this process; as with every mapped model file, nobody
+        // may shorten the file while it is open.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let parsed = SafeTensors::deserialize(&map).map_err(|error| ModelError::File {
             path: path.clone(),

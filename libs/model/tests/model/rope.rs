@@ -1,5 +1,5 @@
-//! Logits under many rotary settings against those of transformers 4.57.6 (tests/golden/README.md, `rope.json`), in both
-//! spellings of `config.json`.
+//! Logits under many rotary settings against those of transformers 4.57.6 (tests/golden/README.md,
+//! `rope.json`), in both spellings of `config.json`.
 
 use serde_json::{Value, json};
 
