@@ -23,5 +23,5 @@ pub(crate) fn check(spec: &RunSpec) -> Outcome<()> {
     let said = String::from_utf8_lossy(&answer.stderr);
     let reason = said.trim().trim_start_matches("error: ");
     Err(Failure::usage(format!("device.kind is \"cuda\", which the worker cannot use: {reason}"))
-        .hint("install libtorch with CUDA and its driver, or set device.kind=cpu"))
+        .hint("install libtorch with CUDA and the driver of the device"))
 }

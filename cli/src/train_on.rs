@@ -35,17 +35,19 @@ pub(crate) fn advice(spec: &RunSpec, done: u64) -> Vec<String> {
              --set training.lr={last:e} --set training.min_lr_ratio=1"
         ));
     }
-    let decay_start = match schedule.kind {
-        ScheduleKind::Wsd => training.steps.saturating_sub(schedule.decay_steps),
-        ScheduleKind::Constant | ScheduleKind::Cosine => schedule.warmup_steps,
-    };
-    lines.push(format!(
-        "to train longer before the decay: a new run from a checkpoint of step {decay_start} or before \
-         (`polygram ckpt ls {run}`, then `polygram ckpt reshard {run} --step STEP --workers {} --shards {} --to-run NAME`)",
-        spec.topology.workers,
-        spec.topology.shards,
-        run = spec.name,
-    ));
+    lines.push(match schedule.kind {
+        ScheduleKind::Wsd => format!(
+            "to train longer before the decay: a new run from a checkpoint of step {} or before (`polygram ckpt ls {run}`, \
+             then `polygram ckpt reshard {run} --step STEP --workers {} --shards {} --to-run NAME`)",
+            training.steps.saturating_sub(schedule.decay_steps),
+            spec.topology.workers,
+            spec.topology.shards,
+            run = spec.name,
+        ),
+        ScheduleKind::Constant | ScheduleKind::Cosine => {
+            format!("for a longer cosine: a new run (--run NAME --set training.steps={more})")
+        }
+    });
     lines
 }
 
@@ -73,7 +75,7 @@ mod tests {
             let before = spec(&sets);
             let last = before.training.schedule.lr(59);
             let lines = advice(&before, 60);
-            let command = lines.iter().find(|line| line.contains("--set training.steps=")).unwrap();
+            let command = lines.iter().find(|line| line.contains("the same command with --set")).unwrap();
             let mut longer = sets.clone();
             longer.extend(command.split("--set ").skip(1).map(|set| set.trim().to_owned()));
             let after = spec(&longer);
@@ -92,7 +94,7 @@ mod tests {
         assert!(lines.contains("checkpoint of step 40 or before"), "{lines}");
         let to_zero = spec(&["training.min_lr_ratio=0".into()]);
         let lines = advice(&to_zero, 60).join("\n");
-        assert!(!lines.contains("training.lr=") && lines.contains("ckpt reshard"), "{lines}");
+        assert!(!lines.contains("training.lr=") && lines.contains("--run NAME"), "{lines}");
     }
 
     #[test]

@@ -131,9 +131,10 @@ fn a_run_goes_back_and_leaves_the_samples_out() {
 #[test]
 fn a_step_that_is_not_finite_is_skipped_or_gone_back_from() {
     let poison = "sample 140 nan";
-    let (_, skipped) = run(poison, &["training.on_nonfinite=\"skip\""]).unwrap();
+    let looked_for = "spikes.action=\"stop\"";
+    let (_, skipped) = run(poison, &["training.on_nonfinite=\"skip\"", looked_for]).unwrap();
     assert_eq!(outcomes(&skipped)[SPIKE_STEP - 1], "skipped_nonfinite");
-    let (_, back) = run(poison, &["training.on_nonfinite=\"roll_back\""]).unwrap();
+    let (_, back) = run(poison, &["training.on_nonfinite=\"roll_back\"", looked_for]).unwrap();
     assert!(outcomes(&back).iter().all(|outcome| outcome == "applied"));
     assert_eq!(samples(&back)[17], 8 * 18);
 }
@@ -160,7 +161,7 @@ fn a_run_stops_at_a_spike_or_at_too_many() {
 fn settings_that_cannot_be_are_refused_by_name() {
     for (sets, key) in [
         (&["spikes.action=\"skip\"", "spikes.history_steps=0"][..], "spikes.history_steps"),
-        (&["spikes.skip_steps=2"], "spikes.skip_steps"),
+        (&["spikes.action=\"roll_back\"", "spikes.skip_steps=2"], "spikes.skip_steps"),
         (&["spikes.loss_deviations=-1.0"], "spikes.loss_deviations"),
         (&["spikes.action=\"jump\""], "jump"),
         (&["spikes.max_actions=0"], "spikes.max_actions"),
