@@ -55,13 +55,25 @@ impl<'a> ByteProgress<'a> {
 
     async fn on_terminal<T>(&self, printer: &mut Printer, work: impl Future<Output = T>) -> T {
         printer.end_line();
+        // Work that is done at once shows nothing.
+        let mut bar = None;
+        let result = beside(work, DRAW_INTERVAL, || {
+            let bar: &mut ProgressBar = bar.get_or_insert_with(|| self.bar());
+            bar.set_position(self.done());
+        })
+        .await;
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        result
+    }
+
+    fn bar(&self) -> ProgressBar {
         let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(self.total), ProgressDrawTarget::stderr());
         bar.set_style(style);
         bar.set_message(self.what.clone());
-        let result = beside(work, DRAW_INTERVAL, || bar.set_position(self.done())).await;
-        bar.finish_and_clear();
-        result
+        bar
     }
 
     async fn in_lines<T>(&self, printer: &mut Printer, work: impl Future<Output = T>) -> T {

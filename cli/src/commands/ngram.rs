@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::args::{NgramIdsArgs, NgramSizeArgs};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
-use crate::units::{columns, grouped};
+use crate::units::{columns, count, grouped};
 
 #[derive(Serialize)]
 struct IdsDocument {
@@ -72,17 +72,44 @@ pub(crate) fn size(args: &NgramSizeArgs, printer: &mut Printer) -> Outcome {
     let document =
         SizeDocument { base: sizing.base, rows: sizing.rows, merits: sizing.merits, ratio: sizing.ratio };
     printer.result(&document, || {
-        let mut rows = vec![["table", "order", "rows", "merit"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["table", "order", "rows", "n-grams per row", "merit"].map(str::to_owned).to_vec()];
         for (table, (size, merit)) in document.rows.iter().zip(&document.merits).enumerate() {
             let order = table as u32 / args.heads + 2;
-            rows.push(vec![table.to_string(), order.to_string(), grouped(*size), format!("{merit:.3}")]);
+            rows.push(vec![
+                table.to_string(),
+                order.to_string(),
+                grouped(*size),
+                per_row(args.vocab, order, *size),
+                format!("{merit:.3}"),
+            ]);
         }
         format!(
-            "{}\nngram.base_rows = {}\nngram.ratio = {} is the same, as a Hugging Face config writes it\n",
+            "{}\nn-grams per row: all that are possible, vocabulary^order / rows; only those that occur share rows\n\
+             merit: how evenly the size spreads n-grams, whatever their number; 1 is best\n\
+             ngram.base_rows = {}\nngram.ratio = {} is the same, as a Hugging Face config writes it\n",
             columns(&rows),
             document.base,
             document.ratio
         )
     })?;
     Ok(ExitStatus::Success)
+}
+
+/// Possible n-grams of an order for each row of a table, in three digits.
+fn per_row(vocab: u32, order: u32, rows: u64) -> String {
+    let ratio = f64::from(vocab).powf(f64::from(order)) / rows.max(1) as f64;
+    if ratio < 1e15 { count(ratio) } else { format!("{ratio:.1e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_table_shows_its_load() {
+        assert_eq!(per_row(100, 2, 1), "10.0 k");
+        assert_eq!(per_row(131_072, 2, 10_232_743), "1.68 k");
+        assert_eq!(per_row(131_072, 5, 1), "3.9e25");
+        assert_eq!(per_row(2, 2, 8), "0.50");
+    }
 }

@@ -106,7 +106,8 @@ async fn leader(store: &RunStore) -> Result<Option<Lease>, CheckpointError> {
     watched.unwrap_or(Ok(None))
 }
 
-/// The status of a run that has no `status.json`: one whose checkpoint was written by `ckpt reshard` or copied.
+/// The status of a run that has no `status.json`: one whose checkpoint was written by `ckpt reshard` or copied, or whose
+/// status was lost.
 async fn of_checkpoint(run: &StoredRun, place: &RunPlace, leader: Option<&Lease>) -> Outcome<RunStatus> {
     let failed = |error| stored::refused(&place.root, error);
     let Some(manifest) = run.store.latest_manifest().await.map_err(failed)?.manifest else {
@@ -118,21 +119,23 @@ async fn of_checkpoint(run: &StoredRun, place: &RunPlace, leader: Option<&Lease>
     let config = run.store.read_config(&manifest.config).await.map_err(failed)?;
     let refused = |error: polygram_domain::ConfigError| Failure::failed(error.to_string());
     let file = RunFile::parse(&config, &keys::config(&manifest.config.0), &[]).map_err(refused)?;
-    Ok(status_of(&manifest, file.training.steps, place.name.as_str()))
+    let origin = match run.coordinator {
+        None => "was copied or resharded",
+        Some(_) => "is all that is stored of it: its status was lost",
+    };
+    Ok(status_of(&manifest, file.training.steps, (place.name.as_str(), origin)))
 }
 
-fn status_of(manifest: &Manifest, total_steps: u64, run: &str) -> RunStatus {
+fn status_of(manifest: &Manifest, total_steps: u64, (run, origin): (&str, &str)) -> RunStatus {
     let Manifest { step, created_unix_ms, .. } = *manifest;
     let is_complete = step.0 >= total_steps;
     let rest = total_steps.saturating_sub(step.0);
-    let message = if is_complete {
-        format!("its checkpoint of step {step} was copied or resharded; nothing is left to do")
+    let to_do = if is_complete {
+        "nothing is left to do".to_owned()
     } else {
-        format!(
-            "its checkpoint of step {step} was copied or resharded; `polygram train` continues it, {} to go",
-            counted(rest, "step")
-        )
+        format!("`polygram train` continues it, {} to go", counted(rest, "step"))
     };
+    let message = format!("its checkpoint of step {step} {origin}; {to_do}");
     RunStatus {
         state: if is_complete { RunState::Completed } else { RunState::Stopped },
         reason: if is_complete { Reason::AllStepsDone } else { Reason::StopRequested },

@@ -82,16 +82,16 @@ fn members(members: &[MemberStatus], age: &Age) -> String {
     let heads: &[&str] = match age {
         Age::Live => &["member", "pid", "phase", "step", "heard"],
         Age::LastKnown => &["member", "pid", "last phase", "last step"],
-        Age::Ended { .. } => &["member", "pid", "host", "last step"],
+        // The last heartbeat came before the end: its step is not where the member ended.
+        Age::Ended { .. } => &["member", "pid", "host"],
     };
     let mut rows = vec![heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>()];
     rows.extend(members.iter().map(|member| {
         let mut row = vec![format!("{} {}", member.role, member.index), member.pid.to_string()];
-        row.push(match age {
-            Age::Ended { .. } => member.host.clone(),
-            Age::Live | Age::LastKnown => member.phase.to_string(),
-        });
-        row.push(member.step.to_string());
+        match age {
+            Age::Ended { .. } => row.push(member.host.clone()),
+            Age::Live | Age::LastKnown => row.extend([member.phase.to_string(), member.step.to_string()]),
+        }
         if let Age::Live = age {
             row.push(format!("{} ago", units::duration(member.last_heard_ms as f64 / 1000.0)));
         }
@@ -249,9 +249,9 @@ mod tests {
                      held-out loss of code 2.0000 nats per token at step 8, over 1,024 tokens\n\
                      held-out loss of wiki 3.2500 nats per token at step 8, over 1,024 tokens\n\
                      committed step 9\n\
-                     member    pid  host  last step\n\
-                     worker 0    1   box          9\n\
-                     shard 0     1   box          9\n\
+                     member    pid  host\n\
+                     worker 0    1   box\n\
+                     shard 0     1   box\n\
                      rows     touched     of   records  overlap  parked      for  skew\n\
                      shard 0    1,024  5,000  1.50 MiB      25%   2,400  5.00 ms     -\n";
         assert_eq!(text, whole, "{text}");

@@ -118,19 +118,13 @@ async fn set_aside(store: &RunStore, report: &Report) -> Result<(), CheckpointEr
 fn human(verdict: &Verdict) -> String {
     let report = match verdict {
         Verdict::Checkpoint(report) => report,
-        Verdict::Ledger { ledger: LedgerReport { sound: true, steps, .. } } => {
-            return format!(
-                "ledger: {}, each once, every line follows the one before\n",
-                counted(*steps as u64, "step")
-            );
-        }
-        Verdict::Ledger { ledger: LedgerReport { steps, damaged, .. } } => {
+        Verdict::Ledger { ledger: LedgerReport { sound, steps, damaged } } => {
+            let steps = counted(*steps as u64, "step");
+            if *sound {
+                return format!("ledger: {steps}, each once, every line follows the one before\n");
+            }
             let lines: String = damaged.iter().map(|object| format!("  {}\n", object.reason)).collect();
-            return {
-                let (steps, faults) =
-                    (counted(*steps as u64, "step"), counted(damaged.len() as u64, "fault"));
-                format!("ledger: {steps}, {faults}\n{lines}")
-            };
+            return format!("ledger: {steps}, {}\n{lines}", counted(damaged.len() as u64, "fault"));
         }
     };
     let (step, objects) = (report.step, counted(report.objects as u64, "object"));
