@@ -10,7 +10,7 @@ use polygram_domain::spikes::{Memory, SpikeSpec};
 use polygram_domain::{Step, StepOutcome};
 use polygram_proto::control::StepMetrics;
 
-use crate::segment::OpenSegment;
+use crate::segment_buffer::SegmentBuffer;
 
 /// More lines do not wait for a commit.
 const MANY_WAITING: usize = 16 * 1024;
@@ -81,7 +81,7 @@ pub(crate) struct Ledger {
     attempt: u64,
     /// Of the open segment.
     heading: Heading,
-    open: OpenSegment<Entry>,
+    open: SegmentBuffer<Entry>,
     spikes: SpikeSpec,
     /// What the newest commit named, or the ledger goes on from.
     anchor: Named,
@@ -102,7 +102,7 @@ impl Ledger {
         Ledger {
             attempt,
             heading: Heading { after: step, head, config, imported: is_imported },
-            open: OpenSegment::default(),
+            open: SegmentBuffer::default(),
             spikes,
             before: anchor.clone(),
             anchor,
@@ -258,8 +258,8 @@ impl Ledger {
     }
 
     /// Deletes what was replaced in the store.
-    pub(crate) async fn tidy(&mut self, store: &RunStore) {
-        self.open.tidy(store).await;
+    pub(crate) async fn delete_replaced(&mut self, store: &RunStore) {
+        self.open.delete_replaced(store).await;
     }
 
     /// A commit names this line: earlier ones are not asked for again.

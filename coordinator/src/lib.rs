@@ -16,17 +16,17 @@ pub mod server;
 mod clock;
 mod driver;
 mod examination;
-mod journal;
 mod leadership;
 mod ledger;
 mod metrics;
+mod pending_records;
 mod points;
 #[cfg(test)]
 mod random;
 mod recorder;
 mod room;
 mod scrapes;
-mod segment;
+mod segment_buffer;
 mod service;
 
 pub use leadership::Claim;

@@ -26,13 +26,13 @@ use tokio::time::Instant;
 use crate::core::{Event, Examined, FellBack, RolledBack};
 use crate::driver::Input;
 use crate::examination::examine;
-use crate::journal::Journal;
 use crate::ledger::{Base, Ledger, Named};
 use crate::opening::OpeningError;
+use crate::pending_records::PendingRecords;
 use crate::points::Points;
 
 /// What no commit waits for is tried for so long before it waits in memory.
-const BACKGROUND: Duration = Duration::from_secs(5);
+const BACKGROUND_RETRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the recorder is told.
 #[derive(Debug)]
@@ -84,55 +84,59 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Works until the orders end, then writes what is left.
     pub(crate) async fn run(mut self) {
-        let mut journal = self.journal();
+        let mut pending = self.pending_records();
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order {
-                    Some(order) => self.take(&mut journal, order).await,
+                    Some(order) => self.take(&mut pending, order).await,
                     None => break,
                 },
-                () = tokio::time::sleep_until(journal.pace.due()) => {
-                    self.write_in_background(&mut journal).await;
+                () = tokio::time::sleep_until(pending.schedule.due()) => {
+                    self.write_in_background(&mut pending).await;
                 }
             }
         }
-        let written = match self.write(&mut journal, &self.store.clone()).await {
-            Ok(()) => journal.ledger.flush(&self.store).await,
+        let written = match self.write(&mut pending, &self.store.clone()).await {
+            Ok(()) => pending.ledger.flush(&self.store).await,
             failed => failed,
         };
         match written {
-            Ok(()) => journal.tidy(&self.store).await,
+            Ok(()) => pending.delete_replaced(&self.store).await,
             Err(error) => tracing::error!(%error, "the last records of the run are not written"),
         }
     }
 
-    fn journal(&mut self) -> Journal {
+    fn pending_records(&mut self) -> PendingRecords {
         let (at_unix_ms, to) = (unix_ms(), self.base.step);
         let begins = AttemptRecord { attempt: self.term.0, resumed_from: to.0 };
         let rules = (self.config.clone(), self.spec.spikes.clone());
-        let mut journal = Journal::new(begins, Ledger::new(self.term.0, self.base.clone(), rules));
-        journal.tell(RecoveryLine::Opened { at_unix_ms, pid: std::process::id(), resumed_from: to });
+        let mut pending = PendingRecords::new(begins, Ledger::new(self.term.0, self.base.clone(), rules));
+        pending.push_failure_line(RecoveryLine::Opened {
+            at_unix_ms,
+            pid: std::process::id(),
+            resumed_from: to,
+        });
         for (step, reason) in std::mem::take(&mut self.fallen) {
-            journal.tell(RecoveryLine::FellBack { at_unix_ms, step, reason, to });
+            pending.push_failure_line(RecoveryLine::FellBack { at_unix_ms, step, reason, to });
         }
-        journal
+        pending
     }
 
-    async fn take(&mut self, journal: &mut Journal, order: Order) {
+    async fn take(&mut self, pending: &mut PendingRecords, order: Order) {
         match order {
-            Order::Step(metrics) => self.step(journal, &metrics).await,
-            Order::Evaluation(evaluation) => journal.measure(evaluation_line(&evaluation)),
-            // Whoever asked and is gone needs no answer.
-            Order::Waiting(answer) => drop(answer.send(journal.waiting_metrics().to_vec())),
-            Order::GoBack(step) => self.go_back(journal, step).await,
-            Order::Tell(line) => journal.tell(line),
+            Order::Step(metrics) => self.step(pending, &metrics).await,
+            Order::Evaluation(evaluation) => pending.push_metrics(evaluation_line(&evaluation)),
+            // The caller may be gone.
+            Order::Waiting(answer) => drop(answer.send(pending.waiting_metrics().to_vec())),
+            Order::GoBack(step) => self.go_back(pending, step).await,
+            Order::Tell(line) => pending.push_failure_line(line),
             Order::Commit { step, parts } => {
-                let result = self.commit(journal, step, &parts).await;
+                let result = self.commit(pending, step, &parts).await;
                 self.tell(Event::CommitDone { step, result }).await;
-                journal.tidy(&self.store).await;
+                pending.delete_replaced(&self.store).await;
             }
             Order::KeepPoint { step, parts } => {
-                let result = self.keep_point(journal, step, &parts).await;
+                let result = self.keep_point(pending, step, &parts).await;
                 self.tell(Event::PointDone { step, result }).await;
             }
             Order::DropPoint { step, why } => {
@@ -141,24 +145,24 @@ impl Recorder {
                 }
             }
             Order::RollBack { at, cause } => {
-                self.write_in_background(journal).await;
+                self.write_in_background(pending).await;
                 let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
                 self.tell(Event::RolledBack { at, result }).await;
             }
             Order::Examine(claim) => {
-                self.write_in_background(journal).await;
+                self.write_in_background(pending).await;
                 let result = self.examine(&claim).await.map_err(|error| error.to_string());
                 self.tell(Event::Examined { place: claim.place, result }).await;
             }
         }
     }
 
-    async fn step(&self, journal: &mut Journal, metrics: &StepMetrics) {
-        journal.measure(metrics_line(metrics));
-        let added = journal.ledger.add(metrics);
+    async fn step(&self, pending: &mut PendingRecords, metrics: &StepMetrics) {
+        pending.push_metrics(metrics_line(metrics));
+        let added = pending.ledger.add(metrics);
         let kept = match added {
             // Nothing is dropped: the store has to take it now.
-            Ok(()) if journal.is_full() => self.write_records(journal).await,
+            Ok(()) if pending.is_full() => self.write_records(pending).await,
             added => added,
         };
         if let Err(why) = kept {
@@ -167,15 +171,15 @@ impl Recorder {
     }
 
     /// Writes everything but the status, and waits for the store as long as for a commit.
-    async fn write_records(&self, journal: &mut Journal) -> Result<(), String> {
-        journal.write(&self.store).await.map_err(|error| error.to_string())?;
-        journal.ledger.flush(&self.store).await.map_err(|error| error.to_string())
+    async fn write_records(&self, pending: &mut PendingRecords) -> Result<(), String> {
+        pending.write(&self.store).await.map_err(|error| error.to_string())?;
+        pending.ledger.flush(&self.store).await.map_err(|error| error.to_string())
     }
 
-    async fn go_back(&self, journal: &mut Journal, step: Step) {
-        journal.measure(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
-        match self.base_at(journal, step).await {
-            Ok(base) => journal.ledger.go_back(base),
+    async fn go_back(&self, pending: &mut PendingRecords, step: Step) {
+        pending.push_metrics(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
+        match self.base_at(pending, step).await {
+            Ok(base) => pending.ledger.go_back(base),
             Err(error) => {
                 let message = format!("the ledger cannot be continued from step {step}: {error}");
                 self.tell(Event::StoreFailed { message }).await;
@@ -184,8 +188,8 @@ impl Recorder {
     }
 
     /// What the ledger goes on from at `step`.
-    async fn base_at(&self, journal: &Journal, step: Step) -> Result<Base, CheckpointError> {
-        match journal.ledger.named(&self.store, step).await? {
+    async fn base_at(&self, pending: &PendingRecords, step: Step) -> Result<Base, CheckpointError> {
+        match pending.ledger.named(&self.store, step).await? {
             Some(Named { head, memory, .. }) => {
                 let is_imported = step == self.base.step && self.base.is_imported;
                 Ok(Base { step, head, is_imported, memory })
@@ -195,16 +199,16 @@ impl Recorder {
         }
     }
 
-    /// Writes what is due. Trouble of the store is told once, and costs nothing before a commit is due.
-    async fn write_in_background(&mut self, journal: &mut Journal) {
-        let written = self.write(journal, &self.store.clone().hurried(BACKGROUND)).await;
-        journal.pace.written(Instant::now());
+    /// Writes what is due. StoreOutage of the store is told once, and costs nothing before a commit is due.
+    async fn write_in_background(&mut self, pending: &mut PendingRecords) {
+        let written = self.write(pending, &self.store.clone().with_retry_limit(BACKGROUND_RETRY_LIMIT)).await;
+        pending.schedule.flushed(Instant::now());
         match written {
             Ok(()) => {
-                journal.trouble.ended();
-                journal.tidy(&self.store).await;
+                pending.outage.clear();
+                pending.delete_replaced(&self.store).await;
             }
-            Err(error) if error.is_of_store() => journal.trouble.goes_on(&error),
+            Err(error) if error.is_of_store() => pending.outage.report_once(&error),
             Err(error) => {
                 let message = format!("the run cannot be recorded: {error}");
                 self.tell(Event::StoreFailed { message }).await;
@@ -212,8 +216,8 @@ impl Recorder {
         }
     }
 
-    async fn write(&mut self, journal: &mut Journal, store: &RunStore) -> Result<(), CheckpointError> {
-        journal.write(store).await?;
+    async fn write(&mut self, pending: &mut PendingRecords, store: &RunStore) -> Result<(), CheckpointError> {
+        pending.write(store).await?;
         // The driver's end drops the sender; its last value is still here to be written.
         if self.status.has_changed().unwrap_or(true) {
             store.check_term(self.term).await?;
@@ -231,17 +235,17 @@ impl Recorder {
     /// store before it exists.
     async fn assemble(
         &self,
-        journal: &mut Journal,
+        pending: &mut PendingRecords,
         (step, kind): (Step, CheckpointKind),
         parts: &[Part],
     ) -> Result<(Manifest, Named), String> {
         let store = |error: CheckpointError| error.to_string();
-        journal.write(&self.store).await.map_err(store)?;
-        let Some(named) = journal.ledger.named(&self.store, step).await.map_err(store)? else {
+        pending.write(&self.store).await.map_err(store)?;
+        let Some(named) = pending.ledger.named(&self.store, step).await.map_err(store)? else {
             return Err(format!("the ledger has no line of step {step}"));
         };
         self.store.check_term(self.term).await.map_err(store)?;
-        journal.ledger.flush(&self.store).await.map_err(store)?;
+        pending.ledger.flush(&self.store).await.map_err(store)?;
         pass(Point::CoordinatorLedgerWritten);
         let (config, created_unix_ms) = (self.config.clone(), unix_ms());
         let policy = PolicyState { memory: named.memory.clone(), ..self.policy.clone() };
@@ -250,8 +254,8 @@ impl Recorder {
         Ok((manifest, named))
     }
 
-    async fn commit(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
-        let (manifest, named) = self.assemble(journal, (step, CheckpointKind::Commit), parts).await?;
+    async fn commit(&self, pending: &mut PendingRecords, step: Step, parts: &[Part]) -> Result<(), String> {
+        let (manifest, named) = self.assemble(pending, (step, CheckpointKind::Commit), parts).await?;
         self.store.renew(&self.config_toml, &self.claim).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorBeforeManifest);
         match self.store.commit(&manifest).await.map_err(|error| error.to_string())? {
@@ -259,7 +263,7 @@ impl Recorder {
             Committed::Before => tracing::warn!(step = step.0, "this very checkpoint was committed before"),
         }
         pass(Point::CoordinatorAfterManifest);
-        journal.ledger.committed(named);
+        pending.ledger.committed(named);
         // The checkpoint exists; old ones that stay are space, not truth.
         match self.store.retain(self.spec.checkpoint.keep as usize).await {
             Ok(retained) => {
@@ -271,9 +275,14 @@ impl Recorder {
         Ok(())
     }
 
-    async fn keep_point(&self, journal: &mut Journal, step: Step, parts: &[Part]) -> Result<(), String> {
+    async fn keep_point(
+        &self,
+        pending: &mut PendingRecords,
+        step: Step,
+        parts: &[Part],
+    ) -> Result<(), String> {
         let Some(points) = &self.points else { return Err("the coordinator has no place for it".into()) };
-        let (manifest, _) = self.assemble(journal, (step, CheckpointKind::Point), parts).await?;
+        let (manifest, _) = self.assemble(pending, (step, CheckpointKind::Point), parts).await?;
         pass(Point::CoordinatorBeforeManifest);
         points.keep(&manifest).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorAfterManifest);

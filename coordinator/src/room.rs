@@ -8,13 +8,13 @@ use polygram_domain::{RunFile, RunSpec};
 use crate::opening::{OpeningError, check_fit};
 
 /// A store that is full when a run starts is not waited for longer: nothing is lost yet.
-const ROOM_WAIT: Duration = Duration::from_secs(2);
+const FULL_RETRY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Whether the store can hold checkpoints; `false`: it has no room to find out.
 ///
 /// Errors: those of [`polygram_checkpoint::Root::probe_conditional_create`].
 pub(crate) async fn has_room(store: &RunStore) -> Result<bool, CheckpointError> {
-    match store.clone().hurried(ROOM_WAIT).root().probe_conditional_create().await {
+    match store.clone().with_retry_limit(FULL_RETRY_LIMIT).root().probe_conditional_create().await {
         Ok(()) => Ok(true),
         Err(error) if error.is_full() => Ok(false),
         Err(error) if error.is_of_store() => store.root().probe_conditional_create().await.map(|()| true),
@@ -34,5 +34,5 @@ pub(crate) async fn make_room(store: &RunStore, file: &RunFile, spec: &RunSpec) 
             "the store is full: checkpoints that checkpoint.keep does not keep are removed"
         );
     }
-    Ok(store.clone().hurried(ROOM_WAIT).root().probe_conditional_create().await?)
+    Ok(store.clone().with_retry_limit(FULL_RETRY_LIMIT).root().probe_conditional_create().await?)
 }

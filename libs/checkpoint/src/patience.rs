@@ -61,7 +61,7 @@ pub(crate) struct GaveUp {
 
 impl Patience {
     /// The usual one; `seconds`, if it is given, is the text of [`RETRY_SECONDS_VARIABLE`]. The error is one sentence.
-    pub(crate) fn usual(seconds: Option<&str>) -> Result<Patience, String> {
+    pub(crate) fn from_text(seconds: Option<&str>) -> Result<Patience, String> {
         let usual = Patience::default();
         let Some(text) = seconds else { return Ok(usual) };
         let seconds = text.parse().ok().filter(|seconds| RETRY_SECONDS.contains(seconds));
@@ -72,12 +72,12 @@ impl Patience {
         Ok(Patience { in_all, before_first_answer: usual.before_first_answer.min(in_all), ..usual })
     }
 
-    /// The same for what can wait: nothing is asked again for longer than `in_all`.
-    pub fn at_most(self, in_all: Duration) -> Patience {
+    /// The same for what can wait: nothing is asked again for longer than `limit`.
+    pub fn limited_to(self, limit: Duration) -> Patience {
         Patience {
-            before_first_answer: self.before_first_answer.min(in_all),
-            in_all: self.in_all.min(in_all),
-            attempt: self.attempt.min(2 * in_all),
+            before_first_answer: self.before_first_answer.min(limit),
+            in_all: self.in_all.min(limit),
+            attempt: self.attempt.min(2 * limit),
             ..self
         }
     }
@@ -119,7 +119,7 @@ impl Patience {
             }
             let seconds = deadline.as_secs();
             match tries {
-                // Whoever waits only for seconds tells of it himself.
+                // A caller that waits for seconds only reports it itself.
                 1 if seconds >= 60 => {
                     tracing::warn!(%source, seconds, "the store failed; it is asked again for so long")
                 }
@@ -271,14 +271,14 @@ mod tests {
 
     #[test]
     fn the_environment_says_how_long() {
-        assert_eq!(Patience::usual(None).unwrap(), Patience::default());
-        let short = Patience::usual(Some("5")).unwrap();
+        assert_eq!(Patience::from_text(None).unwrap(), Patience::default());
+        let short = Patience::from_text(Some("5")).unwrap();
         assert_eq!(
             (short.in_all, short.before_first_answer),
             (Duration::from_secs(5), Duration::from_secs(5))
         );
         for text in ["0", "-1", "5s", "", "86401", "99999999999999999999999"] {
-            let error = Patience::usual(Some(text)).unwrap_err();
+            let error = Patience::from_text(Some(text)).unwrap_err();
             assert!(error.contains("1 to 86400"), "{error}");
         }
     }

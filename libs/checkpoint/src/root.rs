@@ -171,7 +171,7 @@ pub fn open_root(root: &str) -> Result<Root, CheckpointError> {
 /// The same; cloud stores are reached as `variables` say.
 pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, CheckpointError> {
     let bad = |reason: String| CheckpointError::BadRoot { root: root.to_owned(), reason };
-    let patience = Patience::usual(variables.get(RETRY_SECONDS_VARIABLE)).map_err(bad)?;
+    let patience = Patience::from_text(variables.get(RETRY_SECONDS_VARIABLE)).map_err(bad)?;
     match parse(root)? {
         Address::Memory => Ok(Root::named(Arc::new(InMemory::new()), root)),
         Address::Local(path) => {

@@ -16,7 +16,7 @@ use crate::transfer::{Created, Place};
 const OBJECT_BYTES: usize = 128 << 20;
 
 /// A store of recovery points is not asked again for longer: a run goes on without them.
-const POINTS: Duration = Duration::from_secs(15);
+const POINTS_RETRY_LIMIT: Duration = Duration::from_secs(15);
 
 /// The objects of one run. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl RunStore {
     /// The recovery points of the run of `spec` under `root`, where it makes any; a missing folder is made.
     pub fn of_points(root: &str, spec: &RunSpec) -> Result<Option<RunStore>, CheckpointError> {
         let points = spec.recovery_points.as_ref();
-        let open = |root: &str| Ok(RunStore::create(root, &spec.name)?.hurried(POINTS));
+        let open = |root: &str| Ok(RunStore::create(root, &spec.name)?.with_retry_limit(POINTS_RETRY_LIMIT));
         points.map(|points| open(&points.root(root))).transpose()
     }
 
@@ -62,9 +62,9 @@ impl RunStore {
         RunStore { root: self.root.shared(), ..self }
     }
 
-    /// The same store, which is asked again for no longer than `in_all`: for what can wait.
-    pub fn hurried(self, in_all: Duration) -> RunStore {
-        let patience = self.root.patience.clone().at_most(in_all);
+    /// The same store, which is asked again for no longer than `limit`: for what can wait.
+    pub fn with_retry_limit(self, limit: Duration) -> RunStore {
+        let patience = self.root.patience.clone().limited_to(limit);
         RunStore { root: self.root.with_patience(patience), ..self }
     }
 

@@ -10,7 +10,7 @@ const MOST_REPLACED: usize = 64;
 
 /// The segment that is being written.
 #[derive(Debug)]
-pub(crate) struct OpenSegment<T> {
+pub(crate) struct SegmentBuffer<T> {
     /// The version that was written, or tried, last.
     id: SegmentId,
     lines: Vec<T>,
@@ -22,9 +22,9 @@ pub(crate) struct OpenSegment<T> {
     replaced: Vec<String>,
 }
 
-impl<T> Default for OpenSegment<T> {
-    fn default() -> OpenSegment<T> {
-        OpenSegment {
+impl<T> Default for SegmentBuffer<T> {
+    fn default() -> SegmentBuffer<T> {
+        SegmentBuffer {
             id: SegmentId::default(),
             lines: Vec::new(),
             stored: 0,
@@ -34,7 +34,7 @@ impl<T> Default for OpenSegment<T> {
     }
 }
 
-impl<T> OpenSegment<T> {
+impl<T> SegmentBuffer<T> {
     pub(crate) fn push(&mut self, line: T) {
         self.lines.push(line);
     }
@@ -99,7 +99,7 @@ impl<T> OpenSegment<T> {
     }
 
     /// Deletes versions that newer ones have replaced.
-    pub(crate) async fn tidy(&mut self, store: &RunStore) {
+    pub(crate) async fn delete_replaced(&mut self, store: &RunStore) {
         store.remove_replaced(&mut self.replaced).await;
     }
 }
@@ -115,14 +115,14 @@ mod tests {
         RecoveryLine::Opened { at_unix_ms: 1, pid, resumed_from: polygram_domain::Step(0) }
     }
 
-    async fn write(segment: &mut OpenSegment<RecoveryLine>, store: &RunStore) -> Option<String> {
+    async fn write(segment: &mut SegmentBuffer<RecoveryLine>, store: &RunStore) -> Option<String> {
         segment.write(async |id, lines| store.append_recovery(1, id, lines).await).await.unwrap()
     }
 
     #[tokio::test]
     async fn every_version_holds_all_lines_and_one_object_stays() {
         let store = RunStore::create("memory://", &RunName::new("r").unwrap()).unwrap();
-        let mut segment = OpenSegment::default();
+        let mut segment = SegmentBuffer::default();
         for pid in 0..5 {
             segment.push(line(pid));
             assert!(write(&mut segment, &store).await.is_some());
@@ -131,7 +131,7 @@ mod tests {
             for _ in 0..2 {
                 let lines = store.read_recovery().await.unwrap().remove(0).lines;
                 assert_eq!(lines, (0..=pid).map(line).collect::<Vec<_>>());
-                segment.tidy(&store).await;
+                segment.delete_replaced(&store).await;
             }
             assert_eq!(store.list("events").await.unwrap().len(), 1);
         }
@@ -145,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn a_failed_write_loses_no_line_and_its_number_is_not_used_again() {
         let store = RunStore::create("memory://", &RunName::new("r").unwrap()).unwrap();
-        let mut segment = OpenSegment::default();
+        let mut segment = SegmentBuffer::default();
         segment.push(line(0));
         // It came to the store, and its answer was lost.
         let lost = segment.write(async |id, lines: &[RecoveryLine]| {
