@@ -267,6 +267,7 @@ fn logs_that_cannot_be_written_end_nothing() {
         let mut loud = Command::new("sh");
         let script = format!(r#"{{ "$0" "$@"; echo "$?" >status; }} {output}"#);
         loud.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+        loud.current_dir(cluster.folder());
         let mut running = Running::start(loud, cluster.folder()).unwrap();
         let status = cluster.folder().join("status");
         running.wait(LIMIT).unwrap();

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polygram_domain::Rank;
-use polygram_process::address::AddressError;
 use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
-use polygram_worker::{Listen, WorkerOptions, run};
+use polygram_worker::{Listen, WorkerError, WorkerOptions, run};
 
 /// Exit status of a failure.
 const FAILURE: u8 = 1;
@@ -38,7 +37,7 @@ fn main() -> ExitCode {
             if let Some(advice) = limits::advice_in(error.as_ref()) {
                 let _closed = writeln!(std::io::stderr(), "hint: {advice}");
             }
-            let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
+            let is_usage = matches!(error.downcast_ref(), Some(WorkerError::Address(_)));
             ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }
     }
