@@ -19,7 +19,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    limits::tell_instead_of_panics();
+    limits::name_limits_on_panic();
     keep_freed_memory();
     let args = Args::parse();
     let result = match (args.command, args.member) {
