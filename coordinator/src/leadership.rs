@@ -21,12 +21,12 @@ pub enum Claim {
     /// Only if no coordinator leads it.
     #[default]
     IfVacant,
-    /// Whoever leads it: that one is fenced, and its run ends.
+    /// Always: another coordinator that leads it is fenced, and its run ends.
     TakeOver,
 }
 
 /// The coordinator that leads the run of `store`, in words; nothing where nobody does. `address` is this coordinator's own.
-/// Where only time can tell, this takes as long as a leader may be silent.
+/// A leader that does not answer is watched for as long as it may be silent.
 pub(crate) async fn leader(store: &RunStore, address: &str) -> Result<Option<String>, CheckpointError> {
     match store.leadership().await? {
         Leadership::Vacant => Ok(None),
@@ -53,8 +53,8 @@ pub(crate) async fn leader(store: &RunStore, address: &str) -> Result<Option<Str
     }
 }
 
-/// Whether a leader's address is this coordinator's own, so that whoever listened there is gone. A loopback address tells
-/// nothing: every machine and container has the same.
+/// Whether a leader's address is this coordinator's own: the process that listened there has ended. A loopback address
+/// proves nothing: every machine and container has the same.
 fn is_own(leaders: &str, own: &str) -> bool {
     let is_loopback =
         |text: &str| text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
@@ -75,7 +75,7 @@ async fn answers(address: &str, run: &str) -> bool {
 }
 
 /// Renews `lease` until `closing`, then gives it up. A run that another coordinator has claimed ends. A lease that cannot be
-/// written is told, and does not disturb the run.
+/// written is logged, and does not disturb the run.
 pub(crate) async fn keep(
     store: RunStore,
     mut lease: Lease,

@@ -24,7 +24,7 @@ const FAILURE: u8 = 1;
 const CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    limits::tell_instead_of_panics();
+    limits::name_limits_on_panic();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended =

@@ -7,8 +7,7 @@ use clap::{CommandFactory, Parser};
 use polygram_domain::ShardIndex;
 use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
-use polygram_embedding_shard::member::{MemberOptions, run};
-use polygram_process::address::AddressError;
+use polygram_embedding_shard::member::{MemberError, MemberOptions, run};
 use polygram_process::limits;
 use polygram_proto::control::{Recall, Token};
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
@@ -19,7 +18,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    limits::tell_instead_of_panics();
+    limits::name_limits_on_panic();
     keep_freed_memory();
     match act(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -29,7 +28,7 @@ fn main() -> ExitCode {
             if let Some(advice) = limits::advice_in(error.as_ref()) {
                 let _closed = writeln!(std::io::stderr(), "hint: {advice}");
             }
-            let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
+            let is_usage = matches!(error.downcast_ref(), Some(MemberError::Address(_)));
             ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }
     }

@@ -47,7 +47,7 @@ impl Services {
         Ok(Services { token, query, metrics })
     }
 
-    /// The same, told as at `ip` where they listen on every address of this machine.
+    /// The same, reported as at `ip` where they listen on every address of this machine.
     pub(crate) fn reached_at(mut self, ip: IpAddr) -> Services {
         let services = [&mut self.query, &mut self.metrics].into_iter().flatten();
         services.filter(|(_, at)| at.ip().is_unspecified()).for_each(|(_, at)| at.set_ip(ip));

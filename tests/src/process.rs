@@ -67,7 +67,7 @@ impl Running {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{}-{number}", std::process::id());
         let (stdout, stderr) = (folder.join(format!("{number}.out")), folder.join(format!("{number}.err")));
-        // Tests stop programs by these, whatever the shell ignores that runs the tests in its background.
+        // Tests stop programs by these, also where a shell runs the tests in its background and so ignores SIGINT.
         let child = answer_signals(&mut command, &[SIGINT, SIGTERM])
             .env(MARK, &mark)
             .stdin(Stdio::null())

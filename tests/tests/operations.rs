@@ -112,7 +112,7 @@ fn a_run_that_is_led_elsewhere_is_refused_until_it_is_taken_over() {
     assert_eq!(cluster.digest().unwrap().step, 40);
 }
 
-/// Nobody can ask its machine: only its silence tells. No flag is needed then.
+/// Its machine cannot be asked: a leader is followed once its lease does not change. No flag is needed then.
 #[test]
 fn a_leader_elsewhere_that_falls_silent_is_followed() {
     let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&ENDLESS);
@@ -267,6 +267,7 @@ fn logs_that_cannot_be_written_end_nothing() {
         let mut loud = Command::new("sh");
         let script = format!(r#"{{ "$0" "$@"; echo "$?" >status; }} {output}"#);
         loud.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+        loud.current_dir(cluster.folder());
         let mut running = Running::start(loud, cluster.folder()).unwrap();
         let status = cluster.folder().join("status");
         running.wait(LIMIT).unwrap();
@@ -397,7 +398,7 @@ fn a_limit_is_named_by_every_program() {
     }
 }
 
-/// A folder that is removed under a process is a fact of life: what needs no relative path works on.
+/// What needs no relative path works in a folder that was removed.
 #[test]
 fn a_removed_working_directory_is_told_where_it_matters() {
     let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);

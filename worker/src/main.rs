@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polygram_domain::Rank;
-use polygram_process::address::AddressError;
 use polygram_process::limits;
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
-use polygram_worker::{Listen, WorkerOptions, run};
+use polygram_worker::{Listen, WorkerError, WorkerOptions, run};
 
 /// Exit status of a failure.
 const FAILURE: u8 = 1;
@@ -20,7 +19,7 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    limits::tell_instead_of_panics();
+    limits::name_limits_on_panic();
     keep_freed_memory();
     let args = Args::parse();
     // Only libtorch brings an OpenMP runtime.
@@ -44,7 +43,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let is_usage = error.chain().any(|cause| cause.is::<AddressError>());
+            let is_usage = matches!(error.downcast_ref(), Some(WorkerError::Address(_)));
             failure(&error, ExitCode::from(if is_usage { USAGE } else { FAILURE }))
         }
     }

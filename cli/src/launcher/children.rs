@@ -68,7 +68,7 @@ impl Children {
         command.envs(passive_waits::missing_variables().iter().copied());
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
         command.process_group(0);
-        // The launcher ends its children by SIGTERM, whatever it ignores itself.
+        // The launcher ends its children by SIGTERM, also where it ignores that signal itself.
         answer_signals(end_with_parent(&mut command), &[SIGTERM]);
         let child = Command::from(command).kill_on_drop(true).spawn().map_err(cannot)?;
         let pid = child.id().unwrap_or_default();

@@ -359,7 +359,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             }
             let started = self.launch.start_coordinator(address, self.printer).await;
             let announcement = started.map_err(|mut refused| {
-                // Whatever it says of itself, something was started before.
+                // Processes were started before: its status 2 (nothing was started) does not hold here.
                 refused.status = ExitStatus::Failed;
                 refused
             })?;

@@ -130,7 +130,7 @@ pub(crate) struct Launch<'a> {
     root: &'a Root,
     /// For the first coordinator of this launch.
     claim: Claim,
-    /// What is still to be told.
+    /// Warnings that are not printed yet.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -157,7 +157,7 @@ impl Programs {
         })
     }
 
-    /// How `program` is started now, and what is to be told of that.
+    /// How `program` is started now, and a warning where it was replaced.
     pub(crate) fn startable(&self, program: Program) -> Outcome<(PathBuf, Option<String>)> {
         let executable = match program {
             Program::Coordinator => &self.coordinator,

@@ -99,7 +99,7 @@ struct Keeper<'a> {
     signals: StopSignals,
     supervisor: Supervisor,
     last_death: Instant,
-    /// What is still to be told.
+    /// Warnings that are not printed yet.
     warnings: Vec<String>,
 }
 

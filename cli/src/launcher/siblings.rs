@@ -59,7 +59,7 @@ pub(crate) struct Executable {
     seen: Stamp,
 }
 
-/// What tells one state of a file from another.
+/// Identity, size and time of a file: two states of it differ in one of them.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp([i64; 5]);
 

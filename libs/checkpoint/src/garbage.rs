@@ -23,7 +23,7 @@ pub(crate) struct References {
 }
 
 impl References {
-    /// Spares the objects of `step`, and all that a manifest of these bytes names, whatever else it says.
+    /// Spares the objects of `step`, and all that a manifest of these bytes names, of any schema.
     fn spare(&mut self, step: Step, manifest: &[u8]) {
         self.unreadable.insert(step);
         let mut open: Vec<Value> = serde_json::from_slice(manifest).into_iter().collect();
@@ -100,7 +100,7 @@ impl RunStore {
                 references.spare(step, &self.get(&keys::manifest(step)).await?);
                 Ok(true)
             }
-            // Missing: somebody else has removed it. Damaged: told elsewhere.
+            // Missing: another process has removed it. Damaged: reported where manifests are verified.
             Ok(_) => Ok(false),
             Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),

@@ -103,7 +103,7 @@ impl Lease {
 pub enum Leadership {
     /// Nobody leads the run: it never was led, its leader has given it up, or has ended on this machine.
     Vacant,
-    /// There is a lease; whether its leader lives, only time tells.
+    /// There is a lease; its leader is alive if it renews it.
     Leased(Box<Lease>),
     /// A coordinator has claimed the run and left no lease: it ended within its first moments, or is an older build's.
     Claimed(CoordinatorRecord),
@@ -133,7 +133,7 @@ impl RunStore {
         self.put(keys::LEASE, sealed.into()).await
     }
 
-    /// Who leads the run, as far as one look tells.
+    /// Who leads the run, by one read of its objects.
     pub async fn leadership(&self) -> Result<Leadership, CheckpointError> {
         let record = self.latest_coordinator().await?;
         let lease = self.read_lease().await?;

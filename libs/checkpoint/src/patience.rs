@@ -163,7 +163,7 @@ fn is_full_kind(kind: io::ErrorKind) -> bool {
 }
 
 /// What stores say of a signature that was made too long ago, or by a clock that is wrong, and of credentials that have
-/// expired. Statuses do not tell: 400, 401 and 403 also stand for what no other signature mends.
+/// expired. The status is not enough: 400, 401 and 403 also stand for errors that no other signature mends.
 const STALE: [&str; 8] = [
     // Amazon S3 and its like
     "RequestTimeTooSkewed",

@@ -13,11 +13,15 @@ use crate::signals;
 /// The child gets SIGKILL when the thread that starts it ends, however that ends: start it from a thread that lives as
 /// long as its process. A parent that is gone before the child has asked for this ends the child, too.
 ///
-/// A parent that inherited SIGCHLD as ignored could not wait for it; that signal is answered from now on.
+/// A parent that inherited SIGCHLD as ignored could not wait for it; that signal is answered from now on. A parent whose
+/// working directory was removed gives the child `/`: some libraries (oneMKL) cannot be loaded in none.
 pub fn end_with_parent(command: &mut Command) -> &mut Command {
     if signals::is_ignored(SignalKind::child()).is_ok_and(|is_ignored| is_ignored) {
         // SAFETY: the system's own answer to this signal, which is to do nothing, takes the place of another that does nothing.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    }
+    if std::env::current_dir().is_err() {
+        command.current_dir("/");
     }
     let parent = rustix::process::getpid();
     // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) and allocates nothing, so it is

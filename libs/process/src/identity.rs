@@ -1,4 +1,4 @@
-//! Which process on which machine: enough to tell from the same machine whether it still runs.
+//! Which process on which machine: enough to see from the same machine whether it still runs.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -25,11 +25,11 @@ pub struct ProcessIdentity {
     pub pid_namespace: String,
     /// Its process id there.
     pub pid: u32,
-    /// When it started, clock ticks since the boot: tells it from a later process of the same id.
+    /// When it started, clock ticks since the boot: a later process of the same id has another.
     pub start_ticks: u64,
 }
 
-/// What can be told of a process from here.
+/// What this process can see of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     /// It runs on this machine.

@@ -46,7 +46,7 @@ pub fn advice_in(error: &(dyn Error + 'static)) -> Option<String> {
 
 /// From now on a panic over such an error, which libraries raise where a thread cannot be started, ends the process with one
 /// message that names the limit, and status 1. Call it first in `main`.
-pub fn tell_instead_of_panics() {
+pub fn name_limits_on_panic() {
     let others = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.payload_as_str().unwrap_or_default();
