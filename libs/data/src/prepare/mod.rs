@@ -3,10 +3,10 @@
 //! Where a tokenizer is given, one pass over the corpus: every document is encoded, closed with EOS and
 //! appended to the training or the held-out segment. Where one is to be trained, a pass goes before it, which
 //! keeps a uniform sample of the training documents; both passes must find the same text. Which documents are
-//! held out is a hash of their text ([`split`]): adding documents moves none.
+//! held out is a hash of their text (`split.rs`): adding documents moves none.
 //!
 //! Output: `train.bin`, `train.idx`, `held_out.bin`, `held_out.idx` (when a document is held out),
-//! `tokenizer.json`, and last, as the mark that all is whole, `meta.json`; installed as a set ([`output`]).
+//! `tokenizer.json`, and last, as the mark that all is whole, `meta.json`; installed as a set (`output.rs`).
 
 mod byte_level;
 mod corpus;
