@@ -115,6 +115,16 @@ fn held_out_losses_are_shown_by_every_session_and_every_question() {
     );
     assert_eq!(newest(&ask(&cluster, "status").unwrap()), newest(&status));
     assert_eq!(evaluations(&cluster).unwrap(), before);
+
+    // A purge of small old files does not leave a run without a state.
+    std::fs::remove_file(cluster.root().join("runs/tiny/status.json")).unwrap();
+    let bare = ask(&cluster, "status").unwrap();
+    assert_eq!(
+        (bare["state"].as_str(), bare["last_commit"].as_u64()),
+        (Some("completed"), Some(24)),
+        "{bare}"
+    );
+    assert!(bare["message"].as_str().unwrap().contains("its status was lost"), "{bare}");
 }
 
 /// An attempt that goes back shows no evaluation of a state that it has not reached again.
@@ -124,7 +134,7 @@ fn evaluations_of_steps_that_are_done_again_do_not_count_twice() {
     let marks = cluster.folder().join("marks");
     std::fs::create_dir(&marks).unwrap();
     let order = format!("0 11 computing kill {}", marks.display());
-    let run = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)]).unwrap();
+    let mut run = cluster.start_with(&[], &[(polygram_faults::VARIABLE, &order)]).unwrap();
     run.wait(std::time::Duration::from_secs(120)).unwrap().success().unwrap();
     let steps: Vec<u64> = evaluations(&cluster).unwrap().into_iter().map(|(step, ..)| step).collect();
     assert_eq!(steps, [5, 5, 10, 10, 15, 15, 20, 20, 24, 24]);
