@@ -73,7 +73,7 @@ async fn a_run_completes_and_is_found_complete() {
     assert_eq!(metrics.evaluations.len(), 1);
     let stored: RunStatus = store.read_status().await.unwrap().unwrap();
     assert_eq!(stored.state, RunState::Completed);
-    assert_eq!(stored.evaluations, [evaluation.clone()]);
+    assert_eq!(stored.evaluations, std::slice::from_ref(&evaluation));
     assert_eq!(store.committed_steps().await.unwrap(), [Step(4)]);
 
     // Again: nothing is left to do, and the coordinator says so and ends by itself.

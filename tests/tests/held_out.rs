@@ -115,6 +115,16 @@ fn held_out_losses_are_shown_by_every_session_and_every_question() {
     );
     assert_eq!(newest(&ask(&cluster, "status").unwrap()), newest(&status));
     assert_eq!(evaluations(&cluster).unwrap(), before);
+
+    // A purge of small old files does not leave a run without a state.
+    std::fs::remove_file(cluster.root().join("runs/tiny/status.json")).unwrap();
+    let bare = ask(&cluster, "status").unwrap();
+    assert_eq!(
+        (bare["state"].as_str(), bare["last_commit"].as_u64()),
+        (Some("completed"), Some(24)),
+        "{bare}"
+    );
+    assert!(bare["message"].as_str().unwrap().contains("its status was lost"), "{bare}");
 }
 
 /// An attempt that goes back shows no evaluation of a state that it has not reached again.
