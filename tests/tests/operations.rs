@@ -62,7 +62,9 @@ fn train(cluster: &Cluster, sets: &[&str], more: &[&str]) -> Result<Command> {
     let mut command = Command::new(program("polygram")?);
     command.current_dir(cluster.folder()).arg("train").arg(run_file).args(["--root", cluster.root_url()]);
     command.args(more);
-    sets.iter().for_each(|set| drop(command.args(["--set", set])));
+    for set in sets {
+        command.args(["--set", set]);
+    }
     Ok(command)
 }
 
