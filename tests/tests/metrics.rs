@@ -56,7 +56,7 @@ fn start(folder: &Path, placement: &str) -> Result<Run> {
     let placement = format!("model.placement={placement}");
     let sets = [
         "device.engine=drill",
-        &placement,
+        placement.as_str(),
         "topology.workers=2",
         "topology.expert_parallel=2",
         "topology.shards=1",
