@@ -110,7 +110,8 @@ fn what_is_left_out_is_named_and_what_was_named_must_be_usable() {
         .refused(&["linked/train.bin is a symbolic link"]);
 }
 
-/// Runs a preparation that cannot end, sends it a signal and gives its status; the output folder must be empty then.
+/// Runs a preparation that cannot end, sends it a signal and gives its status; the output folder must be
+/// empty then.
 fn stop(folder: &std::path::Path, input: &str, more: &[&str], signal: &str) -> Option<i32> {
     let output = folder.join("out");
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_polygram"))

@@ -315,7 +315,6 @@ fn refused(what: &str, error: DataError) -> Failure {
                     | ErrorKind::PermissionDenied
                     | ErrorKind::NotADirectory
                     | ErrorKind::IsADirectory
-                    | ErrorKind::FilesystemLoop
                     | ErrorKind::InvalidFilename
             ) =>
         {

@@ -10,8 +10,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `call`; an error or a panic of it becomes its message. What `call` was working on must not be used again
-/// after an error.
+/// Runs `call`; an error or a panic of it becomes its message. What `call` was working on must not be used
+/// again after an error.
 pub(crate) fn guarded<T, E: Display>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -1,8 +1,9 @@
 //! The identity of a segment: whether two `.bin/.idx` pairs hold the same data.
 //!
-//! A run keeps the identity of its data and compares it when it resumes, so that other data under the same path, or a
-//! different path, is noticed. The identity reads the whole index and a bounded sample of the tokens: it is cheap for
-//! segments of any size. It cannot notice a change of single tokens between the sampled pieces.
+//! A run keeps the identity of its data and compares it when it resumes, so that other data under the same
+//! path, or a different path, is noticed. The identity reads the whole index and a bounded sample of the
+//! tokens: it is cheap for segments of any size. It cannot notice a change of single tokens between the
+//! sampled pieces.
 
 use std::fmt;
 
@@ -21,8 +22,8 @@ pub struct DataIdentity {
     pub documents: u64,
     /// BLAKE3 of the whole `.idx`: 64 hexadecimal digits.
     pub index_hash: String,
-    /// BLAKE3 of the length of the `.bin` and of 256 pieces of 4 KiB, spread evenly from its first byte to its last;
-    /// of the whole `.bin` where it is not longer than that. 64 hexadecimal digits.
+    /// BLAKE3 of the length of the `.bin` and of 256 pieces of 4 KiB, spread evenly from its first byte to
+    /// its last; of the whole `.bin` where it is not longer than that. 64 hexadecimal digits.
     pub sample_hash: String,
 }
 

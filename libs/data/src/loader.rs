@@ -1,8 +1,9 @@
 //! The tokens of every cell of a run: a pure function of (seed, step, cell).
 //!
-//! Sample k of a source covers tokens k·T to k·T + T inclusive: T inputs and the T tokens after them, so neighbouring
-//! samples share one token and every token but the first is predicted once an epoch. Cell c of step s takes the samples
-//! number (s·G + c)·B to (s·G + c)·B + B − 1 of the run, counted over epochs, in the order of [`Sampler`].
+//! Sample k of a source covers tokens k·T to k·T + T inclusive: T inputs and the T tokens after them, so
+//! neighbouring samples share one token and every token but the first is predicted once an epoch. Cell c of
+//! step s takes the samples number (s·G + c)·B to (s·G + c)·B + B − 1 of the run, counted over epochs, in the
+//! order of [`Sampler`].
 
 use std::num::NonZeroU64;
 
@@ -16,8 +17,8 @@ use crate::segment::Segment;
 use crate::source::{TokenSource, Vocabulary};
 use crate::synthetic::{Part, Synthetic};
 
-/// Segments of up to so many tokens are checked against the vocabulary when opened (well under a second); larger ones
-/// only as they are read.
+/// Segments of up to so many tokens are checked against the vocabulary when opened (well under a second);
+/// larger ones only as they are read.
 const CHECKED_AT_OPEN: u64 = 1 << 28;
 
 /// Training and held-out data of a run.
@@ -37,8 +38,9 @@ impl Loader {
         Loader::open(&spec.data, spec.seed, &spec.training, Vocabulary::of(&spec.model))
     }
 
-    /// Opens `data` and checks that it has at least one sample, that held-out data has at least one cell, and that
-    /// segments of moderate size stay within the vocabulary. Relative paths are relative to the current directory.
+    /// Opens `data` and checks that it has at least one sample, that held-out data has at least one cell, and
+    /// that segments of moderate size stay within the vocabulary. Relative paths are relative to the current
+    /// directory.
     pub fn open(
         data: &DataSpec,
         seed: u64,
@@ -49,7 +51,8 @@ impl Loader {
             DataSpec::Segments { train, held_out } => {
                 let train = segment(train, vocab)?;
                 let held_out = held_out.as_deref().map(|path| segment(path, vocab)).transpose()?;
-                // Both are of one set: what the first had held out must not be trained on by way of the second.
+                // Both are of one set: what the first had held out must not be trained on by way of the
+                // second.
                 train.check_current()?;
                 (boxed(train), held_out.map(boxed))
             }

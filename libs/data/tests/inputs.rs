@@ -115,7 +115,8 @@ fn state_of_other_tools_is_not_obeyed() {
 fn long_documents_give_the_tokens_of_the_whole() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // Longer than several pieces, with all that parts pieces from wholes: empty lines, runs of spaces, long words.
+    // Longer than several pieces, with all that parts pieces from wholes: empty lines, runs of spaces, long
+    // words.
     let mut long = String::new();
     for i in 0..60_000usize {
         let part = ["fox ", "jumps\n\n", "  over", "\n \n", "the lazy", "dog's ", "日本。\n", "\t\t", " x"]
@@ -204,6 +205,7 @@ fn containers_of_every_kind_are_read() {
         (put(folder, "members.jsonl.gz", two_members), 40, 0),
         (put(folder, "lines.json", lines(&texts)), 40, 0),
         (put(folder, "whole.json", "{\n\"text\": 1\n}\n"), 1, 0),
+        (put(folder, "bom.txt", b"\xef\xbb\xbfsome notes"), 1, 0),
         (put(folder, "notes.txt.gz", gzip(b"some notes")), 1, 0),
         (table("dictionary.parquet", Arc::new(dictionary)), 40, 0),
         (
@@ -222,6 +224,12 @@ fn containers_of_every_kind_are_read() {
         assert_eq!(found, repaired, "{name}");
         assert_eq!(report.notes.iter().any(|note| note.contains("U+FFFD")), repaired > 0, "{name}");
     }
+    let bytes = |name: &str| {
+        let report = PrepareReport::read(&folder.join("out").join(name).join("meta.json")).unwrap().unwrap();
+        report.sources.values().map(|count| count.bytes).sum::<u64>()
+    };
+    assert_eq!(bytes("bom.txt"), 10, "the byte order mark is no text");
+    assert_eq!(bytes("bom.jsonl"), texts.iter().map(|text| text.len() as u64).sum::<u64>());
     let cut = gzip(lines(&texts).as_bytes());
     let cut = put(folder, "cut.jsonl.gz", &cut[..cut.len() - 9]);
     let error = prepare(&options(&cut, folder.join("cut"))).unwrap_err().to_string();
@@ -376,7 +384,8 @@ fn a_stop_leaves_nothing_behind() {
     assert!(PrepareReport::read(&output.join("meta.json")).unwrap().is_some());
 }
 
-/// Two writers: the second is refused while the first works. A reader never opens old and new files as one segment.
+/// Two writers: the second is refused while the first works. A reader never opens old and new files as one
+/// segment.
 #[test]
 fn output_is_replaced_as_a_set() {
     let folder = tempfile::tempdir().unwrap();

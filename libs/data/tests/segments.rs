@@ -217,3 +217,47 @@ fn writing_is_atomic_and_does_not_overwrite() {
     assert!(matches!(error, DataError::Exists { .. }), "{error}");
     assert_eq!(Segment::open(&path).unwrap().token_count(), 2);
 }
+
+/// A rename would put a file in the place of a link or a folder, even where replacing was asked for.
+#[test]
+fn what_is_no_regular_file_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x").to_str().unwrap().to_owned();
+    let target = folder.path().join("target");
+    fs::write(&target, "kept").unwrap();
+    std::os::unix::fs::symlink(&target, format!("{path}.bin")).unwrap();
+    let error = SegmentWriter::create(&path, Dtype::U16, Existing::Replace).unwrap_err();
+    assert!(error.to_string().contains("x.bin is a symbolic link"), "{error}");
+    fs::remove_file(format!("{path}.bin")).unwrap();
+    // A link that leads nowhere is there as well.
+    std::os::unix::fs::symlink("nowhere", format!("{path}.idx")).unwrap();
+    assert!(matches!(
+        SegmentWriter::create(&path, Dtype::U16, Existing::Refuse),
+        Err(DataError::NotAFile { .. })
+    ));
+    fs::remove_file(format!("{path}.idx")).unwrap();
+    fs::create_dir(format!("{path}.bin")).unwrap();
+    let error = SegmentWriter::create(&path, Dtype::U16, Existing::Replace).unwrap_err();
+    assert!(error.to_string().contains("x.bin is no regular file"), "{error}");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "kept");
+}
+
+/// Parts of a document make one sequence, and an open document is no segment.
+#[test]
+fn a_document_is_written_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x").to_str().unwrap().to_owned();
+    let mut writer = SegmentWriter::create(&path, Dtype::U16, Existing::Refuse).unwrap();
+    writer.push_part(&[1, 2]).unwrap();
+    writer.push_part(&[3]).unwrap();
+    writer.end_document().unwrap();
+    writer.push(&[4]).unwrap();
+    writer.finish().unwrap();
+    let segment = Segment::open(&path).unwrap();
+    assert_eq!((segment.documents(), segment.token_count()), (2, 4));
+    assert_eq!((segment.document_of(2), segment.document_of(3)), (0, 1));
+    let mut open = SegmentWriter::create(&path, Dtype::U16, Existing::Replace).unwrap();
+    open.push_part(&[1]).unwrap();
+    assert!(open.finish().is_err());
+    assert_eq!(Segment::open(&path).unwrap().token_count(), 4, "the older segment stays");
+}

@@ -58,8 +58,9 @@ pub(crate) struct Pass<'a> {
 pub(crate) type Visit<'v> = dyn FnMut(&mut dyn Text) -> Result<(), DataError> + 'v;
 
 impl Corpus {
-    /// Calls `visit` with every document, in order, until the byte limit, which cuts the last one. Documents of white
-    /// space only are passed over. Refuses files that change from their listing to the end of the pass.
+    /// Calls `visit` with every document, in order, until the byte limit, which cuts the last one. Documents
+    /// of white space only are passed over. Refuses files that change from their listing to the end of the
+    /// pass.
     pub(crate) fn read(&self, pass: &Pass<'_>, visit: &mut Visit<'_>) -> Result<PassReport, DataError> {
         let report = PassReport { left_out: self.inputs.left_out.clone(), ..PassReport::default() };
         let total_bytes = self.inputs.files.iter().map(|file| file.state.length()).sum();
@@ -156,8 +157,8 @@ impl Reading<'_> {
     ) -> Result<Option<&'static str>, DataError> {
         let place = || file.path.display().to_string();
         let failed = |error| reading_failed(file, compression, error);
-        // A file that was not named is looked through first: not being text must not show in the middle of a document.
-        // What fits into one chunk shows it at once.
+        // A file that was not named is looked through first: not being text must not show in the middle of a
+        // document. What fits into one chunk shows it at once.
         let long = compression != Compression::None || file.state.length() > CHUNK_BYTES as u64;
         if !file.named && long {
             let unseen = Cell::new(0);

@@ -1,7 +1,9 @@
-//! Documents to tokens: cut into pieces where that changes nothing, encoded on several threads, given back in order.
+//! Documents to tokens: cut into pieces where that changes nothing, encoded on several threads, given back in
+//! order.
 //!
-//! The caller's thread reads and writes; each worker thread keeps its memory of words for the whole corpus. What is on
-//! its way is bounded in bytes, so memory does not depend on the size of the corpus or of a document.
+//! The caller's thread reads and writes; each worker thread keeps its memory of words for the whole corpus.
+//! What is on its way is bounded in bytes, so memory does not depend on the size of the corpus or of a
+//! document.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -58,8 +60,8 @@ struct Done {
 /// Takes tokens, in the order of the documents.
 pub(crate) type Sink<'s> = dyn FnMut(Encoded) -> Result<(), DataError> + 's;
 
-/// Encodes what `feed` hands to the [`Feeder`] and gives it to `sink`, in order and the same for every number of
-/// threads.
+/// Encodes what `feed` hands to the [`Feeder`] and gives it to `sink`, in order and the same for every number
+/// of threads.
 pub(crate) fn encode<T>(
     tokenizer: &TextTokenizer,
     threads: NonZeroUsize,

@@ -161,8 +161,8 @@ pub(crate) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// All files of the inputs, in their order; those of a folder sorted by path. Links are followed. A file that is
-    /// reached twice inside folders is taken once.
+    /// All files of the inputs, in their order; those of a folder sorted by path. Links are followed. A file
+    /// that is reached twice inside folders is taken once.
     pub(crate) fn find(&self) -> Result<Inputs, DataError> {
         let mut walk = Walk {
             extensions: self

@@ -1,8 +1,8 @@
 //! The text of one JSON line, and nothing else of it.
 //!
-//! The other fields are skipped, not parsed: numbers such as NaN, any depth of nesting and broken strings in them do no
-//! harm. What is broken in the text itself (half a surrogate pair, bytes that are not UTF-8) becomes U+FFFD, and the
-//! caller is told.
+//! The other fields are skipped, not parsed: numbers such as NaN, any depth of nesting and broken strings in
+//! them do no harm. What is broken in the text itself (half a surrogate pair, bytes that are not UTF-8)
+//! becomes U+FFFD, and the caller is told.
 
 /// What a line holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub(crate) enum Line {
     Null,
 }
 
-/// The value of `key` in the JSON object that is `line`; of the last one where it stands more than once. The error is a
-/// clause about the line.
+/// The value of `key` in the JSON object that is `line`; of the last one where it stands more than once. The
+/// error is a clause about the line.
 pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
     let mut scan = Scan { line, at: 0 };
     scan.space();

@@ -40,7 +40,8 @@ pub struct PrepareReport {
     /// What was left out, by kind: an extension such as `.png`, or a reason such as `hidden`.
     #[serde(default)]
     pub left_out: BTreeMap<String, LeftOutCount>,
-    /// What the user may not expect: settings of a given tokenizer that were not obeyed, text that was repaired.
+    /// What the user may not expect: settings of a given tokenizer that were not obeyed, text that was
+    /// repaired.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -74,8 +75,8 @@ pub struct SourceCount {
     pub documents: u64,
     /// Bytes of text.
     pub bytes: u64,
-    /// Documents with something that is not Unicode (half a surrogate pair, bytes that are not UTF-8), replaced by
-    /// U+FFFD.
+    /// Documents with something that is not Unicode (half a surrogate pair, bytes that are not UTF-8),
+    /// replaced by U+FFFD.
     #[serde(default)]
     pub repaired_documents: u64,
 }
@@ -148,8 +149,8 @@ impl PartCount {
         PartCount { counts: vec![0; vocab as usize], tokens: 0, documents: 0 }
     }
 
-    /// Adds a document, or its last part. Tokens come from the tokenizer whose vocabulary this is; others would not be
-    /// counted.
+    /// Adds a document, or its last part. Tokens come from the tokenizer whose vocabulary this is; others
+    /// would not be counted.
     pub(crate) fn add(&mut self, document: &[u32]) {
         self.add_part(document);
         self.documents += 1;

@@ -1,12 +1,12 @@
 //! Text in, token files out.
 //!
-//! Where a tokenizer is given, one pass over the corpus: every document is encoded, closed with EOS and appended to the
-//! training or the held-out segment. Where one is to be trained, a pass goes before it, which keeps a uniform sample of
-//! the training documents; both passes must find the same text. Which documents are held out is a hash of their text
-//! ([`split`]): adding documents moves none.
+//! Where a tokenizer is given, one pass over the corpus: every document is encoded, closed with EOS and
+//! appended to the training or the held-out segment. Where one is to be trained, a pass goes before it, which
+//! keeps a uniform sample of the training documents; both passes must find the same text. Which documents are
+//! held out is a hash of their text ([`split`]): adding documents moves none.
 //!
-//! Output: `train.bin`, `train.idx`, `held_out.bin`, `held_out.idx` (when a document is held out), `tokenizer.json`, and
-//! last, as the mark that all is whole, `meta.json`; installed as a set ([`output`]).
+//! Output: `train.bin`, `train.idx`, `held_out.bin`, `held_out.idx` (when a document is held out),
+//! `tokenizer.json`, and last, as the mark that all is whole, `meta.json`; installed as a set ([`output`]).
 
 mod byte_level;
 mod corpus;
@@ -52,7 +52,8 @@ const MOST_THREADS: usize = 4096;
 /// What to prepare, from what, into what. [`PrepareOptions::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// Files and folders. A folder is walked in name order, hidden files and folders aside; links are followed.
+    /// Files and folders. A folder is walked in name order, hidden files and folders aside; links are
+    /// followed.
     pub inputs: Vec<PathBuf>,
     /// Folder of the output; made where needed.
     pub output: PathBuf,
@@ -60,7 +61,8 @@ pub struct PrepareOptions {
     pub tokenizer: TokenizerChoice,
     /// Field of a JSON line, or column of a parquet file, that holds the text.
     pub text_key: String,
-    /// Extensions of text files taken from folders, without the dot. Files named as inputs are taken whatever theirs.
+    /// Extensions of text files taken from folders, without the dot. Files named as inputs are taken whatever
+    /// theirs.
     pub extensions: Vec<String>,
     /// Stop reading after so many bytes of text.
     pub max_bytes: Option<u64>,
@@ -75,8 +77,8 @@ pub struct PrepareOptions {
 }
 
 impl PrepareOptions {
-    /// Defaults: train a tokenizer of 8192 tokens on up to 32 MiB of text; key "text"; 1 % held out; seed 0; all cores;
-    /// refuse to overwrite.
+    /// Defaults: train a tokenizer of 8192 tokens on up to 32 MiB of text; key "text"; 1 % held out; seed 0;
+    /// all cores; refuse to overwrite.
     pub fn new(inputs: Vec<PathBuf>, output: PathBuf) -> PrepareOptions {
         PrepareOptions {
             inputs,

@@ -33,7 +33,8 @@ pub trait Monitor: Sync {
     /// Takes notice of the progress.
     fn progress(&self, progress: &Progress);
 
-    /// Whether the work is to stop; it then ends with [`crate::DataError::Stopped`] and leaves nothing behind.
+    /// Whether the work is to stop; it then ends with [`crate::DataError::Stopped`] and leaves nothing
+    /// behind.
     fn stop_requested(&self) -> bool;
 }
 

@@ -1,10 +1,10 @@
 //! The output folder: one preparation at a time, and its files as a set.
 //!
-//! Everything is written into the hidden folder `.preparing` of the output and moved out of it when all is whole. A lock
-//! there keeps a second preparation out; what a dead one left is removed by the next. Files are installed in an order in
-//! which no reader takes old and new ones for a set: the old `meta.json` and indexes go first, the new indexes come after
-//! their `.bin`, and `meta.json` comes last. A reader of a segment looks at the index again after it has opened the
-//! `.bin` ([`crate::Segment::open`]).
+//! Everything is written into the hidden folder `.preparing` of the output and moved out of it when all is
+//! whole. A lock there keeps a second preparation out; what a dead one left is removed by the next. Files are
+//! installed in an order in which no reader takes old and new ones for a set: the old `meta.json` and indexes
+//! go first, the new indexes come after their `.bin`, and `meta.json` comes last. A reader of a segment looks
+//! at the index again after it has opened the `.bin` ([`crate::Segment::open`]).
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -145,7 +145,8 @@ pub(crate) fn check_outputs(output: &Path, existing: Existing) -> Result<(), Dat
     Ok(())
 }
 
-/// Locks the staging folder. Its holder removes the folder at the end, so the lock counts only if it is still there.
+/// Locks the staging folder. Its holder removes the folder at the end, so the lock counts only if it is still
+/// there.
 fn lock(output: &Path, folder: &Path) -> Result<File, DataError> {
     let path = folder.join(LOCK);
     for _ in 0..100 {

@@ -1,14 +1,15 @@
 //! Which documents are held out, and which teach the tokenizer.
 //!
-//! A document is held out when a hash of its text and the seed falls below the share. Nothing else counts: not its
-//! place, not the other documents. So a document that was held out once stays so when others are added, moved or
-//! removed, and copies of a document are never divided between training and evaluation.
+//! A document is held out when a hash of its text and the seed falls below the share. Nothing else counts:
+//! not its place, not the other documents. So a document that was held out once stays so when others are
+//! added, moved or removed, and copies of a document are never divided between training and evaluation.
 
 use polygram_domain::philox::{Purpose, Stream};
 
 use super::corpus::boundary_below;
 
-/// Bytes of a document's start that are hashed: all of most documents, and known before a long one is read to its end.
+/// Bytes of a document's start that are hashed: all of most documents, and known before a long one is read to
+/// its end.
 pub(crate) const PREFIX_BYTES: usize = 64 << 10;
 
 /// The key of the hash; another one would divide every corpus anew.
@@ -51,7 +52,8 @@ impl Split {
 
 /// A uniform sample of documents of at most so many bytes: those of the least hashes of their numbers.
 ///
-/// A document is kept when its hash is below a bound; whenever the kept ones outgrow the limit the bound is halved.
+/// A document is kept when its hash is below a bound; whenever the kept ones outgrow the limit the bound is
+/// halved.
 #[derive(Debug)]
 pub(crate) struct Sample {
     stream: Stream,
@@ -145,7 +147,8 @@ mod tests {
         assert_eq!(held, HELD_AT_A_TENTH);
     }
 
-    /// Of documents 0 to 39, seed 0, share 0.1; made by the Python package blake3 1.0 (`derive_key_context`), 2026-11-29.
+    /// Of documents 0 to 39, seed 0, share 0.1; made by the Python package blake3 1.0 (`derive_key_context`),
+    /// 2026-11-29.
     const HELD_AT_A_TENTH: [u64; 3] = [0, 11, 25];
 
     fn offer(sample: &mut Sample, text: String) {

@@ -31,8 +31,8 @@ pub(crate) fn read_parquet(
     let failed = |problem| DataError::Corpus { place: file.path.display().to_string(), problem };
     let broken = |error: String| failed(format!("not a readable parquet file: {error}"));
     let opened = File::open(&file.path).map_err(DataError::io("open", &file.path))?;
-    // The types that Arrow noted beside the parquet schema (dictionaries, large strings) are left aside: every text
-    // column is read as plain strings.
+    // The types that Arrow noted beside the parquet schema (dictionaries, large strings) are left aside:
+    // every text column is read as plain strings.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     // The library panics on some damaged files, where it trusts lengths that it read.
     let builder =
@@ -71,7 +71,8 @@ pub(crate) fn read_parquet(
     Ok(())
 }
 
-/// The texts of the batch's only column, and whether something in them was not UTF-8; `None` when it holds none.
+/// The texts of the batch's only column, and whether something in them was not UTF-8; `None` when it holds
+/// none.
 fn texts_of(batch: &RecordBatch) -> Option<Vec<Option<(String, bool)>>> {
     let column = batch.columns().first()?.as_any();
     if let Some(rows) = column.downcast_ref::<StringArray>() {

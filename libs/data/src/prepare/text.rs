@@ -11,8 +11,8 @@ const MOST_WHITE_SPACE: usize = 64 << 20;
 
 /// A document, chunk after chunk.
 pub(crate) trait Text {
-    /// The next part of the text; `None` at its end. No chunk is empty. The first one has at least 64 KiB where the
-    /// document is as long.
+    /// The next part of the text; `None` at its end. No chunk is empty. The first one has at least 64 KiB
+    /// where the document is as long.
     fn next_chunk(&mut self) -> Result<Option<String>, DataError>;
 
     /// Where it stands, for messages.
@@ -63,7 +63,7 @@ impl NotText {
     }
 }
 
-/// Reads UTF-8 text chunk by chunk. A byte order mark at its start is taken off.
+/// Reads UTF-8 text chunk by chunk.
 pub(crate) struct Utf8Chunks<R> {
     reader: R,
     /// Bytes that were read and not given away: the start of a character, or white space held back.
@@ -79,7 +79,8 @@ impl<R: Read> Utf8Chunks<R> {
         Utf8Chunks { reader, held: Vec::new(), offset: 0, started: false, ended: false }
     }
 
-    /// The next chunk; `None` at the end. The first one is more than white space unless all of the text is white space.
+    /// The next chunk; `None` at the end. The first one is more than white space unless all of the text is
+    /// white space.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<String>, TextError> {
         let mut wanted = CHUNK_BYTES;
         loop {
@@ -104,16 +105,11 @@ impl<R: Read> Utf8Chunks<R> {
                 wanted = self.held.len() + CHUNK_BYTES;
                 continue;
             }
-            let length = text.len();
-            let skipped =
-                if !self.started && text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-            let chunk = text[skipped..].to_owned();
-            self.held.drain(..length);
-            self.offset += length as u64;
+            let chunk = text.to_owned();
+            self.held.drain(..chunk.len());
+            self.offset += chunk.len() as u64;
             self.started = true;
-            if !chunk.is_empty() {
-                return Ok(Some(chunk));
-            }
+            return Ok(Some(chunk));
         }
     }
 
@@ -167,8 +163,6 @@ mod tests {
                 assert!(chunks.iter().all(|chunk| !chunk.is_empty() && chunk.len() <= CHUNK_BYTES));
             }
         }
-        assert_eq!(chunks("\u{feff}text \u{feff}".as_bytes(), 1).unwrap(), ["text \u{feff}"]);
-        assert_eq!(chunks("\u{feff}".as_bytes(), 1), Ok(vec![]));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The tokenizer: byte-level BPE trained here, or one that exists.
 //!
-//! A given `tokenizer.json` says how text becomes tokens, and only that is taken from it. What another tool stored there
-//! for its own calls is not obeyed: truncation and padding would cut or fill documents, dropout would make the tokens
-//! random, and the post-processor would add tokens that the data does not have. Special tokens that are spelled out in
-//! a document are text there; other added tokens are tokens, as the file says. Normalizers and pre-tokenizers are obeyed
-//! to the letter, on the whole document: the tokens are those of `tokenizers` in Python.
+//! A given `tokenizer.json` says how text becomes tokens, and only that is taken from it. What another tool
+//! stored there for its own calls is not obeyed: truncation and padding would cut or fill documents, dropout
+//! would make the tokens random, and the post-processor would add tokens that the data does not have. Special
+//! tokens that are spelled out in a document are text there; other added tokens are tokens, as the file says.
+//! Normalizers and pre-tokenizers are obeyed to the letter, on the whole document: the tokens are those of
+//! `tokenizers` in Python.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,8 +22,8 @@ use crate::error::DataError;
 use crate::guard::guarded;
 use crate::source::Vocabulary;
 
-/// Special tokens of a trained tokenizer, from id 0. Id 0 is left unused, since in the n-gram hash it cannot be told
-/// from "no context".
+/// Special tokens of a trained tokenizer, from id 0. Id 0 is left unused, since in the n-gram hash it cannot
+/// be told from "no context".
 pub(crate) const SPECIAL: [&str; 3] = ["<pad>", "<bos>", "<eos>"];
 /// Bytes, and the special tokens.
 const SMALLEST_VOCAB: u32 = 256 + SPECIAL.len() as u32;
@@ -213,7 +214,8 @@ impl TextTokenizer {
         &self.notes
     }
 
-    /// Bytes of text that are encoded at a time, at most: the `tokenizers` crate takes over 100 times as much memory.
+    /// Bytes of text that are encoded at a time, at most: the `tokenizers` crate takes over 100 times as much
+    /// memory.
     pub(crate) fn most_bytes(&self) -> u64 {
         if self.fast.is_some() { MOST_RECORD_BYTES } else { MOST_RECORD_BYTES / 8 }
     }
@@ -290,7 +292,8 @@ fn remove_state(json: &mut Value) -> Vec<String> {
     notes
 }
 
-/// Whether every word that the pre-tokenizer makes begins with a space, so that a document may be cut before any.
+/// Whether every word that the pre-tokenizer makes begins with a space, so that a document may be cut before
+/// any.
 fn words_begin_with_spaces(json: &Value) -> bool {
     let added = json["added_tokens"].as_array();
     let special = |token: &Value| token["special"].as_bool() == Some(true);

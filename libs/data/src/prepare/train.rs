@@ -13,8 +13,8 @@ use super::tokenizer::{SPECIAL, failed};
 use crate::error::DataError;
 use crate::guard::guarded;
 
-/// Longer words are divided for training: the crate's merges take quadratic time in the longest word, and no token of
-/// use is as long.
+/// Longer words are divided for training: the crate's merges take quadratic time in the longest word, and no
+/// token of use is as long.
 const MOST_WORD_BYTES: usize = 256;
 /// The sample is handed to the crate in parts of about this size, since it holds all words of a part at once.
 const PART_BYTES: usize = 1 << 20;
@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 const NAME: &str = "to be trained";
 
-/// Trains a tokenizer of `vocab_size` tokens on `sample`. When it is to stop, the thread that trains is left to the end
-/// of the process: the crate offers no way to end it.
+/// Trains a tokenizer of `vocab_size` tokens on `sample`. When it is to stop, the thread that trains is left
+/// to the end of the process: the crate offers no way to end it.
 pub(crate) fn train(
     vocab_size: u32,
     sample: Vec<String>,

@@ -28,8 +28,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Opens the pair at `path` (without extension, or with either) and checks the whole index and the size of the
-    /// `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
+    /// Opens the pair at `path` (without extension, or with either) and checks the whole index and the size
+    /// of the `.bin`. Values of tokens are checked when they are read, or by [`Segment::check_tokens`].
     pub fn open(path: &str) -> Result<Segment, DataError> {
         let (bin_path, idx_path) = pair_of(path);
         let idx = open(&idx_path)?;
@@ -45,8 +45,9 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index before the
-    /// new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after it.
+    /// Refuses a segment that was replaced since it was opened. A pair that is replaced loses its old index
+    /// before the new `.bin` comes: an index that is still there belongs to the `.bin` that was opened after
+    /// it.
     pub(crate) fn check_current(&self) -> Result<(), DataError> {
         let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let opened = self.idx.metadata().map_err(DataError::io("look at", &self.idx_path))?;

@@ -19,7 +19,8 @@ pub enum Existing {
     Replace,
 }
 
-/// A segment being written, one document (of one sequence) at a time. Dropped unfinished, it leaves nothing behind.
+/// A segment being written, one document (of one sequence) at a time. Dropped unfinished, it leaves nothing
+/// behind.
 #[derive(Debug)]
 pub struct SegmentWriter {
     bin: PartialFile,
@@ -90,7 +91,8 @@ impl SegmentWriter {
         self.tokens
     }
 
-    /// Writes the index, syncs both files and gives them their names, the index last. An open document is refused.
+    /// Writes the index, syncs both files and gives them their names, the index last. An open document is
+    /// refused.
     pub fn finish(mut self) -> Result<(), DataError> {
         if self.ended != self.tokens {
             return Err(DataError::IllegalOption {
@@ -178,8 +180,8 @@ impl Drop for PartialFile {
     }
 }
 
-/// Refuses a file that is there where it must not be, and in any case what is no regular file: a rename would put a file
-/// in the place of a link, a pipe or a device.
+/// Refuses a file that is there where it must not be, and in any case what is no regular file: a rename would
+/// put a file in the place of a link, a pipe or a device.
 fn refuse_existing(path: &Path, existing: Existing) -> Result<(), DataError> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.is_file() => {

@@ -1,7 +1,7 @@
 //! Added tokens in text: found first, each one token, the text between them left to the model.
 //!
-//! As `tokenizers` finds them (`added_vocabulary.rs`, `find_matches`) with `encode_special_tokens`: special tokens are
-//! text. Those whose spelling is not to be normalized are looked for first.
+//! As `tokenizers` finds them (`added_vocabulary.rs`, `find_matches`) with `encode_special_tokens`: special
+//! tokens are text. Those whose spelling is not to be normalized are looked for first.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -32,7 +32,8 @@ pub(crate) enum Section {
 }
 
 impl AddedTokens {
-    /// Of the `added_tokens` of a `tokenizer.json`; `None` when one of them is of a kind that only the library finds.
+    /// Of the `added_tokens` of a `tokenizer.json`; `None` when one of them is of a kind that only the
+    /// library finds.
     pub(crate) fn of(added: &Value) -> Option<AddedTokens> {
         let list = match added {
             Value::Null => &Vec::new(),

@@ -139,8 +139,8 @@ impl Merges {
         out.extend_from_slice(tokens);
     }
 
-    /// Tokens as a linked list over their first bytes. An entry of the heap is out of date when its place no longer has
-    /// the pair that it was made of, which then has another rank: no two pairs share one.
+    /// Tokens as a linked list over their first bytes. An entry of the heap is out of date when its place no
+    /// longer has the pair that it was made of, which then has another rank: no two pairs share one.
     fn merge_long(&self, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let Scratch { tokens, next, previous, heap, .. } = scratch;
         let count = tokens.len() as u32;

@@ -1,10 +1,10 @@
-//! Byte-level BPE to ids only, for the tokenizers that most models use: several times faster than the `tokenizers`
-//! crate, which builds offsets, strings and masks for every token.
+//! Byte-level BPE to ids only, for the tokenizers that most models use: several times faster than the
+//! `tokenizers` crate, which builds offsets, strings and masks for every token.
 //!
-//! Equal to the crate, token by token: what is not known to be equal is left to the crate, a tokenizer as a whole
-//! ([`ByteLevel::of`] gives `None`) or a single text ([`ByteLevel::takes`]). Tests compare both on random and on
-//! adversarial text. Crates that promise the same (`tokie`, `snaptokens`, `tokenizers` 1.0) had no stable release in
-//! November 2026.
+//! Equal to the crate, token by token: what is not known to be equal is left to the crate, a tokenizer as a
+//! whole ([`ByteLevel::of`] gives `None`) or a single text ([`ByteLevel::takes`]). Tests compare both on
+//! random and on adversarial text. Crates that promise the same (`tokie`, `snaptokens`, `tokenizers` 1.0) had
+//! no stable release in November 2026.
 
 mod added;
 mod classes;
@@ -148,7 +148,8 @@ pub(crate) struct Memory {
     scratch: Scratch,
 }
 
-/// How a `pre_tokenizer` divides text, and whether it puts a space in front; `None` when that is not known here.
+/// How a `pre_tokenizer` divides text, and whether it puts a space in front; `None` when that is not known
+/// here.
 fn words_of(pre_tokenizer: &Value) -> Option<(Words, bool)> {
     let classes = Classes::shared()?;
     let flag = |value: &Value, key: &str, default: bool| match &value[key] {

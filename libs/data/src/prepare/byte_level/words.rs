@@ -1,7 +1,7 @@
 //! Text into the words that byte-level BPE works on, as the regexes of well-known tokenizers divide it.
 //!
-//! Two families of regexes are written out by hand, since the regex library is what takes most of the time; all other
-//! regexes are run by the library. Each hand-written scanner is tested against the library.
+//! Two families of regexes are written out by hand, since the regex library is what takes most of the time;
+//! all other regexes are run by the library. Each hand-written scanner is tested against the library.
 
 use super::classes::{Classes, LETTER, NUMBER, SPACE};
 use tokenizers::utils::SysRegex;
@@ -60,12 +60,14 @@ impl Words {
         }
     }
 
-    /// Whether text may be cut between `before` and `after` without a change of any word, whatever stands around them.
+    /// Whether text may be cut between `before` and `after` without a change of any word, whatever stands
+    /// around them.
     ///
-    /// GPT-2: between anything and white space after it. No alternative has white space behind another character, and
-    /// the only one that looks ahead, `\s+(?!\S)`, ends before. Llama 3: between a letter or a number and white space
-    /// after it, for the same reason; and between the end of a line and what is not white space, since `\s*[\r\n]+`
-    /// goes before the alternative that looks ahead. Other regexes: nowhere is known.
+    /// GPT-2: between anything and white space after it. No alternative has white space behind another
+    /// character, and the only one that looks ahead, `\s+(?!\S)`, ends before. Llama 3: between a letter or a
+    /// number and white space after it, for the same reason; and between the end of a line and what is not
+    /// white space, since `\s*[\r\n]+` goes before the alternative that looks ahead. Other regexes: nowhere
+    /// is known.
     pub(crate) fn may_cut(&self, before: char, after: char) -> bool {
         match self {
             Words::Gpt2(classes) => classes.of(before) != SPACE && classes.of(after) == SPACE,
@@ -106,7 +108,8 @@ fn divide_dyn<'t>(regexes: &[SysRegex], text: &'t str, visit: &mut dyn FnMut(&'t
     divide(regexes, text, &mut |word| visit(word));
 }
 
-/// A text that is being divided. Every method gets the start of a word and returns its end, which is after it.
+/// A text that is being divided. Every method gets the start of a word and returns its end, which is after
+/// it.
 struct Scan<'t> {
     text: &'t str,
     classes: &'static Classes,
@@ -181,8 +184,8 @@ impl Scan<'_> {
         other.map_or(self.text.len(), |(length, _)| at + length)
     }
 
-    /// White space: all of it at the end of the text and all but its last character elsewhere (`\s+(?!\S)`), at least
-    /// one (`\s+`).
+    /// White space: all of it at the end of the text and all but its last character elsewhere (`\s+(?!\S)`),
+    /// at least one (`\s+`).
     fn space(&self, at: usize) -> usize {
         let end = self.run(at, SPACE);
         let space = &self.text[at..end];
