@@ -1,5 +1,5 @@
-//! What a run's data must be, checked before anything starts: files that are there and whole, tokens of the model's
-//! vocabulary, enough of them, and documents closed by the token that the model takes for it.
+//! What a run's data must be, checked before anything starts: files that are there and whole, tokens of the
+//! model's vocabulary, enough of them, and documents closed by the token that the model takes for it.
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,8 @@ fn check_files(key: &str, prefix: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not make them.
+/// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not
+/// make them.
 fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
     let path = Path::new(prefix).with_file_name("meta.json");
     let report: PrepareReport = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
@@ -127,7 +128,8 @@ fn check_amounts(loader: &Loader, spec: &RunSpec) -> Outcome<()> {
     Ok(())
 }
 
-/// The refusal of data that cannot be used. A token outside the vocabulary is told with the number that would do.
+/// The refusal of data that cannot be used. A token outside the vocabulary is told with the number that would
+/// do.
 fn refusal(error: DataError, spec: &RunSpec) -> Failure {
     let DataSpec::Segments { train, held_out } = &spec.data else {
         return Failure::usage("the run's data cannot be made").because(error);

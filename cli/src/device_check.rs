@@ -1,5 +1,5 @@
-//! Whether workers can compute on the device that the run file asks for, checked before anything starts. Only the worker
-//! links libtorch, so it is asked.
+//! Whether workers can compute on the device that the run file asks for, checked before anything starts. Only
+//! the worker links libtorch, so it is asked.
 
 use std::process::{Command, Stdio};
 

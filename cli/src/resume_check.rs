@@ -19,8 +19,8 @@ pub(crate) struct Changed {
     pub(crate) warning: Option<String>,
 }
 
-/// Compares the configuration with that of the run's newest checkpoint. Where there is none, or it cannot be read,
-/// nothing is known: the coordinator reads it again and says what is wrong.
+/// Compares the configuration with that of the run's newest checkpoint. Where there is none, or it cannot be
+/// read, nothing is known: the coordinator reads it again and says what is wrong.
 pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome<Changed> {
     let Some((manifest, before)) = newest(configuration, root).await else { return Ok(Changed::default()) };
     let step = manifest.step.0;

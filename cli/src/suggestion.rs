@@ -1,5 +1,5 @@
-//! Suggestions for mistyped commands and options. A suggestion is made only where few letters differ; commands of other
-//! tools are answered with what does it here.
+//! Suggestions for mistyped commands and options. A suggestion is made only where few letters differ;
+//! commands of other tools are answered with what does it here.
 
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 

@@ -1,4 +1,5 @@
-//! Whether a run may be continued with a configuration. What each key means is in [`polygram_domain::run_file`].
+//! Whether a run may be continued with a configuration. What each key means is in
+//! [`polygram_domain::run_file`].
 
 use polygram_domain::run_file::{Change, Refused};
 use polygram_domain::{ConfigError, RunFile};
@@ -19,7 +20,8 @@ pub enum Incompatible {
     Config(#[from] ConfigError),
 }
 
-/// The settings that changed since a checkpoint of `step` was made under `before`, if it may be continued under `after`.
+/// The settings that changed since a checkpoint of `step` was made under `before`, if it may be continued
+/// under `after`.
 pub fn check(before: &RunFile, after: &RunFile, step: u64) -> Result<Vec<Change>, Incompatible> {
     after.resumes(before)?.map_err(|refused| Incompatible::Changed { step, refused })
 }

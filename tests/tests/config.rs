@@ -1,5 +1,5 @@
-//! Settings and data that are wrong are found before anything starts and told once, with exit status 2; what a resumed
-//! run does otherwise than before is shown.
+//! Settings and data that are wrong are found before anything starts and told once, with exit status 2; what
+//! a resumed run does otherwise than before is shown.
 
 #![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
 

@@ -183,10 +183,10 @@ fn parse(idx: &File, path: &Path) -> Result<IndexLayout, DataError> {
     if length == 0 {
         return IndexLayout::parse(&[]).map_err(wrong);
     }
-    // SAFETY: the map is read-only, private to this process and gone when this function returns. Bytes may change under
-    // it if another process writes the file; every value is decoded as whatever integer it is and checked after
-    // decoding, never trusted for memory safety. Truncation in this moment would raise SIGBUS, as for every reader of
-    // mapped files; the next open names the file.
+    // SAFETY: the map is read-only, private to this process and gone when this function returns. Bytes may
+    // change under it if another process writes the file; every value is decoded as whatever integer it is
+    // and checked after decoding, never trusted for memory safety. Truncation in this moment would raise
+    // SIGBUS, as for every reader of mapped files; the next open names the file.
     let map = unsafe { Mmap::map(idx) }.map_err(DataError::io("map", path))?;
     IndexLayout::parse(&map).map_err(wrong)
 }

@@ -1,5 +1,5 @@
-//! The files of a segment as a run reads them: at any place, without a map, so that a file which is cut while it is read
-//! is an error with its name and no signal. A change under the run is noticed at the next read.
+//! The files of a segment as a run reads them: at any place, without a map, so that a file which is cut while
+//! it is read is an error with its name and no signal. A change under the run is noticed at the next read.
 
 use std::fs::File;
 use std::io;
@@ -86,8 +86,8 @@ fn hash_of(file: &File, length: u64, path: &Path) -> Result<String, DataError> {
     })
 }
 
-/// Hashes the length and a sample of what `read` reads; the pieces follow from the length alone. BLAKE3, 64 hexadecimal
-/// digits.
+/// Hashes the length and a sample of what `read` reads; the pieces follow from the length alone. BLAKE3, 64
+/// hexadecimal digits.
 pub(crate) fn sample_hash(
     length: u64,
     read: impl Fn(u64, &mut [u8]) -> io::Result<()>,

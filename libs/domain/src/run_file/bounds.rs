@@ -1,5 +1,5 @@
-//! The range of every numeric key of a run file. A number outside its range is refused where it is written, before it
-//! is converted to anything: see [`check`].
+//! The range of every numeric key of a run file. A number outside its range is refused where it is written,
+//! before it is converted to anything: see [`check`].
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! What a change of each key means for a run that is resumed.
 //!
-//! A checkpoint is the state of one model on one order of samples: what decides the shape of the state, the values of
-//! rows never written or the meaning of "samples consumed" stays as it was. All other keys may change, and a change is
-//! shown.
+//! A checkpoint is the state of one model on one order of samples: what decides the shape of the state, the
+//! values of rows never written or the meaning of "samples consumed" stays as it was. All other keys may
+//! change, and a change is shown.
 
 use std::collections::BTreeSet;
 
@@ -156,8 +156,8 @@ fn rule_of(key: &str) -> Option<OnResume> {
 }
 
 impl RunFile {
-    /// Whether a checkpoint made under `before` may be continued under this configuration: the changes that are applied,
-    /// or those that are refused.
+    /// Whether a checkpoint made under `before` may be continued under this configuration: the changes that
+    /// are applied, or those that are refused.
     pub fn resumes(&self, before: &RunFile) -> Result<Result<Vec<Change>, Refused>, ConfigError> {
         let samples =
             |file: &RunFile| u64::from(file.training.cells) * u64::from(file.training.micro_batch_size);

@@ -1,8 +1,8 @@
-//! Keys that contradict each other: a key that has no effect beside the others is refused rather than ignored, and no
-//! part of the schedule is longer than the run.
+//! Keys that contradict each other: a key that has no effect beside the others is refused rather than
+//! ignored, and no part of the schedule is longer than the run.
 //!
-//! A switch that is set to "off" by its own key (`training.clip.enabled = false`, a rate of 0) may leave the keys beneath
-//! it in the file.
+//! A switch that is set to "off" by its own key (`training.clip.enabled = false`, a rate of 0) may leave the
+//! keys beneath it in the file.
 
 use super::{
     ConfigError, EmbeddingSection, EvaluationSection, RecoveryPointsSection, RunFile, SpikesSection,

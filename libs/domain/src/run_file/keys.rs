@@ -1,5 +1,5 @@
-//! Every key of a run file, read off the types that serde reads it into. Tables about keys (bounds, changes on resume)
-//! are tested against this list, so that a new key cannot be forgotten in one of them.
+//! Every key of a run file, read off the types that serde reads it into. Tables about keys (bounds, changes
+//! on resume) are tested against this list, so that a new key cannot be forgotten in one of them.
 
 use std::cell::RefCell;
 

@@ -1,9 +1,10 @@
 //! A run file as written (TOML), and its resolution into a [`RunSpec`].
 //!
-//! [`read`] turns text and `--set a.b=c` assignments into a [`RunFile`]: unknown keys are errors with a suggestion, and
-//! numbers stay in the ranges of [`bounds`]. [`resolve`] checks the values against each other, with [`consistency`] for
-//! keys that would have no effect. The effective configuration (every key, defaults included) can be printed with the
-//! origin of each key and is what a run is frozen with. [`change`] says which keys may change when a run is resumed.
+//! [`read`] turns text and `--set a.b=c` assignments into a [`RunFile`]: unknown keys are errors with a
+//! suggestion, and numbers stay in the ranges of [`bounds`]. [`resolve`] checks the values against each
+//! other, with [`consistency`] for keys that would have no effect. The effective configuration (every key,
+//! defaults included) can be printed with the origin of each key and is what a run is frozen with. [`change`]
+//! says which keys may change when a run is resumed.
 
 mod bounds;
 mod change;

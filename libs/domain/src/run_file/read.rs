@@ -1,13 +1,13 @@
-//! Reading a run file and `--set` assignments. An error in the file names its line; an error in an assignment names that
-//! assignment alone.
+//! Reading a run file and `--set` assignments. An error in the file names its line; an error in an assignment
+//! names that assignment alone.
 
 use toml::de::{DeTable, DeValue};
 
 use super::{ConfigError, RunFile, bounds, seed};
 
 impl RunFile {
-    /// Reads a run file's text and applies `overrides` of the form `a.b=c`, in order. `origin` names the file in
-    /// errors.
+    /// Reads a run file's text and applies `overrides` of the form `a.b=c`, in order. `origin` names the file
+    /// in errors.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<RunFile, ConfigError> {
         let in_file = |message: &str| parse_error(origin, with_suggestion(message));
         let mut tree: toml::Table = toml::from_str(text).map_err(|e| in_file(&e.to_string()))?;
@@ -38,8 +38,8 @@ impl RunFile {
         file
     }
 
-    /// Where the key that `message` is about was written: its assignment, or its line of the file. The whole file where
-    /// the message names no key that somebody wrote.
+    /// Where the key that `message` is about was written: its assignment, or its line of the file. The whole
+    /// file where the message names no key that somebody wrote.
     pub fn place_of(message: &str, text: &str, origin: &str, overrides: &[String]) -> String {
         let is_of_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         let words = || message.split(|c| !is_of_key(c)).map(|word| word.trim_matches('.'));

@@ -1,5 +1,5 @@
-//! `run.seed`: any 64-bit number. TOML's integers end at 2^63 − 1; larger seeds are written as text, decimal or
-//! hexadecimal.
+//! `run.seed`: any 64-bit number. TOML's integers end at 2^63 − 1; larger seeds are written as text, decimal
+//! or hexadecimal.
 
 use std::fmt;
 
