@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use polygram_domain::Rank;
 use polygram_proto::control::Token;
-use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
+use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
 use polygram_worker::args::{Args, Command, MemberArgs};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::pool::PoolWorkerOptions;
@@ -15,6 +15,16 @@ use polygram_worker::{WorkerOptions, run};
 fn main() -> ExitCode {
     keep_freed_memory();
     let args = Args::parse();
+    // Only libtorch brings an OpenMP runtime.
+    if cfg!(feature = "torch")
+        && let Err(error) = passive_waits::restart_with_variables()
+    {
+        let message = format!(
+            "warning: cannot start again with passive waits ({error}): on a shared machine steps take longer; \
+             set OMP_WAIT_POLICY=PASSIVE in the worker's environment"
+        );
+        writeln!(std::io::stderr(), "{message}").ok();
+    }
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => logits(&files),
         (None, Some(member)) => take_part(member),

@@ -3,6 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
+use polygram_telemetry::passive_waits;
+
 use crate::args::LogitsArgs;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::siblings::Program;
@@ -25,6 +27,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         .arg(input)
         .arg("--output")
         .arg(&args.output)
+        .envs(passive_waits::missing_variables().iter().copied())
         .status()
         .map_err(|error| Failure::failed(format!("cannot start {}", worker.display())).because(error))?;
     match (status.code(), status.signal()) {

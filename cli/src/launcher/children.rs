@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use polygram_telemetry::passive_waits;
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
@@ -63,6 +64,8 @@ impl Children {
         let launcher = rustix::process::getpid();
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(log);
+        // A worker that has them need not start itself again.
+        command.envs(passive_waits::missing_variables().iter().copied());
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.
         command.process_group(0).kill_on_drop(true);
         // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) and allocates

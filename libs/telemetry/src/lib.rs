@@ -3,7 +3,8 @@
 //! Logs go to stderr, for people or as one JSON object a line; every line carries the run, the role and the rank of
 //! its process. The level comes as an argument; the environment is not read. Metrics ([`metrics`]) are asked for, never
 //! pushed: [`endpoint`] answers `GET /metrics`, and whoever owns a number says it then. [`sketch`] counts what is too
-//! much to keep, [`collisions`] judges a table by it. Beside that, a setting that members share: [`allocator`].
+//! much to keep, [`collisions`] judges a table by it. Beside that, settings that programs
+//! share: [`allocator`], [`passive_waits`].
 
 pub mod allocator;
 pub mod collisions;
@@ -12,6 +13,7 @@ mod format;
 pub mod logging;
 pub mod metrics;
 pub mod names;
+pub mod passive_waits;
 pub mod sketch;
 
 pub use allocator::keep_freed_memory;

@@ -1,8 +1,9 @@
 //! Division of work over the threads that libtorch computes with.
 //!
-//! libtorch's products run on the threads of its OpenMP runtime, which stay awake for a while between products. Threads of
-//! our own would have to fight them for the processors, so our loops run on the same ones: the runtime is part of the
-//! process, and its entry for parallel regions is looked up by name. Where there is none, one thread does all.
+//! libtorch's products run on the threads of its OpenMP runtime. Our loops run on the same ones, so that no second team
+//! competes with them for the cores: the runtime is part of the process, and its entry for parallel regions is looked up
+//! by name. Where there is none, one thread does all. How the threads wait is decided where the program starts
+//! (`polygram_telemetry::passive_waits`).
 
 use std::ffi::{c_uint, c_void};
 use std::ops::Range;
