@@ -16,6 +16,7 @@ mod join;
 mod link;
 mod meet;
 mod outbound;
+mod pause;
 mod ring;
 
 use std::io;
