@@ -70,7 +70,7 @@ fn by_hand(arguments: &[&str], own: &[(&str, &str)], wanted: &[(&str, &str)]) ->
     let (listener, address, token) = silence(folder.path())?;
     let mut command = command("polygram-worker", folder.path())?;
     let (first, rest) = arguments.split_first().context("how it is started")?;
-    command.args([first, address.as_str()]).args(rest).arg("--token-file").arg(&token);
+    command.args([*first, address.as_str()]).args(rest).arg("--token-file").arg(&token);
     command.envs(own.iter().copied());
     let mut running = Running::start(command, folder.path())?;
     let pid = running.pid();

@@ -1,9 +1,8 @@
 //! How the threads of an OpenMP runtime wait for their next piece of work.
 //!
 //! libtorch computes on the threads of such a runtime. By default they spin for milliseconds after every operation, which
-//! takes the core from whatever else runs there: with one competitor per core a training step takes four times as long
-//! instead of twice. Threads that sleep while they wait cost nothing measurable on an idle machine (docs/performance.md,
-//! "A busy machine").
+//! takes the core from whatever else runs there, their own process included. `benches/peers/busy.py` measures what that
+//! costs.
 //!
 //! GNU's runtime reads its variables in the constructor of its library, which runs before `main` and before anything that
 //! a program could do about them. So the variables are set by whoever starts the program, or the program starts itself
