@@ -1,7 +1,7 @@
 //! What changed since the checkpoint that a run goes on from: refused before anything starts, or shown.
 
 use polygram_checkpoint::{Manifest, RunStore};
-use polygram_domain::run_file::{Change, OnResume, Refused};
+use polygram_domain::run_file::{Change, Refused};
 use polygram_domain::{RunFile, RunSpec};
 
 use crate::exit::{Failure, Outcome};

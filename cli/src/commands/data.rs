@@ -99,7 +99,7 @@ async fn attend(options: PrepareOptions, printer: &mut Printer) -> Outcome<Prepa
     let monitor = Arc::clone(&follower);
     std::thread::Builder::new()
         .name("prepare".into())
-        .spawn(move || send.send(prepare_with(&options, &*monitor)))
+        .spawn(move || send.send(prepare_with(&options, &*monitor)).is_ok())
         .map_err(|error| Failure::failed("cannot start a thread").because(error))?;
     let mut display = Display::new(printer);
     let mut stopping = None;

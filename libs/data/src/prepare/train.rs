@@ -34,7 +34,7 @@ pub(crate) fn train(
     let (send, receive) = channel();
     std::thread::Builder::new()
         .name("tokenizer-training".into())
-        .spawn(move || send.send(guarded(|| train_on(vocab_size, &sample, &words))))
+        .spawn(move || send.send(guarded(|| train_on(vocab_size, &sample, &words))).is_ok())
         .map_err(|error| failed(NAME, format!("no thread can be started for training: {error}")))?;
     loop {
         match receive.recv_timeout(LOOK) {
