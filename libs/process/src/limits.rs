@@ -50,8 +50,8 @@ pub fn name_limits_on_panic() {
     let others = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let payload = panic.payload();
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or_default();
+        let owned = payload.downcast_ref::<String>().map(String::as_str);
+        let text = owned.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default();
         let Some(advice) = code_in(text).and_then(|code| advice(&io::Error::from_raw_os_error(code))) else {
             return others(panic);
         };
