@@ -140,8 +140,7 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
         let largest: Result<Vec<_>, _> = prefixes().map(largest).collect();
         // Negative tokens and those above 32 bits fit no vocabulary; the error says so.
         if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {
-            let noted =
-                prefixes().filter_map(report_beside).map(|(_, report, _)| report.vocab_size);
+            let noted = prefixes().filter_map(report_beside).map(|(_, report, _)| report.vocab_size);
             let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
             return Failure::usage("the data does not fit the model's vocabulary")
                 .because(error)

@@ -68,10 +68,10 @@ fn data_commands_check_their_files() {
 }
 
 /// A pipe that nobody reads any more.
-fn closed_pipe() -> std::process::Stdio {
-    let (reader, writer) = std::io::pipe().unwrap();
+fn closed_pipe() -> std::io::Result<std::process::Stdio> {
+    let (reader, writer) = std::io::pipe()?;
     drop(reader);
-    writer.into()
+    Ok(writer.into())
 }
 
 /// `polygram … | head` is no error, whatever of it is closed.
@@ -90,8 +90,16 @@ fn closed_pipes_are_no_errors() {
         for closed in ["stdout", "stderr", "both"] {
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_polygram"));
             command.args(*args).current_dir(common::repository());
-            command.stdout(if closed == "stderr" { std::process::Stdio::piped() } else { closed_pipe() });
-            command.stderr(if closed == "stdout" { std::process::Stdio::piped() } else { closed_pipe() });
+            command.stdout(if closed == "stderr" {
+                std::process::Stdio::piped()
+            } else {
+                closed_pipe().unwrap()
+            });
+            command.stderr(if closed == "stdout" {
+                std::process::Stdio::piped()
+            } else {
+                closed_pipe().unwrap()
+            });
             let output = command.output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(*code), "{args:?} with {closed} closed: {said}");

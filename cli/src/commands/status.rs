@@ -4,9 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
-use polygram_checkpoint::{
-    CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys,
-};
+use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys};
 use polygram_domain::{Generation, RunFile};
 use polygram_proto::control::{OperatorClient, Reason, RowsStatus, RunState, RunStatus};
 use serde::Serialize;
@@ -114,7 +112,10 @@ async fn of_checkpoint(run: &StoredRun, place: &RunPlace, leader: Option<&Lease>
         let who = leader.map_or("its coordinator does not answer".to_owned(), |lease| {
             format!("it is led by {}, which is not reachable from here", lease.leader())
         });
-        return Err(Failure::failed(format!("run {} has no status in {} yet, and {who}", place.name, place.root)));
+        return Err(Failure::failed(format!(
+            "run {} has no status in {} yet, and {who}",
+            place.name, place.root
+        )));
     };
     let config = run.store.read_config(&manifest.config).await.map_err(failed)?;
     let refused = |error: polygram_domain::ConfigError| Failure::failed(error.to_string());

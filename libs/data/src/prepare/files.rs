@@ -78,8 +78,10 @@ impl FileState {
     /// Of the file at `path` now.
     fn now(path: &Path) -> Result<FileState, DataError> {
         let metadata = fs::metadata(path).map_err(DataError::io("look at", path))?;
-        FileState::of(&metadata)
-            .map_err(|what| DataError::InputChanged { path: path.to_owned(), change: format!("it is {what} now") })
+        FileState::of(&metadata).map_err(|what| DataError::InputChanged {
+            path: path.to_owned(),
+            change: format!("it is {what} now"),
+        })
     }
 
     pub(crate) fn length(&self) -> u64 {
