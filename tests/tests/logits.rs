@@ -144,9 +144,9 @@ fn an_unusable_input_or_output_is_refused_before_the_work() {
 }
 
 /// The bytes of the logits in an output.
-fn values(bytes: &[u8]) -> Vec<u8> {
-    let file = SafeTensors::deserialize(bytes).unwrap();
-    file.tensor("logits").unwrap().data().to_vec()
+fn values(bytes: &[u8]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    Ok(file.tensor("logits")?.data().to_vec())
 }
 
 #[test]
