@@ -1,7 +1,5 @@
 //! Exit codes, help, and the refusals that need no cluster.
 
-#![allow(clippy::unwrap_used)] // a test program: an unwrap is a failed test
-
 mod common;
 
 use common::{polygram, polygram_in};
