@@ -83,7 +83,7 @@ fn a_worker_takes_what_is_planned() {
             "topology.workers=2",
             "topology.expert_parallel=2",
             "training.cells=4",
-            "training.micro_batch_size=4",
+            "training.micro_batch_size=16",
             "training.determinism=topology",
         ],
         &["model.placement=per_layer"],
