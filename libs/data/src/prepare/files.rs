@@ -103,15 +103,9 @@ pub(crate) struct InputFile {
 }
 
 impl InputFile {
-    /// The name under which it is counted: its extension.
+    /// The name under which it is counted: its extension as it is written.
     pub(crate) fn kind(&self) -> String {
-        match self.format {
-            Format::JsonLines(Compression::None) => "jsonl".into(),
-            Format::JsonLines(Compression::Gzip) => "jsonl.gz".into(),
-            Format::JsonLines(Compression::Zstd) => "jsonl.zst".into(),
-            Format::Parquet => "parquet".into(),
-            Format::Text(_) => extension_of(&self.path).unwrap_or_else(|| "no extension".into()),
-        }
+        extension_of(&self.path).unwrap_or_else(|| "no extension".into())
     }
 
     /// Refuses a file that is not as it was when the inputs were listed. A pipe has no state.
@@ -393,7 +387,7 @@ mod tests {
             ]
         );
         let kinds: Vec<String> = found.files.iter().map(InputFile::kind).collect();
-        assert_eq!(kinds, ["md", "rs", "txt", "jsonl.gz", "jsonl.zst", "parquet", "jsonl", "txt.gz", "json"]);
+        assert_eq!(kinds, ["md", "rs", "txt", "json.gz", "jsonl.zst", "parquet", "json", "txt.gz", "json"]);
         let left_out: Vec<(&str, u64)> =
             found.left_out.iter().map(|(kind, count)| (kind.as_str(), count.files)).collect();
         assert_eq!(
