@@ -43,7 +43,9 @@ fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failu
     let run = &configuration.spec.name;
     let back =
         |(change, _): &(Change, _)| Some(format!("--set '{}={}'", change.key, change.before.as_ref()?));
-    let back: Vec<String> = refused.changes.iter().filter_map(back).collect();
+    // What the data is follows from its files.
+    let settings = refused.changes.iter().filter(|(change, _)| change.key != "data.train_identity");
+    let back: Vec<String> = settings.filter_map(back).collect();
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))
         .hint(format!("{back}train under another name (--run NAME)"))

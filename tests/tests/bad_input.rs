@@ -188,7 +188,7 @@ fn a_run_that_is_being_trained_is_not_started_twice() {
     let mut first = cluster.start(&endless).unwrap();
     cluster.await_step(&mut first, 3).unwrap();
     let message = cluster.train(&endless).unwrap().refusal().unwrap();
-    assert!(message.contains("tiny") && message.contains("already"), "{message}");
+    assert!(message.contains("tiny is led by") && message.contains("--take-over"), "{message}");
     let reached = cluster.status().unwrap().step;
     cluster.await_step(&mut first, reached + 1).unwrap();
 }

@@ -20,10 +20,10 @@ fn cluster(engine: Engine) -> Result<Cluster> {
     segment::write(&prefix("train"), &documents)?;
     segment::write(&prefix("wiki"), &documents[..20])?;
     segment::write(&prefix("code"), &documents[7..10])?;
-    let sets =
-        ["wiki", "code"].map(|set| format!("data.held_out.{set}={:?}", prefix(set).display().to_string()));
+    let path = |name: &str| prefix(name).display().to_string();
+    let sets = format!("data.held_out={{ wiki = {:?}, code = {:?} }}", path("wiki"), path("code"));
     let train = prefix("train");
-    Ok(cluster.on_segments(&train)?.with(&RUN).with(&[&sets[0], &sets[1]]))
+    Ok(cluster.on_segments(&train)?.with(&RUN).with(&[&sets]))
 }
 
 /// `polygram <command> tiny … -o json`.

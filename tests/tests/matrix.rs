@@ -25,11 +25,10 @@ const SEED: u64 = 14;
 /// Runs at a time: each has up to seven processes, most of which wait.
 const LANES: usize = 3;
 /// Settings of every row: a few tiny steps, stopped in the middle of the schedule.
-const BASE: [&str; 5] = [
+const BASE: [&str; 4] = [
     "training.steps=5",
     "training.seq_len=16",
     "training.warmup_steps=1",
-    "training.decay_steps=2",
     "run.failure_detection_seconds=60",
 ];
 const STOP: &str = "training.stop_at_step=3";
@@ -84,7 +83,8 @@ fn factors() -> Vec<Factor> {
         every!("model.placement", Placement { Input, PerLayer, PerLayerNgram }),
         every!("ngram.normalizer", Normalizer { Mean, Sqrt }),
         every!("ngram.amplification", Amplification { None, SqrtD, LayerNorm }),
-        every!("training.schedule", ScheduleKind { Constant, Cosine, Wsd }),
+        every!("training.schedule", ScheduleKind { Constant, Cosine, Wsd })
+            .and("wsd", "training.decay_steps=2"),
         every!("training.compute", ComputeType { F32, Bf16 }),
         every!("training.determinism", Determinism { Elastic, Topology }),
         every!("training.on_nonfinite", OnNonfinite { Stop, Skip, RollBack }),
@@ -176,6 +176,7 @@ fn factors() -> Vec<Factor> {
         ),
         Factor::with("store", &[("folder", &[]), ("s3", &[])]),
         Factor::with("data", &[("synthetic", &[]), ("segments", &[])]),
+        Factor::of("data.allow_change", &["false", "true"]),
     ]
 }
 
@@ -187,11 +188,13 @@ fn device_kinds() -> Factor {
 }
 
 /// Two values that exclude each other: (key, value, key, value, key that the refusal names).
-const ILLEGAL: [(&str, &str, &str, &str, &str); 4] = [
+const ILLEGAL: [(&str, &str, &str, &str, &str); 6] = [
     ("embedding.bias", "global", "embedding.optimizer", "adagrad", "embedding.bias"),
     ("embedding.bias", "global", "embedding.optimizer", "rowwise_adagrad", "embedding.bias"),
     ("embedding.bias", "global", "embedding.optimizer", "sgd", "embedding.bias"),
     ("topology.workers", "1", "topology.expert_parallel", "2", "topology.expert_parallel"),
+    ("embedding.decay", "all", "embedding.weight_decay", "0.0", "embedding.decay"),
+    ("data.allow_change", "true", "data", "synthetic", "data.allow_change"),
 ];
 
 /// Further settings that are refused, alone or together, and a key that the message names.
@@ -355,8 +358,13 @@ fn every_word_and_switch_of_the_run_file_is_a_factor() {
 #[test]
 fn what_is_illegal_is_refused_by_plan_and_train() {
     let run_file = repository().join("configs/tiny.toml");
+    let factors = factors();
+    let settings = |key: &str, value: &str| {
+        let factor = factors.iter().find(|factor| factor.key == key).unwrap();
+        factor.values.iter().find(|(word, _)| word == value).unwrap().1.clone()
+    };
     let pairs = ILLEGAL.map(|(key, value, other, of_other, named)| {
-        (vec![format!("{key}={value}"), format!("{other}={of_other}")], named)
+        ([settings(key, value), settings(other, of_other)].concat(), named)
     });
     let others =
         REFUSED.map(|(sets, named)| (sets.iter().map(|set| (*set).to_owned()).collect::<Vec<_>>(), named));

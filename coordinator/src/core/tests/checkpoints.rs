@@ -151,7 +151,7 @@ fn restoring_says_what_is_read_every_five_seconds() {
     };
     assert_eq!(run.state.run_state(), RunState::Restoring);
     run.report(W0, heartbeat(1 << 30));
-    assert!(!run.message().contains("read"), "{}", run.message());
+    assert!(!run.message().contains("are read"), "{}", run.message());
     run.now.0 += 5_000;
     run.report(W1, heartbeat(1 << 29));
     assert!(run.message().ends_with("; 1.50 GiB of the checkpoint are read"), "{}", run.message());

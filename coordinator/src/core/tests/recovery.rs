@@ -178,7 +178,11 @@ fn progress_forgives_and_the_number_of_restarts_counts() {
     run.told(20);
     run.ended(W0);
     assert_eq!(run.state.run_state(), RunState::Failed);
-    assert!(run.message().contains("recovery.max_restarts = 10 restarts are used up"), "{}", run.message());
+    assert!(
+        run.message().contains("recovery.max_restarts = 10 is used up (10 restarts so far)"),
+        "{}",
+        run.message()
+    );
 }
 
 #[test]

@@ -282,10 +282,17 @@ mod tests {
 
     #[test]
     fn absurd_models_are_refused_with_the_sum() {
-        let over =
-            ["model.hidden_size=1000000000", "model.vocab_size=4000000000", "ngram.hash_vocab_size=128"];
+        let over = [
+            "model.hidden_size=1048576",
+            "model.n_routed_experts=16384",
+            "model.expert_ffn_hidden_size=1048576",
+        ];
         let message = model(&over).unwrap_err();
-        assert!(message.contains("9000002883000008864") && message.contains("model.vocab_size"), "{message}");
+        assert!(
+            message.contains("108086391056891904 of them are of experts")
+                && message.contains("model.n_routed_experts"),
+            "{message}"
+        );
         for sets in [
             &["model.num_layers=4294967295"][..],
             &["model.n_routed_experts=4000000000"],

@@ -172,16 +172,25 @@ fn what_does_not_fit_is_cured_by_the_fewest_changes() {
 #[test]
 fn too_many_tokens_are_refused_by_their_keys() {
     for (sets, key) in [
-        (&["training.seq_len=4294967295"][..], "training.seq_len = 4294967295"),
-        (&["training.micro_batch_size=4000000000"], "training.micro_batch_size = 4000000000"),
-        (&["training.seq_len=1000000000"], "row ids"),
-        (&["training.cells=2147483648", "training.seq_len=1000000"], "training.cells = 2147483648"),
-        (&["training.steps=9223372036854775807"], "training.steps = 9223372036854775807"),
+        (
+            &["training.seq_len=16777216", "training.micro_batch_size=65536"][..],
+            "training.seq_len = 16777216",
+        ),
+        (&["training.seq_len=16777216", "training.micro_batch_size=127"], "row ids"),
+        (
+            &["training.seq_len=1048576", "training.cells=65536", "training.steps=1000000000000"],
+            "training.steps = 1000000000000",
+        ),
         (&["ngram.hash_vocab_size=127"], "ngram.hash_vocab_size is 127"),
     ] {
         let message = refusal(sets);
         assert!(message.contains(key), "{sets:?}: {message}");
     }
+    // The ranges of the keys alone keep a step of a run file below the limit.
+    let mut spec = spec_of(TINY, &[]);
+    (spec.training.cells, spec.training.seq_len) = (1 << 31, 1_000_000);
+    let message = super::check_tokens(&spec).unwrap_err();
+    assert!(message.contains("training.cells = 2147483648"), "{message}");
 }
 
 #[test]

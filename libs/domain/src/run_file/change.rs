@@ -87,6 +87,7 @@ const KEYS: &[(&str, OnResume)] = &[
     ("device.engine", OnResume::Refused("the checkpoint was trained by another engine")),
     ("device.kind", Applied),
     ("device.threads", Applied),
+    ("device.memory_gib", Applied),
 ];
 
 /// A key whose value changed.
@@ -151,7 +152,11 @@ impl Change {
 }
 
 fn rule_of(key: &str) -> Option<OnResume> {
-    let is_of = |known: &str| if known.ends_with('.') { key.starts_with(known) } else { key == known };
+    // A key may hold a table, as data.held_out does.
+    let is_of = |known: &str| {
+        let rest = key.strip_prefix(known);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || known.ends_with('.'))
+    };
     KEYS.iter().find(|(known, _)| is_of(known)).map(|(_, rule)| *rule)
 }
 
@@ -236,6 +241,21 @@ mod tests {
             let text = tiny(&[set]).resumes(&tiny(&[])).unwrap().unwrap_err().to_string();
             assert!(text.contains(key), "{set}: {text}");
         }
+    }
+
+    #[test]
+    fn held_out_sets_may_change() {
+        let with = |sets: &[(&str, &str)]| {
+            let mut file = tiny(&[]);
+            let sets = sets.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned()));
+            file.data.held_out = Some(crate::HeldOutSets::named(sets).unwrap());
+            file
+        };
+        let two = with(&[("wiki", "w"), ("code", "c")]);
+        let applied = two.resumes(&with(&[("held_out", "w")])).unwrap().unwrap();
+        let keys: Vec<&str> = applied.iter().map(|change| change.key.as_str()).collect();
+        assert_eq!(keys, ["data.held_out", "data.held_out.code", "data.held_out.wiki"]);
+        assert_eq!(rule_of("data.held_outside"), None);
     }
 
     #[test]

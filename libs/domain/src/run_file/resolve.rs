@@ -53,7 +53,7 @@ impl RunFile {
                 engine: self.device.engine,
                 kind: self.device.kind,
                 threads: self.device.threads,
-                memory_bytes: self.device_memory_bytes()?,
+                memory_bytes: self.device_memory_bytes(),
             },
             failure_detection_seconds: self.run.failure_detection_seconds,
             stop_grace_seconds: self.run.stop_grace_seconds,
@@ -65,16 +65,10 @@ impl RunFile {
     }
 
     /// `device.memory_gib` in bytes; a CUDA device has 80 GiB unless told otherwise.
-    fn device_memory_bytes(&self) -> Result<Option<u64>, ConfigError> {
-        const MOST_GIB: f64 = (1u64 << 20) as f64;
+    fn device_memory_bytes(&self) -> Option<u64> {
         let usual = (self.device.kind == DeviceKind::Cuda).then_some(crate::plan::DEVICE_MEMORY_GIB);
-        let Some(gib) = self.device.memory_gib.or(usual) else { return Ok(None) };
-        if !(gib > 0.0 && gib <= MOST_GIB) {
-            return invalid(format!(
-                "device.memory_gib is {gib}; it must be a positive number, at most {MOST_GIB}"
-            ));
-        }
-        Ok(Some((gib * f64::from(1 << 30)) as u64))
+        let gib = self.device.memory_gib.or(usual)?;
+        Some((gib * f64::from(1 << 30)) as u64)
     }
 
     /// What was read is in its bounds; this holds for what a program made too.
