@@ -41,9 +41,11 @@ async fn newest(configuration: &Configuration, root: &Root) -> Option<(Manifest,
 
 fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failure {
     let run = &configuration.spec.name;
+    // Data is given back by its files, not by its identity.
+    let settings = refused.changes.iter().filter(|(change, _)| change.on_resume() != OnResume::Data);
     let back =
         |(change, _): &(Change, _)| Some(format!("--set '{}={}'", change.key, change.before.as_ref()?));
-    let back: Vec<String> = refused.changes.iter().filter_map(back).collect();
+    let back: Vec<String> = settings.filter_map(back).collect();
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))
         .hint(format!("{back}train under another name (--run NAME)"))
