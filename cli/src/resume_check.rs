@@ -1,7 +1,7 @@
 //! What changed since the checkpoint that a run goes on from: refused before anything starts, or shown.
 
 use polygram_checkpoint::{Manifest, RunStore};
-use polygram_domain::run_file::{Change, Refused};
+use polygram_domain::run_file::{Change, OnResume, Refused};
 use polygram_domain::{RunFile, RunSpec};
 
 use crate::exit::{Failure, Outcome};
@@ -41,10 +41,10 @@ async fn newest(configuration: &Configuration, root: &Root) -> Option<(Manifest,
 
 fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failure {
     let run = &configuration.spec.name;
+    // Data is given back by its files, not by its identity.
+    let settings = refused.changes.iter().filter(|(change, _)| change.on_resume() != OnResume::Data);
     let back =
         |(change, _): &(Change, _)| Some(format!("--set '{}={}'", change.key, change.before.as_ref()?));
-    // What the data is follows from its files.
-    let settings = refused.changes.iter().filter(|(change, _)| change.key != "data.train_identity");
     let back: Vec<String> = settings.filter_map(back).collect();
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))
