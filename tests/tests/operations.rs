@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use polygram_process::child::{SIGHUP, answer_signals};
 use polygram_tests::{Cluster, Engine, Running, program, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -185,7 +186,7 @@ fn programs_wait_for_their_children_whatever_their_caller_ignores() {
 fn children_of_measuring_programs_end_with_them() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
-        &["bench", "collective", "--warm-up", "4000000000", "--bytes", "64"][..],
+        &["bench", "collective", "--warm-up", "1000000", "--bytes", "16000000"][..],
         &["bench", "shard", "exchange"],
     ] {
         let mut command = Command::new(program("polygram").unwrap());
@@ -209,7 +210,10 @@ fn command_line(pid: u32) -> String {
 #[test]
 fn a_signal_that_nobody_ignores_stops_the_run() {
     let cluster = Cluster::tiny(Engine::Drill).unwrap().with(&RUN);
-    let mut running = cluster.start(&["training.steps=100000"]).unwrap();
+    let mut command = train(&cluster, &["training.steps=100000"], &[]).unwrap();
+    // Whoever runs the tests may ignore it.
+    answer_signals(&mut command, &[SIGHUP]);
+    let mut running = Running::start(command, cluster.folder()).unwrap();
     cluster.await_step(&mut running, 1).unwrap();
     running.signal(running.pid(), Signal::HUP).unwrap();
     let finished = running.wait(LIMIT).unwrap();
