@@ -147,15 +147,15 @@ fn a_full_disk_can_be_emptied() {
     let finished = on_a_small_disk(
         96,
         "set -- --set checkpoint.every_steps=10 --set checkpoint.keep=9 --set evaluation.every_steps=1000\n\
-         (train \"$@\" --set training.steps=60 --set training.stop_at_step=50) || exit 97\n\
+         (train \"$@\" --set training.steps=70 --set training.stop_at_step=60) || exit 97\n\
          rm=\"$polygram ckpt rm tiny --root root\"\n\
          $polygram ckpt pin tiny 20 --root root; fill\n\
-         $rm 50; echo newest $?; $rm 20; echo pinned $?; $rm 7; echo absent $?\n\
+         $rm 60; echo newest $?; $rm 20; echo pinned $?; $rm 7; echo absent $?\n\
          $rm 10; echo old $?; fill\n\
          $rm 20 --force; echo forced $?; fill\n\
          $polygram ckpt gc tiny --yes --root root; echo gc $?\n\
          $polygram ckpt ls tiny --root root -o json | tr -d ' \\n' | grep -o 'step\":[0-9]*' ; fill\n\
-         (train \"$@\" --set training.steps=60 --set checkpoint.keep=1); echo keep $?\n\
+         (train \"$@\" --set training.steps=70 --set checkpoint.keep=2); echo keep $?\n\
          $polygram ckpt verify tiny --root root; echo verify $?\n",
     );
     let said = finished.said();
@@ -169,6 +169,7 @@ fn a_full_disk_can_be_emptied() {
         "step\":30",
         "step\":40",
         "step\":50",
+        "step\":60",
         "keep 0",
         "verify 0",
     ] {
@@ -273,7 +274,7 @@ fn soak(steps: u64) -> Result<()> {
     let server = Moto::shared()?;
     let proxy = RudeProxy::far_away(server.address(), Duration::from_millis(30))?;
     let (steps_set, every) =
-        (format!("training.steps={steps}"), format!("checkpoint.every_steps={}", steps / 10));
+        (format!("training.steps={steps}"), format!("checkpoint.every_steps={}", (steps / 10).max(2_000)));
     let cluster = Cluster::tiny(Engine::Drill)?.on_s3(server)?.over(&proxy);
     let cluster = cluster.with(&[&steps_set, &every, "evaluation.every_steps=1000000"]);
     let began = Instant::now();
