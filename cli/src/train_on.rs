@@ -15,7 +15,7 @@ pub(crate) fn advice(spec: &RunSpec, done: u64) -> Vec<String> {
         };
     }
     let schedule = &training.schedule;
-    let more = training.steps.saturating_mul(2);
+    let more = training.steps.max(done).saturating_mul(2);
     let last = schedule.lr(training.steps.saturating_sub(1));
     if schedule.kind == ScheduleKind::Constant {
         return vec![format!(
@@ -84,6 +84,12 @@ mod tests {
                 assert_eq!(after.training.schedule.lr(step), last, "{lines:?}, step {step}");
             }
         }
+    }
+
+    #[test]
+    fn a_run_that_went_further_is_told_more_steps_than_it_has() {
+        let shorter = spec(&["training.steps=20".into()]);
+        assert!(advice(&shorter, 60).join("\n").contains("training.steps=120"));
     }
 
     #[test]

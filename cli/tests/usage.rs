@@ -57,6 +57,23 @@ fn logits_checks_its_files() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["logits", "--model", "absent", "--input", "in", "--output", "out"];
     polygram_in(folder.path(), &args).refused(&["absent", "config.json"]);
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("model")).unwrap();
+    for name in ["model/config.json", "model/model.safetensors", "in"] {
+        std::fs::write(at(name), "kept").unwrap();
+    }
+    std::os::unix::fs::symlink("model/model.safetensors", at("link")).unwrap();
+    for (output, what) in [
+        ("in", "the input"),
+        ("model/model.safetensors", "a file of the model"),
+        ("link", "a file of the model"),
+    ] {
+        let args = ["logits", "--model", "model", "--input", "in", "--output", output];
+        polygram_in(folder.path(), &args).refused(&[output, what]);
+    }
+    for name in ["model/config.json", "model/model.safetensors", "in"] {
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "kept");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_process::child::{SIGHUP, answer_signals};
+use polygram_process::child::answer_signals;
 use polygram_tests::{Cluster, Engine, Running, program, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;

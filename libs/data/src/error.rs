@@ -110,7 +110,7 @@ pub enum DataError {
         cells: u32,
     },
     /// Output that is there already.
-    #[error("{path} exists already; choose another output or ask for it to be replaced", path = path.display())]
+    #[error("{path} exists already; choose another output, or replace it (--replace)", path = path.display())]
     Exists {
         /// The file.
         path: PathBuf,

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-pub use libc::{SIGHUP, SIGINT, SIGTERM};
+pub use libc::{SIGINT, SIGTERM};
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::SignalKind;
 

@@ -20,23 +20,32 @@ impl Collisions {
         Collisions { rows, distinct_ngrams, ideal_rows, touched_rows }
     }
 
-    /// Share of the ideal hash's rows that this one did not reach. About 0 for a good hash, within the estimate's
-    /// error of 1 % and therefore also a little below; `None` before anything was seen.
-    pub fn excess_ratio(&self) -> Option<f64> {
-        (self.ideal_rows > 0.0).then(|| 1.0 - self.touched_rows as f64 / self.ideal_rows)
+    /// Whether both counts can be of one moment: no more rows are touched than there are n-grams, but for the estimate's
+    /// error of 1 %. They are reported apart, so that a run's first seconds may say otherwise.
+    fn is_of_one_moment(&self) -> bool {
+        self.touched_rows as f64 <= 1.05 * self.distinct_ngrams
     }
 
-    /// Distinct n-grams for each touched row, D/T, at least 1; `None` before a row was touched.
+    /// Share of the ideal hash's rows that this one did not reach. About 0 for a good hash, within the estimate's
+    /// error of 1 % and therefore also a little below; `None` before anything was seen, and while the counts do not fit.
+    pub fn excess_ratio(&self) -> Option<f64> {
+        let known = self.ideal_rows > 0.0 && self.is_of_one_moment();
+        known.then(|| 1.0 - self.touched_rows as f64 / self.ideal_rows)
+    }
+
+    /// Distinct n-grams for each touched row, D/T, at least 1; `None` before a row was touched, and while the counts do not
+    /// fit.
     pub fn ngrams_per_row(&self) -> Option<f64> {
-        (self.touched_rows > 0).then(|| (self.distinct_ngrams / self.touched_rows as f64).max(1.0))
+        (self.touched_rows > 0 && self.is_of_one_moment())
+            .then(|| (self.distinct_ngrams / self.touched_rows as f64).max(1.0))
     }
 
     /// Expected share of lookups whose row another n-gram uses too: 1 − (1 − 1/m′)^(D − 1). m′ is the number of rows
     /// (at most m) of which an ideal hash would have touched T, so that a hash that reaches only a part of its table is
     /// judged by this part. How often an n-gram occurs does not matter, as long as the hash does not depend on it.
-    /// `None` before a row was touched.
+    /// `None` before a row was touched, and while the counts do not fit.
     pub fn shared_lookups_ratio(&self) -> Option<f64> {
-        if self.touched_rows == 0 {
+        if self.touched_rows == 0 || !self.is_of_one_moment() {
             return None;
         }
         let others = (self.distinct_ngrams - 1.0).max(0.0);
@@ -98,6 +107,12 @@ mod tests {
         assert!((Collisions::of(10, 2.0, 2).shared_lookups_ratio().unwrap() - 0.1).abs() < 1e-12);
         assert_eq!(Collisions::of(10, 1.0, 1).shared_lookups_ratio(), Some(0.0));
         assert_eq!(Collisions::of(10, 0.99, 1).ngrams_per_row(), Some(1.0), "an estimate may be low");
+        // As seen in a run's first seconds: rows are reported before the n-grams that touched them.
+        let early = Collisions::of(100_003, 115.0, 4614);
+        assert_eq!(
+            (early.excess_ratio(), early.ngrams_per_row(), early.shared_lookups_ratio()),
+            (None, None, None)
+        );
         for nothing in [Collisions::of(10, 0.0, 0), Collisions::of(0, 0.0, 0)] {
             assert_eq!((nothing.ngrams_per_row(), nothing.shared_lookups_ratio()), (None, None));
         }

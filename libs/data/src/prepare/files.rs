@@ -158,7 +158,7 @@ pub(crate) struct Search<'a> {
 
 impl Search<'_> {
     /// All files of the inputs, in their order; those of a folder sorted by path. Links are followed. A file
-    /// that is reached twice inside folders is taken once.
+    /// that is reached twice is taken once.
     pub(crate) fn find(&self) -> Result<Inputs, DataError> {
         let mut walk = Walk {
             extensions: self
@@ -194,6 +194,12 @@ impl Search<'_> {
                 let format = walk
                     .format_of(input, &state)
                     .unwrap_or_else(|| Format::Text(compression_of(&lower_name(input)).1));
+                if let FileState::Regular { place, .. } = state
+                    && !walk.seen.insert(place)
+                {
+                    walk.leave_out("second names of a file", input);
+                    continue;
+                }
                 walk.found.files.push(InputFile { path: input.clone(), format, state, named: true });
             }
         }
@@ -204,7 +210,7 @@ impl Search<'_> {
 struct Walk<'a> {
     extensions: Vec<String>,
     text_key: &'a str,
-    /// Device and inode of every file taken from a folder.
+    /// Device and inode of every file that was taken.
     seen: HashSet<(u64, u64)>,
     /// Device and inode of the folders that are being walked.
     above: Vec<(u64, u64)>,
@@ -355,6 +361,21 @@ mod tests {
         let relative =
             |file: &InputFile| file.path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
         inputs.files.iter().map(relative).collect()
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for name in ["a.txt", "b.txt"] {
+            put(folder, name, name);
+        }
+        let (a, b) = (folder.join("a.txt"), folder.join("b.txt"));
+        for inputs in [vec![a.clone(), a.clone(), b.clone()], vec![a, folder.to_owned()]] {
+            let found = find(&inputs, &folder.join("out")).unwrap();
+            assert_eq!(names(&found, folder), ["a.txt", "b.txt"]);
+            assert_eq!(found.left_out["second names of a file"].files, 1);
+        }
     }
 
     #[test]

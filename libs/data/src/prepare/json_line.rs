@@ -62,9 +62,10 @@ pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
         return Err(format!("it goes on after its JSON object, at byte {}", scan.at + 1));
     }
     match found {
-        None => {
-            Err(format!("it has no {key:?}; name the field that holds the text, one of: {}", keys.join(", ")))
-        }
+        None => Err(format!(
+            "it has no {key:?}; name the field that holds the text (--text-key), one of: {}",
+            keys.join(", ")
+        )),
         Some(Value::Null) => Ok(Line::Null),
         Some(Value::String(raw)) => {
             let (text, repaired) = unescaped(raw);
@@ -301,7 +302,7 @@ mod tests {
             ("", "not a JSON object"),
             (
                 r#"{"body":"x","id":1}"#,
-                "it has no \"text\"; name the field that holds the text, one of: body, id",
+                "it has no \"text\"; name the field that holds the text (--text-key), one of: body, id",
             ),
             (r#"{"text":5}"#, "its \"text\" is not a string"),
             (r#"{"text":["a"]}"#, "its \"text\" is not a string"),

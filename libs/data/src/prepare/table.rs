@@ -40,7 +40,7 @@ pub(crate) fn read_parquet(
     let columns: Vec<&str> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
     let Some(index) = columns.iter().position(|&name| name == column) else {
         return Err(failed(format!(
-            "it has no column {column:?}; name the one that holds the text: {}",
+            "it has no column {column:?}; name the one that holds the text (--text-key): {}",
             columns.join(", ")
         )));
     };

@@ -70,7 +70,7 @@ impl TokenizerChoice {
                 if !(SMALLEST_VOCAB..=LARGEST_TRAINED).contains(vocab_size) =>
             {
                 Err(DataError::IllegalOption {
-                    option: "the vocabulary size",
+                    option: "the vocabulary size (--vocab-size)",
                     value: vocab_size.to_string(),
                     wanted: format!(
                         "{SMALLEST_VOCAB} (every byte and {} special tokens) to {LARGEST_TRAINED}",
@@ -151,14 +151,20 @@ impl TextTokenizer {
             None => first(&EOS_NAMES).ok_or_else(|| {
                 failed(
                     name,
-                    format!("it has none of {}; name the token that closes a document", EOS_NAMES.join(", ")),
+                    format!(
+                        "it has none of {}; name the token that closes a document (--eos)",
+                        EOS_NAMES.join(", ")
+                    ),
                 )
             })?,
         };
         let bos = first(&BOS_NAMES).unwrap_or(eos);
         let id = |token: &str| {
             tokenizer.token_to_id(token).ok_or_else(|| {
-                failed(name, format!("it has no token {token:?}; name the one that closes a document"))
+                failed(
+                    name,
+                    format!("it has no token {token:?}; name the one that closes a document (--eos)"),
+                )
             })
         };
         let (eos_id, bos_id) = (id(eos)?, id(bos)?);
