@@ -13,12 +13,16 @@ use super::Home;
 use super::inbound::{Arrival, Inbound, Want};
 use super::join::Joined;
 use super::outbound::{Outbound, payload_bytes, socket_frame_bytes};
-use super::pause::{Pause, Pauses};
 use super::ring::{RingIn, RingOut, Rings, ring_frame_bytes};
 use crate::abort::AbortTarget;
 use crate::link::{Broken, Cause, Incoming, Link, Notice, Outgoing, Round, abort_notice};
 use crate::sink::Discard;
 use crate::wire::{Content, Header, notice_frame};
+
+/// After the last byte a rank looks for more without rest for so long, as another core may be about to write it,
+const SPIN: Duration = Duration::from_micros(3);
+/// then lets others run between its looks, and after so long sleeps.
+const YIELD: Duration = Duration::from_micros(60);
 
 /// The connections of one rank, shared with its abort handles.
 struct Mesh {
@@ -74,7 +78,6 @@ pub struct TcpLink {
     /// The other end of [`Mesh::alarm`].
     alarm: UnixStream,
     patience: Duration,
-    pauses: Pauses,
 }
 
 impl TcpLink {
@@ -101,7 +104,7 @@ impl TcpLink {
         }
         let cut = vec![false; sockets.len()];
         let mesh = Arc::new(Mesh { rank: home.membership.rank, generation, sockets, alarm: bell });
-        Ok(TcpLink { home, mesh, peers, cut, alarm, patience, pauses: Pauses::default() })
+        Ok(TcpLink { home, mesh, peers, cut, alarm, patience })
     }
 
     /// How this rank joined.
@@ -251,19 +254,15 @@ impl TcpLink {
                 return Ok(());
             }
             self.check_idle(traffic)?;
-            let now = Instant::now();
-            let waited = now.saturating_duration_since(moved);
-            match self.pauses.next(waited, now) {
-                Pause::Spin => std::hint::spin_loop(),
-                Pause::Yield => {
-                    std::thread::yield_now();
-                    let back = Instant::now();
-                    self.pauses.yielded(back.saturating_duration_since(now), back);
-                }
-                Pause::Sleep if waited < self.patience => {
-                    readable = self.wait(traffic, self.patience - waited)?;
-                }
-                Pause::Sleep => return Err(Cause::Silent),
+            let waited = moved.elapsed();
+            if waited < SPIN {
+                std::hint::spin_loop();
+            } else if waited < YIELD {
+                std::thread::yield_now();
+            } else if waited < self.patience {
+                readable = self.wait(traffic, self.patience - waited)?;
+            } else {
+                return Err(Cause::Silent);
             }
         }
     }

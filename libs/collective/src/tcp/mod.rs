@@ -16,7 +16,6 @@ mod join;
 mod link;
 mod meet;
 mod outbound;
-mod pause;
 mod ring;
 
 use std::io;
