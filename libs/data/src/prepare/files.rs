@@ -57,6 +57,14 @@ pub(crate) enum FileState {
 }
 
 impl FileState {
+    /// Device and inode of a regular file.
+    fn place(&self) -> Option<(u64, u64)> {
+        match self {
+            FileState::Regular { place, .. } => Some(*place),
+            FileState::Stream => None,
+        }
+    }
+
     /// Of a file, links followed; the error says what it is otherwise, with an article.
     fn of(metadata: &Metadata) -> Result<FileState, &'static str> {
         let kind = metadata.file_type();
@@ -194,9 +202,15 @@ impl Search<'_> {
                 let format = walk
                     .format_of(input, &state)
                     .unwrap_or_else(|| Format::Text(compression_of(&lower_name(input)).1));
-                if let FileState::Regular { place, .. } = state
+                if let Some(place) = state.place()
                     && !walk.seen.insert(place)
                 {
+                    // It must be usable all the same.
+                    if let Some(taken) =
+                        walk.found.files.iter_mut().find(|file| file.state.place() == Some(place))
+                    {
+                        taken.named = true;
+                    }
                     walk.leave_out("second names of a file", input);
                     continue;
                 }
