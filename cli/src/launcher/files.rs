@@ -33,37 +33,46 @@ pub(crate) struct LaunchFiles {
 
 impl LaunchFiles {
     /// Makes a folder for a launch of `configuration` under `root`: beside the run where the root is a folder of this
-    /// machine, else where this user's programs keep their state.
+    /// machine that has room, else where this user's programs keep their state. (A launch may be what makes room.)
     pub(crate) fn create(root: &Root, configuration: &Configuration) -> Outcome<LaunchFiles> {
         let run = &configuration.spec.name;
-        let base = launch_folder(root, run)?;
-        remove_abandoned(&base);
-        let cannot = |error: io::Error| cannot_write(&base, error);
-        let folder = make_private_folder(&base).map_err(cannot)?;
-        let lock = File::create(folder.join(LOCK)).map_err(cannot)?;
-        // A file system without locks leaves abandoned folders behind, which is no reason to refuse.
-        let _is_locked = lock.try_lock();
         let token = Token::generate()
             .map_err(|error| Failure::failed("cannot make the run's token").because(error))?;
+        let mut base = launch_folder(root, run)?;
+        let mut made = LaunchFiles::create_in(&base, configuration, token.clone());
+        if made.as_ref().is_err_and(is_full) {
+            base = folder_of_state(run)?;
+            made = LaunchFiles::create_in(&base, configuration, token);
+        }
+        made.map_err(|error| cannot_write(&base, error))
+    }
+
+    fn create_in(base: &Path, configuration: &Configuration, token: Token) -> io::Result<LaunchFiles> {
+        remove_abandoned(base);
+        let folder = make_private_folder(base)?;
+        let lock = File::create(folder.join(LOCK))?;
+        // A file system without locks leaves abandoned folders behind, which is no reason to refuse.
+        let _is_locked = lock.try_lock();
         let configuration_toml = configuration.effective_toml.clone();
         let files = LaunchFiles { folder, configuration_toml, token, _lock: lock };
-        files.restore()?;
+        files.write()?;
         Ok(files)
     }
 
     /// Writes the files again that are gone or were changed. To be called before a process is started that reads them.
     pub(crate) fn restore(&self) -> Outcome<()> {
-        let write = || {
-            if !self.folder.is_dir() {
-                if let Some(base) = self.folder.parent() {
-                    std::fs::create_dir_all(base)?;
-                }
-                DirBuilder::new().mode(0o700).create(&self.folder)?;
+        self.write().map_err(|error| cannot_write(&self.folder, error))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        if !self.folder.is_dir() {
+            if let Some(base) = self.folder.parent() {
+                std::fs::create_dir_all(base)?;
             }
-            keep_private_file(&self.configuration(), &self.configuration_toml)?;
-            keep_private_file(&self.token_file(), &self.token.line())
-        };
-        write().map_err(|error| cannot_write(&self.folder, error))
+            DirBuilder::new().mode(0o700).create(&self.folder)?;
+        }
+        keep_private_file(&self.configuration(), &self.configuration_toml)?;
+        keep_private_file(&self.token_file(), &self.token.line())
     }
 
     /// The run's token.
@@ -150,9 +159,19 @@ fn launch_folder(root: &Root, run: &RunName) -> Outcome<PathBuf> {
     {
         return Ok(folder);
     }
+    folder_of_state(run)
+}
+
+/// The same, where this user's programs keep their state.
+fn folder_of_state(run: &RunName) -> Outcome<PathBuf> {
     let folder = state_folder()?.join("launch").join(run.as_str());
     make_base(&folder).map_err(|error| cannot_write(&folder, error))?;
     Ok(folder)
+}
+
+/// Whether a file could not be written for want of room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn make_base(folder: &Path) -> io::Result<()> {
