@@ -31,7 +31,8 @@ def write_corpus(folder, limit, lines, single):
     for path in sorted(folder.rglob("*")):
         if path.suffix in TEXT and path.is_file():
             try:
-                text = path.read_text(encoding="utf-8")
+                # A byte order mark at the start is no text: ours takes it off.
+                text = path.read_text(encoding="utf-8-sig")
             except (UnicodeDecodeError, OSError):
                 continue
             if text.strip() and "\0" not in text:
