@@ -203,11 +203,11 @@ fn line(progress: &Progress, seconds: f64, left: f64) -> String {
         Stage::Survey | Stage::Encode => {
             let done = progress.bytes as f64 / progress.total_bytes.max(1) as f64;
             format!(
-                "{name}: {} of {} ({}), {} documents, {} tokens, {} left",
+                "{name}: {} of {} ({}), {}, {} tokens, {} left",
                 bytes(progress.bytes),
                 bytes(progress.total_bytes),
                 percent(done),
-                grouped(progress.documents),
+                counted(progress.documents, "document"),
                 grouped(progress.tokens),
                 duration(left)
             )
