@@ -57,9 +57,9 @@ fn check_files(key: &str, prefix: &str) -> Outcome<()> {
 
 /// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not
 /// make them.
-fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
+pub(crate) fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
     let path = Path::new(prefix).with_file_name("meta.json");
-    let report: PrepareReport = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
+    let report = PrepareReport::read(&path).ok()??;
     let name = Path::new(prefix).file_name();
     let mut parts = std::iter::once(&report.train).chain(&report.held_out);
     let part = parts.find(|part| Path::new(&part.path).file_name() == name)?.clone();

@@ -91,10 +91,21 @@ fn start(folder: &Path, placement: &str) -> Result<Run> {
     Ok(Run { coordinator, members })
 }
 
+/// Stops the run; every process of it ends well.
+fn end(mut run: Run) -> Result<()> {
+    run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
+    ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
+    for (name, mut process) in run.members {
+        let ended = process.wait(LIMIT)?;
+        ensure!(ended.status.success(), "{name}: {}", ended.said());
+    }
+    Ok(())
+}
+
 #[test]
 fn every_process_of_a_run_tells_its_metrics() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut run = start(folder.path(), "input")?;
+    let run = start(folder.path(), "input")?;
     let whole = metrics_address(&run.coordinator)?;
     let mut pages = Vec::new();
     for (name, process) in &run.members {
@@ -142,20 +153,14 @@ fn every_process_of_a_run_tells_its_metrics() -> Result<()> {
         let live = value(&scrape(&whole)?, &["polygram_live_members{", "role=\"coordinator\""]);
         Ok((live == Some(3.0)).then_some(()))
     })?;
-    run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
-    ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
-    for (name, mut process) in run.members {
-        let ended = process.wait(LIMIT)?;
-        ensure!(ended.status.success(), "{name}: {}", ended.said());
-    }
-    Ok(())
+    end(run)
 }
 
 /// A model without n-gram tables: the pages have the steps, no rows, and every value is a number.
 #[test]
 fn a_run_without_tables_tells_its_metrics() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut run = start(folder.path(), "per_layer")?;
+    let run = start(folder.path(), "per_layer")?;
     for (name, process) in &run.members {
         let address = metrics_address(process)?;
         let page = wait_until("twenty steps", LIMIT, || {
@@ -173,11 +178,5 @@ fn a_run_without_tables_tells_its_metrics() -> Result<()> {
             }
         }
     }
-    run.coordinator.signal(run.coordinator.pid(), Signal::TERM)?;
-    ensure!(run.coordinator.wait(LIMIT)?.status.success(), "{}", run.coordinator.stderr()?);
-    for (name, mut process) in run.members {
-        let ended = process.wait(LIMIT)?;
-        ensure!(ended.status.success(), "{name}: {}", ended.said());
-    }
-    Ok(())
+    end(run)
 }

@@ -204,10 +204,8 @@ fn held_out(configuration: &Configuration, evaluations: &[Evaluation]) -> BTreeM
 /// The entropy of a held-out set in the `meta.json` beside its files, if `data prepare` has made them.
 fn unigram_entropy(configuration: &Configuration, set: &str) -> Option<f64> {
     let DataSpec::Segments { held_out, .. } = &configuration.spec.data else { return None };
-    let path = Path::new(held_out.iter().find(|(name, _)| *name == set)?.1);
-    let text = std::fs::read_to_string(path.with_file_name("meta.json")).ok()?;
-    let report: polygram_data::PrepareReport = serde_json::from_str(&text).ok()?;
-    let part = report.held_out.filter(|part| Path::new(&part.path).file_name() == path.file_name())?;
+    let (_, prefix) = held_out.iter().find(|(name, _)| *name == set)?;
+    let (_, _, part) = data_check::report_beside(prefix)?;
     Some(part.unigram_entropy_nats)
 }
 

@@ -80,6 +80,7 @@ fn ideal_rows(rows: f64, distinct: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sketch::tests::hash;
 
     #[test]
     fn the_ideal_hash_follows_the_formula() {
@@ -116,14 +117,6 @@ mod tests {
         for nothing in [Collisions::of(10, 0.0, 0), Collisions::of(0, 0.0, 0)] {
             assert_eq!((nothing.ngrams_per_row(), nothing.shared_lookups_ratio()), (None, None));
         }
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    fn hash(number: u64) -> u64 {
-        let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
     }
 
     /// Shares counted exactly, by keeping the n-grams of every row: lookups of n-gram i are about 1000/√i, and of the
