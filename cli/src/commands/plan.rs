@@ -203,12 +203,16 @@ fn worker_rows(document: &PlanDocument<'_>) -> Vec<[String; 3]> {
     };
     let mut rows = vec![["each worker".to_owned(), size(*worker_host_bytes, *worker_device_bytes), limit]];
     for part in worker {
+        if part.part == WorkerPart::Exchange && part.host_bytes == 0 {
+            continue; // no expert parallelism
+        }
         let (name, what) = match part.part {
             WorkerPart::Weights => ("weights", "f32, and a copy for training.compute = \"bf16\""),
             WorkerPart::Gradients => ("gradients", "f32 sums over micro-batches"),
             WorkerPart::Optimizer => ("optimizer", "Adam's moments, divided over the workers"),
             WorkerPart::Staging => ("staging", "for checkpoints, divided over the workers"),
             WorkerPart::Activations => ("activations", "of one micro-batch"),
+            WorkerPart::Exchange => ("exchange", "of tokens between the ranks of an expert group"),
             WorkerPart::Rows => ("rows", "of n-gram tables in flight, at most"),
         };
         rows.push([format!("  {name}"), size(part.host_bytes, part.device_bytes), what.to_owned()]);

@@ -51,6 +51,15 @@ pub(super) fn activation_bytes(spec: &RunSpec, operands: Operands) -> u128 {
     sizes.embedding() + layers.max(end) + sizes.weight_product(spec)
 }
 
+/// Bytes in host memory of an exchange with the ranks that hold the other experts: the rows that leave and those that come.
+///
+/// Both are there at once: the answers come while the next part of a layer is computed (`libs/model/src/experts.rs`).
+/// Rows for a rank's own experts are not copied.
+pub(super) fn exchange_bytes(spec: &RunSpec, operands: Operands) -> u128 {
+    let ranks = u128::from(spec.topology.expert_parallel).max(1);
+    2 * Dimensions::of(spec, operands).expert_rows() * (ranks - 1) / ranks
+}
+
 impl Dimensions<'_> {
     fn of(spec: &RunSpec, operands: Operands) -> Dimensions<'_> {
         let model = &spec.model;

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use super::activations::activation_bytes;
+use super::activations::{activation_bytes, exchange_bytes};
 use super::parameters::{ParameterCounts, count_parameters};
 use crate::processor::has_matrix_units;
 use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, RunSpec};
@@ -54,6 +54,8 @@ pub enum WorkerPart {
     Staging,
     /// Activations of one micro-batch, at the peak of backward.
     Activations,
+    /// Rows on their way to the ranks that hold the other experts, and back; always in host memory.
+    Exchange,
     /// Rows of n-gram tables of the micro-batches in flight, if all their n-grams differ.
     Rows,
 }
@@ -84,6 +86,8 @@ pub struct MemoryPlan {
     pub worker_snapshot_bytes: u64,
     /// Activations of one worker.
     pub worker_activations_bytes: u64,
+    /// Rows of tokens on their way between the ranks of an expert group.
+    pub worker_exchange_bytes: u64,
     /// Rows in flight of one worker, at most.
     pub worker_rows_bytes: u64,
     /// All parts of one worker.
@@ -131,6 +135,7 @@ pub fn memory_plan(spec: &RunSpec, operands: Operands) -> MemoryPlan {
         worker_optimizer_bytes: of(WorkerPart::Optimizer),
         worker_snapshot_bytes: of(WorkerPart::Staging),
         worker_activations_bytes: of(WorkerPart::Activations),
+        worker_exchange_bytes: of(WorkerPart::Exchange),
         worker_rows_bytes: of(WorkerPart::Rows),
         worker_bytes: worker_host_bytes.saturating_add(worker_device_bytes),
         worker_host_bytes,
@@ -165,7 +170,10 @@ fn worker_parts(spec: &RunSpec, counts: &ParameterCounts, operands: Operands) ->
     };
     let (host_weights, device_weights) =
         if on_device { (4 * held, (4 + copies) * held) } else { ((4 + copies) * held, 0) };
-    let activations = if is_torch { activation_bytes(spec, operands) } else { 0 };
+    let (activations, exchange) = match is_torch {
+        true => (activation_bytes(spec, operands), exchange_bytes(spec, operands)),
+        false => (0, 0),
+    };
     let rows = row_bytes(spec);
     let part = |part, host: u128, device: u128| {
         let fits = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -181,6 +189,7 @@ fn worker_parts(spec: &RunSpec, counts: &ParameterCounts, operands: Operands) ->
             true => part(WorkerPart::Activations, 0, activations),
             false => part(WorkerPart::Activations, activations, 0),
         },
+        part(WorkerPart::Exchange, exchange, 0),
         match on_device {
             true => part(WorkerPart::Rows, rows.in_flight, rows.of_one_cell),
             false => part(WorkerPart::Rows, rows.in_flight + rows.of_one_cell, 0),

@@ -124,6 +124,25 @@ fn activations_follow_recomputation_compute_and_micro_batches() {
     assert_eq!(activations(&["device.engine=drill"], Operands::Single), 0);
 }
 
+/// Rows of each token's choices leave and come back, those for a rank's own experts aside.
+#[test]
+fn the_expert_exchange_is_planned_in_host_memory() {
+    let exchange = |sets: &[&str]| {
+        let all = [&["topology.workers=4", "training.cells=4"][..], sets].concat();
+        let spec = spec_of(TINY, &all);
+        let positions = u64::from(spec.training.seq_len * spec.training.micro_batch_size);
+        let choices = u64::from(spec.training.balance.target_top_k);
+        let row = u64::from(spec.model.hidden_size) * 4 + 4;
+        (memory_plan(&spec, Operands::Single).worker_exchange_bytes, positions * choices * row)
+    };
+    assert_eq!(exchange(&[]).0, 0, "a rank that holds all experts sends nothing");
+    let (bytes, rows) = exchange(&["topology.expert_parallel=2"]);
+    assert_eq!(bytes, 2 * rows / 2);
+    let (bytes, rows) = exchange(&["topology.expert_parallel=4"]);
+    assert_eq!(bytes, 2 * rows * 3 / 4);
+    assert_eq!(exchange(&["topology.expert_parallel=4", "device.engine=drill"]).0, 0);
+}
+
 #[test]
 fn a_model_without_tables_has_no_rows_to_plan() {
     let plan = plan(&spec_of(TINY, &["model.placement=per_layer"]));
