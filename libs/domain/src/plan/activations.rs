@@ -43,12 +43,12 @@ pub(super) fn activation_bytes(spec: &RunSpec, operands: Operands) -> u128 {
     let (kept, work) = (sizes.kept(), sizes.backward());
     // The input of each layer; with recomputation also the rows that came to its experts.
     let per_layer = sizes.positions * F32 * sizes.d;
-    let layers = match spec.training.recompute {
-        true => layers * (per_layer + sizes.expert_rows()) + kept + work,
-        false => layers * (per_layer + kept) + work,
+    // What is kept when the end of the model is reached, and what backward of a layer then adds to it.
+    let (kept, layer) = match spec.training.recompute {
+        true => (layers * (per_layer + sizes.expert_rows()), kept + work),
+        false => (layers * (per_layer + kept), work),
     };
-    let end = sizes.head();
-    sizes.embedding() + layers.max(end) + sizes.weight_product(spec)
+    sizes.embedding() + kept + layer.max(sizes.head()) + sizes.weight_product(spec)
 }
 
 /// Bytes in host memory of an exchange with the ranks that hold the other experts: the rows that leave and those that come.
