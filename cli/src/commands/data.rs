@@ -7,14 +7,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use polygram_data::prepare::{Monitor, Progress, Stage, TokenizerChoice, abandon};
+use polygram_data::prepare::{
+    Monitor, Progress, Stage, TextFormat, TokenizerChoice, UNREADABLE, abandon,
+};
 use polygram_data::segment::Existing;
 use polygram_data::{DataError, PrepareOptions, PrepareReport, prepare_with};
 use polygram_telemetry::{Format, Identity, Logging, Role};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::args::{DataInspectArgs, DataPrepareArgs};
+use crate::args::{DataInspectArgs, DataPrepareArgs, InputFormat};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::StopSignals;
 use crate::printer::Printer;
@@ -38,6 +40,11 @@ pub(crate) fn prepare(args: &DataPrepareArgs, printer: &mut Printer) -> Outcome 
         (None, given) => given,
     };
     options.text_key.clone_from(&args.text_key);
+    options.format = match args.format {
+        InputFormat::Auto => TextFormat::Auto,
+        InputFormat::Text => TextFormat::Text,
+        InputFormat::Jsonl => TextFormat::JsonLines,
+    };
     options.max_bytes = args.max_bytes;
     options.held_out_share = args.held_out;
     options.seed = args.seed;
@@ -217,7 +224,8 @@ fn line(progress: &Progress, seconds: f64, left: f64) -> String {
 
 /// What was left out, and what the user may not expect.
 fn say_what_differs(report: &PrepareReport, printer: &mut Printer) {
-    for (kind, count) in &report.left_out {
+    // A note says more about what may not be read.
+    for (kind, count) in report.left_out.iter().filter(|(kind, _)| *kind != UNREADABLE) {
         let more = if count.files > 1 { " and others" } else { "" };
         printer.say(format!("left out: {} {kind} ({}{more})", grouped(count.files), count.example));
     }
