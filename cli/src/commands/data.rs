@@ -7,9 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use polygram_data::prepare::{
-    Monitor, Progress, Stage, TextFormat, TokenizerChoice, UNREADABLE, abandon,
-};
+use polygram_data::prepare::{Monitor, Progress, Stage, TextFormat, TokenizerChoice, UNREADABLE, abandon};
 use polygram_data::segment::Existing;
 use polygram_data::{DataError, PrepareOptions, PrepareReport, prepare_with};
 use polygram_telemetry::{Format, Identity, Logging, Role};
@@ -17,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::args::{DataInspectArgs, DataPrepareArgs, InputFormat};
+use crate::data_files;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::StopSignals;
 use crate::printer::Printer;
@@ -285,6 +284,10 @@ pub(crate) fn inspect(args: &DataInspectArgs, printer: &mut Printer) -> Outcome 
     let prefix = args.prefix.to_str().ok_or_else(|| {
         Failure::usage(format!("{} is no UTF-8 path", args.prefix.display())).hint("rename the files")
     })?;
+    let (_, idx) = polygram_data::segment::pair_of(prefix);
+    if let Some(hint) = (!idx.is_file()).then(|| data_files::meant("data.train", prefix)).flatten() {
+        return Err(Failure::usage(format!("there is no file {}", idx.display())).hint(hint));
+    }
     let found = polygram_data::inspect(prefix).map_err(|error| refused("cannot inspect the data", error))?;
     let document = InspectDocument {
         file: found.name,

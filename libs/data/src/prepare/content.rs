@@ -103,9 +103,11 @@ impl Doubt {
                  of: {}, or read the file as one text (--format text)",
                 fields.join(", ")
             ),
-            Doubt::Array => "it is one JSON array of records; write one object a line (`jq -c .[]`), or read the \
+            Doubt::Array => {
+                "it is one JSON array of records; write one object a line (`jq -c .[]`), or read the \
                              file as one text (--format text)"
-                .to_owned(),
+                    .to_owned()
+            }
             Doubt::LongLine => format!(
                 "its first line begins as a JSON object and is longer than {} MiB; say what it is (--format jsonl or \
                  --format text)",
@@ -203,7 +205,9 @@ pub(crate) fn content_of(
             Err(file.unusable(format!("its name says parquet, but {found}; give it the name of what it is")))
         }
         (_, TextFormat::Text) => Ok(Content::Documents(Format::Text)),
-        (_, TextFormat::JsonLines) | (Some(Format::JsonLines), _) => Ok(Content::Documents(Format::JsonLines)),
+        (_, TextFormat::JsonLines) | (Some(Format::JsonLines), _) => {
+            Ok(Content::Documents(Format::JsonLines))
+        }
         _ => match undecided(file, opened, &records.text_key)? {
             Content::Doubtful(doubt) if file.named => Err(file.unusable(doubt.problem(&records.text_key))),
             content => Ok(content),
@@ -226,7 +230,9 @@ fn undecided(file: &InputFile, opened: &mut Opened<'_>, key: &str) -> Result<Con
                 is_whole = !grown.map_err(|error| reading_failed(file, opened.compression, error))?;
             }
             // A file of one object is one text by the name `.json`; otherwise it may be the first record.
-            Look::OneObject(fields) if file.is_json() || fields.is_empty() => return Ok(Content::Documents(Format::Text)),
+            Look::OneObject(fields) if file.is_json() || fields.is_empty() => {
+                return Ok(Content::Documents(Format::Text));
+            }
             Look::OneObject(fields) => return Ok(Content::Doubtful(Doubt::NoField(fields))),
             Look::Is(content) => return Ok(content),
         }

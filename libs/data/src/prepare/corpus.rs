@@ -378,7 +378,9 @@ impl Text for Document<'_, '_, '_> {
 fn kind_of(file: &InputFile, format: Option<Format>) -> String {
     let kind = file.kind();
     match format {
-        Some(Format::JsonLines) if file.promised.is_none() && !file.is_json() => format!("{kind} (JSON lines)"),
+        Some(Format::JsonLines) if file.promised.is_none() && !file.is_json() => {
+            format!("{kind} (JSON lines)")
+        }
         Some(Format::Parquet) if file.promised != Some(Format::Parquet) => format!("{kind} (parquet)"),
         Some(Format::Text) if file.promised.is_some() => format!("{kind} (text)"),
         _ => kind,

@@ -279,8 +279,8 @@ impl Walk {
         if is_own_output(input, output) {
             return Err(refused("this preparation writes it; choose another output folder"));
         }
-        let state = FileState::of(metadata)
-            .map_err(|what| refused(&format!("it is {what}, not a file of text")))?;
+        let state =
+            FileState::of(metadata).map_err(|what| refused(&format!("it is {what}, not a file of text")))?;
         let (promised, compression) =
             self.promised_by(input).unwrap_or_else(|| (None, compression_of(&lower_name(input)).1));
         if let Some(place) = state.place()
@@ -332,10 +332,9 @@ fn cannot_look_at(input: &Path, error: std::io::Error) -> DataError {
         (_, Ok(target)) => {
             unusable(input, &format!("it is a link to {}, which leads nowhere: {error}", target.display()))
         }
-        (ErrorKind::NotFound, _) => DataError::Missing {
-            path: input.to_owned(),
-            hint: "name files or folders of text that exist",
-        },
+        (ErrorKind::NotFound, _) => {
+            DataError::Missing { path: input.to_owned(), hint: "name files or folders of text that exist" }
+        }
         _ => DataError::io("look at", input)(error),
     }
 }

@@ -355,7 +355,7 @@ mod tests {
     fn the_first_object_is_told_from_its_rest() {
         let first = |text: &str| first_object(text.as_bytes(), "text");
         let found = first("{\"a\":1,\"text\":\"x\"}, more").unwrap();
-        assert_eq!((found.has_text, found.length), (true, 20));
+        assert_eq!((found.has_text, found.length), (true, 18));
         assert_eq!(found.fields, ["a", "text"]);
         let found = first("{\"a\":{\"text\":\"x\"}}").unwrap();
         assert_eq!((found.has_text, found.fields), (false, vec!["a".to_owned()]));

@@ -157,11 +157,7 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
         TokenizerChoice::Given { path, eos } => Some(TextTokenizer::read(path, eos.as_deref())?),
         TokenizerChoice::Train { .. } => None,
     };
-    let search = Search {
-        inputs: &options.inputs,
-        extensions: &options.extensions,
-        output: &options.output,
-    };
+    let search = Search { inputs: &options.inputs, extensions: &options.extensions, output: &options.output };
     let corpus = Corpus {
         inputs: search.find()?,
         records: Records { text_key: options.text_key.clone(), format: options.format },
