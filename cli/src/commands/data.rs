@@ -285,7 +285,7 @@ pub(crate) fn inspect(args: &DataInspectArgs, printer: &mut Printer) -> Outcome 
         Failure::usage(format!("{} is no UTF-8 path", args.prefix.display())).hint("rename the files")
     })?;
     let (_, idx) = polygram_data::segment::pair_of(prefix);
-    if let Some(hint) = (!idx.is_file()).then(|| data_files::meant("data.train", prefix)).flatten() {
+    if let Some(hint) = (!idx.is_file()).then(|| data_files::meant("PREFIX", prefix)).flatten() {
         return Err(Failure::usage(format!("there is no file {}", idx.display())).hint(hint));
     }
     let found = polygram_data::inspect(prefix).map_err(|error| refused("cannot inspect the data", error))?;
