@@ -219,6 +219,15 @@ fn a_long_first_line_is_looked_at_as_a_whole() {
 }
 
 #[test]
+fn a_first_line_that_is_too_long_to_be_looked_at_is_asked_about() {
+    let bench = Bench::new();
+    let path = bench.put("endless.log", format!("{{\"text\": \"{}\"}}\n", "words ".repeat(11_500_000)));
+    let error = bench.prepared(&path).unwrap_err();
+    let words = "is longer than 64 MiB; say what it is (--format jsonl or --format text)";
+    assert!(error.contains("endless.log") && error.contains(words), "{error}");
+}
+
+#[test]
 fn a_file_that_is_not_text_is_named_by_what_it_is() {
     let bench = Bench::new();
     let png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x02\0\0\0".to_vec();
