@@ -144,7 +144,7 @@ fn records_never_become_one_text_in_silence() {
             lines("body"),
             "--text-key), one of: body, id, or read the file as one text (--format text)",
         ),
-        ("noextension", lines("body"), "it looks like JSON lines, but has no \"text\""),
+        ("noextension", lines("body"), "its first object has no text in field \"text\""),
         ("other.json", lines("body"), "it looks like JSON lines"),
         ("single.log", "{\"body\": \"one record\"}\n".into(), "it looks like JSON lines"),
         ("array.json", array.clone(), "it is one JSON array of records"),

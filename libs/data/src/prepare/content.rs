@@ -99,14 +99,14 @@ impl Doubt {
     fn problem(&self, key: &str) -> String {
         match self {
             Doubt::NoField(fields) => format!(
-                "it looks like JSON lines, but has no {key:?}; name the field that holds the text (--text-key), one \
-                 of: {}, or read the file as one text (--format text)",
+                "it looks like JSON lines, but its first object has no text in field {key:?}; name the field that holds \
+                 the text (--text-key), one of: {}, or read the file as one text (--format text)",
                 fields.join(", ")
             ),
             Doubt::Array => {
-                "it is one JSON array of records; write one object a line (`jq -c .[]`), or read the \
-                             file as one text (--format text)"
-                    .to_owned()
+                "it is one JSON array of records; write one object a line (`jq -c '.[]'`), or read it as \
+                             one text (--format text)"
+                    .into()
             }
             Doubt::LongLine => format!(
                 "its first line begins as a JSON object and is longer than {} MiB; say what it is (--format jsonl or \
