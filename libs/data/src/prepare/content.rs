@@ -99,8 +99,8 @@ impl Doubt {
     fn problem(&self, key: &str) -> String {
         match self {
             Doubt::NoField(fields) => format!(
-                "it looks like JSON lines, but its first object has no text in field {key:?}; name the field that holds \
-                 the text (--text-key), one of: {}, or read the file as one text (--format text)",
+                "it looks like JSON lines, but its first object has no text in field {key:?}; name the field \
+                 that holds the text (--text-key), one of: {}, or read the file as one text (--format text)",
                 fields.join(", ")
             ),
             Doubt::Array => {
