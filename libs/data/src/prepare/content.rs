@@ -121,6 +121,8 @@ impl Doubt {
 pub(crate) struct Opened<'a> {
     head: Vec<u8>,
     rest: Box<dyn Read + 'a>,
+    /// Nothing comes after the head.
+    is_whole: bool,
     pub(crate) compression: Compression,
 }
 
@@ -135,10 +137,11 @@ impl<'a> Opened<'a> {
         Cursor::new(self.head).chain(self.rest)
     }
 
-    /// Reads on until the head is twice as long; whether anything came.
-    fn grow(&mut self) -> io::Result<bool> {
+    /// Reads on until the head is twice as long.
+    fn grow(&mut self) -> io::Result<()> {
         let more = (self.head.len() as u64).max(HEAD_BYTES);
-        Ok(self.rest.by_ref().take(more).read_to_end(&mut self.head)? > 0)
+        self.is_whole = self.rest.by_ref().take(more).read_to_end(&mut self.head)? == 0;
+        Ok(())
     }
 }
 
@@ -176,7 +179,7 @@ pub(crate) fn open<'a>(file: &InputFile, bytes: &'a Cell<u64>) -> Result<Opened<
     let mut head = Vec::new();
     let read = rest.by_ref().take(HEAD_BYTES).read_to_end(&mut head);
     read.map_err(|error| reading_failed(file, compression, error))?;
-    Ok(Opened { head, rest, compression })
+    Ok(Opened { head, rest, is_whole: false, compression })
 }
 
 /// Decides what a file holds. Refuses a file that was named, or whose name promises something, and that
@@ -217,17 +220,15 @@ pub(crate) fn content_of(
 
 /// Decides by content alone.
 fn undecided(file: &InputFile, opened: &mut Opened<'_>, key: &str) -> Result<Content, DataError> {
-    let mut is_whole = false;
     loop {
-        match look(&opened.head, is_whole, key) {
+        match look(opened, key) {
             Look::More if opened.head.len() >= MOST_HEAD_BYTES => {
                 let is_blank = opened.head.trim_ascii_start().is_empty();
                 let text = Content::Documents(Format::Text);
                 return Ok(if is_blank { text } else { Content::Doubtful(Doubt::LongLine) });
             }
             Look::More => {
-                let grown = opened.grow();
-                is_whole = !grown.map_err(|error| reading_failed(file, opened.compression, error))?;
+                opened.grow().map_err(|error| reading_failed(file, opened.compression, error))?;
             }
             // A file of one object is one text by the name `.json`; otherwise it may be the first record.
             Look::OneObject(fields) if file.is_json() || fields.is_empty() => {
@@ -247,11 +248,12 @@ enum Look {
     More,
 }
 
-fn look(head: &[u8], is_whole: bool, key: &str) -> Look {
+fn look(opened: &Opened<'_>, key: &str) -> Look {
+    let Opened { head, is_whole, .. } = opened;
     let text = Look::Is(Content::Documents(Format::Text));
     let head = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
     match head {
-        [] if !is_whole => return Look::More,
+        [] if !*is_whole => return Look::More,
         [b'[', rest @ ..] => {
             let has_text = first_object(rest, key).is_some_and(|object| object.has_text);
             return if has_text { Look::Is(Content::Doubtful(Doubt::Array)) } else { text };
@@ -261,7 +263,7 @@ fn look(head: &[u8], is_whole: bool, key: &str) -> Look {
     }
     let (line, after) = match head.iter().position(|&byte| byte == b'\n') {
         Some(end) => (&head[..end], head[end..].trim_ascii_start()),
-        None if is_whole => (head, &[][..]),
+        None if *is_whole => (head, &[][..]),
         None => return Look::More,
     };
     let Some(FirstObject { has_text, fields, length }) = first_object(line, key) else { return text };
@@ -269,7 +271,7 @@ fn look(head: &[u8], is_whole: bool, key: &str) -> Look {
         return text;
     }
     match (after.first(), has_text) {
-        (None, _) if !is_whole => Look::More,
+        (None, _) if !*is_whole => Look::More,
         (None, false) => Look::OneObject(fields),
         (Some(b'{') | None, true) => Look::Is(Content::Documents(Format::JsonLines)),
         (Some(b'{'), false) => Look::Is(Content::Doubtful(Doubt::NoField(fields))),
