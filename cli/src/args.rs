@@ -498,6 +498,9 @@ pub(crate) struct DataPrepareArgs {
     /// Field of a JSON line, or column of a parquet file, that holds the text
     #[arg(long, value_name = "KEY", default_value = "text")]
     pub(crate) text_key: String,
+    /// What files other than parquet hold
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = InputFormat::Auto)]
+    pub(crate) format: InputFormat,
     /// Share of the documents that is held out; a document's text and the seed decide, so adding others moves none
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     pub(crate) held_out: f64,
@@ -513,6 +516,17 @@ pub(crate) struct DataPrepareArgs {
     /// Replace what an earlier preparation left in the output folder
     #[arg(long)]
     pub(crate) replace: bool,
+}
+
+/// How the inputs of `data prepare` are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputFormat {
+    /// Name and content of each file decide
+    Auto,
+    /// Each file is one text
+    Text,
+    /// One JSON object a line
+    Jsonl,
 }
 
 #[derive(Debug, Args)]

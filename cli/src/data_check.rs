@@ -4,80 +4,139 @@
 use std::path::{Path, PathBuf};
 
 use polygram_data::prepare::PartReport;
+use polygram_data::segment::pair_of;
 use polygram_data::{DataError, DataIdentity, Loader, PrepareReport, Segment};
 use polygram_domain::RunSpec;
 use polygram_domain::run_spec::DataSpec;
 
+use crate::data_files;
 use crate::exit::{Failure, Outcome};
 use crate::settings::Configuration;
 use crate::units::{counted, grouped};
 
-/// Checks the data of a run, and writes the identity of its training files into the configuration.
-pub(crate) fn check(configuration: &mut Configuration) -> Outcome<()> {
+/// A set of token files that a run reads, and what it holds.
+struct Set {
+    /// The key that names it.
+    key: String,
+    prefix: String,
+    identity: DataIdentity,
+}
+
+/// Checks the data of a run, and writes the identities of its files into the configuration. Gives warnings.
+pub(crate) fn check(configuration: &mut Configuration) -> Outcome<Vec<String>> {
     let spec = &configuration.spec;
-    if let DataSpec::Segments { train, held_out } = &spec.data {
-        let sets = held_out.iter().map(|(name, prefix)| (held_out.key(name), prefix));
-        for (key, prefix) in std::iter::once(("data.train".to_owned(), train.as_str())).chain(sets) {
-            check_files(&key, prefix)?;
-            check_prepared(&key, prefix, spec)?;
-        }
+    for (key, prefix) in named(&spec.data) {
+        data_files::check(&key, prefix)?;
+    }
+    let sets = sets(spec).map_err(|error| refusal(error, spec))?;
+    for set in &sets {
+        check_prepared(set, spec)?;
     }
     let loader = Loader::of_run(spec).map_err(|error| refusal(error, spec))?;
     check_amounts(&loader, spec)?;
-    let DataSpec::Segments { train, .. } = &spec.data else { return Ok(()) };
-    let identity = DataIdentity::of_path(train).map_err(|error| refusal(error, spec))?;
-    let identity = identity.to_string();
+    let Some((train, held_out)) = sets.split_first() else { return Ok(Vec::new()) };
+    let identity = train.identity.to_string();
     if let Some(wanted) = spec.train_identity.as_ref().filter(|wanted| **wanted != identity) {
         return Err(Failure::usage(format!(
-            "data.train = {train:?} is {identity}, not {wanted} as data.train_identity says"
+            "data.train = {:?} is {identity}, not {wanted} as data.train_identity says",
+            train.prefix
         ))
         .hint("give the data that was meant, or leave data.train_identity out"));
     }
-    configuration.set_train_identity(identity)
+    let mut warnings = equal_sets(&sets);
+    let names = spec.data.held_out_names();
+    let written = configuration.file.data.held_out_identity.clone().unwrap_or_default();
+    if let Some(name) = written.names().find(|name| !names.contains(name)) {
+        return Err(Failure::usage(format!(
+            "data.held_out_identity names {name:?}, which is no held-out set"
+        ))
+        .hint(format!("the held-out sets are {}", names.join(", "))));
+    }
+    let mut identities = Vec::new();
+    for (set, name) in held_out.iter().zip(names) {
+        let found = set.identity.to_string();
+        if let Some(wanted) = written.get(name).filter(|wanted| *wanted != found) {
+            warnings.push(format!(
+                "{} = {:?} is {found}, not {wanted} as data.held_out_identity says: its losses are not comparable \
+                 with those of that data",
+                set.key, set.prefix
+            ));
+        }
+        identities.push((name.to_owned(), found));
+    }
+    configuration.set_identities(identity, identities)?;
+    Ok(warnings)
+}
+
+/// Warnings about the data of a run, as far as it is on this machine and can be read.
+pub(crate) fn warnings(spec: &RunSpec) -> Vec<String> {
+    if named(&spec.data).iter().any(|(key, prefix)| data_files::check(key, prefix).is_err()) {
+        return Vec::new();
+    }
+    sets(spec).map(|sets| equal_sets(&sets)).unwrap_or_default()
 }
 
 /// Whether the data is on this machine, or made by the run.
 pub(crate) fn is_here(spec: &RunSpec) -> bool {
     match &spec.data {
-        DataSpec::Segments { train, .. } => check_files("data.train", train).is_ok(),
+        DataSpec::Segments { train, .. } => data_files::check("data.train", train).is_ok(),
         DataSpec::Synthetic { .. } => true,
     }
 }
 
-fn check_files(key: &str, prefix: &str) -> Outcome<()> {
-    for extension in ["idx", "bin"] {
-        let file = format!("{prefix}.{extension}");
-        if !Path::new(&file).is_file() {
-            return Err(Failure::usage(format!("{key}: there is no file {file}"))
-                .hint("make it with `polygram data prepare TEXT --output DIR`"));
-        }
+/// Key and path of the token files of a run, the training data first.
+fn named(data: &DataSpec) -> Vec<(String, &str)> {
+    let DataSpec::Segments { train, held_out } = data else { return Vec::new() };
+    let held_out = held_out.iter().map(|(name, prefix)| (held_out.key(name), prefix));
+    std::iter::once(("data.train".to_owned(), train.as_str())).chain(held_out).collect()
+}
+
+/// Reads the identity of each set, the training data first; each index is read once for it.
+fn sets(spec: &RunSpec) -> Result<Vec<Set>, DataError> {
+    let of = |(key, prefix): (String, &str)| {
+        Ok(Set { key, prefix: prefix.to_owned(), identity: DataIdentity::of_path(prefix)? })
+    };
+    named(&spec.data).into_iter().map(of).collect()
+}
+
+/// A warning for each held-out set that is the data of another key, under whatever path.
+fn equal_sets(sets: &[Set]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (index, set) in sets.iter().enumerate().skip(1) {
+        let Some(same) = sets[..index].iter().find(|other| other.identity == set.identity) else { continue };
+        let what =
+            format!("{} = {:?} is the same data as {} = {:?}", set.key, set.prefix, same.key, same.prefix);
+        warnings.push(match same.key.as_str() {
+            "data.train" => {
+                format!(
+                    "{what}: its losses are those of text that the model is trained on, not held-out losses"
+                )
+            }
+            _ => format!("{what}: it is evaluated twice"),
+        });
     }
-    Ok(())
+    warnings
 }
 
 /// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not
 /// make them.
 pub(crate) fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
-    let path = Path::new(prefix).with_file_name("meta.json");
+    let (bin, _) = pair_of(prefix);
+    let path = bin.with_file_name("meta.json");
     let report = PrepareReport::read(&path).ok()??;
-    let name = Path::new(prefix).file_name();
+    let name = bin.file_stem();
     let mut parts = std::iter::once(&report.train).chain(&report.held_out);
     let part = parts.find(|part| Path::new(&part.path).file_name() == name)?.clone();
     Some((path, report, part))
 }
 
 /// The tokenizer that made the data and the model must mean the same by their special tokens.
-fn check_prepared(key: &str, prefix: &str, spec: &RunSpec) -> Outcome<()> {
+fn check_prepared(Set { key, prefix, identity }: &Set, spec: &RunSpec) -> Outcome<()> {
     let Some((path, report, part)) = report_beside(prefix) else { return Ok(()) };
     let path = path.display();
-    if let Some(noted) = &part.identity {
-        let found = DataIdentity::of_path(prefix).map_err(|error| refusal(error, spec))?;
-        if let Some(difference) = noted.difference(&found) {
-            return Err(Failure::usage(format!(
-                "{key}: {prefix} is not what {path} describes: {difference}"
-            ))
+    if let Some(difference) = part.identity.as_ref().and_then(|noted| noted.difference(identity)) {
+        return Err(Failure::usage(format!("{key}: {prefix} is not what {path} describes: {difference}"))
             .hint("prepare the data again; the files of a preparation belong together"));
-        }
     }
     let (eos, bos) = (report.eos_token_id, report.bos_token_id);
     let mut wrong = Vec::new();
@@ -177,7 +236,7 @@ mod tests {
         }
 
         /// Tiny on this data, evaluated on it too.
-        fn checked(&self, sets: &[&str]) -> Result<Configuration, String> {
+        fn checked(&self, sets: &[&str]) -> Result<(Configuration, Vec<String>), String> {
             let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/tiny.toml");
             let text = std::fs::read_to_string(tiny).unwrap();
             let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("synthetic_")).collect();
@@ -188,11 +247,11 @@ mod tests {
             let overrides = sets.iter().map(|set| (*set).to_owned()).collect();
             let mut configuration =
                 Configuration::load(&RunFileArgs { run_file, overrides }, None).map_err(|e| e.to_string())?;
-            check(&mut configuration).map_err(|failure| {
+            let warnings = check(&mut configuration).map_err(|failure| {
                 assert_eq!(failure.status.code(), 2);
                 failure.to_string()
             })?;
-            Ok(configuration)
+            Ok((configuration, warnings))
         }
     }
 
@@ -208,13 +267,100 @@ mod tests {
 
     #[test]
     fn the_identity_is_frozen_with_the_run() {
-        let configuration = data(64).checked(&[]).unwrap();
+        let (configuration, _) = data(64).checked(&[]).unwrap();
         let identity = configuration.spec.train_identity.clone().unwrap();
         assert!(configuration.effective_toml.contains(&identity), "{}", configuration.effective_toml);
         let pinned = format!("data.train_identity=\"{identity}\"");
         assert!(data(64).checked(&[&pinned]).is_ok(), "equal content at another path");
         let error = data(65).checked(&[&pinned]).unwrap_err();
         assert!(error.contains("data.train_identity") && error.contains("4096 tokens"), "{error}");
+    }
+
+    #[test]
+    fn held_out_data_has_an_identity_too_and_another_is_warned_of() {
+        let (first, other) = (data(64), data(65));
+        let held_out = format!("data.held_out={:?}", other.prefix());
+        let (configuration, warnings) = first.checked(&[&held_out]).unwrap();
+        assert_eq!(warnings, Vec::<String>::new());
+        let identities = configuration.file.data.held_out_identity.clone().unwrap();
+        let identity = identities.get("held_out").unwrap().to_owned();
+        assert_eq!(identity, DataIdentity::of_path(&other.prefix()).unwrap().to_string());
+        assert!(configuration.effective_toml.contains(&format!("held_out_identity = {identity:?}")));
+        let pinned = format!("data.held_out_identity={identity:?}");
+        assert_eq!(first.checked(&[&held_out, &pinned]).unwrap().1, Vec::<String>::new());
+        // Another one changes no training: it is said, and the new one is kept.
+        let third = data(66);
+        let (configuration, warnings) =
+            first.checked(&[&format!("data.held_out={:?}", third.prefix()), &pinned]).unwrap();
+        assert!(
+            warnings[0].contains("data.held_out = ") && warnings[0].contains("not comparable"),
+            "{warnings:?}"
+        );
+        let now = configuration.file.data.held_out_identity.unwrap();
+        assert_ne!(now.get("held_out"), Some(identity.as_str()));
+        let error = first.checked(&[&held_out, "data.held_out_identity.wiki=\"x\""]).unwrap_err();
+        assert!(error.contains("names \"wiki\", which is no held-out set"), "{error}");
+    }
+
+    #[test]
+    fn held_out_data_that_is_trained_on_is_warned_of() {
+        let (train, other) = (data(64), data(65));
+        let link = train.folder.path().join("link");
+        for extension in ["idx", "bin"] {
+            let target = train.folder.path().join("tokens").with_extension(extension);
+            std::os::unix::fs::symlink(&target, link.with_extension(extension)).unwrap();
+        }
+        let copy = data(64);
+        let set = |prefix: &str| format!("data.held_out={prefix:?}");
+        for prefix in
+            [train.prefix(), format!("{}.bin", train.prefix()), link.display().to_string(), copy.prefix()]
+        {
+            let (configuration, warnings) = train.checked(&[&set(&prefix)]).unwrap();
+            assert_eq!(warnings.len(), 1, "{prefix}: {warnings:?}");
+            let same = "is the same data as data.train";
+            assert!(
+                warnings[0].contains(same) && warnings[0].contains("not held-out losses"),
+                "{warnings:?}"
+            );
+            assert_eq!(super::warnings(&configuration.spec), warnings);
+        }
+        let two = format!("data.held_out={{a={0:?}, b={0:?}}}", other.prefix());
+        let (_, warnings) = train.checked(&[&two]).unwrap();
+        assert!(
+            warnings[0].starts_with("data.held_out.b = ") && warnings[0].contains("data.held_out.a"),
+            "{warnings:?}"
+        );
+        assert_eq!(warnings.len(), 1);
+        assert_eq!(train.checked(&[&set(&other.prefix())]).unwrap().1, Vec::<String>::new());
+    }
+
+    /// Bytes that this thread has read by system calls.
+    fn bytes_read() -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn an_index_is_read_once_for_its_identity() {
+        let documents: Vec<[u32; 1]> = (0..200_000).map(|d| [d % 120 + 3]).collect();
+        let train = Data::of(&documents.iter().map(|document| &document[..]).collect::<Vec<_>>());
+        let index = std::fs::metadata(format!("{}.idx", train.prefix())).unwrap().len();
+        let identity = DataIdentity::of_path(&train.prefix()).unwrap();
+        let part = serde_json::json!({"path": "x/tokens", "documents": 200_000, "tokens": 200_000,
+            "unigram_entropy_nats": 1.0, "train_unigram_cross_entropy_nats": 1.0, "identity": identity});
+        let meta = serde_json::json!({"version": 1, "train": part, "held_out": null, "tokenizer": "t",
+            "vocab_size": 128, "bos_token_id": 1, "eos_token_id": 2, "dtype": "u16", "seed": 0,
+            "held_out_share": 0.0, "sources": {}});
+        std::fs::write(train.folder.path().join("meta.json"), meta.to_string()).unwrap();
+        let small = data(64);
+        let held_out = format!("data.held_out={:?}", small.prefix());
+        let before = bytes_read();
+        train.checked(&[&held_out]).unwrap();
+        let read = bytes_read() - before;
+        assert!(
+            index > 2 << 20 && (index..2 * index).contains(&read),
+            "{read} bytes for an index of {index}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod args;
 mod byte_progress;
 mod commands;
 mod data_check;
+mod data_files;
 mod device_check;
 mod exit;
 mod launcher;

@@ -15,8 +15,8 @@ const JUMP: f64 = 1.2;
 pub(crate) struct Changed {
     /// One line for each changed key.
     pub(crate) lines: Vec<String>,
-    /// The learning rate rises again.
-    pub(crate) warning: Option<String>,
+    /// The learning rate rises again; held-out data is other data.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Compares the configuration with that of the run's newest checkpoint. Where there is none, or it cannot be
@@ -26,9 +26,26 @@ pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome
     let step = manifest.step.0;
     let resumed = configuration.file.resumes(&before).map_err(|error| Failure::usage(error.to_string()))?;
     let changes = resumed.map_err(|refused| refusal(configuration, &refused, step))?;
+    let (other, changes): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(is_other_held_out_data);
     let lines = changes.iter().map(|change| format!("changed since the checkpoint of step {step}: {change}"));
-    let warning = before.resolve().ok().and_then(|before| jump(&before, &configuration.spec, step));
-    Ok(Changed { lines: lines.collect(), warning })
+    let jump = before.resolve().ok().and_then(|before| jump(&before, &configuration.spec, step));
+    let warnings = other.iter().map(|change| incomparable(change, step)).chain(jump);
+    Ok(Changed { lines: lines.collect(), warnings: warnings.collect() })
+}
+
+/// Whether a held-out set has other data than before, and not only an identity that was not known.
+fn is_other_held_out_data(change: &Change) -> bool {
+    change.on_resume() == OnResume::HeldOutData && change.before.is_some() && change.after.is_some()
+}
+
+fn incomparable(Change { key, before, after }: &Change, step: u64) -> String {
+    let set = key.replacen("_identity", "", 1);
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!(
+        "held-out data changed: {set} was {} and is {} now; its losses are not comparable with those up to step {step}",
+        text(before),
+        text(after)
+    )
 }
 
 async fn newest(configuration: &Configuration, root: &Root) -> Option<(Manifest, RunFile)> {
@@ -73,6 +90,22 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         let tiny = include_str!("../../configs/tiny.toml");
         RunFile::parse(tiny, "tiny", &sets).and_then(|file| file.resolve()).unwrap()
+    }
+
+    #[test]
+    fn other_held_out_data_is_told_and_a_new_set_is_not() {
+        let change = |before: Option<&str>, after: Option<&str>| Change {
+            key: "data.held_out_identity.code".into(),
+            before: before.map(str::to_owned),
+            after: after.map(str::to_owned),
+        };
+        for (before, after, is_other) in
+            [(Some("x"), Some("y"), true), (None, Some("y"), false), (Some("x"), None, false)]
+        {
+            assert_eq!(is_other_held_out_data(&change(before, after)), is_other, "{before:?} {after:?}");
+        }
+        let text = incomparable(&change(Some("x"), Some("y")), 20);
+        assert!(text.contains("data.held_out.code was x and is y now") && text.contains("step 20"), "{text}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use polygram_domain::run_file::Origin;
-use polygram_domain::{ConfigError, RunFile, RunName, RunSpec};
+use polygram_domain::{ConfigError, HeldOutIdentities, RunFile, RunName, RunSpec};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
 
@@ -236,11 +236,16 @@ impl Configuration {
         })
     }
 
-    /// Writes the identity of the training data into the effective run file, with which the run is frozen.
-    pub(crate) fn set_train_identity(&mut self, identity: String) -> Outcome<()> {
+    /// Writes the identities of the training data and of the held-out sets into the effective run file, with
+    /// which the run is frozen.
+    pub(crate) fn set_identities(&mut self, train: String, held_out: Vec<(String, String)>) -> Outcome<()> {
         let refused = |error: ConfigError| Failure::usage(error.to_string());
-        self.spec.train_identity = Some(identity.clone());
-        self.file.data.train_identity = Some(identity);
+        self.spec.train_identity = Some(train.clone());
+        self.file.data.train_identity = Some(train);
+        if !held_out.is_empty() {
+            let identities = HeldOutIdentities::named(held_out).map_err(Failure::usage)?;
+            self.file.data.held_out_identity = Some(identities);
+        }
         self.effective_toml = self.file.to_toml().map_err(refused)?;
         Ok(())
     }

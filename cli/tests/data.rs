@@ -3,7 +3,12 @@
 
 mod common;
 
-use common::{file, polygram_in, until};
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use common::{Said, file, polygram_in, until};
 use serde_json::json;
 
 #[test]
@@ -112,6 +117,83 @@ fn what_is_left_out_is_named_and_what_was_named_must_be_usable() {
     std::os::unix::fs::symlink("/dev/null", folder.path().join("linked/train.bin")).unwrap();
     polygram_in(folder.path(), &["data", "prepare", "texts", "--output", "linked", "--replace"])
         .refused(&["linked/train.bin is a symbolic link"]);
+}
+
+/// Runs the program as a user who is not root, whom permissions do not bind.
+fn polygram_as_a_user(folder: &Path, args: &[&str]) -> Said {
+    let program = folder.join("polygram");
+    let mut install = Command::new("install");
+    install.args(["-m", "755", env!("CARGO_BIN_EXE_polygram")]).arg(&program);
+    assert!(install.status().unwrap().success());
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let mut command = if is_root { Command::new("setpriv") } else { Command::new(&program) };
+    if is_root {
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    }
+    let output = command.args(args).current_dir(folder).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn what_may_not_be_read_is_left_out_of_a_folder_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = folder.path().join("texts");
+    for inner in ["private", "unlisted", "deep/private"] {
+        std::fs::create_dir_all(texts.join(inner)).unwrap();
+        file(&texts.join(inner), "inside.txt", "not to be read");
+    }
+    for number in 0..9 {
+        file(&texts, &format!("{number}.txt"), &format!("Document {number} of several. ").repeat(9));
+    }
+    file(&texts, "secret.txt", "not to be read");
+    let modes = [("private", 0), ("unlisted", 0o444), ("deep/private", 0), ("secret.txt", 0)];
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o777);
+    modes.iter().for_each(|(name, bits)| mode(&texts.join(name), *bits));
+    let prepare = |input: &str, output: &str| {
+        let options = ["--vocab-size", "280", "--held-out", "0", "-o", "json"];
+        let command = ["data", "prepare", input, "--output", output];
+        polygram_as_a_user(folder.path(), &[&command[..], &options].concat())
+    };
+    let said = prepare("texts", "out");
+    let refusals =
+        [("texts/private", "permission to read it is missing"), ("texts/secret.txt", "ermission denied")]
+            .map(|(name, words)| (prepare(name, "none"), name, words));
+    modes.iter().for_each(|(name, _)| mode(&texts.join(name), 0o755));
+    let report = said.json();
+    assert_eq!(report["train"]["documents"], json!(9));
+    assert_eq!(report["left_out"]["without permission to read"]["files"], json!(4));
+    let told = "without permission to read were left out: 4 (texts/deep/private and others)";
+    assert_eq!(said.stderr.matches(told).count(), 1, "{}", said.stderr);
+    assert_eq!(said.stderr.matches("texts/deep/private").count(), 1, "told once: {}", said.stderr);
+    for (said, name, words) in refusals {
+        said.refused(&[name, words]);
+    }
+}
+
+#[test]
+fn an_input_is_what_its_content_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: String = (0..30).map(|i| format!("{{\"body\": \"record {i}\"}}\n")).collect();
+    file(folder.path(), "events.log", &lines);
+    let prepare = |more: &[&str]| {
+        let options = ["--vocab-size", "4000", "--held-out", "0", "-o", "json", "--replace"];
+        let command = ["data", "prepare", "events.log", "--output", "out"];
+        polygram_in(folder.path(), &[&command[..], &options, more].concat())
+    };
+    prepare(&[]).refused(&["events.log", "looks like JSON lines", "--text-key", "body", "--format text"]);
+    prepare(&["--format", "jsonl"]).refused(&["events.log, line 1", "--text-key"]);
+    let said = prepare(&["--text-key", "body"]);
+    assert_eq!(said.json()["train"]["documents"], json!(30));
+    assert!(said.stderr.contains("tokens, not 4000 (--vocab-size)"), "{}", said.stderr);
+    assert_eq!(prepare(&["--format", "text"]).json()["train"]["documents"], json!(1));
+    // The folder in the place of the files in it.
+    polygram_in(folder.path(), &["data", "inspect", "out"]).refused(&[
+        "out.idx",
+        "did you mean",
+        "\"out/train\"",
+    ]);
 }
 
 /// Runs a preparation that cannot end, sends it a signal and gives its status; the output folder must be

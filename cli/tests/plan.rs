@@ -124,3 +124,26 @@ fn bad_run_files_are_refused_with_one_message() {
     std::fs::write(folder.path().join("binary.toml"), [0xff, 0xfe, 0x00]).unwrap();
     polygram_in(folder.path(), &["plan", "binary.toml"]).refused(&["binary.toml"]);
 }
+
+/// A plan needs no data; where it is there, what it makes of held-out losses is said.
+#[test]
+fn held_out_data_that_is_trained_on_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let text: String = (0..400).map(|i| format!("some words {i}\n")).collect();
+    file(folder.path(), "in.txt", &text);
+    let prepare = ["data", "prepare", "in.txt", "--output", "out", "--vocab-size", "300", "--held-out", "0"];
+    assert_eq!(polygram_in(folder.path(), &prepare).code, Some(0));
+    let tiny = std::fs::read_to_string(repository().join("configs/tiny.toml")).unwrap();
+    let kept: Vec<&str> = tiny.lines().filter(|line| !line.starts_with("synthetic_")).collect();
+    let plan = |held_out: &str| {
+        let data = format!("[data]\ntrain = \"out/train\"\nheld_out = \"{held_out}\"");
+        let run_file = file(folder.path(), "run.toml", &kept.join("\n").replacen("[data]", &data, 1));
+        polygram_in(folder.path(), &["plan", &run_file, "-o", "json"]).json()["warnings"].to_string()
+    };
+    let warned = plan("./out/train");
+    assert!(
+        warned.contains("data.held_out") && warned.contains("is the same data as data.train"),
+        "{warned}"
+    );
+    assert!(!plan("elsewhere").contains("same data"));
+}

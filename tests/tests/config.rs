@@ -126,6 +126,32 @@ fn other_data_is_refused_unless_it_is_allowed() {
     assert_eq!(cluster.digest().unwrap().step, 8);
 }
 
+/// Other held-out data changes no training: it is said once, and kept as what the run has from then on.
+#[test]
+fn other_held_out_data_is_said_where_a_run_is_resumed() {
+    let (cluster, _) = on_segments();
+    let [held_out, copy] = ["held_out", "copy"].map(|name| cluster.folder().join(name));
+    let set = |prefix: &PathBuf| format!("data.held_out={:?}", prefix.display().to_string());
+    segment::write(&held_out, &segment::documents(90)).unwrap();
+    segment::write(&copy, &segment::documents(90)).unwrap();
+    let says = |sets: &[&str]| cluster.train(sets).unwrap().success().unwrap().stderr;
+    let words = "held-out data changed";
+    assert!(!says(&[&set(&held_out), "training.stop_at_step=2"]).contains(words));
+    let stderr = says(&[&set(&copy), "training.stop_at_step=3"]);
+    assert!(!stderr.contains(words), "equal content under another path: {stderr}");
+    segment::write(&copy, &segment::documents(91)).unwrap();
+    let stderr = says(&[&set(&copy), "training.stop_at_step=4"]);
+    assert_eq!(stderr.matches(words).count(), 1, "{stderr}");
+    for words in ["data.held_out was ", "not comparable with those up to step 3"] {
+        assert!(stderr.contains(words), "{words:?} is missing in:\n{stderr}");
+    }
+    let stderr = says(&[&set(&copy)]);
+    assert!(!stderr.contains(words), "it is the run's data by now: {stderr}");
+    // Held-out data that is trained on is another matter, which every session says.
+    let stderr = says(&["training.steps=10"]);
+    assert!(stderr.contains(words) && stderr.contains("is the same data as data.train"), "{stderr}");
+}
+
 /// A worker whose host has other files under the path says so with its rank.
 #[test]
 fn a_worker_with_other_files_names_itself() {

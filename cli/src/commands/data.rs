@@ -7,14 +7,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use polygram_data::prepare::{Monitor, Progress, Stage, TokenizerChoice, abandon};
+use polygram_data::prepare::{Monitor, Progress, Stage, TextFormat, TokenizerChoice, UNREADABLE, abandon};
 use polygram_data::segment::Existing;
 use polygram_data::{DataError, PrepareOptions, PrepareReport, prepare_with};
 use polygram_telemetry::{Format, Identity, Logging, Role};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::args::{DataInspectArgs, DataPrepareArgs};
+use crate::args::{DataInspectArgs, DataPrepareArgs, InputFormat};
+use crate::data_files;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::StopSignals;
 use crate::printer::Printer;
@@ -38,6 +39,11 @@ pub(crate) fn prepare(args: &DataPrepareArgs, printer: &mut Printer) -> Outcome 
         (None, given) => given,
     };
     options.text_key.clone_from(&args.text_key);
+    options.format = match args.format {
+        InputFormat::Auto => TextFormat::Auto,
+        InputFormat::Text => TextFormat::Text,
+        InputFormat::Jsonl => TextFormat::JsonLines,
+    };
     options.max_bytes = args.max_bytes;
     options.held_out_share = args.held_out;
     options.seed = args.seed;
@@ -217,7 +223,8 @@ fn line(progress: &Progress, seconds: f64, left: f64) -> String {
 
 /// What was left out, and what the user may not expect.
 fn say_what_differs(report: &PrepareReport, printer: &mut Printer) {
-    for (kind, count) in &report.left_out {
+    // A note says more about what may not be read.
+    for (kind, count) in report.left_out.iter().filter(|(kind, _)| *kind != UNREADABLE) {
         let more = if count.files > 1 { " and others" } else { "" };
         printer.say(format!("left out: {} {kind} ({}{more})", grouped(count.files), count.example));
     }
@@ -277,6 +284,10 @@ pub(crate) fn inspect(args: &DataInspectArgs, printer: &mut Printer) -> Outcome 
     let prefix = args.prefix.to_str().ok_or_else(|| {
         Failure::usage(format!("{} is no UTF-8 path", args.prefix.display())).hint("rename the files")
     })?;
+    let (_, idx) = polygram_data::segment::pair_of(prefix);
+    if let Some(hint) = (!idx.is_file()).then(|| data_files::meant("PREFIX", prefix)).flatten() {
+        return Err(Failure::usage(format!("there is no file {}", idx.display())).hint(hint));
+    }
     let found = polygram_data::inspect(prefix).map_err(|error| refused("cannot inspect the data", error))?;
     let document = InspectDocument {
         file: found.name,

@@ -6,6 +6,7 @@ use polygram_domain::run_spec::DeviceKind;
 use serde::Serialize;
 
 use crate::args::PlanArgs;
+use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope};
@@ -29,7 +30,8 @@ struct PlanDocument<'a> {
 pub(crate) fn run(args: &PlanArgs, printer: &mut Printer) -> Outcome {
     let configuration = Configuration::load(&args.file, None)?;
     let spec = &configuration.spec;
-    let warnings = warnings(&configuration)?;
+    let mut warnings = warnings(&configuration)?;
+    warnings.extend(data_check::warnings(spec));
     let plan = plan(spec);
     let misfit = misfit(spec, Operands::of(spec));
     let document = PlanDocument {

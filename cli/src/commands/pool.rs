@@ -51,7 +51,9 @@ pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
     plan::check_memory(&configuration)?;
     // The paths are those of the machines that work on the run, of which this one may be none.
     if data_check::is_here(&configuration.spec) {
-        data_check::check(&mut configuration)?;
+        for warning in data_check::check(&mut configuration)? {
+            printer.warn(warning);
+        }
     }
     let place = PoolPlace::resolve(&args.pool)?;
     let submission = Submission {

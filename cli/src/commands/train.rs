@@ -56,7 +56,7 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let root = Root::resolve(&args.root)?;
     check_memory(&configuration)?;
     let warnings = warnings(&configuration)?;
-    data_check::check(&mut configuration)?;
+    let data_warnings = data_check::check(&mut configuration)?;
     let programs = launcher::Programs::find()?;
     device_check::check(&configuration.spec)?;
     let changed = block_on(resume_check::check(&configuration, &root))?;
@@ -65,8 +65,8 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for line in &changed.lines {
         printer.say(line);
     }
-    let warnings = warnings.into_iter().chain(machine_warning(&configuration)).chain(changed.warning);
-    for warning in warnings {
+    let warnings = warnings.into_iter().chain(machine_warning(&configuration));
+    for warning in warnings.chain(data_warnings).chain(changed.warnings) {
         printer.warn(warning);
     }
     let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };

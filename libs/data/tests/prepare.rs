@@ -198,11 +198,13 @@ fn refusals_say_what_to_do() {
     );
     assert!(refuse("c.jsonl", b"[1]\n").contains("line 1: not a JSON object"));
     assert!(refuse("d.jsonl", b"{\"text\": 5}\n").contains("not a string"));
-    assert!(refuse("e.jsonl.gz", b"not gzip").contains("e.jsonl.gz: its gzip data is damaged"));
-    assert!(refuse("f.jsonl.zst", b"not zstd").contains("f.jsonl.zst: its zstd data is damaged"));
+    assert!(refuse("e.jsonl.gz", b"\x1f\x8bnot gzip").contains("e.jsonl.gz: its gzip data is damaged"));
+    assert!(
+        refuse("f.jsonl.zst", b"\x28\xb5\x2f\xfdnot zstd").contains("f.jsonl.zst: its zstd data is damaged")
+    );
     assert!(refuse("latin.txt", b"caf\xe9").contains("latin.txt cannot be used: byte 3 is not UTF-8 text"));
     assert!(refuse("picture", b"a\0b").contains("picture cannot be used: it is binary: byte 1 is NUL"));
-    assert!(refuse("g.parquet", b"not parquet").contains("not a readable parquet file"));
+    assert!(refuse("g.parquet", b"PAR1 not parquet").contains("not a readable parquet file"));
     let path = folder.path().join("h.parquet");
     let columns: [(&str, ArrayRef); 1] = [("n", Arc::new(Int64Array::from_iter_values(0..3)))];
     parquet(&path, RecordBatch::try_from_iter(columns).unwrap());

@@ -2,7 +2,8 @@
 //!
 //! A run file writes one set as a path (`held_out = "data/held_out"`) or several as a table
 //! (`[data.held_out]`, name = path). Both become the same value here: the path alone is a set named
-//! [`HeldOutSets::UNNAMED`], and a value that holds only this set is written as a path again.
+//! [`HeldOutSets::UNNAMED`], and a value that holds only this set is written as a path again. The identities of
+//! the sets ([`HeldOutIdentities`]) are written in the same two forms.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,17 +31,7 @@ impl HeldOutSets {
 
     /// Sets with names. Errors: an illegal name, an empty path, too many sets.
     pub fn named(sets: impl IntoIterator<Item = (String, String)>) -> Result<HeldOutSets, String> {
-        let sets: BTreeMap<String, String> = sets.into_iter().collect();
-        if sets.is_empty() || sets.len() > MAX_SETS {
-            return Err(format!("data.held_out has {} sets; it must have 1 to {MAX_SETS}", sets.len()));
-        }
-        for (name, path) in &sets {
-            check_name(name)?;
-            if path.is_empty() {
-                return Err(format!("data.held_out.{name} is empty; it must be a path without extension"));
-            }
-        }
-        Ok(HeldOutSets(sets))
+        PATHS.checked(sets.into_iter().collect()).map(HeldOutSets)
     }
 
     /// Name and path of every set, by name.
@@ -55,15 +46,112 @@ impl HeldOutSets {
 
     /// The key of a run file that gives the set `name`.
     pub fn key(&self, name: &str) -> String {
-        match self.only() {
+        match only(&self.0) {
             Some(_) => "data.held_out".to_owned(),
             None => format!("data.held_out.{name}"),
         }
     }
+}
 
-    /// The path of the one unnamed set, if that is all there is.
-    fn only(&self) -> Option<&String> {
-        self.0.get(Self::UNNAMED).filter(|_| self.0.len() == 1)
+/// Identities of held-out sets by name: what they held when the run began or was resumed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldOutIdentities(BTreeMap<String, String>);
+
+impl HeldOutIdentities {
+    /// Of sets with names. Errors: an illegal name, an empty identity, too many sets.
+    pub fn named(sets: impl IntoIterator<Item = (String, String)>) -> Result<HeldOutIdentities, String> {
+        IDENTITIES.checked(sets.into_iter().collect()).map(HeldOutIdentities)
+    }
+
+    /// Of the set `name`, if it is known.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Names of the sets whose identity is known.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+/// A key that has a value for every held-out set.
+struct SetsKey {
+    key: &'static str,
+    /// What each value is.
+    value: &'static str,
+    expecting: &'static str,
+}
+
+const PATHS: SetsKey = SetsKey {
+    key: "data.held_out",
+    value: "a path without extension",
+    expecting: "a path without extension, or a table of names and paths",
+};
+
+const IDENTITIES: SetsKey = SetsKey {
+    key: "data.held_out_identity",
+    value: "the identity of a held-out set",
+    expecting: "an identity, or a table of names and identities",
+};
+
+impl SetsKey {
+    fn checked(&self, sets: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, String> {
+        let SetsKey { key, value, .. } = self;
+        if sets.is_empty() || sets.len() > MAX_SETS {
+            return Err(format!("{key} has {} sets; it must have 1 to {MAX_SETS}", sets.len()));
+        }
+        for (name, text) in &sets {
+            check_name(name)?;
+            if text.is_empty() {
+                return Err(format!("{key}.{name} is empty; it must be {value}"));
+            }
+        }
+        Ok(sets)
+    }
+
+    fn deserialize<'de, D: Deserializer<'de>>(
+        &'static self,
+        deserializer: D,
+    ) -> Result<BTreeMap<String, String>, D::Error> {
+        deserializer.deserialize_any(SetsVisitor(self))
+    }
+}
+
+struct SetsVisitor(&'static SetsKey);
+
+impl<'de> Visitor<'de> for SetsVisitor {
+    type Value = BTreeMap<String, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.expecting)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        if text.is_empty() {
+            return Err(E::custom(format!("{} is empty; it must be {}", self.0.key, self.0.value)));
+        }
+        Ok(BTreeMap::from([(HeldOutSets::UNNAMED.to_owned(), text.to_owned())]))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut sets = BTreeMap::new();
+        while let Some((name, text)) = map.next_entry::<String, String>()? {
+            sets.insert(name, text);
+        }
+        self.0.checked(sets).map_err(A::Error::custom)
+    }
+}
+
+/// The value of the one unnamed set, if that is all there is.
+fn only(sets: &BTreeMap<String, String>) -> Option<&String> {
+    sets.get(HeldOutSets::UNNAMED).filter(|_| sets.len() == 1)
+}
+
+/// Writes one unnamed set as its value alone.
+fn serialize<S: Serializer>(sets: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
+    match only(sets) {
+        Some(text) => text.serialize(serializer),
+        None => sets.serialize(serializer),
     }
 }
 
@@ -80,41 +168,25 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 impl Serialize for HeldOutSets {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.only() {
-            Some(path) => path.serialize(serializer),
-            None => self.0.serialize(serializer),
-        }
+        serialize(&self.0, serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for HeldOutSets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<HeldOutSets, D::Error> {
-        struct Sets;
+        PATHS.deserialize(deserializer).map(HeldOutSets)
+    }
+}
 
-        impl<'de> Visitor<'de> for Sets {
-            type Value = HeldOutSets;
+impl Serialize for HeldOutIdentities {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize(&self.0, serializer)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a path without extension, or a table of names and paths")
-            }
-
-            fn visit_str<E: Error>(self, path: &str) -> Result<HeldOutSets, E> {
-                if path.is_empty() {
-                    return Err(E::custom("data.held_out is empty; it must be a path without extension"));
-                }
-                Ok(HeldOutSets::one(path))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeldOutSets, A::Error> {
-                let mut sets = Vec::new();
-                while let Some(set) = map.next_entry::<String, String>()? {
-                    sets.push(set);
-                }
-                HeldOutSets::named(sets).map_err(A::Error::custom)
-            }
-        }
-
-        deserializer.deserialize_any(Sets)
+impl<'de> Deserialize<'de> for HeldOutIdentities {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<HeldOutIdentities, D::Error> {
+        IDENTITIES.deserialize(deserializer).map(HeldOutIdentities)
     }
 }
 
@@ -157,6 +229,28 @@ mod tests {
         let held_out = more.data.held_out.unwrap();
         assert_eq!(held_out.key("wiki"), "data.held_out.wiki");
         assert_eq!(HeldOutSets::one("x").key(HeldOutSets::UNNAMED), "data.held_out");
+    }
+
+    #[test]
+    fn identities_are_written_as_the_sets_are() {
+        let one = parse("held_out = \"a\"\nheld_out_identity = \"x\"").unwrap();
+        assert_eq!(one.data.held_out_identity.as_ref().unwrap().get(HeldOutSets::UNNAMED), Some("x"));
+        assert!(one.to_toml().unwrap().contains("held_out_identity = \"x\""));
+        let two =
+            parse("[data.held_out]\nc = \"a\"\nw = \"b\"\n[data.held_out_identity]\nw = \"y\"").unwrap();
+        let identities = two.data.held_out_identity.clone().unwrap();
+        assert_eq!((identities.get("w"), identities.get("c")), (Some("y"), None));
+        for file in [one, two] {
+            assert_eq!(RunFile::parse(&file.to_toml().unwrap(), "again", &[]).unwrap(), file);
+        }
+        for (held_out, words) in [
+            ("held_out_identity = \"\"", "data.held_out_identity is empty"),
+            ("held_out_identity = 3", "an identity, or a table of names and identities"),
+            ("[data.held_out_identity]\nW = \"x\"", "\"W\" is not a name of a held-out set"),
+        ] {
+            let error = parse(held_out).unwrap_err();
+            assert!(error.contains(words), "{held_out}: {error}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub mod yarn;
 
 pub use batch::CellBatch;
 pub use checkpoint::CheckpointKind;
-pub use held_out::HeldOutSets;
+pub use held_out::{HeldOutIdentities, HeldOutSets};
 pub use ids::{BucketIndex, Cell, Generation, Rank, RowId, RunName, ShardIndex, Step, TableIndex};
 pub use model::ModelSpec;
 pub use outcome::StepOutcome;

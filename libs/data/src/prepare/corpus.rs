@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 
-use super::files::{Compression, Format, InputFile, Inputs};
+use super::content::{self, Content, Opened, Records, content_of, not_text, reading_failed};
+use super::files::{Compression, FileState, Format, InputFile, Inputs, UNREADABLE};
 use super::json_line::{self, Line};
 use super::meta::{LeftOutCount, SourceCount};
 use super::monitor::{Monitor, Progress, Stage};
@@ -17,12 +17,13 @@ use crate::error::DataError;
 /// A line of JSON, and a text that cannot be cut, may have so many bytes.
 pub(crate) const MOST_RECORD_BYTES: u64 = 256 << 20;
 
+const PIPED_TABLE: &str = "a parquet file cannot be read from a pipe; copy it into a file";
+
 /// The files, and how to read them.
 #[derive(Debug)]
 pub(crate) struct Corpus {
     pub(crate) inputs: Inputs,
-    /// Field or column that holds the text.
-    pub(crate) text_key: String,
+    pub(crate) records: Records,
     /// Text is read up to here.
     pub(crate) max_bytes: u64,
 }
@@ -34,6 +35,8 @@ pub(crate) struct PassReport {
     pub(crate) sources: BTreeMap<String, SourceCount>,
     /// Files left out, with those that have no text.
     pub(crate) left_out: BTreeMap<String, LeftOutCount>,
+    /// Files that were taken as one text and may hold records, by what they look like.
+    pub(crate) doubts: BTreeMap<&'static str, LeftOutCount>,
     /// A hash of each file's documents: their starts and lengths.
     pub(crate) prints: Vec<[u8; 32]>,
 }
@@ -77,7 +80,7 @@ impl Corpus {
             if reading.is_full() {
                 break;
             }
-            reading.file(file, &self.text_key, visit)?;
+            reading.file(file, &self.records, visit)?;
             file.check_unchanged()?;
             let before = pass.before.and_then(|before| before.prints.get(index));
             if pass.before.is_some() && before != reading.report.prints.last() {
@@ -105,6 +108,14 @@ pub(crate) struct Reading<'a> {
     pass: &'a Pass<'a>,
 }
 
+/// What became of one file.
+struct FileRead {
+    /// Its format, where it has one.
+    format: Option<Format>,
+    /// The kind under which it is left out.
+    left_out: Option<&'static str>,
+}
+
 /// What is counted of one file.
 #[derive(Default)]
 pub(crate) struct FileCount {
@@ -123,46 +134,86 @@ impl Reading<'_> {
         self.within.set(bytes);
     }
 
-    fn file(&mut self, file: &InputFile, key: &str, visit: &mut Visit<'_>) -> Result<(), DataError> {
+    fn file(&mut self, file: &InputFile, records: &Records, visit: &mut Visit<'_>) -> Result<(), DataError> {
         let mut count = FileCount::default();
-        match file.format {
-            Format::Text(compression) => {
-                if let Some(kind) = self.text(file, compression, (&mut count, visit))? {
-                    self.report.left_out.entry(kind.into()).or_default().add(&file.path);
-                }
+        let read = match self.documents(file, records, (&mut count, visit)) {
+            Err(DataError::Io { source, .. })
+                if source.kind() == ErrorKind::PermissionDenied && !file.named =>
+            {
+                FileRead { format: None, left_out: Some(UNREADABLE) }
             }
-            Format::JsonLines(compression) => {
-                self.json_lines(file, (compression, key), (&mut count, visit))?
-            }
-            Format::Parquet => read_parquet(self, file, key, &mut |reading, offered| {
-                reading.offer(offered, &mut count, visit)
-            })?,
-        }
-        let kind = self.report.sources.entry(file.kind()).or_default();
+            read => read?,
+        };
+        let kind = self.report.sources.entry(kind_of(file, read.format)).or_default();
         let has_text = count.count.documents > 0;
         kind.add(&SourceCount { files: has_text.into(), skipped_files: (!has_text).into(), ..count.count });
-        if !has_text && !matches!(file.format, Format::Text(_)) {
-            self.report.left_out.entry("empty".into()).or_default().add(&file.path);
+        if let Some(kind) = read.left_out.or_else(|| (!has_text).then_some("empty")) {
+            self.report.left_out.entry(kind.to_owned()).or_default().add(&file.path);
         }
         self.report.prints.push(*count.print.finalize().as_bytes());
         Ok(())
+    }
+
+    /// Offers the documents of a file.
+    fn documents(
+        &mut self,
+        file: &InputFile,
+        records: &Records,
+        (count, visit): (&mut FileCount, &mut Visit<'_>),
+    ) -> Result<FileRead, DataError> {
+        let read = |format, left_out| Ok(FileRead { format: Some(format), left_out });
+        // A pipe is not opened for nothing: that waits for its writer.
+        let is_table = file.promised == Some(Format::Parquet);
+        if is_table && file.state == FileState::Stream {
+            return Err(file.unusable(PIPED_TABLE));
+        }
+        let within = Cell::new(0);
+        let mut opened = content::open(file, &within)?;
+        match content_of(file, &mut opened, records)? {
+            Content::Foreign(kind) => Ok(FileRead { format: None, left_out: Some(kind) }),
+            Content::Documents(Format::Parquet) if file.state == FileState::Stream => {
+                Err(file.unusable(PIPED_TABLE))
+            }
+            Content::Documents(Format::Parquet) => {
+                read_parquet(self, file, &records.text_key, &mut |reading, offered| {
+                    reading.offer(offered, count, visit)
+                })?;
+                read(Format::Parquet, None)
+            }
+            Content::Documents(Format::JsonLines) => {
+                self.json_lines((file, &records.text_key), (opened, &within), (count, visit))?;
+                read(Format::JsonLines, None)
+            }
+            Content::Documents(Format::Text) => {
+                let left_out = self.text(file, (opened, &within), (count, visit))?;
+                read(Format::Text, left_out)
+            }
+            Content::Doubtful(doubt) => {
+                let left_out = self.text(file, (opened, &within), (count, visit))?;
+                if left_out.is_none() {
+                    self.report.doubts.entry(doubt.kind()).or_default().add(&file.path);
+                }
+                read(Format::Text, left_out)
+            }
+        }
     }
 
     /// Offers a text file; the kind under which it is left out where it has no text.
     fn text(
         &mut self,
         file: &InputFile,
-        compression: Compression,
+        (opened, within): (Opened<'_>, &Cell<u64>),
         (count, visit): (&mut FileCount, &mut Visit<'_>),
     ) -> Result<Option<&'static str>, DataError> {
         let place = || file.path.display().to_string();
+        let (compression, start) = (opened.compression, opened.start());
         let failed = |error| reading_failed(file, compression, error);
         // A file that was not named is looked through first: not being text must not show in the middle of a
         // document. What fits into one chunk shows it at once.
         let long = compression != Compression::None || file.state.length() > CHUNK_BYTES as u64;
         if !file.named && long {
             let unseen = Cell::new(0);
-            let mut chunks = Utf8Chunks::new(open(file, compression, &unseen)?);
+            let mut chunks = Utf8Chunks::new(content::open(file, &unseen)?.into_reader());
             loop {
                 self.tick()?;
                 match chunks.next_chunk() {
@@ -173,12 +224,11 @@ impl Reading<'_> {
                 }
             }
         }
-        let within = Cell::new(0);
-        let mut chunks = Utf8Chunks::new(open(file, compression, &within)?);
+        let mut chunks = Utf8Chunks::new(opened.into_reader());
         let mut found = None;
         let mut next = || match chunks.next_chunk() {
             Ok(chunk) => Ok(chunk),
-            Err(TextError::NotText(problem)) if file.named => Err(file.unusable(problem.problem())),
+            Err(TextError::NotText(problem)) if file.named => Err(file.unusable(not_text(problem, &start))),
             Err(TextError::NotText(problem)) => {
                 found = Some(problem.kind());
                 Ok(None)
@@ -197,12 +247,12 @@ impl Reading<'_> {
 
     fn json_lines(
         &mut self,
-        file: &InputFile,
-        (compression, key): (Compression, &str),
+        (file, key): (&InputFile, &str),
+        (opened, within): (Opened<'_>, &Cell<u64>),
         (count, visit): (&mut FileCount, &mut Visit<'_>),
     ) -> Result<(), DataError> {
-        let within = Cell::new(0);
-        let mut lines = BufReader::with_capacity(1 << 20, open(file, compression, &within)?);
+        let compression = opened.compression;
+        let mut lines = BufReader::with_capacity(1 << 20, opened.into_reader());
         let mut line = Vec::new();
         for number in 1u64.. {
             line.clear();
@@ -324,49 +374,17 @@ impl Text for Document<'_, '_, '_> {
     }
 }
 
-/// A file that counts what is read of it.
-struct Counted<'a> {
-    file: File,
-    bytes: &'a Cell<u64>,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        self.bytes.set(self.bytes.get() + count as u64);
-        Ok(count)
-    }
-}
-
-/// The plain bytes of a file.
-fn open<'a>(
-    file: &InputFile,
-    compression: Compression,
-    bytes: &'a Cell<u64>,
-) -> Result<Box<dyn Read + 'a>, DataError> {
-    file.check_unchanged()?;
-    let counted = Counted { file: File::open(&file.path).map_err(DataError::io("open", &file.path))?, bytes };
-    Ok(match compression {
-        Compression::None => Box::new(counted),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(counted)),
-        Compression::Zstd => {
-            let failed = DataError::io("decompress", &file.path);
-            let mut decoder = zstd::stream::read::Decoder::new(counted).map_err(failed)?;
-            // Windows of `zstd --long=31`, the largest there are.
-            decoder.window_log_max(31).map_err(DataError::io("decompress", &file.path))?;
-            Box::new(decoder)
+/// The name under which a file is counted: its extension, and its format where that does not say it.
+fn kind_of(file: &InputFile, format: Option<Format>) -> String {
+    let kind = file.kind();
+    match format {
+        Some(Format::JsonLines) if file.promised.is_none() && !file.is_json() => {
+            format!("{kind} (JSON lines)")
         }
-    })
-}
-
-/// What the operating system reports is its failure; what a decompressor reports is wrong with the file.
-fn reading_failed(file: &InputFile, compression: Compression, error: io::Error) -> DataError {
-    if compression == Compression::None || error.raw_os_error().is_some() {
-        return DataError::Io { action: "read", path: file.path.clone(), source: error };
+        Some(Format::Parquet) if file.promised != Some(Format::Parquet) => format!("{kind} (parquet)"),
+        Some(Format::Text) if file.promised.is_some() => format!("{kind} (text)"),
+        _ => kind,
     }
-    let name = if compression == Compression::Gzip { "gzip" } else { "zstd" };
-    let place = file.path.display().to_string();
-    DataError::Corpus { place, problem: format!("its {name} data is damaged or cut short: {error}") }
 }
 
 /// The last character boundary of `text` at or below `limit` bytes.

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
-use std::io::Read;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::OUTPUTS;
-use super::json_line::{self, Line};
 use super::meta::LeftOutCount;
 use crate::error::DataError;
 
@@ -18,16 +17,16 @@ pub const DEFAULT_EXTENSIONS: [&str; 37] = [
     "sh", "sql", "lua", "hs", "ml", "proto", "cu",
 ];
 
-/// Bytes of a `.json` that are read to see whether it holds JSON lines.
-const SNIFFED_BYTES: u64 = 1 << 20;
+/// Kind under which files and folders are left out that this user may not read.
+pub const UNREADABLE: &str = "without permission to read";
 
-/// How a file holds its text.
+/// How a file holds its documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// One document.
-    Text(Compression),
+    /// It is one document.
+    Text,
     /// One JSON object a line.
-    JsonLines(Compression),
+    JsonLines,
     /// Rows of a table.
     Parquet,
 }
@@ -38,6 +37,16 @@ pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
+}
+
+impl Compression {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Compression::None => "plain",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
 }
 
 /// What must stay the same while a file is read, and between the first and the second reading.
@@ -104,7 +113,10 @@ impl FileState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InputFile {
     pub(crate) path: PathBuf,
-    pub(crate) format: Format,
+    /// The format that its name promises; `None` where its content decides.
+    pub(crate) promised: Option<Format>,
+    /// The compression that its name promises.
+    pub(crate) compression: Compression,
     pub(crate) state: FileState,
     /// It was named as an input, not found in a folder.
     pub(crate) named: bool,
@@ -114,6 +126,11 @@ impl InputFile {
     /// The name under which it is counted: its extension as it is written.
     pub(crate) fn kind(&self) -> String {
         extension_of(&self.path).unwrap_or_else(|| "no extension".into())
+    }
+
+    /// Whether its name says that it is JSON, in one piece or in lines.
+    pub(crate) fn is_json(&self) -> bool {
+        self.kind().starts_with("json")
     }
 
     /// Refuses a file that is not as it was when the inputs were listed. A pipe has no state.
@@ -140,7 +157,7 @@ impl InputFile {
     }
 
     pub(crate) fn unusable(&self, problem: impl Into<String>) -> DataError {
-        DataError::UnusableInput { path: self.path.clone(), problem: problem.into() }
+        unusable(&self.path, &problem.into())
     }
 }
 
@@ -158,8 +175,6 @@ pub(crate) struct Search<'a> {
     pub(crate) inputs: &'a [PathBuf],
     /// Extensions of text files that are taken from folders.
     pub(crate) extensions: &'a [String],
-    /// The field that holds the text of a JSON line.
-    pub(crate) text_key: &'a str,
     /// The output folder, whose own files are no inputs.
     pub(crate) output: &'a Path,
 }
@@ -174,56 +189,24 @@ impl Search<'_> {
                 .iter()
                 .map(|e| e.trim_start_matches('.').to_ascii_lowercase())
                 .collect(),
-            text_key: self.text_key,
             seen: HashSet::new(),
             above: Vec::new(),
             found: Inputs::default(),
         };
         for input in self.inputs {
-            let metadata = fs::metadata(input).map_err(|source| match source.kind() {
-                std::io::ErrorKind::NotFound => DataError::Missing {
-                    path: input.clone(),
-                    hint: "name files or folders of text that exist",
-                },
-                _ => DataError::Io { action: "look at", path: input.clone(), source },
-            })?;
+            let metadata = fs::metadata(input).map_err(|error| cannot_look_at(input, error))?;
             if metadata.is_dir() {
                 walk.folder(input, &metadata, self.output)?;
             } else {
-                let refused = |problem: &str| DataError::UnusableInput {
-                    path: input.clone(),
-                    problem: problem.to_owned(),
-                };
-                if is_own_output(input, self.output) {
-                    return Err(refused("this preparation writes it; choose another output folder"));
-                }
-                let state = FileState::of(&metadata)
-                    .map_err(|what| refused(&format!("it is {what}, not a file of text")))?;
-                let format = walk
-                    .format_of(input, &state)
-                    .unwrap_or_else(|| Format::Text(compression_of(&lower_name(input)).1));
-                if let Some(place) = state.place()
-                    && !walk.seen.insert(place)
-                {
-                    // It must be usable all the same.
-                    if let Some(taken) =
-                        walk.found.files.iter_mut().find(|file| file.state.place() == Some(place))
-                    {
-                        taken.named = true;
-                    }
-                    walk.leave_out("second names of a file", input);
-                    continue;
-                }
-                walk.found.files.push(InputFile { path: input.clone(), format, state, named: true });
+                walk.named(input, &metadata, self.output)?;
             }
         }
         Ok(walk.found)
     }
 }
 
-struct Walk<'a> {
+struct Walk {
     extensions: Vec<String>,
-    text_key: &'a str,
     /// Device and inode of every file that was taken.
     seen: HashSet<(u64, u64)>,
     /// Device and inode of the folders that are being walked.
@@ -231,18 +214,24 @@ struct Walk<'a> {
     found: Inputs,
 }
 
-impl Walk<'_> {
+impl Walk {
     fn folder(&mut self, folder: &Path, metadata: &Metadata, output: &Path) -> Result<(), DataError> {
         let place = (metadata.dev(), metadata.ino());
         if self.above.contains(&place) {
             self.leave_out("links to a folder above", folder);
             return Ok(());
         }
+        let listed = fs::read_dir(folder).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+        let mut entries: Vec<PathBuf> = match listed {
+            Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && !self.above.is_empty() => {
+                self.leave_out(UNREADABLE, folder);
+                return Ok(());
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(no_permission(folder)),
+            Err(error) => return Err(DataError::io("list", folder)(error)),
+        };
         self.above.push(place);
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(folder).map_err(DataError::io("list", folder))? {
-            entries.push(entry.map_err(DataError::io("list", folder))?.path());
-        }
         entries.sort();
         let prepared = is_same_folder(folder, output)
             || ["train.idx", "meta.json"].iter().all(|name| folder.join(name).is_file());
@@ -256,7 +245,11 @@ impl Walk<'_> {
                 match fs::metadata(&path) {
                     Ok(metadata) if metadata.is_dir() => self.folder(&path, &metadata, output)?,
                     Ok(metadata) => self.file(path, &metadata),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                        self.leave_out(UNREADABLE, &path);
+                    }
+                    // Whatever is wrong with a link, or a file that is gone by now.
+                    Err(error) if error.kind() == ErrorKind::NotFound || path.is_symlink() => {
                         self.leave_out("broken links", &path);
                     }
                     Err(error) => return Err(DataError::io("look at", &path)(error)),
@@ -269,35 +262,59 @@ impl Walk<'_> {
 
     fn file(&mut self, path: PathBuf, metadata: &Metadata) {
         let Ok(state @ FileState::Regular { place, .. }) = FileState::of(metadata) else {
-            return self.leave_out("pipes and devices", &path);
+            return self.leave_out("pipes, sockets and devices", &path);
         };
-        let Some(format) = self.format_of(&path, &state) else {
+        let Some((promised, compression)) = self.promised_by(&path) else {
             return self.leave_out(&left_out_kind(&path), &path);
         };
         if !self.seen.insert(place) {
             return self.leave_out("second names of a file", &path);
         }
-        self.found.files.push(InputFile { path, format, state, named: false });
+        self.found.files.push(InputFile { path, promised, compression, state, named: false });
     }
 
-    /// The format of a file whose name is one of ours.
-    fn format_of(&self, path: &Path, state: &FileState) -> Option<Format> {
+    /// A file that is given as an input. It must be usable.
+    fn named(&mut self, input: &Path, metadata: &Metadata, output: &Path) -> Result<(), DataError> {
+        let refused = |problem: &str| unusable(input, problem);
+        if is_own_output(input, output) {
+            return Err(refused("this preparation writes it; choose another output folder"));
+        }
+        let state =
+            FileState::of(metadata).map_err(|what| refused(&format!("it is {what}, not a file of text")))?;
+        let (promised, compression) =
+            self.promised_by(input).unwrap_or_else(|| (None, compression_of(&lower_name(input)).1));
+        if let Some(place) = state.place()
+            && !self.seen.insert(place)
+        {
+            if let Some(taken) = self.found.files.iter_mut().find(|file| file.state.place() == Some(place)) {
+                taken.named = true;
+            }
+            self.leave_out("second names of a file", input);
+            return Ok(());
+        }
+        self.found.files.push(InputFile {
+            path: input.to_owned(),
+            promised,
+            compression,
+            state,
+            named: true,
+        });
+        Ok(())
+    }
+
+    /// What the name of a file promises; `None` where a folder's file of that name is not taken.
+    fn promised_by(&self, path: &Path) -> Option<(Option<Format>, Compression)> {
         let name = lower_name(path);
         let (inner, compression) = compression_of(&name);
         if name.ends_with(".parquet") {
-            return Some(Format::Parquet);
+            return Some((Some(Format::Parquet), Compression::None));
         }
         let extension = inner.rsplit_once('.').map(|(_, extension)| extension)?;
-        let lines = match extension {
-            "jsonl" | "ndjson" => true,
-            "json" if compression != Compression::None => true,
-            "json" => *state != FileState::Stream && holds_json_lines(path, self.text_key),
-            _ => false,
-        };
-        if lines {
-            return Some(Format::JsonLines(compression));
+        match extension {
+            "jsonl" | "ndjson" => Some((Some(Format::JsonLines), compression)),
+            "json" if compression != Compression::None => Some((Some(Format::JsonLines), compression)),
+            _ => self.extensions.iter().any(|known| known == extension).then_some((None, compression)),
         }
-        self.extensions.iter().any(|known| known == extension).then_some(Format::Text(compression))
     }
 
     fn leave_out(&mut self, kind: &str, path: &Path) {
@@ -305,12 +322,29 @@ impl Walk<'_> {
     }
 }
 
-/// Whether the first line of a file is a JSON object with text. A file that cannot be read is refused later.
-fn holds_json_lines(path: &Path, key: &str) -> bool {
-    let mut start = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(SNIFFED_BYTES).read_to_end(&mut start));
-    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    read.is_ok() && matches!(json_line::text_of(line, key), Ok(Line::Text { .. }))
+/// Refuses an input that cannot be looked at.
+fn cannot_look_at(input: &Path, error: std::io::Error) -> DataError {
+    match (error.kind(), fs::read_link(input)) {
+        (ErrorKind::PermissionDenied, _) => no_permission(input),
+        (ErrorKind::NotFound, Ok(target)) => {
+            unusable(input, &format!("it is a link to {}, which does not exist", target.display()))
+        }
+        (_, Ok(target)) => {
+            unusable(input, &format!("it is a link to {}, which leads nowhere: {error}", target.display()))
+        }
+        (ErrorKind::NotFound, _) => {
+            DataError::Missing { path: input.to_owned(), hint: "name files or folders of text that exist" }
+        }
+        _ => DataError::io("look at", input)(error),
+    }
+}
+
+fn no_permission(input: &Path) -> DataError {
+    unusable(input, "permission to read it is missing; give it (chmod, or as its owner), or do not name it")
+}
+
+fn unusable(input: &Path, problem: &str) -> DataError {
+    DataError::UnusableInput { path: input.to_owned(), problem: problem.to_owned() }
 }
 
 fn lower_name(path: &Path) -> String {
@@ -362,7 +396,7 @@ mod tests {
 
     fn find(inputs: &[PathBuf], output: &Path) -> Result<Inputs, DataError> {
         let extensions: Vec<String> = ["txt", ".md", "rs", "json"].map(String::from).into();
-        Search { inputs, extensions: &extensions, text_key: "text", output }.find()
+        Search { inputs, extensions: &extensions, output }.find()
     }
 
     fn put(folder: &Path, name: &str, text: &str) {
@@ -432,7 +466,7 @@ mod tests {
         assert!(found.left_out[".tar.gz"].example.ends_with("x.tar.gz"));
 
         let named = find(&[folder.join("noext")], &folder.join("out")).unwrap();
-        assert_eq!((named.files.len(), named.files[0].format), (1, Format::Text(Compression::None)));
+        assert_eq!((named.files.len(), named.files[0].promised), (1, None));
         let missing = find(&[folder.join("nowhere")], &folder.join("out")).unwrap_err();
         assert!(missing.to_string().contains("nowhere does not exist"), "{missing}");
     }
@@ -449,9 +483,34 @@ mod tests {
         symlink("..", folder.join("snapshots/1/up")).unwrap();
         let found = find(&[folder.join("snapshots/1")], &folder.join("out")).unwrap();
         assert_eq!(names(&found, &folder.join("snapshots/1")), ["a.parquet", "own.txt"]);
-        assert_eq!(found.files[0].format, Format::Parquet);
+        assert_eq!(found.files[0].promised, Some(Format::Parquet));
         assert_eq!(found.left_out["second names of a file"].files, 1);
         assert_eq!(found.left_out.keys().filter(|kind| kind.contains("folder above")).count(), 1);
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_and_sockets_are_left_out_or_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        put(folder, "own.txt", "x");
+        symlink("b.txt", folder.join("a.txt")).unwrap();
+        symlink("a.txt", folder.join("b.txt")).unwrap();
+        symlink("own.txt/inside", folder.join("c.txt")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.join("d.txt")).unwrap();
+        let found = find(&[folder.to_owned()], &folder.join("out")).unwrap();
+        assert_eq!(names(&found, folder), ["own.txt"]);
+        assert_eq!(found.left_out["broken links"].files, 3);
+        assert_eq!(found.left_out["pipes, sockets and devices"].files, 1);
+        symlink("absent", folder.join("e.txt")).unwrap();
+        for (name, words) in [
+            ("a.txt", "it is a link to b.txt, which leads nowhere"),
+            ("c.txt", "it is a link to own.txt/inside, which leads nowhere"),
+            ("d.txt", "it is a socket"),
+            ("e.txt", "it is a link to absent, which does not exist"),
+        ] {
+            let error = find(&[folder.join(name)], &folder.join("out")).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -22,41 +22,7 @@ pub(crate) enum Line {
 /// error is a clause about the line.
 pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
     let mut scan = Scan { line, at: 0 };
-    scan.space();
-    if scan.next() != Some(b'{') {
-        return Err("not a JSON object".into());
-    }
-    let mut found = None;
-    let mut keys = Vec::new();
-    scan.space();
-    if scan.peek() == Some(b'}') {
-        scan.at += 1;
-    } else {
-        loop {
-            scan.space();
-            let raw = scan.string()?;
-            let name = unescaped(raw).0;
-            scan.space();
-            if scan.next() != Some(b':') {
-                return Err(scan.broken("a colon"));
-            }
-            scan.space();
-            if name == key {
-                found = Some(scan.value()?);
-            } else {
-                scan.value()?;
-                if keys.len() < 12 {
-                    keys.push(name);
-                }
-            }
-            scan.space();
-            match scan.next() {
-                Some(b',') => {}
-                Some(b'}') => break,
-                _ => return Err(scan.broken("a comma or the closing brace")),
-            }
-        }
-    }
+    let Object { found, fields } = scan.object(key)?;
     scan.space();
     if scan.peek().is_some() {
         return Err(format!("it goes on after its JSON object, at byte {}", scan.at + 1));
@@ -64,7 +30,7 @@ pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
     match found {
         None => Err(format!(
             "it has no {key:?}; name the field that holds the text (--text-key), one of: {}",
-            keys.join(", ")
+            fields.join(", ")
         )),
         Some(Value::Null) => Ok(Line::Null),
         Some(Value::String(raw)) => {
@@ -73,6 +39,35 @@ pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
         }
         Some(Value::Other) => Err(format!("its {key:?} is not a string")),
     }
+}
+
+/// What the first object of some bytes says about them.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FirstObject {
+    /// The field has text or is null.
+    pub(crate) has_text: bool,
+    /// Its fields, the first of them.
+    pub(crate) fields: Vec<String>,
+    /// Bytes up to its end.
+    pub(crate) length: usize,
+}
+
+/// The JSON object that `bytes` begin with; `None` where they begin with none, or it is not whole.
+pub(crate) fn first_object(bytes: &[u8], key: &str) -> Option<FirstObject> {
+    let mut scan = Scan { line: bytes, at: 0 };
+    let Object { found, mut fields } = scan.object(key).ok()?;
+    let has_text = matches!(found, Some(Value::Null | Value::String(_)));
+    if found.is_some() {
+        fields.push(key.to_owned());
+    }
+    Some(FirstObject { has_text, fields, length: scan.at })
+}
+
+/// An object, as far as it matters.
+struct Object<'a> {
+    found: Option<Value<'a>>,
+    /// The first of its other fields.
+    fields: Vec<String>,
 }
 
 /// A value, as far as it matters.
@@ -132,6 +127,41 @@ impl<'a> Scan<'a> {
             }
             // The escaped byte cannot end the string.
             self.at = (self.at + 2).min(self.line.len());
+        }
+    }
+
+    /// An object, up to its closing brace.
+    fn object(&mut self, key: &str) -> Result<Object<'a>, String> {
+        self.space();
+        if self.next() != Some(b'{') {
+            return Err("not a JSON object".into());
+        }
+        let (mut found, mut fields) = (None, Vec::new());
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(Object { found, fields });
+        }
+        loop {
+            self.space();
+            let name = unescaped(self.string()?).0;
+            self.space();
+            if self.next() != Some(b':') {
+                return Err(self.broken("a colon"));
+            }
+            self.space();
+            let value = self.value()?;
+            if name == key {
+                found = Some(value);
+            } else if fields.len() < 12 {
+                fields.push(name);
+            }
+            self.space();
+            match self.next() {
+                Some(b',') => {}
+                Some(b'}') => return Ok(Object { found, fields }),
+                _ => return Err(self.broken("a comma or the closing brace")),
+            }
         }
     }
 
@@ -319,6 +349,18 @@ mod tests {
             let error = text_of(line.as_bytes(), "text").unwrap_err();
             assert!(error.contains(wanted), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn the_first_object_is_told_from_its_rest() {
+        let first = |text: &str| first_object(text.as_bytes(), "text");
+        let found = first("{\"a\":1,\"text\":\"x\"}, more").unwrap();
+        assert_eq!((found.has_text, found.length), (true, 18));
+        assert_eq!(found.fields, ["a", "text"]);
+        let found = first("{\"a\":{\"text\":\"x\"}}").unwrap();
+        assert_eq!((found.has_text, found.fields), (false, vec!["a".to_owned()]));
+        assert!(!first("{\"text\":5}").unwrap().has_text && first("{\"text\":null}").unwrap().has_text);
+        assert_eq!((first("{\"a\":\"x"), first("text"), first("")), (None, None, None));
     }
 
     proptest! {

@@ -9,6 +9,7 @@
 //! `tokenizer.json`, and last, as the mark that all is whole, `meta.json`; installed as a set (`output.rs`).
 
 mod byte_level;
+mod content;
 mod corpus;
 mod encode;
 mod files;
@@ -26,7 +27,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use files::DEFAULT_EXTENSIONS;
+pub use content::TextFormat;
+pub use files::{DEFAULT_EXTENSIONS, UNREADABLE};
 pub use meta::{LeftOutCount, PartReport, PrepareReport, SourceCount};
 pub use monitor::{Monitor, Progress, Stage};
 pub use output::abandon;
@@ -35,6 +37,7 @@ pub use tokenizer::TokenizerChoice;
 use crate::error::DataError;
 use crate::identity::DataIdentity;
 use crate::segment::{Dtype, Existing, SegmentWriter};
+use content::Records;
 use corpus::{Corpus, Pass, PassReport};
 use encode::{Encoded, encode};
 use files::{FileState, Search};
@@ -61,6 +64,8 @@ pub struct PrepareOptions {
     pub tokenizer: TokenizerChoice,
     /// Field of a JSON line, or column of a parquet file, that holds the text.
     pub text_key: String,
+    /// What files other than parquet hold.
+    pub format: TextFormat,
     /// Extensions of text files taken from folders, without the dot. Files named as inputs are taken whatever
     /// theirs.
     pub extensions: Vec<String>,
@@ -85,6 +90,7 @@ impl PrepareOptions {
             output,
             tokenizer: TokenizerChoice::default(),
             text_key: "text".into(),
+            format: TextFormat::Auto,
             extensions: DEFAULT_EXTENSIONS.iter().map(|&e| e.to_owned()).collect(),
             max_bytes: None,
             held_out_share: 0.01,
@@ -151,15 +157,10 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
         TokenizerChoice::Given { path, eos } => Some(TextTokenizer::read(path, eos.as_deref())?),
         TokenizerChoice::Train { .. } => None,
     };
-    let search = Search {
-        inputs: &options.inputs,
-        extensions: &options.extensions,
-        text_key: &options.text_key,
-        output: &options.output,
-    };
+    let search = Search { inputs: &options.inputs, extensions: &options.extensions, output: &options.output };
     let corpus = Corpus {
         inputs: search.find()?,
-        text_key: options.text_key.clone(),
+        records: Records { text_key: options.text_key.clone(), format: options.format },
         max_bytes: options.max_bytes.unwrap_or(u64::MAX),
     };
     let staging = Staging::begin(&options.output, options.existing)?;
@@ -393,6 +394,24 @@ impl Parts {
         let repaired: u64 = found.sources.values().map(|count| count.repaired_documents).sum();
         if repaired > 0 {
             notes.push(format!("documents with broken text, which became U+FFFD: {repaired}"));
+        }
+        for (what, count) in &found.doubts {
+            notes.push(format!(
+                "files that {what} were each read as one text: {} ({}{}); say what they are, or read them so with \
+                 --format text",
+                count.files,
+                count.example,
+                if count.files > 1 { " and others" } else { "" }
+            ));
+        }
+        if let Some(count) = found.left_out.get(UNREADABLE) {
+            notes.push(format!(
+                "files and folders without permission to read were left out: {} ({}{}); give it (chmod, or as their \
+                 owner) and prepare again to have them",
+                count.files,
+                count.example,
+                if count.files > 1 { " and others" } else { "" }
+            ));
         }
         let eos = tokenizer.vocab().eos;
         let inside = [&self.train, &self.held_out]

@@ -7,7 +7,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 use super::corpus::{Offered, Reading};
-use super::files::{FileState, InputFile};
+use super::files::InputFile;
 use crate::error::DataError;
 use crate::guard::guarded;
 
@@ -24,9 +24,6 @@ pub(crate) fn read_parquet(
     column: &str,
     offer: &mut Offer<'_>,
 ) -> Result<(), DataError> {
-    if file.state == FileState::Stream {
-        return Err(file.unusable("a parquet file cannot be read from a pipe; copy it into a file"));
-    }
     file.check_unchanged()?;
     let failed = |problem| DataError::Corpus { place: file.path.display().to_string(), problem };
     let broken = |error: String| failed(format!("not a readable parquet file: {error}"));

@@ -114,8 +114,18 @@ impl TextTokenizer {
         sample: Vec<String>,
         monitor: &dyn Monitor,
     ) -> Result<TextTokenizer, DataError> {
+        let bytes: usize = sample.iter().map(String::len).sum();
         let tokenizer = train::train(vocab_size, sample, monitor)?;
-        TextTokenizer::of(tokenizer, "to be trained", Some(SPECIAL[2]))
+        let mut tokenizer = TextTokenizer::of(tokenizer, "to be trained", Some(SPECIAL[2]))?;
+        let size = tokenizer.vocab.size;
+        if size < vocab_size {
+            tokenizer.notes.push(format!(
+                "the vocabulary has {size} tokens, not {vocab_size} (--vocab-size): the {bytes} bytes of text that the \
+                 tokenizer is trained on have no other pairs of tokens that occur twice; a larger vocabulary takes \
+                 more text"
+            ));
+        }
+        Ok(tokenizer)
     }
 
     /// Reads a `tokenizer.json`.

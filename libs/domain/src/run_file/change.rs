@@ -17,11 +17,13 @@ pub enum OnResume {
     SamplesPerStep,
     /// It is refused unless `data.allow_change` is set.
     Data,
+    /// The run goes on; held-out losses from now on are those of other data.
+    HeldOutData,
     /// The run goes on with the new value.
     Applied,
 }
 
-use OnResume::{Applied, Data, SamplesPerStep};
+use OnResume::{Applied, Data, HeldOutData, SamplesPerStep};
 
 const MODEL: OnResume = OnResume::Refused("the checkpoint holds the tensors of another model");
 const TABLES: OnResume = OnResume::Refused("the checkpoint holds rows of other tables");
@@ -40,6 +42,7 @@ const KEYS: &[(&str, OnResume)] = &[
     ("data.train_identity", Data),
     ("data.allow_change", Applied),
     ("data.held_out", Applied),
+    ("data.held_out_identity", HeldOutData),
     ("data.synthetic_tokens", SYNTHETIC),
     ("data.synthetic_held_out_tokens", Applied),
     ("training.steps", Applied),
@@ -181,7 +184,7 @@ impl RunFile {
                     "data.train does not hold the data that the run began with. Give the data that it had, or set \
                      data.allow_change=true to go on with this data from the sample that comes next",
                 )),
-                Applied | SamplesPerStep | Data => applied.push(change),
+                Applied | SamplesPerStep | Data | HeldOutData => applied.push(change),
             }
         }
         Ok(if refused.is_empty() { Ok(applied) } else { Err(Refused { changes: refused }) })
@@ -256,6 +259,20 @@ mod tests {
         let keys: Vec<&str> = applied.iter().map(|change| change.key.as_str()).collect();
         assert_eq!(keys, ["data.held_out", "data.held_out.code", "data.held_out.wiki"]);
         assert_eq!(rule_of("data.held_outside"), None);
+    }
+
+    #[test]
+    fn other_held_out_data_is_applied_as_such() {
+        let with = |text: &str| {
+            let mut file = tiny(&[]);
+            let sets = [("code".to_owned(), text.to_owned()), ("wiki".to_owned(), "same".to_owned())];
+            file.data.held_out_identity = Some(crate::HeldOutIdentities::named(sets).unwrap());
+            file
+        };
+        let applied = with("y").resumes(&with("x")).unwrap().unwrap();
+        let rules: Vec<_> = applied.iter().map(|change| (change.key.as_str(), change.on_resume())).collect();
+        assert_eq!(rules, [("data.held_out_identity.code", HeldOutData)]);
+        assert!(with("x").resumes(&with("x")).unwrap().unwrap().is_empty());
     }
 
     #[test]

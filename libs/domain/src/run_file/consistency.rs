@@ -46,6 +46,12 @@ fn data(file: &RunFile) -> Vec<Idle> {
     vec![
         idle("data.held_out", is_synthetic && d.held_out.is_some(), SYNTHETIC),
         idle("data.train_identity", is_synthetic && d.train_identity.is_some(), SYNTHETIC),
+        idle("data.held_out_identity", is_synthetic && d.held_out_identity.is_some(), SYNTHETIC),
+        idle(
+            "data.held_out_identity",
+            d.held_out.is_none() && d.held_out_identity.is_some(),
+            "there is no held-out data (data.held_out)",
+        ),
         idle("data.allow_change", is_synthetic && d.allow_change, SYNTHETIC),
         idle(
             "data.synthetic_held_out_tokens",
@@ -197,6 +203,7 @@ mod tests {
             &["data.held_out=x"][..],
             &["data.allow_change=true"],
             &["data.train_identity=x"],
+            &["data.held_out_identity=x"],
             &["evaluation.every_steps=5", "data.synthetic_held_out_tokens=0"],
             &["training.decay_steps=5"],
             &["training.min_lr_ratio=0.2", "training.schedule=constant"],

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::embedding::{AdamBias, Numa, RowDecay, RowOptimizer, RowType, SameHost};
-use crate::held_out::HeldOutSets;
+use crate::held_out::{HeldOutIdentities, HeldOutSets};
 use crate::model::{Amplification, Normalizer, Placement, YarnSpec};
 use crate::run_spec::{ComputeType, Determinism, DeviceKind, Engine, OnNonfinite};
 use crate::schedule::ScheduleKind;
@@ -156,6 +156,7 @@ section!(DataSection {
     train: Option<String> = None,
     held_out: Option<HeldOutSets> = None,
     train_identity: Option<String> = None,
+    held_out_identity: Option<HeldOutIdentities> = None,
     allow_change: bool = false,
     synthetic_tokens: Option<u64> = None,
     synthetic_held_out_tokens: u64 = 0,
