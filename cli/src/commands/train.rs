@@ -58,7 +58,7 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let warnings = warnings(&configuration)?;
     data_check::check(&mut configuration)?;
     let programs = launcher::Programs::find()?;
-    device_check::check(&configuration.spec)?;
+    device_check::check(&configuration.spec, &programs)?;
     let changed = block_on(resume_check::check(&configuration, &root))?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     introduce(&configuration, &root, printer);
