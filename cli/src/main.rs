@@ -7,6 +7,7 @@ mod data_check;
 mod device_check;
 mod exit;
 mod launcher;
+mod lead_check;
 mod printer;
 mod resume_check;
 mod settings;

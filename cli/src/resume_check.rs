@@ -6,6 +6,7 @@ use polygram_domain::{RunFile, RunSpec};
 
 use crate::exit::{Failure, Outcome};
 use crate::settings::{Configuration, Root};
+use crate::units::counted;
 
 /// A rate that grows by less between two steps is no jump.
 const JUMP: f64 = 1.2;
@@ -15,8 +16,8 @@ const JUMP: f64 = 1.2;
 pub(crate) struct Changed {
     /// One line for each changed key.
     pub(crate) lines: Vec<String>,
-    /// The learning rate rises again.
-    pub(crate) warning: Option<String>,
+    /// The learning rate rises again, or nothing is left to train.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Compares the configuration with that of the run's newest checkpoint. Where there is none, or it cannot be
@@ -27,8 +28,9 @@ pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome
     let resumed = configuration.file.resumes(&before).map_err(|error| Failure::usage(error.to_string()))?;
     let changes = resumed.map_err(|refused| refusal(configuration, &refused, step))?;
     let lines = changes.iter().map(|change| format!("changed since the checkpoint of step {step}: {change}"));
-    let warning = before.resolve().ok().and_then(|before| jump(&before, &configuration.spec, step));
-    Ok(Changed { lines: lines.collect(), warning })
+    let jump = before.resolve().ok().and_then(|before| jump(&before, &configuration.spec, step));
+    let warnings = jump.into_iter().chain(nothing_left(&configuration.spec, step)).collect();
+    Ok(Changed { lines: lines.collect(), warnings })
 }
 
 async fn newest(configuration: &Configuration, root: &Root) -> Option<(Manifest, RunFile)> {
@@ -49,6 +51,21 @@ fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failu
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))
         .hint(format!("{back}train under another name (--run NAME)"))
+}
+
+/// Says so if the run is to end before the `step` that it has reached.
+fn nothing_left(spec: &RunSpec, step: u64) -> Option<String> {
+    let (key, last) = match spec.training.stop_at_step {
+        Some(stop) if stop < step => ("training.stop_at_step", stop),
+        _ => ("training.steps", spec.training.steps),
+    };
+    (last < step).then(|| {
+        format!(
+            "{key} is {last}, but the run has done {} already: nothing is trained, and its checkpoint of step {step} stays \
+             as it is; to train on, set {key} above {step}",
+            counted(step, "step")
+        )
+    })
 }
 
 /// Says so if the learning rate rises at the step that the run goes on with.
@@ -73,6 +90,16 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         let tiny = include_str!("../../configs/tiny.toml");
         RunFile::parse(tiny, "tiny", &sets).and_then(|file| file.resolve()).unwrap()
+    }
+
+    #[test]
+    fn fewer_steps_than_are_done_are_told() {
+        assert_eq!(nothing_left(&spec(&[]), 60), None);
+        assert_eq!(nothing_left(&spec(&["training.stop_at_step=20"]), 20), None);
+        let text = nothing_left(&spec(&["training.steps=20"]), 60).unwrap();
+        assert!(text.contains("training.steps is 20, but the run has done 60 steps"), "{text}");
+        let text = nothing_left(&spec(&["training.stop_at_step=20"]), 40).unwrap();
+        assert!(text.contains("set training.stop_at_step above 40"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::time::Duration;
 
-use polygram_domain::Step;
 use polygram_proto::control::{
     Announcement, ControlError, OperatorClient, Reason, RunState, RunStatus, StepMetrics, StopMode, Token,
     WatchEvent, WatchStream,
@@ -22,9 +21,8 @@ use super::progress::{MeanLoss, ProgressLine};
 use super::supervisor::{AT_ONCE, Verdict};
 use super::{COORDINATOR, IDLE_PATIENCE, Launch};
 use crate::commands::evaluations;
-use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
-use crate::units::counted;
 
 /// Between progress lines where a line cannot be rewritten.
 const QUIET_INTERVAL: Duration = Duration::from_secs(5);
