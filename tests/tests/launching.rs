@@ -52,7 +52,7 @@ impl Stage {
     fn train(&self) -> Result<Running> {
         let mut command = Command::new(self.at("polygram"));
         command.arg("train").arg(repository().join("configs/tiny.toml")).args(["--root", "root"]);
-        command.args(["--set", "device.engine=drill"]).current_dir(self.folder.path());
+        command.args(["--set", "device.engine=drill", "--set", "topology.shards=1"]).current_dir(self.folder.path());
         Running::start(command, self.folder.path())
     }
 }

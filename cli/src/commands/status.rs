@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
 use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys};
-use polygram_domain::{Generation, RunFile};
+use polygram_domain::{Generation, RunFile, Step};
 use polygram_proto::control::{OperatorClient, Reason, RowsStatus, RunState, RunStatus};
 use serde::Serialize;
 use serde_json::Value;
@@ -83,7 +83,12 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
         // What retention, or a checkpoint copied into the run, has changed since.
         Some(status) => {
             let committed = run.store.committed_steps().await.map_err(failed)?.last().copied();
-            RunStatus { last_commit: committed, ..status }
+            // One whose coordinator was killed may have recorded steps after its last status.
+            let recorded = match status.state.is_over() {
+                true => status.step,
+                false => Step(run.store.newest_metrics_step().await.map_err(failed)?),
+            };
+            RunStatus { last_commit: committed, step: status.step.max(recorded), ..status }
         }
         None => of_checkpoint(&run, place, (leader.as_ref(), damage)).await?,
     };
