@@ -32,9 +32,7 @@ pub(crate) async fn check(root: &Root, name: &RunName) -> Outcome<()> {
 async fn leader(store: &RunStore) -> Result<Option<String>, CheckpointError> {
     match store.leadership().await? {
         Leadership::Vacant => Ok(None),
-        Leadership::Claimed(record) => {
-            Ok(answers(&record.address, store).await.then(|| record.leader()))
-        }
+        Leadership::Claimed(record) => Ok(answers(&record.address, store).await.then(|| record.leader())),
         Leadership::Leased(lease) if answers(&lease.address, store).await => Ok(Some(lease.leader())),
         Leadership::Leased(lease) => {
             let watched = tokio::time::timeout(RENEWAL_PERIOD * 2, store.await_renewal(&lease)).await;

@@ -124,7 +124,10 @@ mod tests {
         for (line, words) in [
             ("polygram cancel pj9", "\"pj9\" for <JOB> is not the number of a job"),
             ("polygram ckpt rm mine latest", "\"latest\" for <STEP> is not the number of a step"),
-            ("polygram ckpt show mine --step newest", "\"newest\" for --step <N> is not the number of a step"),
+            (
+                "polygram ckpt show mine --step newest",
+                "\"newest\" for --step <N> is not the number of a step",
+            ),
             ("polygram ckpt diff mine 1 last", "\"last\" for <B> is not the number of a step"),
             ("polygram metrics mine --last all", "\"all\" for --last <N> is not a whole number"),
             ("polygram pool up --workers two --shards 1", "\"two\" for --workers <N> is not a whole number"),

@@ -131,7 +131,12 @@ fn a_missing_program_is_named() {
 fn programs_that_do_not_fit_are_refused_before_anything_is_made() {
     use std::os::unix::fs::PermissionsExt;
     for (name, script, mode, words) in [
-        ("worker", "echo polygram-worker 0.0.1", 0o755, &["polygram-worker", "version 0.0.1", "make build"][..]),
+        (
+            "worker",
+            "echo polygram-worker 0.0.1",
+            0o755,
+            &["polygram-worker", "version 0.0.1", "make build"][..],
+        ),
         ("coordinator", "echo usage; exit 2", 0o755, &["polygram-coordinator", "exit status: 2"]),
         ("embedding-shard", "exit 0", 0o644, &["polygram-embedding-shard", "cannot be executed", "chmod +x"]),
         (

@@ -208,10 +208,13 @@ fn a_run_that_is_being_trained_is_not_started_twice() {
 fn fewer_steps_than_are_done_are_told() {
     let cluster = short().unwrap();
     cluster.train(&[]).unwrap().success().unwrap();
-    for (set, key) in [("training.steps=5", "training.steps"), ("training.stop_at_step=3", "training.stop_at_step")] {
+    for (set, key) in
+        [("training.steps=5", "training.steps"), ("training.stop_at_step=3", "training.stop_at_step")]
+    {
         let sets = [set, "evaluation.every_steps=5"];
         let finished = cluster.train(&sets).unwrap().success().unwrap();
-        let words = format!("warning: {key} is {}, but the run has done 6 steps", set.split_once('=').unwrap().1);
+        let words =
+            format!("warning: {key} is {}, but the run has done 6 steps", set.split_once('=').unwrap().1);
         assert!(finished.stderr.contains(&words), "{words:?}: {}", finished.said());
     }
     assert_eq!(cluster.digest().unwrap().step, 6);

@@ -31,7 +31,8 @@ impl Stage {
             ensure!(copied.success(), "cannot copy {name}");
         }
         let path = stage.at(name);
-        let version = format!("if [ \"$1\" = --version ]; then exec {} --version; fi", program(name)?.display());
+        let version =
+            format!("if [ \"$1\" = --version ]; then exec {} --version; fi", program(name)?.display());
         let starts = stage.at("starts").display().to_string();
         let draft = stage.at("draft");
         fs::write(&draft, format!("#!/bin/sh\n{version}\necho $$ >>{starts}\n{script}\n"))?;
@@ -52,7 +53,9 @@ impl Stage {
     fn train(&self) -> Result<Running> {
         let mut command = Command::new(self.at("polygram"));
         command.arg("train").arg(repository().join("configs/tiny.toml")).args(["--root", "root"]);
-        command.args(["--set", "device.engine=drill", "--set", "topology.shards=1"]).current_dir(self.folder.path());
+        command
+            .args(["--set", "device.engine=drill", "--set", "topology.shards=1"])
+            .current_dir(self.folder.path());
         Running::start(command, self.folder.path())
     }
 }
@@ -70,7 +73,8 @@ fn stopped_untrained(running: &mut Running) -> Result<Finished> {
 #[test]
 fn a_member_that_ends_at_once_for_the_same_reason_is_not_started_nine_times() {
     for (name, code, status) in [("polygram-worker", 1, 1), ("polygram-embedding-shard", 2, 2)] {
-        let stage = Stage::with(name, &format!("echo \"error: no luck in process $$\" >&2; exit {code}")).unwrap();
+        let stage =
+            Stage::with(name, &format!("echo \"error: no luck in process $$\" >&2; exit {code}")).unwrap();
         let finished = stage.train().unwrap().wait(LIMIT).unwrap();
         assert_eq!(finished.status.code(), Some(status), "{}", finished.said());
         assert_eq!(stage.starts(), 3, "{}", finished.said());

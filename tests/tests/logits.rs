@@ -98,7 +98,11 @@ fn what_was_written_is_told_in_one_line() {
     let shape = SafeTensors::deserialize(&bytes).unwrap().tensor("logits").unwrap().shape().to_vec();
     let line = format!("logits of {} positions ({} sequence", shape[0] * shape[1], shape[0]);
     assert_eq!(finished.stdout.lines().count(), 1, "{}", finished.said());
-    assert!(finished.stdout.starts_with(&line) && finished.stdout.trim_end().ends_with("/out"), "{}", finished.said());
+    assert!(
+        finished.stdout.starts_with(&line) && finished.stdout.trim_end().ends_with("/out"),
+        "{}",
+        finished.said()
+    );
 }
 
 #[test]

@@ -232,13 +232,18 @@ fn a_cancelled_run_keeps_its_last_commit() {
 fn a_pool_is_not_brought_up_twice() {
     let pool = PoolCluster::new().unwrap();
     let _up = pool.up(1, 1).unwrap();
-    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2))).unwrap();
+    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2)))
+        .unwrap();
     let logs = || std::fs::read_dir(pool.folder().join("polygram-pool/logs")).unwrap().count();
     let before = logs();
     let refused = pool.up(1, 1).unwrap().wait(END_LIMIT).unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
     assert!(refused.stderr.contains("is up already"), "{}", refused.said());
-    assert!(refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"), "{}", refused.said());
+    assert!(
+        refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"),
+        "{}",
+        refused.said()
+    );
     assert_eq!(logs(), before, "a refused pool made files");
 }
 
@@ -247,11 +252,16 @@ fn a_pool_is_not_brought_up_twice() {
 fn a_pool_of_another_root_is_refused_in_the_words_of_the_command() {
     let pool = PoolCluster::new().unwrap();
     let mut up = pool.up(1, 1).unwrap();
-    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2))).unwrap();
+    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2)))
+        .unwrap();
     up.signal(up.pid(), Signal::TERM).unwrap();
     up.wait(END_LIMIT).unwrap();
     let other = ["pool", "up", "--workers", "1", "--shards", "1", "--root", "elsewhere"];
     let refused = pool.start("polygram", &other).unwrap().wait(END_LIMIT).unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
-    assert!(refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"), "{}", refused.said());
+    assert!(
+        refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"),
+        "{}",
+        refused.said()
+    );
 }

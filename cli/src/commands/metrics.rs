@@ -96,20 +96,14 @@ fn outside(args: &MetricsArgs, newest: u64, shown: usize) -> Option<String> {
             Some(format!("has no step from --from {from} on: {}", newest_words()))
         }
         (_, Some(0)) => Some("has no step 0: its steps are counted from 1".to_owned()),
-        (_, Some(to)) if to > newest => {
-            Some(format!("has not come to --to {to} yet: {}", newest_words()))
-        }
+        (_, Some(to)) if to > newest => Some(format!("has not come to --to {to} yet: {}", newest_words())),
         _ if shown == 0 => Some(format!("has no such step in the store: {}", newest_words())),
         _ => None,
     }
 }
 
 /// The wanted steps, and the number of the newest step of the run.
-async fn read(
-    run: &StoredRun,
-    place: &RunPlace,
-    wanted: Wanted,
-) -> Result<(Metrics, u64), CheckpointError> {
+async fn read(run: &StoredRun, place: &RunPlace, wanted: Wanted) -> Result<(Metrics, u64), CheckpointError> {
     // Asked before the store is read: what is written in between is in both, and counts once.
     let waiting = match &run.coordinator {
         Some(record) => ask(record, place).await.unwrap_or_default(),

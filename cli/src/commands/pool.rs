@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use polygram_proto::control::{ControlError, Token};
-use polygram_proto::pool::{
-    JobId, JobStatus, PoolAnnouncement, PoolClient, PoolMemberStatus, Submission,
-};
+use polygram_proto::pool::{JobId, JobStatus, PoolAnnouncement, PoolClient, PoolMemberStatus, Submission};
 use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};

@@ -83,10 +83,11 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
         // What retention, or a checkpoint copied into the run, has changed since.
         Some(status) => {
             let committed = run.store.committed_steps().await.map_err(failed)?.last().copied();
-            // One whose coordinator was killed may have recorded steps after its last status.
+            // One whose coordinator was killed may have recorded steps after its last status. Where they cannot be read, the
+            // status is what is known.
             let recorded = match status.state.is_over() {
                 true => status.step,
-                false => Step(run.store.newest_metrics_step().await.map_err(failed)?),
+                false => run.store.newest_metrics_step().await.map_or(status.step, Step),
             };
             RunStatus { last_commit: committed, step: status.step.max(recorded), ..status }
         }
@@ -133,7 +134,9 @@ async fn of_checkpoint(
     let refused = |error: polygram_domain::ConfigError| Failure::failed(error.to_string());
     let file = RunFile::parse(&config, &keys::config(&manifest.config.0), &[]).map_err(refused)?;
     let origin = match (damage, &run.coordinator) {
-        (Some(damage), _) => format!("is what the store knows of it, for its last record cannot be read ({damage})"),
+        (Some(damage), _) => {
+            format!("is what the store knows of it, for its last record cannot be read ({damage})")
+        }
         (None, None) => "was copied or resharded".to_owned(),
         (None, Some(_)) => "is all that is stored of it: its status was lost".to_owned(),
     };

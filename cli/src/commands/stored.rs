@@ -20,7 +20,11 @@ pub(crate) async fn open(place: &RunPlace) -> Outcome<StoredRun> {
     let failed = |error| refused(root, error);
     let coordinator = match store.latest_coordinator().await {
         // Who led it last is not known then; its checkpoints are sound all the same.
-        Err(CheckpointError::Damaged { .. }) if !store.committed_steps().await.map_err(failed)?.is_empty() => None,
+        Err(CheckpointError::Damaged { .. })
+            if !store.committed_steps().await.map_err(failed)?.is_empty() =>
+        {
+            None
+        }
         coordinator => coordinator.map_err(failed)?,
     };
     if coordinator.is_none() && store.committed_steps().await.map_err(failed)?.is_empty() {

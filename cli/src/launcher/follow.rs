@@ -504,7 +504,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
         match self.launch.supervisor.died(&ended.name) {
             _ if self.is_hopeless(&ended) => {
-                self.printer.say(format!("{} ends like this at every start: it is not started again", ended.name));
+                self.printer
+                    .say(format!("{} ends like this at every start: it is not started again", ended.name));
                 self.death = Some((ended, Instant::now()));
             }
             Verdict::Again(pause) => {

@@ -35,7 +35,9 @@ impl Version {
 /// Asks the programs at `paths` for their versions, all at once. Every one of them is waited for.
 pub(crate) fn check<const N: usize>(paths: [&Path; N]) -> [Outcome<Version>; N] {
     let deadline = Instant::now() + DEADLINE;
-    paths.map(|path| (path, ask(path))).map(|(path, child)| child.and_then(|child| answer(path, child, deadline)))
+    paths
+        .map(|path| (path, ask(path)))
+        .map(|(path, child)| child.and_then(|child| answer(path, child, deadline)))
 }
 
 fn ask(path: &Path) -> Outcome<Child> {
@@ -83,15 +85,22 @@ fn judge(path: &Path, status: ExitStatus, (said, complaint): (&str, &str)) -> Ou
     let file = path.display();
     if !status.success() {
         let reason = complaint.lines().last().unwrap_or("it says nothing");
-        let is_of_libtorch = ["libtorch", "libc10", "symbol lookup error"].iter().any(|word| reason.contains(word));
+        let is_of_libtorch =
+            ["libtorch", "libc10", "symbol lookup error"].iter().any(|word| reason.contains(word));
         let hint = if is_of_libtorch { LIBTORCH } else { REBUILD };
         return Err(Failure::usage(format!("{file} cannot be started ({status}): {reason}")).hint(hint));
     }
     let version = said.split_once(' ').map_or("", |(_, version)| version);
     let own = env!("CARGO_PKG_VERSION");
     if version.split(' ').next() != Some(own) {
-        let other = if version.is_empty() { format!("answers {said:?} to --version") } else { format!("is version {version}") };
-        return Err(Failure::usage(format!("{file} {other}, but this program is version {own}")).hint(REBUILD));
+        let other = if version.is_empty() {
+            format!("answers {said:?} to --version")
+        } else {
+            format!("is version {version}")
+        };
+        return Err(
+            Failure::usage(format!("{file} {other}, but this program is version {own}")).hint(REBUILD)
+        );
     }
     Ok(Version(version.to_owned()))
 }
@@ -104,7 +113,8 @@ mod tests {
 
     fn judged(code: i32, said: &str, complaint: &str) -> Result<Version, String> {
         let status = ExitStatus::from_raw(code << 8);
-        judge(Path::new("/p/polygram-worker"), status, (said, complaint)).map_err(|failure| failure.to_string())
+        judge(Path::new("/p/polygram-worker"), status, (said, complaint))
+            .map_err(|failure| failure.to_string())
     }
 
     #[test]
@@ -130,7 +140,8 @@ mod tests {
             let error = judged(127, "", reason).unwrap_err();
             assert!(error.contains(reason) && error.contains("LD_LIBRARY_PATH"), "{error}");
         }
-        let error = judged(127, "", "polygram-worker: libxyz.so: cannot open shared object file").unwrap_err();
+        let error =
+            judged(127, "", "polygram-worker: libxyz.so: cannot open shared object file").unwrap_err();
         assert!(error.contains("libxyz.so") && error.contains("make build"), "{error}");
     }
 

@@ -31,8 +31,11 @@ impl Follower<'_, '_, '_> {
     fn failed(&self, status: &RunStatus) -> Failure {
         if let (true, Some((ended, _))) = (self.told, &self.death) {
             // Before the first step its statuses mean what ours do.
-            let failure =
-                if self.furthest.is_none() { self.launch.refusal_of(ended) } else { self.launch.failure_of(ended) };
+            let failure = if self.furthest.is_none() {
+                self.launch.refusal_of(ended)
+            } else {
+                self.launch.failure_of(ended)
+            };
             return self.with_way_back(failure);
         }
         let run = &status.run;
@@ -98,7 +101,8 @@ impl Follower<'_, '_, '_> {
             None => false,
         };
         if !is_recorded {
-            self.printer.warn("`polygram status` does not know that the run was killed: its last record is older");
+            self.printer
+                .warn("`polygram status` does not know that the run was killed: its last record is older");
         }
         if done.is_some() && status.last_commit.is_none_or(|committed| committed < status.step) {
             let failure = Failure::failed(status.message);
@@ -200,7 +204,14 @@ mod tests {
     #[test]
     fn a_killed_run_is_recorded_where_it_was() {
         for (known, done, committed, state, step, words) in [
-            (17, Some(19), Some(10), RunState::Stopped, 19, "at step 19 of 60: 9 steps since the last commit"),
+            (
+                17,
+                Some(19),
+                Some(10),
+                RunState::Stopped,
+                19,
+                "at step 19 of 60: 9 steps since the last commit",
+            ),
             (17, Some(19), None, RunState::Stopped, 19, "19 steps since the last commit"),
             (19, Some(20), Some(20), RunState::Stopped, 20, "at step 20 of 60, committed"),
             (59, Some(60), Some(60), RunState::Completed, 60, "all 60 steps done and committed"),
