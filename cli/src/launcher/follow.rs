@@ -464,7 +464,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
 
     fn note_exit(&mut self, ended: Ended) {
         let is_over = self.status.as_ref().is_some_and(|status| status.state.is_over());
-        if !ended.status.success() {
+        // One that this launcher has ended with the run says nothing about why the run ended.
+        let is_sent_away = self.unstarted_until.is_some() && !self.launch.started_pids.contains(&ended.pid);
+        if !ended.status.success() && !is_sent_away {
             self.ends.push(ended.clone());
         }
         let is_quiet = ended.status.success() && ended.name != COORDINATOR;

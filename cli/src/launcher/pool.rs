@@ -106,7 +106,7 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     async fn keep(&mut self, printer: &mut Printer) -> Outcome {
         let Some(address) = self.start_coordinator().await? else {
-            return Err(Failure::failed("stopped before the pool was up"));
+            return Err(Failure::stopped("stopped before the pool was up"));
         };
         let Plan { workers, shards, folder, .. } = self.plan;
         printer.say(format!(
