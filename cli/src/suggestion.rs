@@ -1,5 +1,5 @@
-//! Plain words for what was mistyped: suggestions for commands and options, and what a number has to be. A suggestion is made only where few letters differ;
-//! commands of other tools are answered with what does it here.
+//! Plain words for what was mistyped: suggestions for commands and options, and what a number has to be. A suggestion is
+//! made only where few letters differ; commands of other tools are answered with what does it here.
 
 use std::error::Error as _;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};

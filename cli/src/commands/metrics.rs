@@ -109,20 +109,35 @@ async fn read(run: &StoredRun, place: &RunPlace, wanted: Wanted) -> Result<(Metr
         Some(record) => ask(record, place).await.unwrap_or_default(),
         None => Vec::new(),
     };
+    let (range, newest) = match wanted {
+        Wanted::Range(range) => (range, None),
+        Wanted::Last(last) => {
+            let newest = newest_step(run, &waiting).await?;
+            (newest.saturating_add(1).saturating_sub(last)..=u64::MAX, Some(newest))
+        }
+    };
+    let end = *range.end();
+    let mut history = run.store.read_metrics_of(range).await?;
+    waiting.iter().cloned().for_each(|line| history.take(line));
+    let metrics = history.finish();
+    let newest = match (newest, metrics.steps.last()) {
+        (Some(newest), _) => newest,
+        (None, Some(shown)) if end == u64::MAX || shown.step >= end => shown.step,
+        // Others than the shown ones may have gone from the store.
+        (None, _) => newest_step(run, &waiting).await?,
+    };
+    Ok((metrics, newest))
+}
+
+/// The newest step of a run whose coordinator still has `waiting` to write.
+async fn newest_step(run: &StoredRun, waiting: &[MetricsLine]) -> Result<u64, CheckpointError> {
     let stored = run.store.newest_metrics_step().await?;
-    let newest = waiting.iter().fold(stored, |newest, line| match line {
+    Ok(waiting.iter().fold(stored, |newest, line| match line {
         MetricsLine::Attempt(record) => record.resumed_from,
         MetricsLine::WentBack(record) => record.step,
         MetricsLine::Step(record) => newest.max(record.step),
         MetricsLine::Evaluation(_) => newest,
-    });
-    let range = match wanted {
-        Wanted::Range(range) => range,
-        Wanted::Last(last) => newest.saturating_add(1).saturating_sub(last)..=u64::MAX,
-    };
-    let mut history = run.store.read_metrics_of(range).await?;
-    waiting.into_iter().for_each(|line| history.take(line));
-    Ok((history.finish(), newest))
+    }))
 }
 
 /// What a living coordinator has not written yet.
