@@ -6,11 +6,19 @@ use std::process::{Command, Stdio};
 use polygram_domain::run_spec::{DeviceKind, Engine, RunSpec};
 
 use crate::exit::{Failure, Outcome};
+use crate::launcher::Programs;
 use crate::launcher::siblings::Program;
 
-/// Asks the worker for the device of `spec`. A CPU is always there.
-pub(crate) fn check(spec: &RunSpec) -> Outcome<()> {
-    if spec.device.engine != Engine::Torch || spec.device.kind == DeviceKind::Cpu {
+/// Asks the worker of `programs` for the device of `spec`. A CPU is always there, but not libtorch.
+pub(crate) fn check(spec: &RunSpec, programs: &Programs) -> Outcome<()> {
+    if spec.device.engine != Engine::Torch {
+        return Ok(());
+    }
+    if programs.worker_version().is_without_libtorch() {
+        return Err(Failure::usage("device.engine is \"torch\", but the worker was built without libtorch")
+            .hint("build all programs with `make build`"));
+    }
+    if spec.device.kind == DeviceKind::Cpu {
         return Ok(());
     }
     let worker = Program::Worker.find()?;

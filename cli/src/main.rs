@@ -8,6 +8,7 @@ mod data_files;
 mod device_check;
 mod exit;
 mod launcher;
+mod lead_check;
 mod printer;
 mod resume_check;
 mod settings;

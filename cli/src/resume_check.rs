@@ -6,6 +6,7 @@ use polygram_domain::{RunFile, RunSpec};
 
 use crate::exit::{Failure, Outcome};
 use crate::settings::{Configuration, Root};
+use crate::units::counted;
 
 /// A rate that grows by less between two steps is no jump.
 const JUMP: f64 = 1.2;
@@ -15,7 +16,7 @@ const JUMP: f64 = 1.2;
 pub(crate) struct Changed {
     /// One line for each changed key.
     pub(crate) lines: Vec<String>,
-    /// The learning rate rises again; held-out data is other data.
+    /// The learning rate rises again, nothing is left to train, or held-out data is other data.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -29,7 +30,8 @@ pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome
     let (other, changes): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(is_other_held_out_data);
     let lines = changes.iter().map(|change| format!("changed since the checkpoint of step {step}: {change}"));
     let jump = before.resolve().ok().and_then(|before| jump(&before, &configuration.spec, step));
-    let warnings = other.iter().map(|change| incomparable(change, step)).chain(jump);
+    let warnings = other.iter().map(|change| incomparable(change, step));
+    let warnings = warnings.chain(jump).chain(nothing_left(&configuration.spec, step));
     Ok(Changed { lines: lines.collect(), warnings: warnings.collect() })
 }
 
@@ -66,6 +68,21 @@ fn refusal(configuration: &Configuration, refused: &Refused, step: u64) -> Failu
     let back = if back.is_empty() { String::new() } else { format!("set it back ({}), or ", back.join(" ")) };
     Failure::usage(format!("run {run} cannot be resumed from step {step}: {refused}"))
         .hint(format!("{back}train under another name (--run NAME)"))
+}
+
+/// Says so if the run is to end before the `step` that it has reached.
+fn nothing_left(spec: &RunSpec, step: u64) -> Option<String> {
+    let (key, last) = match spec.training.stop_at_step {
+        Some(stop) if stop < step => ("training.stop_at_step", stop),
+        _ => ("training.steps", spec.training.steps),
+    };
+    (last < step).then(|| {
+        format!(
+            "{key} is {last}, but the run has done {} already: nothing is trained, and its checkpoint of step {step} stays \
+             as it is; to train on, set {key} above {step}",
+            counted(step, "step")
+        )
+    })
 }
 
 /// Says so if the learning rate rises at the step that the run goes on with.
@@ -106,6 +123,16 @@ mod tests {
         }
         let text = incomparable(&change(Some("x"), Some("y")), 20);
         assert!(text.contains("data.held_out.code was x and is y now") && text.contains("step 20"), "{text}");
+    }
+
+    #[test]
+    fn fewer_steps_than_are_done_are_told() {
+        assert_eq!(nothing_left(&spec(&[]), 60), None);
+        assert_eq!(nothing_left(&spec(&["training.stop_at_step=20"]), 20), None);
+        let text = nothing_left(&spec(&["training.steps=20"]), 60).unwrap();
+        assert!(text.contains("training.steps is 20, but the run has done 60 steps"), "{text}");
+        let text = nothing_left(&spec(&["training.stop_at_step=20"]), 40).unwrap();
+        assert!(text.contains("set training.stop_at_step above 40"), "{text}");
     }
 
     #[test]

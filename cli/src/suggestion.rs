@@ -1,5 +1,8 @@
-//! Suggestions for mistyped commands and options. A suggestion is made only where few letters differ;
-//! commands of other tools are answered with what does it here.
+//! Plain words for what was mistyped: suggestions for commands and options, and what a number has to be. A suggestion is
+//! made only where few letters differ; commands of other tools are answered with what does it here.
+
+use std::error::Error as _;
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
@@ -33,8 +36,47 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["completions", "completion"], "there are no shell completions; `polygram --help` lists the commands"),
 ];
 
-/// The same error without suggestions that mislead.
-pub(crate) fn improve(mut error: Error) -> Error {
+/// Arguments that are numbers, and where one finds them.
+const NUMBERS: &[(&str, &str)] = &[
+    ("<JOB>", "the number of a job, as `polygram jobs --all` lists them"),
+    ("<STEP>", "the number of a step, as `polygram ckpt ls RUN` lists them"),
+    ("<A>", "the number of a step, as `polygram ckpt ls RUN` lists them"),
+    ("<B>", "the number of a step, as `polygram ckpt ls RUN` lists them"),
+];
+
+/// The same error in plain words, without suggestions that mislead.
+pub(crate) fn improve(error: Error) -> Error {
+    if let Some(message) = no_number(&error) {
+        return Error::raw(ErrorKind::ValueValidation, message);
+    }
+    improve_suggestion(error)
+}
+
+/// What to say where a number is wanted, and something else was typed.
+fn no_number(error: &Error) -> Option<String> {
+    let cause = error.source()?;
+    let what = match (cause.downcast_ref::<ParseIntError>(), cause.is::<ParseFloatError>()) {
+        (Some(cause), _) if *cause.kind() == IntErrorKind::PosOverflow => "as small as a number has to be",
+        (Some(_), _) => "a whole number",
+        (None, true) => "a number",
+        (None, false) => return None,
+    };
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (argument, typed) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    // `--step <N>` or `<STEP>`.
+    let named = |name: &str| argument == name || (argument.starts_with("--step ") && name == "<STEP>");
+    let known = NUMBERS.iter().find(|(name, _)| named(name)).map(|(_, what)| *what);
+    let what = match cause.downcast_ref::<ParseIntError>().map(ParseIntError::kind) {
+        Some(IntErrorKind::PosOverflow) => what,
+        _ => known.unwrap_or(what),
+    };
+    Some(format!("\"{typed}\" for {argument} is not {what}\n"))
+}
+
+fn improve_suggestion(mut error: Error) -> Error {
     let (wrong, suggested) = match error.kind() {
         ErrorKind::InvalidSubcommand => (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand),
         ErrorKind::UnknownArgument => (ContextKind::InvalidArg, ContextKind::SuggestedArg),
@@ -75,6 +117,29 @@ mod tests {
 
     fn said(line: &str) -> String {
         improve(Cli::try_parse_from(line.split(' ')).unwrap_err()).to_string()
+    }
+
+    #[test]
+    fn what_is_no_number_is_told_in_plain_words() {
+        for (line, words) in [
+            ("polygram cancel pj9", "\"pj9\" for <JOB> is not the number of a job"),
+            ("polygram ckpt rm mine latest", "\"latest\" for <STEP> is not the number of a step"),
+            (
+                "polygram ckpt show mine --step newest",
+                "\"newest\" for --step <N> is not the number of a step",
+            ),
+            ("polygram ckpt diff mine 1 last", "\"last\" for <B> is not the number of a step"),
+            ("polygram metrics mine --last all", "\"all\" for --last <N> is not a whole number"),
+            ("polygram pool up --workers two --shards 1", "\"two\" for --workers <N> is not a whole number"),
+            ("polygram cancel 99999999999999999999", "is not as small as a number has to be"),
+            ("polygram submit x.toml --priority 1.5", "\"1.5\" for --priority <P> is not a whole number"),
+        ] {
+            let said = said(line);
+            assert!(said.starts_with("error: ") && said.contains(words), "{line}: {said}");
+            assert!(!said.contains("digit"), "{line}: {said}");
+        }
+        let said = said("polygram metrics mine --last 0");
+        assert!(said.contains("0 is not in 1.."), "a range speaks for itself: {said}");
     }
 
     #[test]

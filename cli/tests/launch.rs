@@ -126,6 +126,55 @@ fn a_missing_program_is_named() {
     assert!(!stage.folder.path().join("polygram-root").exists(), "nothing was written");
 }
 
+/// A program that cannot run with this one is found before anything is made, and told once.
+#[test]
+fn programs_that_do_not_fit_are_refused_before_anything_is_made() {
+    use std::os::unix::fs::PermissionsExt;
+    for (name, script, mode, words) in [
+        (
+            "worker",
+            "echo polygram-worker 0.0.1",
+            0o755,
+            &["polygram-worker", "version 0.0.1", "make build"][..],
+        ),
+        ("coordinator", "echo usage; exit 2", 0o755, &["polygram-coordinator", "exit status: 2"]),
+        ("embedding-shard", "exit 0", 0o644, &["polygram-embedding-shard", "cannot be executed", "chmod +x"]),
+        (
+            "worker",
+            "echo 'worker: error while loading shared libraries: libtorch_cpu.so: cannot open' >&2; exit 127",
+            0o755,
+            &["libtorch_cpu.so", "LD_LIBRARY_PATH"],
+        ),
+        ("worker", "kill -9 $$", 0o755, &["polygram-worker", "signal: 9"]),
+    ] {
+        let stage = Stage::new("exit 0", "exit 0");
+        let path = stage.folder.path().join(format!("polygram-{name}"));
+        common::script(&path, script);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let (code, stdout, stderr) = text(&stage.train(&[]).output().unwrap());
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{script}: {stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "{word:?} is missing: {stderr}");
+        }
+        assert!(!stderr.contains("configuration of run") && stage.pids().is_empty(), "{stderr}");
+        assert!(!stage.folder.path().join("polygram-root").exists(), "nothing was made");
+    }
+}
+
+#[test]
+fn a_worker_without_libtorch_is_refused_for_a_model_and_serves_for_the_drill() {
+    let stage = Stage::new("echo 'error: reached' >&2; exit 1", "exit 0");
+    let version = format!("echo polygram-worker {} without libtorch", env!("CARGO_PKG_VERSION"));
+    common::script(&stage.folder.path().join("polygram-worker"), &version);
+    let (code, _, stderr) = text(&stage.train(&[]).output().unwrap());
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("device.engine") && stderr.contains("built without libtorch"), "{stderr}");
+    let (code, _, stderr) = text(&stage.train(&["--set", "device.engine=drill"]).output().unwrap());
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("coordinator: reached"), "{stderr}");
+}
+
 #[test]
 fn a_program_that_is_replaced_meanwhile_does_not_come_into_the_launch() {
     let script = "if [ $(wc -l <pids) = 1 ]; then\n\

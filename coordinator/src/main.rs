@@ -9,7 +9,7 @@ use clap::Parser;
 use polygram_coordinator::args::{Args, Cli, Command, PoolArgs};
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::pool::core::Rules;
-use polygram_coordinator::pool::{self, Pool, Store};
+use polygram_coordinator::pool::{self, Pool, Store, StoreError};
 use polygram_coordinator::{Claim, Ended, OpeningError, Origin, interrupts, open, serve};
 use polygram_domain::{ConfigError, RunFile};
 use polygram_process::limits;
@@ -55,6 +55,7 @@ fn is_of_configuration(error: &anyhow::Error) -> bool {
         cause.is::<ConfigError>()
             || cause.is::<WrongFlags>()
             || cause.downcast_ref().is_some_and(OpeningError::is_of_configuration)
+            || cause.downcast_ref().is_some_and(StoreError::is_of_flags)
     })
 }
 

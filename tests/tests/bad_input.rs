@@ -187,10 +187,82 @@ fn a_run_that_is_being_trained_is_not_started_twice() {
     let endless = ["training.steps=10000000", "evaluation.every_steps=10000000"];
     let mut first = cluster.start(&endless).unwrap();
     cluster.await_step(&mut first, 3).unwrap();
-    let message = cluster.train(&endless).unwrap().refusal().unwrap();
+    let launches = || {
+        let names = |folder| fs::read_dir(cluster.root().join("runs/tiny").join(folder)).unwrap();
+        let names = |folder| names(folder).map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        ["launch", "logs", "coord"].map(names)
+    };
+    let before = launches();
+    let refused = cluster.train(&endless).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
+    let message = refused.refusal().unwrap();
     assert!(message.contains("tiny is led by") && message.contains("--take-over"), "{message}");
+    assert!(message.starts_with("error: "), "nothing is said before the refusal: {message}");
+    assert_eq!(launches(), before, "a refused launch made files");
     let reached = cluster.status().unwrap().step;
     cluster.await_step(&mut first, reached + 1).unwrap();
+}
+
+/// A run is not called complete without a word because its last step was moved before what it has done.
+#[test]
+fn fewer_steps_than_are_done_are_told() {
+    let cluster = short().unwrap();
+    cluster.train(&[]).unwrap().success().unwrap();
+    for (set, key) in
+        [("training.steps=5", "training.steps"), ("training.stop_at_step=3", "training.stop_at_step")]
+    {
+        let sets = [set, "evaluation.every_steps=5"];
+        let finished = cluster.train(&sets).unwrap().success().unwrap();
+        let words =
+            format!("warning: {key} is {}, but the run has done 6 steps", set.split_once('=').unwrap().1);
+        assert!(finished.stderr.contains(&words), "{words:?}: {}", finished.said());
+    }
+    assert_eq!(cluster.digest().unwrap().step, 6);
+}
+
+/// What is recorded of a run may be damaged while its checkpoint is sound.
+#[test]
+fn a_damaged_record_does_not_hide_the_checkpoint() {
+    let cluster = short().unwrap();
+    cluster.train(&[]).unwrap().success().unwrap();
+    let status = cluster.root().join("runs/tiny/status.json");
+    let whole = fs::read(&status).unwrap();
+    for bytes in [&whole[..whole.len() / 2], b"", b"{}", b"\xff\xfe"] {
+        fs::write(&status, bytes).unwrap();
+        let said = cluster.polygram(&["status", "tiny", "--root", cluster.root_url()]).unwrap();
+        let said = said.success().unwrap();
+        for words in ["status.json", "committed step 6", "run tiny: completed, step 6/6"] {
+            assert!(said.stdout.contains(words), "{words:?}: {}", said.said());
+        }
+        let runs = cluster.polygram(&["runs", "--root", cluster.root_url()]).unwrap().success().unwrap();
+        assert!(runs.stdout.contains("6/6"), "{}", runs.said());
+    }
+}
+
+#[test]
+fn steps_that_a_run_does_not_have_are_told() {
+    let cluster = short().unwrap();
+    cluster.train(&[]).unwrap().success().unwrap();
+    let metrics = |more: &[&str]| {
+        let arguments = [&["metrics", "tiny", "--root", cluster.root_url()], more].concat();
+        cluster.polygram(&arguments).unwrap()
+    };
+    for (more, words) in [
+        (&["--from", "100"][..], "has no step from --from 100 on: its newest is step 6"),
+        (&["--from", "100", "--to", "200"], "has no step from --from 100 on: its newest is step 6"),
+        (&["--to", "100"], "has not come to --to 100 yet: its newest is step 6"),
+        (&["--to", "0"], "has no step 0: its steps are counted from 1"),
+    ] {
+        let said = metrics(more).success().unwrap();
+        assert!(said.stderr.contains(words), "{more:?}: {}", said.said());
+    }
+    for command in ["metrics", "ledger"] {
+        let arguments = [command, "tiny", "--root", cluster.root_url(), "--from", "5", "--to", "4"];
+        let refused = cluster.polygram(&arguments).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
+        assert!(refused.stderr.contains("--from 5 is behind --to 4"), "{}", refused.said());
+    }
+    assert!(metrics(&["--from", "2", "--to", "6"]).success().unwrap().stderr.is_empty());
 }
 
 #[test]

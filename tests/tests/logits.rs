@@ -91,6 +91,42 @@ fn a_wrong_configuration_is_refused_with_status_2_and_its_key() {
 }
 
 #[test]
+fn what_was_written_is_told_in_one_line() {
+    let model = Model::new().unwrap();
+    let finished = model.run(&input(), &model.at("out")).unwrap().success().unwrap();
+    let bytes = fs::read(model.at("out")).unwrap();
+    let shape = SafeTensors::deserialize(&bytes).unwrap().tensor("logits").unwrap().shape().to_vec();
+    let line = format!("logits of {} positions ({} sequence", shape[0] * shape[1], shape[0]);
+    assert_eq!(finished.stdout.lines().count(), 1, "{}", finished.said());
+    assert!(
+        finished.stdout.starts_with(&line) && finished.stdout.trim_end().ends_with("/out"),
+        "{}",
+        finished.said()
+    );
+}
+
+#[test]
+fn an_input_that_is_none_is_refused_with_what_it_should_be() {
+    let model = Model::new().unwrap();
+    let data = [0u8; 8];
+    let file = |name: &str, dtype, shape: &[usize]| {
+        let view = TensorView::new(dtype, shape.to_vec(), &data).unwrap();
+        fs::write(model.at("in"), safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+        model.refusal(&model.at("in"), &model.at("out")).unwrap()
+    };
+    for (message, words) in [
+        (file("tokens", Dtype::I64, &[1, 1]), &["no tensor input_ids", "tokens", "I64 of shape [B, T]"][..]),
+        (file("input_ids", Dtype::I32, &[1, 2]), &["input_ids is I32", "convert it to I64"]),
+        (file("input_ids", Dtype::I64, &[1]), &["shape [1]", "I64 of shape [B, T]"]),
+        (file("input_ids", Dtype::I64, &[1, 1]), &["[1, 1]", "T ≥ 2"]),
+    ] {
+        for word in words {
+            assert!(message.contains(word), "{word:?}: {message}");
+        }
+    }
+}
+
+#[test]
 fn weights_that_are_not_finite_are_refused_by_name() {
     let model = Model::new().unwrap();
     let bytes = fs::read(golden("A/model.safetensors")).unwrap();

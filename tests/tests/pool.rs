@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use polygram_tests::{Cluster, Engine, Job, PoolCluster, Running};
+use polygram_tests::{Cluster, Engine, Job, PoolCluster, Running, wait_until};
 use rustix::process::Signal;
 
 /// Long enough to be disturbed, two of everything.
@@ -225,4 +225,43 @@ fn a_cancelled_run_keeps_its_last_commit() {
     let again = submit(&pool, 1, &[]).unwrap();
     ends_undisturbed(&pool, again, 1).unwrap();
     goes_down(running).unwrap();
+}
+
+/// A pool that is up twice: refused with what can be done by the options of this command, and nothing is made.
+#[test]
+fn a_pool_is_not_brought_up_twice() {
+    let pool = PoolCluster::new().unwrap();
+    let _up = pool.up(1, 1).unwrap();
+    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2)))
+        .unwrap();
+    let logs = || std::fs::read_dir(pool.folder().join("polygram-pool/logs")).unwrap().count();
+    let before = logs();
+    let refused = pool.up(1, 1).unwrap().wait(END_LIMIT).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
+    assert!(refused.stderr.contains("is up already"), "{}", refused.said());
+    assert!(
+        refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"),
+        "{}",
+        refused.said()
+    );
+    assert_eq!(logs(), before, "a refused pool made files");
+}
+
+/// A folder that belongs to the pool of another root: the coordinator says so, in the words of this command.
+#[test]
+fn a_pool_of_another_root_is_refused_in_the_words_of_the_command() {
+    let pool = PoolCluster::new().unwrap();
+    let mut up = pool.up(1, 1).unwrap();
+    wait_until("the pool", END_LIMIT, || Ok(pool.members().ok().filter(|members| members.len() == 2)))
+        .unwrap();
+    up.signal(up.pid(), Signal::TERM).unwrap();
+    up.wait(END_LIMIT).unwrap();
+    let other = ["pool", "up", "--workers", "1", "--shards", "1", "--root", "elsewhere"];
+    let refused = pool.start("polygram", &other).unwrap().wait(END_LIMIT).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
+    assert!(
+        refused.stderr.contains("another --folder") && !refused.stderr.contains("--state"),
+        "{}",
+        refused.said()
+    );
 }

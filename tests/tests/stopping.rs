@@ -74,6 +74,11 @@ fn a_second_signal_does_not_wait_for_the_commit() {
     assert!(finished.said().contains("since the last commit must be done again"), "{}", finished.said());
     assert!(!finished.stderr.contains("panicked"), "{}", finished.said());
     assert_eq!(cluster.commits().unwrap(), [10]);
+    // It is recorded where the run was.
+    let status = cluster.polygram(&["status", "tiny", "--root", cluster.root_url()]).unwrap();
+    assert!(status.stdout.contains("run tiny: stopped, step"), "{}", status.said());
+    assert!(status.stdout.contains("killed on request at step"), "{}", status.said());
+    assert!(cluster.status().unwrap().step > 10, "{}", status.said());
     continues_undisturbed(&cluster).unwrap();
 }
 

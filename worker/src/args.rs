@@ -5,9 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+/// What `--version` answers. The launcher reads it before it starts anything.
+const VERSION: &str = if cfg!(feature = "torch") {
+    env!("CARGO_PKG_VERSION")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " without libtorch")
+};
+
 /// One process per device of a Polygram run.
 #[derive(Debug, Parser)]
-#[command(name = "polygram-worker", version, args_conflicts_with_subcommands = true)]
+#[command(name = "polygram-worker", version = VERSION, args_conflicts_with_subcommands = true)]
 pub struct Args {
     /// What to do instead of taking part in a run.
     #[command(subcommand)]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use polygram_domain::CellBatch;
+use polygram_domain::words::counted;
 use polygram_files::{OutputError, OutputFile};
 use polygram_model::ModelError;
 use polygram_model::hf::HfDirectory;
@@ -27,8 +28,9 @@ pub fn is_wrong_input(error: &anyhow::Error) -> bool {
 
 /// Reads `input_ids` (i64 `[B, T]`), runs the model in f32 and writes `ngram_ids` (i64 `[B, T, tables]`),
 /// `embedding` (f32 `[B, T, D]`), `logits` (f32 `[B, T, V]`) and `loss` (f32 `[1]`: mean over B·(T − 1) next
-/// tokens). The output appears whole or not at all; a link, a pipe or a device stays what it is.
-pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
+/// tokens). The output appears whole or not at all; a link, a pipe or a device stays what it is. Returns what was
+/// written and where, in one line.
+pub fn run(files: &LogitsArgs) -> anyhow::Result<String> {
     let output = OutputFile::new(&files.output)?;
     let directory = HfDirectory::open(&files.model)?;
     let spec = directory.spec().clone();
@@ -71,20 +73,35 @@ pub fn run(files: &LogitsArgs) -> anyhow::Result<()> {
         .into_iter()
         .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(output.write(&safetensors::serialize(views, None)?)?)
+    output.write(&safetensors::serialize(views, None)?)?;
+    Ok(format!(
+        "logits of {} ({} of {}), loss {:.4} nats per token, written to {}",
+        counted((batch * seq_len) as u64, "position"),
+        counted(batch as u64, "sequence"),
+        counted(seq_len as u64, "token"),
+        seen.loss,
+        files.output.display()
+    ))
 }
+
+/// What an input file must be.
+const INPUT_FORM: &str = "give --input a safetensors file with the tensor input_ids, I64 of shape [B, T]";
 
 /// `(B, T, tokens)` of the file's `input_ids`.
 fn read_tokens(path: &Path, vocab_size: u32) -> anyhow::Result<(usize, usize, Vec<u32>)> {
     let name = path.display();
     let bytes = fs::read(path).with_context(|| format!("cannot read {name}"))?;
     let file = SafeTensors::deserialize(&bytes)
-        .with_context(|| format!("{name} is not a whole safetensors file"))?;
-    let ids = file.tensor("input_ids").with_context(|| format!("{name} has no usable tensor input_ids"))?;
-    let &[batch, seq_len] = ids.shape() else {
-        bail!("{name}: input_ids has shape {:?}; it must be [B, T]", ids.shape());
+        .with_context(|| format!("{name} is not a whole safetensors file; {INPUT_FORM}"))?;
+    let Ok(ids) = file.tensor("input_ids") else {
+        let names = file.names();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        bail!("{name} has no tensor input_ids (its tensors: {names}); {INPUT_FORM}");
     };
-    ensure!(ids.dtype() == Dtype::I64, "{name}: input_ids is {:?}; it must be I64", ids.dtype());
+    let &[batch, seq_len] = ids.shape() else {
+        bail!("{name}: input_ids has shape {:?}; it must be [B, T]; {INPUT_FORM}", ids.shape());
+    };
+    ensure!(ids.dtype() == Dtype::I64, "{name}: input_ids is {:?}; convert it to I64", ids.dtype());
     ensure!(
         batch > 0 && seq_len > 1,
         "{name}: input_ids is [{batch}, {seq_len}]; B ≥ 1 and T ≥ 2 are needed"
@@ -97,7 +114,8 @@ fn read_tokens(path: &Path, vocab_size: u32) -> anyhow::Result<(usize, usize, Ve
         .map(|(at, id)| match u32::try_from(id) {
             Ok(token) if token < vocab_size => Ok(token),
             _ => bail!(
-                "{name}: input_ids[{}, {}] is {id}; token ids must be 0 to {}",
+                "{name}: input_ids[{}, {}] is {id}; token ids of a vocabulary of {vocab_size} are 0 to {}: use the tokenizer \
+                 of this model",
                 at / seq_len,
                 at % seq_len,
                 vocab_size - 1

@@ -86,7 +86,15 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
 fn logits(files: &polygram_worker::args::LogitsArgs) -> ExitCode {
     use polygram_worker::logits::{is_wrong_input, run};
     match run(files) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(done) => {
+            // A pipe or a device that is the output may be standard output itself. A closed one is its reader's choice.
+            if files.output.is_file() {
+                writeln!(std::io::stdout(), "{done}").ok();
+            } else {
+                writeln!(std::io::stderr(), "{done}").ok();
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) if is_wrong_input(&error) => failure(&error, ExitCode::from(USAGE)),
         Err(error) => failure(&error, ExitCode::from(FAILURE)),
     }

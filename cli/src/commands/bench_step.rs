@@ -82,7 +82,7 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     plan::check_memory(&configuration)?;
     let spec = &configuration.spec;
     let programs = launcher::Programs::find()?;
-    device_check::check(spec)?;
+    device_check::check(spec, &programs)?;
     let folder = tempfile::Builder::new().prefix("polygram-bench-").tempdir();
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let root = Root::Folder(folder.path().to_owned());

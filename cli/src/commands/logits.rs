@@ -10,6 +10,7 @@ use polygram_telemetry::passive_waits;
 
 use crate::args::LogitsArgs;
 use crate::exit::{Failure, Outcome};
+use crate::launcher::program_check;
 use crate::launcher::siblings::Program;
 
 pub(crate) fn run(args: &LogitsArgs) -> Outcome {
@@ -20,10 +21,13 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
     }
     // A pipe will do, too.
     if !input.exists() || input.is_dir() {
-        return Err(Failure::usage(format!("there is no file {}", input.display())));
+        return Err(Failure::usage(format!("there is no file {}", input.display()))
+            .hint("give --input a safetensors file with the tensor input_ids, I64 of shape [B, T]"));
     }
     refuse_own_inputs(args)?;
     let worker = Program::Worker.find()?;
+    let [loads] = program_check::check([worker.as_path()]);
+    loads?;
     // The worker takes this process's place: signals reach it, and its status is the command's.
     let error = Command::new(&worker)
         .arg("logits")

@@ -67,7 +67,7 @@ struct HeldOut {
 pub(crate) fn run(args: &MetricsArgs, printer: &mut Printer) -> Outcome {
     let wanted = Wanted::of(args)?;
     let place = RunPlace::resolve(&args.run)?;
-    let metrics = block_on(async {
+    let (metrics, newest) = block_on(async {
         let run = stored::open(&place).await?;
         read(&run, &place, wanted).await.map_err(|error| stored::refused(&place.root, error))
     })?;
@@ -81,35 +81,63 @@ pub(crate) fn run(args: &MetricsArgs, printer: &mut Printer) -> Outcome {
         let (first, last) = (grouped(*first), grouped(*last));
         printer.warn(format!("steps {first} to {last} are not in the store any more"));
     }
-    if lines.is_empty() {
-        let which = if args.from.or(args.to).is_some() { "such step" } else { "finished step yet" };
-        printer.warn(format!("run {} has no {which}", place.name));
+    if let Some(words) = outside(args, newest, lines.len()) {
+        printer.warn(format!("run {} {words}", place.name));
     }
     Ok(ExitStatus::Success)
 }
 
-async fn read(run: &StoredRun, place: &RunPlace, wanted: Wanted) -> Result<Metrics, CheckpointError> {
+/// What to say of wanted steps that a run with the newest step `newest` does not have; `shown` were found.
+fn outside(args: &MetricsArgs, newest: u64, shown: usize) -> Option<String> {
+    let newest_words = || format!("its newest is step {}", grouped(newest));
+    match (args.from, args.to) {
+        _ if newest == 0 => Some("has no finished step yet".to_owned()),
+        (Some(from), _) if from > newest => {
+            Some(format!("has no step from --from {from} on: {}", newest_words()))
+        }
+        (_, Some(0)) => Some("has no step 0: its steps are counted from 1".to_owned()),
+        (_, Some(to)) if to > newest => Some(format!("has not come to --to {to} yet: {}", newest_words())),
+        _ if shown == 0 => Some(format!("has no such step in the store: {}", newest_words())),
+        _ => None,
+    }
+}
+
+/// The wanted steps, and the number of the newest step of the run.
+async fn read(run: &StoredRun, place: &RunPlace, wanted: Wanted) -> Result<(Metrics, u64), CheckpointError> {
     // Asked before the store is read: what is written in between is in both, and counts once.
     let waiting = match &run.coordinator {
         Some(record) => ask(record, place).await.unwrap_or_default(),
         None => Vec::new(),
     };
-    let range = match wanted {
-        Wanted::Range(range) => range,
+    let (range, newest) = match wanted {
+        Wanted::Range(range) => (range, None),
         Wanted::Last(last) => {
-            let stored = run.store.newest_metrics_step().await?;
-            let newest = waiting.iter().fold(stored, |newest, line| match line {
-                MetricsLine::Attempt(record) => record.resumed_from,
-                MetricsLine::WentBack(record) => record.step,
-                MetricsLine::Step(record) => newest.max(record.step),
-                MetricsLine::Evaluation(_) => newest,
-            });
-            newest.saturating_add(1).saturating_sub(last)..=u64::MAX
+            let newest = newest_step(run, &waiting).await?;
+            (newest.saturating_add(1).saturating_sub(last)..=u64::MAX, Some(newest))
         }
     };
+    let end = *range.end();
     let mut history = run.store.read_metrics_of(range).await?;
-    waiting.into_iter().for_each(|line| history.take(line));
-    Ok(history.finish())
+    waiting.iter().cloned().for_each(|line| history.take(line));
+    let metrics = history.finish();
+    let newest = match (newest, metrics.steps.last()) {
+        (Some(newest), _) => newest,
+        (None, Some(shown)) if end == u64::MAX || shown.step >= end => shown.step,
+        // Others than the shown ones may have gone from the store.
+        (None, _) => newest_step(run, &waiting).await?,
+    };
+    Ok((metrics, newest))
+}
+
+/// The newest step of a run whose coordinator still has `waiting` to write.
+async fn newest_step(run: &StoredRun, waiting: &[MetricsLine]) -> Result<u64, CheckpointError> {
+    let stored = run.store.newest_metrics_step().await?;
+    Ok(waiting.iter().fold(stored, |newest, line| match line {
+        MetricsLine::Attempt(record) => record.resumed_from,
+        MetricsLine::WentBack(record) => record.step,
+        MetricsLine::Step(record) => newest.max(record.step),
+        MetricsLine::Evaluation(_) => newest,
+    }))
 }
 
 /// What a living coordinator has not written yet.

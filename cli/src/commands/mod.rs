@@ -16,7 +16,7 @@ pub(crate) mod pool;
 pub(crate) mod runs;
 pub(crate) mod status;
 pub(crate) mod status_text;
-mod stored;
+pub(crate) mod stored;
 pub(crate) mod train;
 pub(crate) mod verify_replay;
 pub(crate) mod why;

@@ -10,7 +10,7 @@ use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope};
-use crate::units::{self, grouped};
+use crate::units::{self, counted, grouped};
 
 #[derive(Serialize)]
 struct PlanDocument<'a> {
@@ -110,7 +110,8 @@ pub(crate) fn machine_warning(configuration: &Configuration) -> Option<String> {
     let needed = plan(spec).memory.worker_host_bytes.saturating_mul(workers);
     let has = machine_memory_bytes().filter(|has| needed > *has)?;
     Some(format!(
-        "{workers} workers need about {} of memory together, this machine has {}; `polygram plan` shows the parts",
+        "{} together take about {} of memory, this machine has {}; `polygram plan` shows the parts",
+        counted(workers, "worker"),
         units::bytes(needed),
         units::bytes(has)
     ))
@@ -171,18 +172,18 @@ fn human(document: &PlanDocument<'_>) -> String {
         })
         .collect();
     format!(
-        "run {run}: {} steps × {} tokens = {} tokens, {} workers, {} shards\n\n{}\n{memory}\n\
-         {} tables of {} rows together, {} in f32 were every row written; {} row lookups a step\n",
-        grouped(*steps),
-        grouped(plan.tokens_per_step),
+        "run {run}: {} × {} = {} tokens, {}, {}\n\n{}\n{memory}\n\
+         {} of {} together, {} in f32 were every row written; {} a step\n",
+        counted(*steps, "step"),
+        counted(plan.tokens_per_step, "token"),
         units::count(plan.tokens as f64),
-        topology.workers,
-        topology.shards,
+        counted(topology.workers.into(), "worker"),
+        counted(topology.shards.into(), "shard"),
         units::columns(&rows),
-        plan.tables,
-        grouped(plan.table_rows),
+        counted(plan.tables, "table"),
+        counted(plan.table_rows, "row"),
         units::bytes(plan.table_bytes),
-        grouped(plan.lookups_per_step),
+        counted(plan.lookups_per_step, "row lookup"),
     )
 }
 

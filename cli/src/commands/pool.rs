@@ -1,9 +1,10 @@
 //! `polygram pool`, `submit`, `jobs`, `cancel`: a pool and its queue.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use polygram_proto::control::ControlError;
-use polygram_proto::pool::{JobId, JobStatus, PoolClient, PoolMemberStatus, Submission};
+use polygram_proto::control::{ControlError, Token};
+use polygram_proto::pool::{JobId, JobStatus, PoolAnnouncement, PoolClient, PoolMemberStatus, Submission};
 use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
@@ -14,6 +15,9 @@ use crate::launcher::{self, Programs};
 use crate::printer::Printer;
 use crate::settings::{Configuration, PoolFolder, PoolPlace, Root, current_folder};
 use crate::units::{columns, moment};
+
+/// A pool's coordinator that lives answers within this.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Submitted {
@@ -35,15 +39,38 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
             .hint("give an address of this machine"));
     }
     let here = if args.folder.is_absolute() { PathBuf::new() } else { current_folder()? };
+    let folder = PoolFolder(here.join(&args.folder));
+    block_on(refuse_second(&folder))?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     let plan = launcher::pool::Plan {
-        folder: PoolFolder(here.join(&args.folder)),
+        folder,
         root,
         workers: args.workers,
         shards: args.shards,
         listen: args.listen,
     };
     block_on(launcher::pool::up(&programs, &plan, printer))
+}
+
+/// Refuses a folder whose pool is up, before anything is made in it.
+async fn refuse_second(folder: &PoolFolder) -> Outcome<()> {
+    // What cannot be read is not that of a pool that is up; the coordinator says what is wrong with it.
+    let (Ok(Some(announced)), Ok(token)) =
+        (PoolAnnouncement::read(&folder.announcement()), Token::read(&folder.token()))
+    else {
+        return Ok(());
+    };
+    let address = announced.address.to_string();
+    let answer = async { PoolClient::connect(&address, &token).await?.jobs().await };
+    match tokio::time::timeout(ANSWER_DEADLINE, answer).await {
+        Ok(Ok(_jobs)) => Err(Failure::usage(format!(
+            "the pool in {} is up already: its coordinator (pid {}) answers at {address}",
+            folder.0.display(),
+            announced.pid
+        ))
+        .hint("submit to it, stop it there first, or give this pool another --folder")),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {

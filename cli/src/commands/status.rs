@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
 use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys};
-use polygram_domain::{Generation, RunFile};
+use polygram_domain::{Generation, RunFile, Step};
 use polygram_proto::control::{OperatorClient, Reason, RowsStatus, RunState, RunStatus};
 use serde::Serialize;
 use serde_json::Value;
@@ -73,14 +73,25 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
     }
     let failed = |error| stored::refused(&place.root, error);
     let leader = leader(&run.store).await.map_err(failed)?;
-    let stored: Option<RunStatus> = run.store.read_status().await.map_err(failed)?;
+    let stored: Result<Option<RunStatus>, CheckpointError> = run.store.read_status().await;
+    let damage = match &stored {
+        Err(damaged @ CheckpointError::Damaged { .. }) => Some(damaged.to_string()),
+        _ => None,
+    };
+    let stored = if damage.is_some() { None } else { stored.map_err(failed)? };
     let status = match stored {
         // What retention, or a checkpoint copied into the run, has changed since.
         Some(status) => {
             let committed = run.store.committed_steps().await.map_err(failed)?.last().copied();
-            RunStatus { last_commit: committed, ..status }
+            // One whose coordinator was killed may have recorded steps after its last status. Where they cannot be read, the
+            // status is what is known.
+            let recorded = match status.state.is_over() {
+                true => status.step,
+                false => run.store.newest_metrics_step().await.map_or(status.step, Step),
+            };
+            RunStatus { last_commit: committed, step: status.step.max(recorded), ..status }
         }
-        None => of_checkpoint(&run, place, leader.as_ref()).await?,
+        None => of_checkpoint(&run, place, (leader.as_ref(), damage)).await?,
     };
     let source = match leader {
         _ if status.state.is_over() => Source::Store,
@@ -105,26 +116,31 @@ async fn leader(store: &RunStore) -> Result<Option<Lease>, CheckpointError> {
 }
 
 /// The status of a run that has no `status.json`: one whose checkpoint was written by `ckpt reshard` or copied, or whose
-/// status was lost.
-async fn of_checkpoint(run: &StoredRun, place: &RunPlace, leader: Option<&Lease>) -> Outcome<RunStatus> {
+/// status was lost. Or of one whose `status.json` is damaged, in the words given.
+async fn of_checkpoint(
+    run: &StoredRun,
+    place: &RunPlace,
+    (leader, damage): (Option<&Lease>, Option<String>),
+) -> Outcome<RunStatus> {
     let failed = |error| stored::refused(&place.root, error);
     let Some(manifest) = run.store.latest_manifest().await.map_err(failed)?.manifest else {
         let who = leader.map_or("its coordinator does not answer".to_owned(), |lease| {
             format!("it is led by {}, which is not reachable from here", lease.leader())
         });
-        return Err(Failure::failed(format!(
-            "run {} has no status in {} yet, and {who}",
-            place.name, place.root
-        )));
+        let what = damage.unwrap_or_else(|| format!("there is no status in {} yet", place.root));
+        return Err(Failure::failed(format!("nothing is known of run {}: {what}, and {who}", place.name)));
     };
     let config = run.store.read_config(&manifest.config).await.map_err(failed)?;
     let refused = |error: polygram_domain::ConfigError| Failure::failed(error.to_string());
     let file = RunFile::parse(&config, &keys::config(&manifest.config.0), &[]).map_err(refused)?;
-    let origin = match run.coordinator {
-        None => "was copied or resharded",
-        Some(_) => "is all that is stored of it: its status was lost",
+    let origin = match (damage, &run.coordinator) {
+        (Some(damage), _) => {
+            format!("is what the store knows of it, for its last record cannot be read ({damage})")
+        }
+        (None, None) => "was copied or resharded".to_owned(),
+        (None, Some(_)) => "is all that is stored of it: its status was lost".to_owned(),
     };
-    Ok(status_of(&manifest, file.training.steps, (place.name.as_str(), origin)))
+    Ok(status_of(&manifest, file.training.steps, (place.name.as_str(), &origin)))
 }
 
 fn status_of(manifest: &Manifest, total_steps: u64, (run, origin): (&str, &str)) -> RunStatus {

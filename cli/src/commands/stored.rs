@@ -18,7 +18,15 @@ pub(crate) async fn open(place: &RunPlace) -> Outcome<StoredRun> {
     let RunPlace { name, root } = place;
     let store = RunStore::open(&root.address(), name).map_err(|error| refused(root, error))?;
     let failed = |error| refused(root, error);
-    let coordinator = store.latest_coordinator().await.map_err(failed)?;
+    let coordinator = match store.latest_coordinator().await {
+        // Who led it last is not known then; its checkpoints are sound all the same.
+        Err(CheckpointError::Damaged { .. })
+            if !store.committed_steps().await.map_err(failed)?.is_empty() =>
+        {
+            None
+        }
+        coordinator => coordinator.map_err(failed)?,
+    };
     if coordinator.is_none() && store.committed_steps().await.map_err(failed)?.is_empty() {
         return Err(Failure::usage(format!("there is no run {name} in {root}"))
             .hint(format!("`polygram runs{}` lists what is there", root.as_option())));

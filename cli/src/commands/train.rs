@@ -17,7 +17,7 @@ use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope, Root, RunPlace};
 use crate::units::{self, counted};
-use crate::{data_check, device_check, resume_check, train_on};
+use crate::{data_check, device_check, lead_check, resume_check, train_on};
 
 /// The result of a session that ended well.
 #[derive(Serialize)]
@@ -58,7 +58,11 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     let warnings = warnings(&configuration)?;
     let data_warnings = data_check::check(&mut configuration)?;
     let programs = launcher::Programs::find()?;
-    device_check::check(&configuration.spec)?;
+    device_check::check(&configuration.spec, &programs)?;
+    let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
+    if claim == Claim::IfVacant {
+        block_on(lead_check::check(&root, &configuration.spec.name))?;
+    }
     let changed = block_on(resume_check::check(&configuration, &root))?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     introduce(&configuration, &root, printer);
@@ -69,7 +73,6 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for warning in warnings.chain(data_warnings).chain(changed.warnings) {
         printer.warn(warning);
     }
-    let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
     let plan = Plan { configuration: &configuration, kept_steps: 0, root: &root, claim };
     let (ending, logs) = block_on(launcher::launch(&programs, plan, printer))?;
     let (document, status) = conclude(&configuration, &root, &ending, &logs);
@@ -162,9 +165,11 @@ fn conclude(
         Ending::Over(last) => {
             let status = &last.status;
             let committed = status.last_commit.map(|step| step.0);
+            let asked = status.state == RunState::Stopped && status.reason != Reason::StopAtStep;
+            let nothing = if asked && last.steps.is_empty() { "; nothing was trained" } else { "" };
             let document = TrainDocument {
                 state: status.state.to_string(),
-                message: status.message.clone(),
+                message: format!("{}{nothing}", status.message),
                 step: status.step.0,
                 resume_step: status.resume_step.0,
                 loss: status.last_metrics.map(|metrics| metrics.loss),
@@ -176,7 +181,6 @@ fn conclude(
                 goodput: last.goodput,
                 ..empty
             };
-            let asked = status.state == RunState::Stopped && status.reason != Reason::StopAtStep;
             (document, if asked { ExitStatus::Stopped } else { ExitStatus::Success })
         }
     }
@@ -215,7 +219,7 @@ fn human(document: &TrainDocument, configuration: &Configuration, root: &Root) -
     if let Some(loss) = document.loss {
         text.push_str(&format!("loss {loss:.4} nats per token in step {step}"));
         if let Some(MeanLoss { loss, steps }) = document.mean_loss.filter(|mean| mean.steps > 1) {
-            text.push_str(&format!(", {loss:.4} on average over the last {steps} steps"));
+            text.push_str(&format!(", {loss:.4} on average over the last {}", counted(steps as u64, "step")));
         }
         text.push('\n');
     }

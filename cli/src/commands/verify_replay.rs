@@ -79,7 +79,7 @@ pub(crate) fn run(args: &VerifyReplayArgs, printer: &mut Printer) -> Outcome {
     if scratch == place.root {
         return Err(Failure::usage("--scratch is the run's own root; a replay is never written into it"));
     }
-    let task = block_on(prepare(args, &place, &scratch, printer))?;
+    let task = block_on(prepare(args, &place, (&scratch, &programs), printer))?;
     let began_at = task.began_at();
     printer.say(format!("doing steps {} to {} again", began_at.0 + 1, args.to));
     let (configuration, claim) = (&task.configuration, Claim::IfVacant);
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &VerifyReplayArgs, printer: &mut Printer) -> Outcome {
 async fn prepare(
     args: &VerifyReplayArgs,
     place: &RunPlace,
-    scratch: &Root,
+    (scratch, programs): (&Root, &launcher::Programs),
     printer: &mut Printer,
 ) -> Outcome<Task> {
     let failed = |error| stored::refused(&place.root, error);
@@ -117,7 +117,7 @@ async fn prepare(
     let began_at = checkpoint.as_ref().map_or(Step(0), |manifest| manifest.step);
     let mut configuration = configuration(args, &run.store, (&chain, began_at, place)).await?;
     data_check::check(&mut configuration)?;
-    device_check::check(&configuration.spec)?;
+    device_check::check(&configuration.spec, programs)?;
     polygram_checkpoint::create_root(&scratch.address()).map_err(|error| stored::refused(scratch, error))?;
     let target =
         RunStore::create(&scratch.address(), &place.name).map_err(|e| stored::refused(scratch, e))?;

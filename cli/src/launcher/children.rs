@@ -28,6 +28,8 @@ pub(crate) struct Ended {
     pub(crate) pid: u32,
     /// How.
     pub(crate) status: ProcessStatus,
+    /// How long it lived.
+    pub(crate) lived: Duration,
 }
 
 impl Ended {
@@ -46,6 +48,16 @@ struct Entry {
     name: String,
     pid: u32,
     child: Child,
+    started: Instant,
+}
+
+impl Entry {
+    fn terminate(&self) {
+        // `id` is none once the child was waited for, so the number cannot be somebody else's.
+        if let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id as i32)) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+    }
 }
 
 /// The living children of this launch.
@@ -72,7 +84,7 @@ impl Children {
         answer_signals(end_with_parent(&mut command), &[SIGTERM]);
         let child = Command::from(command).kill_on_drop(true).spawn().map_err(cannot)?;
         let pid = child.id().unwrap_or_default();
-        self.living.push(Entry { name: name.to_owned(), pid, child });
+        self.living.push(Entry { name: name.to_owned(), pid, child, started: Instant::now() });
         Ok(())
     }
 
@@ -97,16 +109,31 @@ impl Children {
         let entry = self.living.swap_remove(index);
         // Waiting for one's own child fails only when the kernel has already forgotten it.
         let status = status.unwrap_or_else(|_| ProcessStatus::from_raw(0x100));
-        Ended { name: entry.name, pid: entry.pid, status }
+        Ended { name: entry.name, pid: entry.pid, status, lived: entry.started.elapsed() }
     }
 
     /// Asks the child called `name` to end (SIGTERM).
     pub(crate) fn terminate(&self, name: &str) {
-        for entry in self.living.iter().filter(|entry| entry.name == name) {
-            // `id` is none once the child was waited for, so the number cannot be somebody else's.
-            if let Some(pid) = entry.child.id().and_then(|id| Pid::from_raw(id as i32)) {
-                let _ = rustix::process::kill_process(pid, Signal::TERM);
+        self.living.iter().filter(|entry| entry.name == name).for_each(Entry::terminate);
+    }
+
+    /// Asks the children of these process ids to end (SIGTERM).
+    pub(crate) fn terminate_pids(&self, pids: &[u32]) {
+        self.living.iter().filter(|entry| pids.contains(&entry.pid)).for_each(Entry::terminate);
+    }
+
+    /// Asks the children of these process ids to end, and kills those that are still there after `patience`.
+    pub(crate) async fn end(&mut self, pids: &[u32], patience: Duration) {
+        self.terminate_pids(pids);
+        let deadline = Instant::now() + patience;
+        let is_there = |children: &Children| children.living.iter().any(|entry| pids.contains(&entry.pid));
+        while is_there(self) {
+            if tokio::time::timeout_at(deadline, self.next_exit()).await.is_err() {
+                break;
             }
+        }
+        for pid in pids {
+            self.kill(*pid);
         }
     }
 
@@ -182,6 +209,20 @@ mod tests {
         assert_eq!(killed, ["stubborn"]);
         assert_eq!(ended.len(), 2);
         assert!(ended.iter().any(|end| end.name == "stubborn" && end.status.signal() == Some(9)));
+    }
+
+    #[tokio::test]
+    async fn some_are_ended_and_the_others_live_on() {
+        let mut children = Children::default();
+        shell(&mut children, "willing", "exec sleep 600");
+        shell(&mut children, "deaf", "trap '' TERM; while :; do sleep 0.01; done");
+        shell(&mut children, "busy", "exec sleep 600");
+        let pid = |children: &Children, name: &str| children.pid_of(name).unwrap();
+        let pids = [pid(&children, "willing"), pid(&children, "deaf")];
+        children.end(&pids, Duration::from_millis(300)).await;
+        let (ended, killed) = children.wind_down(Duration::from_secs(5)).await;
+        assert_eq!(killed, ["busy"]);
+        assert!(ended.iter().any(|end| end.name == "deaf" && end.status.signal() == Some(9)), "{ended:?}");
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Following a run to its end: the watch, the children, the operator's signals, and what is said about them.
+//! Following a run to its end: the watch, the children, the operator's signals, and what is said about them. [`end`] says
+//! how it ended.
 
+mod end;
+
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::time::Duration;
 
-use polygram_domain::Step;
 use polygram_proto::control::{
     Announcement, ControlError, OperatorClient, Reason, RunState, RunStatus, StepMetrics, StopMode, Token,
     WatchEvent, WatchStream,
@@ -15,12 +18,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::children::Ended;
 use super::progress::{MeanLoss, ProgressLine};
-use super::supervisor::Verdict;
-use super::{COORDINATOR, Launch};
+use super::supervisor::{AT_ONCE, Verdict};
+use super::{COORDINATOR, IDLE_PATIENCE, Launch};
 use crate::commands::evaluations;
-use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
-use crate::units::counted;
 
 /// Between progress lines where a line cannot be rewritten.
 const QUIET_INTERVAL: Duration = Duration::from_secs(5);
@@ -88,6 +90,10 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     set_aside: Vec<String>,
     /// The furthest step of this launch.
     furthest: Option<u64>,
+    /// Members that have joined, by process id.
+    joined: BTreeSet<u32>,
+    /// The run is over; members that had not started are killed from then on.
+    unstarted_until: Option<Instant>,
 }
 
 /// A loss that the run is recovering from.
@@ -159,6 +165,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             restarts: 0,
             set_aside: Vec::new(),
             furthest: None,
+            joined: BTreeSet::new(),
+            unstarted_until: None,
         }
     }
 
@@ -208,7 +216,10 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                         self.launch.children.terminate(COORDINATOR);
                     }
                 }
-                Event::Tick => self.kill_absent(),
+                Event::Tick => {
+                    self.kill_absent();
+                    self.kill_unstarted();
+                }
             }
             match &self.death {
                 Some((_, due)) if Instant::now() >= *due && self.told => return self.end(None).await,
@@ -259,9 +270,11 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 if let Some(step) = status.last_commit {
                     self.line.committed(step.0);
                 }
+                self.joined.extend(status.members.iter().map(|member| member.pid));
                 self.launch.is_over = status.state.is_over();
                 if self.launch.is_over {
                     self.launch.supervisor.retire();
+                    self.end_unstarted(&status);
                 }
                 for sentence in &status.set_aside {
                     if !self.set_aside.contains(sentence) {
@@ -291,6 +304,28 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             WatchEvent::Committed { step } => {
                 self.line.committed(step.0);
                 self.printer.say(format!("step {step}  committed"));
+            }
+        }
+    }
+
+    /// The run is over: members that have not started it, or not again after a loss, have nothing to finish, and must not
+    /// wait for what does not come any more.
+    fn end_unstarted(&mut self, status: &RunStatus) {
+        if self.unstarted_until.is_some() {
+            return;
+        }
+        self.unstarted_until = Some(Instant::now() + IDLE_PATIENCE);
+        if self.furthest.is_some() && self.loss.is_none() {
+            self.launch.started_pids.extend(status.members.iter().map(|member| member.pid));
+        }
+        self.launch.children.terminate_pids(&self.launch.unstarted());
+    }
+
+    /// Kills those of them that are still there after their time.
+    fn kill_unstarted(&mut self) {
+        if self.unstarted_until.is_some_and(|until| Instant::now() >= until) {
+            for pid in self.launch.unstarted() {
+                self.launch.children.kill(pid);
             }
         }
     }
@@ -429,7 +464,9 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
 
     fn note_exit(&mut self, ended: Ended) {
         let is_over = self.status.as_ref().is_some_and(|status| status.state.is_over());
-        if !ended.status.success() {
+        // One that this launcher has ended with the run says nothing about why the run ended.
+        let is_sent_away = self.unstarted_until.is_some() && !self.launch.started_pids.contains(&ended.pid);
+        if !ended.status.success() && !is_sent_away {
             self.ends.push(ended.clone());
         }
         let is_quiet = ended.status.success() && ended.name != COORDINATOR;
@@ -453,7 +490,8 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         match self.launch.supervisor.died(&name) {
             Verdict::Again(pause) => self.launch.supervisor.schedule(name, Instant::now() + pause),
             Verdict::GiveUp => {
-                let ended = Ended { name, pid: 0, status: ExitStatusExt::from_raw(0x100) };
+                let (status, lived) = (ExitStatusExt::from_raw(0x100), Duration::ZERO);
+                let ended = Ended { name, pid: 0, status, lived };
                 self.death = Some((ended, Instant::now()));
             }
         }
@@ -467,6 +505,11 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             return;
         }
         match self.launch.supervisor.died(&ended.name) {
+            _ if self.is_hopeless(&ended) => {
+                self.printer
+                    .say(format!("{} ends like this at every start: it is not started again", ended.name));
+                self.death = Some((ended, Instant::now()));
+            }
             Verdict::Again(pause) => {
                 let pause = if is_quiet { pause.max(QUIET_PAUSE) } else { pause };
                 self.launch.supervisor.schedule(ended.name, Instant::now() + pause);
@@ -475,116 +518,14 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
     }
 
-    /// The watch is over: the coordinator's last word counts; without one, the first death.
-    async fn end(mut self, error: Option<ControlError>) -> Outcome<Ending> {
-        self.printer.end_line();
-        let seconds = self.launch.elapsed_seconds();
-        match self.status.take().filter(|status| status.state.is_over()) {
-            Some(status) if status.state == RunState::Failed => Err(self.failed(&status)),
-            Some(status) => {
-                let (goodput, mean_loss) = (self.line.goodput(seconds), self.line.mean_loss());
-                let steps = self.line.into_steps();
-                Ok(Ending::Over(Box::new(Final { status, seconds, goodput, mean_loss, steps })))
-            }
-            None => Err(self.lost(error).await),
-        }
-    }
-
-    /// The coordinator said why.
-    fn failed(&self, status: &RunStatus) -> Failure {
-        if let (true, Some((ended, _))) = (self.told, &self.death) {
-            return self.with_way_back(self.launch.failure_of(ended));
-        }
-        let run = &status.run;
-        let mut message = format!("run {run} failed: {}", status.message);
-        let culprit = status.culprit.as_ref().map(|culprit| culprit.member.to_string());
-        if let Some(ended) = self.ends.iter().rev().find(|ended| culprit.as_ref() == Some(&ended.name)) {
-            message.push_str(&format!("\n  the process {}", ended.how()));
-        }
-        for consequence in &status.consequences {
-            message.push_str(&format!("\n  then {consequence}"));
-        }
-        if let Some(culprit) = culprit {
-            message.push_str(&self.launch.tail_of(&culprit));
-        }
-        self.with_way_back(Failure::failed(message))
-    }
-
-    /// Nobody said why: the first process that died is named.
-    async fn lost(&mut self, error: Option<ControlError>) -> Failure {
-        self.printer.end_line();
-        self.blame_first().await;
-        let failure = match (&self.death, error) {
-            (Some((ended, _)), _) => self.launch.failure_of(ended),
-            (None, Some(error)) => Failure::failed("the coordinator was lost").because(error),
-            (None, None) => Failure::failed("the coordinator ended its watch without a last word"),
-        };
-        self.with_way_back(failure)
-    }
-
-    /// Finds the death that broke the watch. A stream breaks a moment before its dead process can be waited for, and
-    /// members end soon after their coordinator, which is then the one to name.
-    async fn blame_first(&mut self) {
-        let mut due = Instant::now() + if self.death.is_none() { VERDICT_GRACE } else { BLAME_WINDOW };
-        while self.death.as_ref().is_none_or(|(ended, _)| ended.name != COORDINATOR) {
-            match tokio::time::timeout_at(due, self.launch.children.next_exit()).await {
-                Ok(ended) if self.death.is_none() || ended.name == COORDINATOR => {
-                    self.death = Some((ended, due));
-                    due = Instant::now() + BLAME_WINDOW;
-                }
-                Ok(_) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Ends everything at once. A run that is committed as far as it has come is stopped or complete as any other.
-    async fn kill(mut self) -> Outcome<Ending> {
-        self.printer.say("killing every process of the run");
-        self.launch.children.wind_down(Duration::ZERO).await;
-        self.printer.end_line();
-        // The coordinator may have committed without having said so.
-        let committed = self.launch.newest_commit().await.or(self.line.last_commit());
-        let done = self.line.newest().map(|metrics| metrics.step.0.saturating_add(1));
-        let Some((status, committed)) = self.status.take().zip(committed) else {
-            return Err(self.with_way_back(Failure::failed("killed on request; nothing is committed yet")));
-        };
-        let reached = done.unwrap_or(0).max(status.step.0);
-        if committed < reached {
-            let lost = counted(reached - committed, "step");
-            let message = format!(
-                "killed on request at step {reached}: {lost} since the last commit must be done again"
-            );
-            return Err(Failure::failed(message).hint(format!(
-                "the run is committed at step {committed}; the same command continues there"
-            )));
-        }
-        let total = status.total_steps;
-        let (state, reason, message) = if committed >= total {
-            let done = counted(total, "step");
-            (
-                RunState::Completed,
-                Reason::AllStepsDone,
-                format!("all {done} done and committed; killed on request"),
-            )
-        } else {
-            let message = format!("killed on request at step {committed} of {total}, committed");
-            (RunState::Stopped, Reason::StopRequested, message)
-        };
-        let (step, last_commit) = (Step(committed), Some(Step(committed)));
-        let status = RunStatus { state, reason, message, step, last_commit, ..status };
-        let seconds = self.launch.elapsed_seconds();
-        let (goodput, mean_loss) = (self.line.goodput(seconds), self.line.mean_loss());
-        let steps = self.line.into_steps();
-        Ok(Ending::Over(Box::new(Final { status, seconds, goodput, mean_loss, steps })))
-    }
-
-    fn with_way_back(&self, failure: Failure) -> Failure {
-        match self.line.last_commit() {
-            Some(step) => {
-                failure.hint(format!("the run is committed at step {step}; the same command continues there"))
-            }
-            None => failure.hint("nothing is committed yet; the same command starts from the beginning"),
+    /// Whether a process that ended would do so again: it ends by itself before it joins, at every start, for one reason.
+    fn is_hopeless(&mut self, ended: &Ended) -> bool {
+        let failed_by_itself = ended.status.code().is_some_and(|code| code != 0);
+        let is_early = ended.lived < AT_ONCE && !self.joined.contains(&ended.pid);
+        let reason = || self.launch.logs.tail(&ended.name, 1).pop().unwrap_or_default();
+        failed_by_itself && is_early && {
+            let reason = reason();
+            self.launch.supervisor.ended_at_once(&ended.name, &reason)
         }
     }
 }

@@ -9,10 +9,12 @@ pub(crate) mod files;
 pub(crate) mod follow;
 pub(crate) mod logs;
 pub(crate) mod pool;
+pub(crate) mod program_check;
 pub(crate) mod progress;
 pub(crate) mod siblings;
 pub(crate) mod supervisor;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use std::time::Duration;
 use polygram_checkpoint::RunStore;
 use polygram_domain::RunName;
 use polygram_process::StopSignal;
-use polygram_proto::control::{Announcement, Token};
+use polygram_proto::control::{Announcement, RunStatus, Token};
 use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
@@ -32,6 +34,7 @@ use children::{Children, Ended};
 use files::LaunchFiles;
 use follow::Follower;
 use logs::LogFolder;
+use program_check::Version;
 use siblings::{Executable, Program, Startable};
 use supervisor::{Start, Supervisor, Verdict};
 
@@ -45,6 +48,8 @@ const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(60);
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long processes may take to end by themselves once the run is over.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+/// The same for members that have not started: they hold nothing that could be lost.
+const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 /// The same when the run was lost.
 const LOST_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the store may take to say what is committed, after everything was killed.
@@ -124,6 +129,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) kept_steps: usize,
     /// Whether the coordinator has said that the run is over, so that everybody is on the way out.
     pub(crate) is_over: bool,
+    /// Members that had started when the run was over: they are given time to end. The others hold nothing.
+    pub(crate) started_pids: BTreeSet<u32>,
     pub(crate) supervisor: Supervisor,
     programs: &'a Programs,
     files: LaunchFiles,
@@ -140,21 +147,29 @@ pub(crate) struct Programs {
     coordinator: Executable,
     embedding_shard: Executable,
     worker: Executable,
+    worker_version: Version,
 }
 
 impl Programs {
-    /// Finds them beside the running program.
+    /// Finds them beside the running program, and refuses those that cannot be started or are of another version.
     pub(crate) fn find() -> Outcome<Programs> {
         let find = |program: Program| {
             let path = program.find()?;
             let cannot = format!("cannot open {}", path.display());
             Executable::open(path).map_err(|error| Failure::failed(cannot).because(error))
         };
-        Ok(Programs {
-            coordinator: find(Program::Coordinator)?,
-            embedding_shard: find(Program::EmbeddingShard)?,
-            worker: find(Program::Worker)?,
-        })
+        let coordinator = find(Program::Coordinator)?;
+        let embedding_shard = find(Program::EmbeddingShard)?;
+        let worker = find(Program::Worker)?;
+        let [leads, serves, works] =
+            program_check::check([coordinator.path(), embedding_shard.path(), worker.path()]);
+        let (_, _, worker_version) = (leads?, serves?, works?);
+        Ok(Programs { coordinator, embedding_shard, worker, worker_version })
+    }
+
+    /// What the worker says of itself.
+    pub(crate) fn worker_version(&self) -> &Version {
+        &self.worker_version
     }
 
     /// How `program` is started now, and a warning where it was replaced.
@@ -192,6 +207,7 @@ pub(crate) async fn launch(
         started: Instant::now(),
         kept_steps,
         is_over: false,
+        started_pids: BTreeSet::new(),
         supervisor: Supervisor::new(&configuration.spec.recovery),
         programs,
         root,
@@ -293,6 +309,21 @@ impl Launch<'_> {
         self.started.elapsed().as_secs_f64()
     }
 
+    /// Records in the store how the run ended, in the place of its coordinator, the killed process `coordinator`. Whether it
+    /// is recorded.
+    pub(crate) async fn record_status(&self, status: &RunStatus, coordinator: u32) -> bool {
+        let record = async {
+            let store = RunStore::open(&self.root.address(), &self.configuration.spec.name).ok()?;
+            // Another coordinator may have taken the run over: its word counts then.
+            let newest = store.latest_coordinator().await.ok()??;
+            if newest.pid != coordinator {
+                return None;
+            }
+            store.put_status(status).await.ok()
+        };
+        matches!(tokio::time::timeout(STORE_DEADLINE, record).await, Ok(Some(())))
+    }
+
     /// The newest commit in the store; `None` where there is none, or the store does not answer in time.
     pub(crate) async fn newest_commit(&self) -> Option<u64> {
         let store = RunStore::open(&self.root.address(), &self.configuration.spec.name).ok()?;
@@ -334,7 +365,8 @@ impl Launch<'_> {
                 () = self.signals.next() => {
                     self.children.wind_down(Duration::ZERO).await;
                     return Err(Failure::stopped(
-                        "stopped before the coordinator listened; the same command goes on from the newest commit",
+                        "stopped before the coordinator listened: nothing was trained; the same command goes on from the newest \
+                         commit",
                     ));
                 }
                 () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
@@ -373,8 +405,8 @@ impl Launch<'_> {
         }
     }
 
-    /// The failure of a coordinator that ended before it listened.
-    fn refusal_of(&self, ended: &Ended) -> Failure {
+    /// The failure of a process that ended before anything was done.
+    pub(crate) fn refusal_of(&self, ended: &Ended) -> Failure {
         let mut failure = self.failure_of(ended);
         // Its statuses mean what ours do.
         if ended.status.code() == Some(ExitStatus::Usage.code().into()) {
@@ -393,12 +425,20 @@ impl Launch<'_> {
         format!("\n  {} ends with:\n    {}", file.display(), tail.join("\n    "))
     }
 
+    /// Living members that had not started when the run was over, by process id.
+    pub(crate) fn unstarted(&self) -> Vec<u32> {
+        let members = self.children.living().filter(|(name, _)| *name != COORDINATOR);
+        members.map(|(_, pid)| pid).filter(|pid| !self.started_pids.contains(pid)).collect()
+    }
+
     /// Leaves no process behind: waits for those on their way out, kills what does not end, and says which.
     async fn clear_away(&mut self, printer: &mut Printer) {
         if !self.is_over {
             // Nobody will tell the others any more; what is not committed is lost already.
             return drop(self.children.wind_down(LOST_PATIENCE).await);
         }
+        let unstarted = self.unstarted();
+        self.children.end(&unstarted, IDLE_PATIENCE).await;
         let detection = Duration::from_secs_f64(self.configuration.spec.failure_detection_seconds);
         let patience = detection.min(END_PATIENCE);
         let (_, killed) = self.children.wind_down(patience).await;

@@ -106,7 +106,7 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     async fn keep(&mut self, printer: &mut Printer) -> Outcome {
         let Some(address) = self.start_coordinator().await? else {
-            return Err(Failure::failed("stopped before the pool was up"));
+            return Err(Failure::stopped("stopped before the pool was up"));
         };
         let Plan { workers, shards, folder, .. } = self.plan;
         printer.say(format!(
@@ -263,12 +263,21 @@ impl Keeper<'_> {
         ]
     }
 
-    /// A process's own last word, or how it ended.
+    /// The failure of the coordinator that this pool began with: its own last word, or how it ended.
     fn failure_of(&self, ended: &Ended) -> Failure {
         let tail = self.logs.tail(&ended.name, TAIL_LINES);
         let last_word = tail.iter().rev().find_map(|line| line.strip_prefix("error: "));
         match last_word {
-            Some(word) => Failure::failed(format!("{}: {word}", ended.name)),
+            Some(word) => {
+                // The file that the coordinator has from --state lies in this command's --folder.
+                let word = word.replace("--state", "--folder");
+                let mut failure = Failure::failed(format!("{}: {word}", ended.name));
+                // Its statuses mean what ours do.
+                if ended.status.code() == Some(ExitStatus::Usage.code().into()) {
+                    failure.status = ExitStatus::Usage;
+                }
+                failure
+            }
             None => Failure::failed(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how())),
         }
     }

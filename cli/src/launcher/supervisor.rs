@@ -14,6 +14,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The pause never grows beyond this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// A process that ends so soon after its start, before it has joined, has met something that was there at its start.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
+/// So many such ends in a row for the same reason: another start would end like them.
+const MOST_ALIKE: u32 = 3;
+
 /// How a process is started.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -39,6 +44,8 @@ pub(crate) struct Supervisor {
     most_deaths: u32,
     starts: BTreeMap<String, Start>,
     deaths: BTreeMap<String, u32>,
+    /// Why a process last ended at once, and how often in a row.
+    alike: BTreeMap<String, (String, u32)>,
     due: BTreeMap<String, Instant>,
 }
 
@@ -46,7 +53,13 @@ impl Supervisor {
     /// For a run of this policy.
     pub(crate) fn new(policy: &RecoverySpec) -> Supervisor {
         let most_deaths = if policy.max_restarts == 0 { 0 } else { policy.max_fruitless_restarts };
-        Supervisor { most_deaths, starts: BTreeMap::new(), deaths: BTreeMap::new(), due: BTreeMap::new() }
+        Supervisor {
+            most_deaths,
+            starts: BTreeMap::new(),
+            deaths: BTreeMap::new(),
+            alike: BTreeMap::new(),
+            due: BTreeMap::new(),
+        }
     }
 
     /// Whether anything is started again at all.
@@ -75,6 +88,16 @@ impl Supervisor {
         Verdict::Again(doubled.min(LONGEST_PAUSE))
     }
 
+    /// A process ended at once, for `reason`. Whether it did so as often as not to be started again. Numbers (process ids,
+    /// ports) make no reason another one.
+    pub(crate) fn ended_at_once(&mut self, name: &str, reason: &str) -> bool {
+        let reason: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
+        let (last, times) = self.alike.entry(name.to_owned()).or_default();
+        *times = if *last == reason { *times + 1 } else { 1 };
+        *last = reason;
+        *times >= MOST_ALIKE
+    }
+
     /// A process is to be started again at `due`.
     pub(crate) fn schedule(&mut self, name: String, due: Instant) {
         self.due.insert(name, due);
@@ -83,6 +106,7 @@ impl Supervisor {
     /// The run came further than ever: deaths before are forgiven.
     pub(crate) fn forgive(&mut self) {
         self.deaths.clear();
+        self.alike.clear();
     }
 
     /// Nothing is started any more.
@@ -125,6 +149,20 @@ mod tests {
         assert_eq!(supervisor.died("shard 0"), grown[0], "another process is another count");
         supervisor.forgive();
         assert_eq!(pauses(&mut supervisor), grown);
+    }
+
+    #[test]
+    fn a_process_that_ends_at_once_for_the_same_reason_is_given_up() {
+        let mut supervisor = Supervisor::new(&policy(100));
+        let mut ended = |reason| supervisor.ended_at_once("worker 0", reason);
+        assert!(!ended("cannot listen on port 4001"));
+        assert!(!ended("cannot listen on port 4002"));
+        assert!(!ended("no token"), "another reason");
+        assert!(!ended("cannot listen on port 4003") && !ended("cannot listen on port 4003"));
+        assert!(ended("cannot listen on port 4004"));
+        supervisor.forgive();
+        assert!(!supervisor.ended_at_once("worker 0", "cannot listen on port 4004"));
+        assert!(!supervisor.ended_at_once("worker 1", "cannot listen on port 4004"));
     }
 
     #[test]

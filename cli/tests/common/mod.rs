@@ -66,6 +66,13 @@ fn install(from: &Path, to: &Path) {
     assert!(status.success(), "cannot install {}", to.display());
 }
 
+/// Puts a shell script with this body at `path`, executable.
+pub(crate) fn script(path: &Path, body: &str) {
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, format!("#!/bin/sh\n{body}\n")).unwrap();
+    install(&draft, path);
+}
+
 /// A folder with the built program and stand-ins for its siblings: shell scripts.
 pub(crate) struct Stage {
     pub(crate) folder: tempfile::TempDir,
@@ -83,7 +90,10 @@ impl Stage {
             let path = folder.path().join(format!("polygram-{name}"));
             let pids = folder.path().join("pids").display().to_string();
             let draft = path.with_extension("draft");
-            std::fs::write(&draft, format!("#!/bin/sh\necho $$ >>'{pids}'\n{options}\n{body}\n")).unwrap();
+            let version = format!("polygram-{name} {}", env!("CARGO_PKG_VERSION"));
+            let asked = format!("if [ \"$1\" = --version ]; then echo '{version}'; exit; fi");
+            let script = format!("#!/bin/sh\n{asked}\necho $$ >>'{pids}'\n{options}\n{body}\n");
+            std::fs::write(&draft, script).unwrap();
             install(&draft, &path);
         }
         Stage { folder }

@@ -119,6 +119,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the file or the root that was given is what has to be changed.
+    pub fn is_of_flags(&self) -> bool {
+        matches!(self, StoreError::InUse { .. } | StoreError::Foreign { .. } | StoreError::OtherRoot { .. })
+    }
+}
+
 /// A job as it is kept, with what follows from its run file.
 pub type KeptJob = (JobRecord, Needs, Arc<str>);
 

@@ -47,8 +47,8 @@ pub(crate) fn run(args: &CkptRmArgs, printer: &mut Printer) -> Outcome {
     })?;
     let document = Document { run: place.name.to_string(), step: step.0, objects, bytes };
     let human = || {
-        let (objects, bytes) = (units::grouped(objects as u64), units::bytes(bytes));
-        format!("the checkpoint of step {step} of {} is removed: {objects} objects, {bytes}", place.name)
+        let (objects, bytes) = (units::counted(objects as u64, "object"), units::bytes(bytes));
+        format!("the checkpoint of step {step} of {} is removed: {objects}, {bytes}", place.name)
     };
     printer.result(&document, human)?;
     Ok(ExitStatus::Success)

@@ -11,6 +11,7 @@ mod change;
 mod consistency;
 mod keys;
 mod read;
+mod required;
 mod resolve;
 mod sections;
 mod seed;

@@ -3,7 +3,7 @@
 
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigError, RunFile, bounds, seed};
+use super::{ConfigError, RunFile, bounds, required, seed};
 
 impl RunFile {
     /// Reads a run file's text and applies `overrides` of the form `a.b=c`, in order. `origin` names the file
@@ -34,6 +34,10 @@ impl RunFile {
                 }),
                 Err(e) => return Err(in_set(&e.to_string())),
             };
+        }
+        let missing = required::missing(&tree);
+        if file.is_err() && !missing.is_empty() {
+            return Err(parse_error(origin, required::message(&missing)));
         }
         file
     }
@@ -196,7 +200,7 @@ mod tests {
         let text = TINY.replacen("lr = 3e-3", "", 1);
         assert!(read(&text, &["training.lr=1e-3"]).is_ok());
         let error = read(&text, &["checkpoint.keep=5"]).unwrap_err();
-        assert!(error.starts_with("run.toml") && error.contains("`lr`"), "{error}");
+        assert!(error.starts_with("run.toml") && error.contains("missing key: training.lr;"), "{error}");
         let half = "model.rope_scaling.factor=4.0";
         let other = "model.rope_scaling.original_max_position_embeddings=64";
         assert!(read(TINY, &[half, other]).is_ok());
