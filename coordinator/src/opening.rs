@@ -112,7 +112,11 @@ impl OpeningError {
     /// Whether the user asked for something that cannot be: the configuration or the command is what has to be changed.
     /// Nothing of the run was written then.
     pub fn is_of_configuration(&self) -> bool {
-        matches!(self, OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. })
+        match self {
+            OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. } => true,
+            OpeningError::Store(error) => error.is_of_root() || error.is_of_another_run(),
+            _ => false,
+        }
     }
 }
 

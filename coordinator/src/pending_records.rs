@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use polygram_checkpoint::{AttemptRecord, CheckpointError, MetricsLine, RecoveryLine, RunStore};
+use polygram_checkpoint::{
+    AttemptRecord, CheckpointError, MetricsLine, RecoveryLine, RunStore, StoreProblem, Wait, Waits,
+};
 use polygram_faults::{Point, pass};
 use tokio::time::Instant;
 
@@ -127,13 +129,16 @@ impl FlushSchedule {
 /// Whether the store takes records.
 #[derive(Debug, Default)]
 pub(crate) struct StoreOutage {
-    since: Option<Instant>,
+    /// Since when it takes none, and what is told of it meanwhile.
+    lasting: Option<(Instant, Option<Wait>)>,
 }
 
 impl StoreOutage {
-    pub(crate) fn report_once(&mut self, error: &CheckpointError) {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
+    pub(crate) fn report_once(&mut self, error: &CheckpointError, waits: Option<&Waits>) {
+        if self.lasting.is_none() {
+            let headline = error.store_problem().unwrap_or(StoreProblem::Other).headline();
+            let sentence = format!("{headline}: metrics and status lag, and the run goes on: {error}");
+            self.lasting = Some((Instant::now(), waits.map(|waits| waits.begin(sentence))));
             tracing::warn!(
                 %error,
                 "the store takes no records: metrics and status lag; the run goes on, and they are tried again"
@@ -142,7 +147,7 @@ impl StoreOutage {
     }
 
     pub(crate) fn clear(&mut self) {
-        if let Some(since) = self.since.take() {
+        if let Some((since, _)) = self.lasting.take() {
             tracing::info!(seconds = since.elapsed().as_secs(), "the store takes records again");
         }
     }

@@ -132,6 +132,9 @@ impl Recorder {
             Order::Tell(line) => pending.push_failure_line(line),
             Order::Commit { step, parts } => {
                 let result = self.commit(pending, step, &parts).await;
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::CommitDone { step, result }).await;
                 pending.delete_replaced(&self.store).await;
             }
@@ -147,11 +150,17 @@ impl Recorder {
             Order::RollBack { at, cause } => {
                 self.write_in_background(pending).await;
                 let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::RolledBack { at, result }).await;
             }
             Order::Examine(claim) => {
                 self.write_in_background(pending).await;
                 let result = self.examine(&claim).await.map_err(|error| error.to_string());
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::Examined { place: claim.place, result }).await;
             }
         }
@@ -166,6 +175,7 @@ impl Recorder {
             added => added,
         };
         if let Err(why) = kept {
+            self.tell_if_fenced().await;
             self.tell(Event::StoreFailed { message: format!("the run cannot be recorded: {why}") }).await;
         }
     }
@@ -208,7 +218,10 @@ impl Recorder {
                 pending.outage.clear();
                 pending.delete_replaced(&self.store).await;
             }
-            Err(error) if error.is_of_store() => pending.outage.report_once(&error),
+            Err(error) if error.is_of_store() => pending.outage.report_once(&error, self.store.waits()),
+            Err(error @ CheckpointError::Fenced { .. }) => {
+                self.tell(Event::TakenOver { message: error.to_string() }).await;
+            }
             Err(error) => {
                 let message = format!("the run cannot be recorded: {error}");
                 self.tell(Event::StoreFailed { message }).await;
@@ -327,6 +340,14 @@ impl Recorder {
             self.policy = policy.clone();
         }
         Ok(examined)
+    }
+
+    /// Tells the driver if another coordinator has claimed the run: that, and not what failed for it, is the reason then.
+    async fn tell_if_fenced(&self) {
+        let store = self.store.clone().with_retry_limit(BACKGROUND_RETRY_LIMIT);
+        if let Err(error @ CheckpointError::Fenced { .. }) = store.check_term(self.term).await {
+            self.tell(Event::TakenOver { message: error.to_string() }).await;
+        }
     }
 
     async fn tell(&self, event: Event) {

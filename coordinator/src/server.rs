@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_checkpoint::Waits;
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
 use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, RunStatus, Token};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Server, TcpIncoming};
 
-use crate::core::Outcome;
-use crate::driver::{Driver, Outlets, Welcome};
+use crate::core::{Event, Outcome};
+use crate::driver::{Driver, Input, Outlets, Welcome};
 use crate::leadership;
 use crate::metrics;
 use crate::opening::Opened;
@@ -70,8 +71,10 @@ pub async fn serve(
     let released = CancellationToken::new();
     let lease = leadership::keep(opened.store.clone(), opened.lease, inbox.clone(), released.clone());
     let leading = AbortOnDropHandle::new(tokio::spawn(lease));
+    let (waits, waiting) = watch::channel(None);
+    let _told = AbortOnDropHandle::new(tokio::spawn(tell_waits(waiting, inbox.clone())));
     let recorder = Recorder {
-        store: opened.store,
+        store: opened.store.with_waits(Waits::told_to(waits)),
         spec: Arc::new(opened.spec),
         config: opened.config,
         config_toml: opened.config_toml.clone(),
@@ -128,6 +131,16 @@ pub async fn serve(
         result?;
     }
     Ok(Ended { outcome, status })
+}
+
+/// Tells the driver of the recorder's waits for the store.
+async fn tell_waits(mut waiting: watch::Receiver<Option<String>>, driver: mpsc::Sender<Input>) {
+    while waiting.changed().await.is_ok() {
+        let sentence = waiting.borrow_and_update().clone();
+        if driver.send(Input::Happened(Event::StoreWait { sentence })).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Joins a task; `None` when it took longer than `patience` and was cut off.

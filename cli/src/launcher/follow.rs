@@ -84,6 +84,8 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     /// The loss that the run is recovering from, by this clock, and whether those who stay away were killed.
     loss: Option<Loss>,
     restarts: u32,
+    /// Since when the store keeps the run waiting.
+    store_trouble: Option<Instant>,
     /// What was said of checkpoints that were set aside.
     set_aside: Vec<String>,
     /// The furthest step of this launch.
@@ -157,6 +159,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             told: false,
             loss: None,
             restarts: 0,
+            store_trouble: None,
             set_aside: Vec::new(),
             furthest: None,
         }
@@ -269,6 +272,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                         self.set_aside.push(sentence.clone());
                     }
                 }
+                self.see_store(&status);
                 self.see_losses(&status);
                 self.status = Some(*status);
             }
@@ -298,6 +302,24 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Whether the run goes on, and processes are started again for it.
     fn goes_on(&self) -> bool {
         self.launch.supervisor.restarts() && !self.launch.is_over && !self.told
+    }
+
+    /// Tells once that the store keeps the run waiting, and once that it does no more.
+    fn see_store(&mut self, status: &RunStatus) {
+        match (status.reason == Reason::StoreTrouble, self.store_trouble) {
+            (true, None) => {
+                self.store_trouble = Some(Instant::now());
+                self.printer.warn(&status.message);
+            }
+            (false, Some(since)) => {
+                self.store_trouble = None;
+                if !status.state.is_over() {
+                    let seconds = since.elapsed().as_secs();
+                    self.printer.say(format!("the store works again, after {seconds} s; the run goes on"));
+                }
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     fn see_losses(&mut self, status: &RunStatus) {
@@ -506,6 +528,11 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         }
         if let Some(culprit) = culprit {
             message.push_str(&self.launch.tail_of(&culprit));
+        }
+        if status.reason == Reason::TakenOver {
+            return Failure::failed(message).hint(format!(
+                "`polygram status {run}` tells how it goes on there; the same command with --take-over would take it back"
+            ));
         }
         self.with_way_back(Failure::failed(message))
     }

@@ -104,6 +104,16 @@ pub enum Event {
         /// One sentence.
         message: String,
     },
+    /// The coordinator waits for the store, or waits no more.
+    StoreWait {
+        /// Why, one sentence, while it waits.
+        sentence: Option<String>,
+    },
+    /// Another coordinator leads the run.
+    TakenOver {
+        /// Who, one sentence.
+        message: String,
+    },
     /// The operator ends the run.
     Stop {
         /// Of the call.

@@ -94,6 +94,12 @@ impl State {
     /// Why the run cannot go back after this loss.
     fn gives_up(&self, reason: Reason, culprit: &Culprit) -> Option<String> {
         let (policy, recovery) = (&self.settings.recovery, &self.recovery);
+        if reason == Reason::StoreFailed {
+            return Some(
+                "starting members again does not mend the store; mend it, and the same command continues"
+                    .into(),
+            );
+        }
         let told = Told::of(reason, culprit);
         if told.is_some_and(|told| recovery.told.contains(&told)) {
             return Some(format!(

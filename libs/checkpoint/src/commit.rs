@@ -178,11 +178,11 @@ impl RunStore {
         self.move_aside(step, bytes).await
     }
 
-    /// Moves a manifest of these bytes to `ckpt/damaged/`; never one that another build wrote.
+    /// Moves a manifest of these bytes to `ckpt/damaged/`; never one that another build or run wrote.
     pub(crate) async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
         let decoded = Manifest::decode(&keys::manifest(step), &bytes, (self.run(), step));
         if let Err(error) = decoded
-            && error.is_of_another_build()
+            && (error.is_of_another_build() || error.is_of_another_run())
         {
             return Err(error);
         }

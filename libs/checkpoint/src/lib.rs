@@ -51,6 +51,7 @@ pub mod object;
 pub mod patience;
 mod pin;
 mod probe;
+pub mod problem;
 pub mod recovery;
 pub mod removal;
 pub mod renewal;
@@ -69,6 +70,7 @@ mod threads;
 mod transfer;
 pub mod values;
 pub mod verify;
+pub mod waits;
 
 pub use cloud::Variables;
 pub use commit::{Committed, Damaged, Latest, Retained};
@@ -86,6 +88,7 @@ pub use metrics::{
 };
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, RowScope, TensorEntry};
 pub use patience::Patience;
+pub use problem::StoreProblem;
 pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
 pub use reshard::{Placement, Resharded};
 pub use roll_back::RollBack;
@@ -99,3 +102,4 @@ pub use tensors::{NamedTensor, TensorObject, TensorSlice};
 pub use term::{CoordinatorAddress, CoordinatorRecord, Term};
 pub use values::Values;
 pub use verify::Verified;
+pub use waits::{Wait, Waits};

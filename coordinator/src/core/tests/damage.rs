@@ -31,6 +31,7 @@ fn failure(damaged: DamagedCheckpoint) -> Failure {
         suspect: None,
         roll_back: false,
         damaged: Some(damaged),
+        cause: FailureCause::Program,
     }
 }
 

@@ -18,6 +18,7 @@ impl Run {
             suspect: None,
             roll_back: true,
             damaged: None,
+            cause: FailureCause::Program,
         };
         self.report(member, MemberReport::Failed(failure))
     }
@@ -57,6 +58,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         suspect: None,
         roll_back: true,
         damaged: None,
+        cause: FailureCause::Program,
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));
