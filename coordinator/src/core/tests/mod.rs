@@ -29,6 +29,7 @@ mod points;
 mod policy;
 mod recovery;
 mod stopping;
+mod store;
 
 /// A part of a commit that is in the store.
 const WRITTEN: Uploaded = Uploaded::Part(CheckpointKind::Commit);
