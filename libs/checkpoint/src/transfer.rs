@@ -279,7 +279,17 @@ fn on_disk(problem: StoreProblem) -> Option<&'static str> {
 
 /// Without credentials in the environment the client asks the machine's own metadata service.
 fn is_asking_this_machine(text: &str) -> bool {
-    ["169.254.169.254", "metadata.google.internal", "169.254.170."].iter().any(|name| text.contains(name))
+    // Addresses of such services, and what is asked of them.
+    let marks = [
+        "169.254.169.254",
+        "169.254.170.",
+        "metadata.google.internal",
+        "/latest/api/token",
+        "/latest/meta-data/",
+        "/computeMetadata/",
+        "/metadata/identity/",
+    ];
+    marks.iter().any(|mark| text.contains(mark))
 }
 
 /// `bytes` if they are as many as `wanted`; a store that sends fewer is asked again.

@@ -176,3 +176,47 @@ async fn retention_never_takes_the_last_checkpoint_that_verifies() {
         assert_eq!(store.list("ckpt/data").await.unwrap().len(), next.objects.len());
     }
 }
+
+/// A folder that was copied to another name holds a sound run of another name: that is said, and nothing of it is moved.
+#[tokio::test]
+async fn a_copied_run_is_no_damaged_one() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        for step in [10, 20] {
+            commit(&store, &spec, step).await;
+        }
+        let copied = polygram_checkpoint::RunStore::at(
+            backend.root.clone(),
+            &polygram_domain::RunName::new("copied").unwrap(),
+        );
+        for object in store.list("").await.unwrap() {
+            let bytes = backend.raw(&spec, &object.key).await;
+            let to = object_store::path::Path::parse(format!("runs/copied/{}", object.key)).unwrap();
+            object_store::ObjectStoreExt::put(backend.root.store(), &to, bytes.into()).await.unwrap();
+        }
+        let before = copied.list("").await.unwrap();
+        let damaged = polygram_checkpoint::Damaged {
+            step: Step(20),
+            key: "ckpt/commit/000000000020.json".into(),
+            reason: "somebody says so".into(),
+        };
+        for error in [
+            copied.latest_manifest().await.unwrap_err(),
+            copied.latest_before(Step(20)).await.unwrap_err(),
+            copied.retain(1).await.unwrap_err(),
+            copied.garbage().await.unwrap_err(),
+            copied.set_aside(&damaged).await.unwrap_err(),
+            copied.set_aside_faulty(Step(20)).await.unwrap_err(),
+            copied.remove_checkpoint(Step(20)).await.unwrap_err(),
+        ] {
+            assert!(error.is_of_another_run() && !error.is_damage(), "{error}");
+            let text = error.to_string();
+            for words in ["belongs to run tiny", "is a copy", "--to-run copied", "Rename the folder to tiny"]
+            {
+                assert!(text.contains(words), "{words:?}: {text}");
+            }
+        }
+        assert_eq!(copied.list("").await.unwrap(), before, "{}", backend.name);
+    }
+}
