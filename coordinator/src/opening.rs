@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
-use polygram_checkpoint::roll_back::policy_of;
+use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
-    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, RunStore, Term,
-    keys,
+    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, QuarantineReason,
+    RunStore, Term, keys,
 };
 use polygram_domain::run_file::Change;
 use polygram_domain::spikes::PolicyState;
@@ -189,9 +189,12 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     if !has_room {
         room::make_room(&store, &file, &spec).await?;
     }
-    // What a way back has made void is not gone on from, should its coordinator have died over it.
-    for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
-        tracing::warn!(step = step.0, "checkpoint set aside: the run went back from a spike before it");
+    // Quarantine checkpoints superseded by a rollback whose coordinator crashed half-way.
+    for step in store.quarantine_superseded(&store.rollbacks().await?).await? {
+        tracing::warn!(
+            step = step.0,
+            "checkpoint quarantined: the run was rolled back from a spike before it"
+        );
     }
     let points = Points::open(&origin.root, &spec).await;
     let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
@@ -212,9 +215,9 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         tracing::error!(
             key = damaged.key,
             reason = damaged.reason,
-            "checkpoint set aside: it does not verify"
+            "checkpoint quarantined: it does not verify"
         );
-        store.set_aside(damaged).await?;
+        store.quarantine(damaged.step, &QuarantineReason::Damaged).await?;
     }
     let config = store.put_config(&origin.config_toml).await?;
     if let Some(points) = &points {
@@ -277,11 +280,11 @@ async fn find_checkpoint(
     spec: &RunSpec,
 ) -> Result<Found, OpeningError> {
     let run = spec.name.to_string();
-    let roll_backs = store.roll_backs().await?;
+    let rollbacks = store.rollbacks().await?;
     let latest = store.latest_manifest().await?;
     let committed = latest.manifest.as_ref().map(|manifest| manifest.step);
     let point = match points {
-        Some(points) => points.newest(store, &roll_backs, (committed, Step(spec.last_step()))).await,
+        Some(points) => points.newest(store, &rollbacks, (committed, Step(spec.last_step()))).await,
         None => None,
     };
     let point = point.map(|manifest| (Resume::at_point(manifest.step), manifest));
@@ -290,7 +293,7 @@ async fn find_checkpoint(
         let mut damaged = latest.damaged;
         if damaged.is_empty() {
             // A run that had checkpoints does not begin afresh because they are gone.
-            damaged = store.set_aside_as_damaged(&roll_backs).await?;
+            damaged = store.quarantined_as_damaged(&rollbacks).await?;
         }
         if let Some(newest) = damaged.first() {
             return Err(OpeningError::AllDamaged {
@@ -300,7 +303,7 @@ async fn find_checkpoint(
                 reason: newest.reason.clone(),
             });
         }
-        let policy = policy_of(None, &roll_backs);
+        let policy = policy_of(None, &rollbacks);
         let base = Base::genesis();
         return Ok(Found { resume: None, committed, base, policy, damaged: Vec::new() });
     };
@@ -308,7 +311,7 @@ async fn find_checkpoint(
         tracing::info!(since_step = manifest.step.0, "changed: {change}");
     }
     let base = Base::of(store, &manifest).await?;
-    let policy = policy_of(Some(&manifest), &roll_backs);
+    let policy = policy_of(Some(&manifest), &rollbacks);
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use polygram_checkpoint::{
-    AttemptRecord, CheckpointError, MetricsLine, RecoveryLine, RunStore, StoreProblem, Wait, Waits,
+    AttemptRecord, CheckpointError, FailureLine, MetricsLine, RunStore, StoreProblem, Wait, Waits,
 };
 use polygram_faults::{Point, pass};
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ const MOST_WAITING: usize = 1 << 18;
 pub(crate) struct PendingRecords {
     begins: AttemptRecord,
     metrics: SegmentBuffer<MetricsLine>,
-    failures: SegmentBuffer<RecoveryLine>,
+    failures: SegmentBuffer<FailureLine>,
     pub(crate) ledger: Ledger,
     pub(crate) schedule: FlushSchedule,
     pub(crate) outage: StoreOutage,
@@ -47,7 +47,7 @@ impl PendingRecords {
     }
 
     /// Records a line about losses, which is written soon.
-    pub(crate) fn push_failure_line(&mut self, line: RecoveryLine) {
+    pub(crate) fn push_failure_line(&mut self, line: FailureLine) {
         self.failures.push(line);
         self.schedule.expedite(Instant::now());
     }
@@ -72,7 +72,7 @@ impl PendingRecords {
             key
         });
         let write_failures =
-            failures.write(async |id, lines| store.append_recovery(*attempt, id, lines).await);
+            failures.write(async |id, lines| store.append_failure_log(*attempt, id, lines).await);
         tokio::try_join!(write_metrics, write_failures)?;
         if metrics.is_long() {
             metrics.close();

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
-use polygram_checkpoint::roll_back::policy_of;
+use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
-    AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord, keys,
+    AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, FailureLine, Manifest,
+    ManifestHeader, MetricsLine, MetricsRecord, Part, RollbackRecord, RunStore, Term, WentBackRecord, keys,
 };
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
@@ -46,7 +46,7 @@ pub(crate) enum Order {
     /// The run goes on from a state version: what was recorded of later ones is done again.
     GoBack(Step),
     /// Keep a line of the story of losses.
-    Tell(RecoveryLine),
+    Tell(FailureLine),
     /// Decide on a way back from the spike after `at` updates.
     RollBack { at: Step, cause: String },
     /// Look at a checkpoint that a member could not believe.
@@ -111,13 +111,13 @@ impl Recorder {
         let begins = AttemptRecord { attempt: self.term.0, resumed_from: to.0 };
         let rules = (self.config.clone(), self.spec.spikes.clone());
         let mut pending = PendingRecords::new(begins, Ledger::new(self.term.0, self.base.clone(), rules));
-        pending.push_failure_line(RecoveryLine::Opened {
+        pending.push_failure_line(FailureLine::Opened {
             at_unix_ms,
             pid: std::process::id(),
             resumed_from: to,
         });
         for (step, reason) in std::mem::take(&mut self.fallen) {
-            pending.push_failure_line(RecoveryLine::FellBack { at_unix_ms, step, reason, to });
+            pending.push_failure_line(FailureLine::CheckpointQuarantined { at_unix_ms, step, reason, to });
         }
         pending
     }
@@ -303,7 +303,7 @@ impl Recorder {
     }
 
     /// The newest commit that lies far enough before the spike becomes the newest there is. The decision comes first: a
-    /// coordinator that finds it sets the rest aside before it does anything else.
+    /// coordinator that finds it quarantines the rest before it does anything else.
     async fn roll_back(&mut self, at: Step, cause: String) -> Result<RolledBack, CheckpointError> {
         self.store.check_term(self.term).await?;
         let SpikeSpec { roll_back_steps, skip_steps, .. } = self.spec.spikes;
@@ -316,16 +316,16 @@ impl Recorder {
             more.add(first..first + samples);
         }
         let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
-        let decision = RollBack::new(&self.policy, (at, to_step), cause, &more);
-        self.store.decide_roll_back(decision).await?;
+        let decision = RollbackRecord::new(&self.policy, (at, to_step), cause, &more);
+        self.store.decide_rollback(decision).await?;
         pass(Point::CoordinatorRollBackDecided);
-        let all = self.store.roll_backs().await?;
-        let superseded = self.store.set_aside_superseded(&all).await?;
-        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
+        let all = self.store.rollbacks().await?;
+        let superseded = self.store.quarantine_superseded(&all).await?;
+        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "rolled back from a spike");
         if let Some(points) = &self.points
-            && let Err(error) = points.set_aside_superseded(&all).await
+            && let Err(error) = points.quarantine_superseded(&all).await
         {
-            tracing::warn!(%error, "recovery points behind the spike are not set aside; they are not gone on from");
+            tracing::warn!(%error, "recovery points behind the spike are not quarantined; they are not gone on from");
         }
         self.policy = policy_of(to.as_ref(), &all);
         Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })

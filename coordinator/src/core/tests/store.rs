@@ -1,6 +1,6 @@
 //! A store that does not take what it is given, and one that another coordinator has claimed.
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::FailureLine;
 
 use super::*;
 
@@ -157,7 +157,7 @@ fn a_complete_run_that_is_opened_again_records_its_end() {
         let ended: Vec<&str> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Record(Record::Recovery(RecoveryLine::Ended { state, .. })) => Some(state.as_str()),
+                Action::Record(Record::Recovery(FailureLine::Ended { state, .. })) => Some(state.as_str()),
                 _ => None,
             })
             .collect();
