@@ -17,6 +17,7 @@ use polygram_process::unix_ms;
 use polygram_proto::control::{Announcement, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
@@ -140,6 +141,8 @@ pub struct Opened {
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
     pub(crate) status: watch::Sender<Arc<RunStatus>>,
+    /// Looks for recovery points that nobody names any more.
+    pub(crate) scan: AbortOnDropHandle<()>,
     address: SocketAddr,
 }
 
@@ -199,7 +202,8 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let points = Points::open(&origin.root, &spec).await;
     let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
     let from = found.resume.as_ref().map_or(Step(0), |resume| resume.step);
-    tokio::spawn(points::tell_of_forgotten(store.clone(), origin.root.clone(), spec.clone(), from));
+    let scan = points::tell_of_forgotten(store.clone(), origin.root.clone(), spec.clone(), from);
+    let scan = AbortOnDropHandle::new(tokio::spawn(scan));
     let claim = CoordinatorAddress {
         address: address.to_string(),
         pid: std::process::id(),
@@ -248,6 +252,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         clock,
         metrics: None,
         status: watch::Sender::new(first),
+        scan,
         address,
     })
 }

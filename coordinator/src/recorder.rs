@@ -52,9 +52,9 @@ pub(crate) enum Order {
     /// Look at a checkpoint that a member could not believe.
     Examine(DamagedCheckpoint),
     /// Assemble and commit these parts.
-    Commit { step: Step, parts: Vec<Part> },
+    Commit { step: Step, parts: Vec<Arc<Part>> },
     /// Assemble and keep these parts as a recovery point.
-    KeepPoint { step: Step, parts: Vec<Part> },
+    KeepPoint { step: Step, parts: Vec<Arc<Part>> },
     /// Set a recovery point aside, for this reason.
     DropPoint { step: Step, why: String },
 }
@@ -131,6 +131,7 @@ impl Recorder {
             Order::GoBack(step) => self.go_back(pending, step).await,
             Order::Tell(line) => pending.push_failure_line(line),
             Order::Commit { step, parts } => {
+                let parts: Vec<Part> = parts.into_iter().map(Arc::unwrap_or_clone).collect();
                 let result = self.commit(pending, step, &parts).await;
                 if result.is_err() {
                     self.tell_if_fenced().await;
@@ -139,6 +140,7 @@ impl Recorder {
                 pending.delete_replaced(&self.store).await;
             }
             Order::KeepPoint { step, parts } => {
+                let parts: Vec<Part> = parts.into_iter().map(Arc::unwrap_or_clone).collect();
                 let result = self.keep_point(pending, step, &parts).await;
                 self.tell(Event::PointDone { step, result }).await;
             }

@@ -115,6 +115,8 @@ pub async fn serve(
     let driver = Driver::new(opened.state, opened.clock, welcome, Outlets { inbox, orders, status });
     let (outcome, status) = driver.run(inputs, interrupts).await;
 
+    // Nobody waits for the scan; it ends with the run.
+    bounded(opened.scan, Duration::ZERO, "scan for forgotten recovery points").await?;
     // The driver's end has closed the recorder's orders.
     let patience = timeouts.detection().max(Duration::from_secs(10));
     if bounded(recording, patience, "recorder").await?.is_none() {

@@ -21,7 +21,7 @@ use futures::StreamExt;
 use crate::error::CheckpointError;
 use crate::keys;
 use crate::metrics::METRICS_ROLE;
-use crate::recovery::FAILURE_ROLE;
+use crate::failure_log::FAILURE_ROLE;
 use crate::store::RunStore;
 
 /// Segments that are read at a time.
