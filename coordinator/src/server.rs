@@ -72,6 +72,7 @@ pub async fn serve(
     let lease = leadership::keep(opened.store.clone(), opened.lease, inbox.clone(), released.clone());
     let leading = AbortOnDropHandle::new(tokio::spawn(lease));
     let (waits, waiting) = watch::channel(None);
+    let trouble = waiting.clone();
     let _told = AbortOnDropHandle::new(tokio::spawn(tell_waits(waiting, inbox.clone())));
     let recorder = Recorder {
         store: opened.store.with_waits(Waits::told_to(waits)),
@@ -119,10 +120,14 @@ pub async fn serve(
     bounded(opened.scan, Duration::ZERO, "scan for forgotten recovery points").await?;
     // The driver's end has closed the recorder's orders.
     let patience = timeouts.detection().max(Duration::from_secs(10));
-    if bounded(recording, patience, "recorder").await?.is_none() {
+    let recorded = tokio::select! {
+        recorded = bounded(recording, patience, "recorder") => recorded?,
+        // A store in trouble is not waited for any more.
+        () = lasting(trouble) => None,
+    };
+    if recorded.is_none() {
         // What was committed is in the store; how the run ended is told all the same.
-        let seconds = patience.as_secs_f64();
-        tracing::error!(seconds, "the store did not take the last records in time: status and metrics lag");
+        tracing::error!("the store did not take the last records in time: status and metrics lag");
     }
     released.cancel();
     // One that the store does not take in time is not renewed either.
@@ -141,6 +146,19 @@ async fn tell_waits(mut waiting: watch::Receiver<Option<String>>, driver: mpsc::
         let sentence = waiting.borrow_and_update().clone();
         if driver.send(Input::Happened(Event::StoreWait { sentence })).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Resolves once a wait for the store has lasted for [`CLOSING`].
+async fn lasting(mut waiting: watch::Receiver<Option<String>>) {
+    loop {
+        if waiting.wait_for(Option::is_some).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(CLOSING) => return,
+            _over = waiting.wait_for(Option::is_none) => {}
         }
     }
 }
