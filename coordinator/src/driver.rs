@@ -469,6 +469,9 @@ mod tests {
         }
         let ended = tokio::time::timeout(Duration::from_secs(20), driver).await;
         let (outcome, status) = ended.expect("the silent member is noticed").unwrap();
-        assert_eq!((outcome, status.state, status.reason), (Outcome::Bad, RunState::Failed, Reason::MemberSilent));
+        assert_eq!(
+            (outcome, status.state, status.reason),
+            (Outcome::Bad, RunState::Failed, Reason::MemberSilent)
+        );
     }
 }

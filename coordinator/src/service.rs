@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::upload::ReadUpload;
 use crate::driver::{Input, Refusal};
+use crate::upload::ReadUpload;
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 

@@ -395,4 +395,35 @@ mod tests {
         let sentence = rolled_back(Step(10), &[[96, 104], [120, 128]]);
         assert_eq!(sentence, "rolled back to step 10; samples 96..104, 120..128 are left out");
     }
+
+    /// Lines that an earlier build wrote (tests/golden/README.md) tell the same story.
+    #[test]
+    fn the_failure_log_of_an_earlier_build_is_told() {
+        let texts = [
+            include_str!("../../../tests/golden/failure_log/1.jsonl"),
+            include_str!("../../../tests/golden/failure_log/2.jsonl"),
+            include_str!("../../../tests/golden/failure_log/3.jsonl"),
+        ];
+        let logs = texts.iter().zip(1..).map(|(text, attempt)| {
+            // The last line is the hash of the others.
+            let lines = text.lines().filter(|line| !line.starts_with("{\"blake3\""));
+            AttemptLog { attempt, lines: lines.map(|line| serde_json::from_str(line).unwrap()).collect() }
+        });
+        let attempts: Vec<Attempt> = logs.filter_map(attempt).collect();
+        let loss = &attempts[0].losses[0];
+        assert_eq!((loss.resumed_from, loss.steps_lost), (Some(0), Some(9)), "the loss's, not the spike's");
+        assert_eq!((loss.seconds_to_start, loss.seconds_lost), (Some(0.327), Some(0.391)));
+        let text = human("tiny", &attempts);
+        for words in [
+            "1 loss in 3 attempts",
+            "went back to step 0: 9 steps lost; training again after 0.33 s",
+            "nothing of this step was applied; going back",
+            "back to step 10; samples 136..144 are left out",
+            "the checkpoint of step 25 is damaged and was set aside",
+            "completed: step 30 of 30 was already committed",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in:\n{text}");
+        }
+        assert!(!text.contains("no end is recorded"), "{text}");
+    }
 }
