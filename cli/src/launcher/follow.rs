@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::children::Ended;
 use super::progress::{MeanLoss, ProgressLine};
+use super::store_trouble::StoreTrouble;
 use super::supervisor::Verdict;
 use super::{COORDINATOR, Launch};
 use crate::commands::evaluations;
@@ -84,8 +85,7 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     /// The loss that the run is recovering from, by this clock, and whether those who stay away were killed.
     loss: Option<Loss>,
     restarts: u32,
-    /// Since when the store keeps the run waiting.
-    store_trouble: Option<Instant>,
+    store_trouble: StoreTrouble,
     /// What was said of checkpoints that were set aside.
     set_aside: Vec<String>,
     /// The furthest step of this launch.
@@ -159,7 +159,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             told: false,
             loss: None,
             restarts: 0,
-            store_trouble: None,
+            store_trouble: StoreTrouble::default(),
             set_aside: Vec::new(),
             furthest: None,
         }
@@ -272,7 +272,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                         self.set_aside.push(sentence.clone());
                     }
                 }
-                self.see_store(&status);
+                self.store_trouble.see(&status, self.printer);
                 self.see_losses(&status);
                 self.status = Some(*status);
             }
@@ -302,24 +302,6 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
     /// Whether the run goes on, and processes are started again for it.
     fn goes_on(&self) -> bool {
         self.launch.supervisor.restarts() && !self.launch.is_over && !self.told
-    }
-
-    /// Tells once that the store keeps the run waiting, and once that it does no more.
-    fn see_store(&mut self, status: &RunStatus) {
-        match (status.reason == Reason::StoreTrouble, self.store_trouble) {
-            (true, None) => {
-                self.store_trouble = Some(Instant::now());
-                self.printer.warn(&status.message);
-            }
-            (false, Some(since)) => {
-                self.store_trouble = None;
-                if !status.state.is_over() {
-                    let seconds = since.elapsed().as_secs();
-                    self.printer.say(format!("the store works again, after {seconds} s; the run goes on"));
-                }
-            }
-            (true, Some(_)) | (false, None) => {}
-        }
     }
 
     fn see_losses(&mut self, status: &RunStatus) {

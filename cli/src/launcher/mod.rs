@@ -11,6 +11,7 @@ pub(crate) mod logs;
 pub(crate) mod pool;
 pub(crate) mod progress;
 pub(crate) mod siblings;
+mod store_trouble;
 pub(crate) mod supervisor;
 
 use std::ffi::OsString;
