@@ -10,16 +10,16 @@ use polygram_checkpoint::{MetricsLine, Part};
 use polygram_domain::{Generation, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, Upload, UploadReport,
-    WatchEvent,
+    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, WatchEvent,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::task::{JoinError, JoinSet};
 
+use crate::beat::{self, Beat};
 use crate::clock::Clock;
-use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, Uploaded, apply};
+use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, apply};
 use crate::recorder::Order;
+use crate::upload::ReadUpload;
 
 /// Directives that may wait for one member; a member that reads none of so many is stuck.
 const DIRECTIVES: usize = 32;
@@ -55,7 +55,7 @@ pub(crate) enum Input {
         answer: Answer<mpsc::Receiver<Directive>>,
     },
     Upload {
-        report: UploadReport,
+        report: ReadUpload,
         answer: Answer<()>,
     },
     Stop {
@@ -106,7 +106,7 @@ pub(crate) struct Driver {
     pending: HashMap<Ticket, Pending>,
     tickets: u64,
     streams: HashMap<MemberId, mpsc::Sender<Directive>>,
-    parts: BTreeMap<(Step, MemberRef), Part>,
+    parts: BTreeMap<(Step, MemberRef), Arc<Part>>,
     readers: JoinSet<()>,
     events: VecDeque<Event>,
     outcome: Option<Outcome>,
@@ -137,15 +137,26 @@ impl Driver {
         mut interrupts: mpsc::Receiver<String>,
     ) -> (Outcome, RunStatus) {
         let period = self.state.settings().timeouts.heartbeat() / 2;
-        let mut beat = tokio::time::interval(period.max(Duration::from_millis(5)));
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = Beat::every(period.max(Duration::from_millis(5)));
         let mut interruptible = true;
         tracing::info!(state = %self.state.run_state(), "{}", self.state.message());
         let outcome = loop {
             if let Some(outcome) = self.outcome {
                 break outcome;
             }
-            // In this order, so that a heartbeat that has arrived counts before the clock does.
+            if beat.is_due() {
+                for input in beat::arrived(&mut inbox) {
+                    self.take(input);
+                    self.settle_events();
+                }
+                while let Some(reader) = self.readers.try_join_next() {
+                    report_reader(reader);
+                }
+                self.events.push_back(Event::Tick);
+                self.settle_events();
+                beat.passed();
+                continue;
+            }
             tokio::select! {
                 biased;
                 interrupt = interrupts.recv(), if interruptible => match interrupt {
@@ -153,12 +164,8 @@ impl Driver {
                     None => interruptible = false,
                 },
                 Some(input) = inbox.recv() => self.take(input),
-                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => {
-                    if let Err(error) = reader {
-                        tracing::error!(%error, "a reader of member reports failed");
-                    }
-                }
-                _instant = beat.tick() => self.events.push_back(Event::Tick),
+                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => report_reader(reader),
+                () = tokio::time::sleep_until(beat.due()) => {}
             }
             self.settle_events();
         };
@@ -199,45 +206,28 @@ impl Driver {
         }
     }
 
-    fn take_upload(&mut self, report: UploadReport, answer: Answer<()>) {
-        let UploadReport { member, generation, step, upload } = report;
-        let (kind, json) = match upload {
-            Upload::Part { kind, json } => (kind, json),
-            Upload::NotWritten { reason } => {
-                let uploaded = Uploaded::NotWritten(reason);
-                let ticket = self.ticket(Pending::Upload { new: None, answer });
-                return self.events.push_back(Event::Upload { ticket, member, generation, step, uploaded });
-            }
-        };
-        let part = serde_json::from_str::<Part>(&json);
-        let part = part.map_err(|e| format!("the part of step {step} is not legal: {e}")).and_then(|part| {
-            if part.step != step {
-                return Err(format!("the report gives a part of step {} as one of step {step}", part.step));
-            }
-            // Nobody's part is for the core to refuse.
-            let of_generation = generation == self.state.generation();
-            let Some(who) = self.state.who(member).filter(|_| of_generation) else { return Ok(None) };
-            match self.parts.get(&(step, who)) {
+    fn take_upload(&mut self, report: ReadUpload, answer: Answer<()>) {
+        let ReadUpload { member, generation, step, uploaded, part } = report;
+        // Nobody's part is for the core to refuse.
+        let of_generation = generation == self.state.generation();
+        let who = self.state.who(member).filter(|_| of_generation);
+        let new = match who.zip(part) {
+            Some((who, part)) => match self.parts.get(&(step, who)) {
                 Some(known) if *known != part => {
-                    Err(format!("{who} reported two different parts of step {step}"))
+                    let refusal = format!("{who} reported two different parts of step {step}");
+                    return send(answer, Err(Refusal::No(refusal)));
                 }
-                Some(_) => Ok(None),
-                None => Ok(Some((who, part))),
-            }
-        });
-        match part {
-            Ok(part) => {
-                // The part must be at hand when the core orders the commit; a refusal takes it away again.
-                let new = part.map(|(who, part)| {
+                Some(_) => None,
+                None => {
+                    // The part must be at hand when the core orders the commit; a refusal takes it away again.
                     self.parts.insert((step, who), part);
-                    (step, who)
-                });
-                let ticket = self.ticket(Pending::Upload { new, answer });
-                let uploaded = Uploaded::Part(kind);
-                self.events.push_back(Event::Upload { ticket, member, generation, step, uploaded });
-            }
-            Err(refusal) => send(answer, Err(Refusal::No(refusal))),
-        }
+                    Some((step, who))
+                }
+            },
+            None => None,
+        };
+        let ticket = self.ticket(Pending::Upload { new, answer });
+        self.events.push_back(Event::Upload { ticket, member, generation, step, uploaded });
     }
 
     fn ticket(&mut self, pending: Pending) -> Ticket {
@@ -293,9 +283,9 @@ impl Driver {
         }
     }
 
-    fn parts_of(&self, step: Step) -> Vec<Part> {
+    fn parts_of(&self, step: Step) -> Vec<Arc<Part>> {
         let of_step = self.parts.iter().filter(|((at, _), _)| *at == step);
-        of_step.map(|(_, part)| part.clone()).collect()
+        of_step.map(|(_, part)| Arc::clone(part)).collect()
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, String>) {
@@ -396,6 +386,12 @@ impl Driver {
     }
 }
 
+fn report_reader(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a reader of member reports failed");
+    }
+}
+
 /// Forwards what a member says until its stream ends.
 async fn read(member: MemberId, mut reports: Reports, inbox: mpsc::Sender<Input>) {
     let message = loop {
@@ -420,4 +416,62 @@ async fn read(member: MemberId, mut reports: Reports, inbox: mpsc::Sender<Input>
 /// Answers a call; a caller that has gone meanwhile does not want the answer.
 fn send<T>(caller: Answer<T>, answer: Result<T, Refusal>) {
     let _gone = caller.send(answer);
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunFile;
+    use polygram_proto::control::{Incarnation, Reason, RunState};
+
+    use super::*;
+    use crate::core::Settings;
+
+    /// A caller that asks without a pause does not keep the run from noticing that a member is silent.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_flooded_inbox_does_not_keep_time_from_passing() {
+        let text = include_str!("../../configs/tiny.toml");
+        let sets = ["run.failure_detection_seconds=1", "recovery.max_restarts=0"].map(str::to_owned);
+        let spec = RunFile::parse(text, "tiny.toml", &sets).unwrap().resolve().unwrap();
+        let settings = Settings::of(&spec, (None, Default::default()), 1);
+        let clock = Clock::start();
+        let state = State::new(settings, clock.now());
+        let (inbox, inputs) = mpsc::channel(64);
+        let (orders, _orders) = mpsc::channel(1024);
+        let (status, _) = watch::channel(Arc::new(state.status(clock.now())));
+        let outlets = Outlets { inbox: inbox.clone(), orders, status };
+        let welcome = Welcome { config_toml: String::new(), root: String::new() };
+        let (_interrupts, interrupts) = mpsc::channel(1);
+        let driver = tokio::spawn(Driver::new(state, clock, welcome, outlets).run(inputs, interrupts));
+
+        let request = JoinRequest {
+            schema_version: polygram_domain::SCHEMA_VERSION,
+            member: MemberRef::worker(polygram_domain::Rank(0)),
+            incarnation: Incarnation(1),
+            pid: 1,
+            host: "box".into(),
+            data_address: ([127, 0, 0, 1], 1).into(),
+        };
+        let (answer, joined) = oneshot::channel();
+        inbox.send(Input::Join { request, answer }).await.ok().unwrap();
+        joined.await.unwrap().unwrap();
+        // It never attends; and others fill the inbox faster than it is read.
+        let mut flood = JoinSet::new();
+        for _ in 0..8 {
+            let inbox = inbox.clone();
+            flood.spawn(async move {
+                loop {
+                    let (answer, _unread) = oneshot::channel();
+                    if inbox.send(Input::Status { answer }).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(20), driver).await;
+        let (outcome, status) = ended.expect("the silent member is noticed").unwrap();
+        assert_eq!(
+            (outcome, status.state, status.reason),
+            (Outcome::Bad, RunState::Failed, Reason::MemberSilent)
+        );
+    }
 }

@@ -100,7 +100,7 @@ pub(crate) async fn keep(
             Ok(()) => is_written = true,
             Err(error @ CheckpointError::Fenced { .. }) => {
                 let message = error.to_string();
-                if driver.send(Input::Happened(Event::StoreFailed { message })).await.is_err() {
+                if driver.send(Input::Happened(Event::TakenOver { message })).await.is_err() {
                     tracing::debug!("the driver is gone");
                 }
                 return;

@@ -13,6 +13,7 @@ pub mod opening;
 pub mod pool;
 pub mod server;
 
+mod beat;
 mod clock;
 mod driver;
 mod examination;
@@ -28,6 +29,7 @@ mod room;
 mod scrapes;
 mod segment_buffer;
 mod service;
+mod upload;
 
 pub use leadership::Claim;
 pub use opening::{Opened, OpeningError, Origin, open};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
-use polygram_checkpoint::roll_back::policy_of;
+use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
-    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, RunStore, Term,
-    keys,
+    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, QuarantineReason,
+    RunStore, Term, keys,
 };
 use polygram_domain::run_file::Change;
 use polygram_domain::spikes::PolicyState;
@@ -17,6 +17,7 @@ use polygram_process::unix_ms;
 use polygram_proto::control::{Announcement, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
 use crate::compatibility::{self, Incompatible};
@@ -112,7 +113,11 @@ impl OpeningError {
     /// Whether the user asked for something that cannot be: the configuration or the command is what has to be changed.
     /// Nothing of the run was written then.
     pub fn is_of_configuration(&self) -> bool {
-        matches!(self, OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. })
+        match self {
+            OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. } => true,
+            OpeningError::Store(error) => error.is_of_root() || error.is_of_another_run(),
+            _ => false,
+        }
     }
 }
 
@@ -136,6 +141,8 @@ pub struct Opened {
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
     pub(crate) status: watch::Sender<Arc<RunStatus>>,
+    /// Looks for recovery points that nobody names any more.
+    pub(crate) scan: AbortOnDropHandle<()>,
     address: SocketAddr,
 }
 
@@ -185,14 +192,18 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     if !has_room {
         room::make_room(&store, &file, &spec).await?;
     }
-    // What a way back has made void is not gone on from, should its coordinator have died over it.
-    for step in store.set_aside_superseded(&store.roll_backs().await?).await? {
-        tracing::warn!(step = step.0, "checkpoint set aside: the run went back from a spike before it");
+    // Quarantine checkpoints superseded by a rollback whose coordinator crashed half-way.
+    for step in store.quarantine_superseded(&store.rollbacks().await?).await? {
+        tracing::warn!(
+            step = step.0,
+            "checkpoint quarantined: the run was rolled back from a spike before it"
+        );
     }
     let points = Points::open(&origin.root, &spec).await;
     let found = find_checkpoint((&store, points.as_ref()), &file, &spec).await?;
     let from = found.resume.as_ref().map_or(Step(0), |resume| resume.step);
-    tokio::spawn(points::tell_of_forgotten(store.clone(), origin.root.clone(), spec.clone(), from));
+    let scan = points::tell_of_forgotten(store.clone(), origin.root.clone(), spec.clone(), from);
+    let scan = AbortOnDropHandle::new(tokio::spawn(scan));
     let claim = CoordinatorAddress {
         address: address.to_string(),
         pid: std::process::id(),
@@ -208,9 +219,9 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         tracing::error!(
             key = damaged.key,
             reason = damaged.reason,
-            "checkpoint set aside: it does not verify"
+            "checkpoint quarantined: it does not verify"
         );
-        store.set_aside(damaged).await?;
+        store.quarantine(damaged.step, &QuarantineReason::Damaged).await?;
     }
     let config = store.put_config(&origin.config_toml).await?;
     if let Some(points) = &points {
@@ -241,6 +252,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         clock,
         metrics: None,
         status: watch::Sender::new(first),
+        scan,
         address,
     })
 }
@@ -273,11 +285,11 @@ async fn find_checkpoint(
     spec: &RunSpec,
 ) -> Result<Found, OpeningError> {
     let run = spec.name.to_string();
-    let roll_backs = store.roll_backs().await?;
+    let rollbacks = store.rollbacks().await?;
     let latest = store.latest_manifest().await?;
     let committed = latest.manifest.as_ref().map(|manifest| manifest.step);
     let point = match points {
-        Some(points) => points.newest(store, &roll_backs, (committed, Step(spec.last_step()))).await,
+        Some(points) => points.newest(store, &rollbacks, (committed, Step(spec.last_step()))).await,
         None => None,
     };
     let point = point.map(|manifest| (Resume::at_point(manifest.step), manifest));
@@ -286,7 +298,7 @@ async fn find_checkpoint(
         let mut damaged = latest.damaged;
         if damaged.is_empty() {
             // A run that had checkpoints does not begin afresh because they are gone.
-            damaged = store.set_aside_as_damaged(&roll_backs).await?;
+            damaged = store.quarantined_as_damaged(&rollbacks).await?;
         }
         if let Some(newest) = damaged.first() {
             return Err(OpeningError::AllDamaged {
@@ -296,7 +308,7 @@ async fn find_checkpoint(
                 reason: newest.reason.clone(),
             });
         }
-        let policy = policy_of(None, &roll_backs);
+        let policy = policy_of(None, &rollbacks);
         let base = Base::genesis();
         return Ok(Found { resume: None, committed, base, policy, damaged: Vec::new() });
     };
@@ -304,7 +316,7 @@ async fn find_checkpoint(
         tracing::info!(since_step = manifest.step.0, "changed: {change}");
     }
     let base = Base::of(store, &manifest).await?;
-    let policy = policy_of(Some(&manifest), &roll_backs);
+    let policy = policy_of(Some(&manifest), &rollbacks);
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
 }
 

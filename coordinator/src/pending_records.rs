@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use polygram_checkpoint::{AttemptRecord, CheckpointError, MetricsLine, RecoveryLine, RunStore};
+use polygram_checkpoint::{
+    AttemptRecord, CheckpointError, FailureLine, MetricsLine, RunStore, StoreProblem, Wait, Waits,
+};
 use polygram_faults::{Point, pass};
 use tokio::time::Instant;
 
@@ -23,7 +25,7 @@ const MOST_WAITING: usize = 1 << 18;
 pub(crate) struct PendingRecords {
     begins: AttemptRecord,
     metrics: SegmentBuffer<MetricsLine>,
-    failures: SegmentBuffer<RecoveryLine>,
+    failures: SegmentBuffer<FailureLine>,
     pub(crate) ledger: Ledger,
     pub(crate) schedule: FlushSchedule,
     pub(crate) outage: StoreOutage,
@@ -45,7 +47,7 @@ impl PendingRecords {
     }
 
     /// Records a line about losses, which is written soon.
-    pub(crate) fn push_failure_line(&mut self, line: RecoveryLine) {
+    pub(crate) fn push_failure_line(&mut self, line: FailureLine) {
         self.failures.push(line);
         self.schedule.expedite(Instant::now());
     }
@@ -70,7 +72,7 @@ impl PendingRecords {
             key
         });
         let write_failures =
-            failures.write(async |id, lines| store.append_recovery(*attempt, id, lines).await);
+            failures.write(async |id, lines| store.append_failure_log(*attempt, id, lines).await);
         tokio::try_join!(write_metrics, write_failures)?;
         if metrics.is_long() {
             metrics.close();
@@ -127,13 +129,16 @@ impl FlushSchedule {
 /// Whether the store takes records.
 #[derive(Debug, Default)]
 pub(crate) struct StoreOutage {
-    since: Option<Instant>,
+    /// Since when it takes none, and what is told of it meanwhile.
+    lasting: Option<(Instant, Option<Wait>)>,
 }
 
 impl StoreOutage {
-    pub(crate) fn report_once(&mut self, error: &CheckpointError) {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
+    pub(crate) fn report_once(&mut self, error: &CheckpointError, waits: Option<&Waits>) {
+        if self.lasting.is_none() {
+            let headline = error.store_problem().unwrap_or(StoreProblem::Other).headline();
+            let sentence = format!("{headline}: metrics and status lag, and the run goes on: {error}");
+            self.lasting = Some((Instant::now(), waits.map(|waits| waits.begin(sentence))));
             tracing::warn!(
                 %error,
                 "the store takes no records: metrics and status lag; the run goes on, and they are tried again"
@@ -142,7 +147,7 @@ impl StoreOutage {
     }
 
     pub(crate) fn clear(&mut self) {
-        if let Some(since) = self.since.take() {
+        if let Some((since, _)) = self.lasting.take() {
             tracing::info!(seconds = since.elapsed().as_secs(), "the store takes records again");
         }
     }

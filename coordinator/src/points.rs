@@ -2,11 +2,13 @@
 //!
 //! They lie in a root of their own, which may be lost at any time. So nothing that is wrong with them ends a run: it is told,
 //! and the run goes on from its last commit. A recovery point counts only if the run's own ledger has the line that it names;
-//! one of another past, or of another run of that name, is set aside.
+//! one of another past, or of another run of that name, is quarantined.
 
 use std::collections::BTreeSet;
 
-use polygram_checkpoint::{CheckpointError, ConfigHash, Fault, Manifest, RollBack, RunStore, Verified, keys};
+use polygram_checkpoint::{
+    CheckpointError, ConfigHash, Manifest, QuarantineReason, RollbackRecord, RunStore, keys,
+};
 use polygram_domain::{RunFile, RunSpec, Step};
 
 /// The place of recovery points.
@@ -67,15 +69,15 @@ impl Points {
         }
     }
 
-    /// The newest point that is newer than `committed` and before `last`, where this session ends. What cannot be believed is
-    /// set aside on the way.
+    /// The newest point that is newer than `committed` and before `last`, where this session ends. What does not verify is
+    /// quarantined on the way.
     pub(crate) async fn newest(
         &self,
         run: &RunStore,
-        roll_backs: &[RollBack],
+        rollbacks: &[RollbackRecord],
         (committed, last): (Option<Step>, Step),
     ) -> Option<Manifest> {
-        match self.try_newest(run, roll_backs, (committed, last)).await {
+        match self.try_newest(run, rollbacks, (committed, last)).await {
             Ok(manifest) => manifest,
             Err(error) => {
                 tracing::error!(%error, "recovery points cannot be read: going on from the last commit");
@@ -87,49 +89,47 @@ impl Points {
     async fn try_newest(
         &self,
         run: &RunStore,
-        roll_backs: &[RollBack],
+        rollbacks: &[RollbackRecord],
         (committed, last): (Option<Step>, Step),
     ) -> Result<Option<Manifest>, CheckpointError> {
-        self.set_aside_superseded(roll_backs).await?;
+        self.quarantine_superseded(rollbacks).await?;
         let latest = self.store.latest_manifest().await?;
         for damaged in &latest.damaged {
             tracing::error!(
                 key = damaged.key,
                 reason = damaged.reason,
-                "recovery point set aside: it is damaged"
+                "recovery point quarantined: it is damaged"
             );
-            self.store.set_aside(damaged).await?;
+            self.store.quarantine(damaged.step, &QuarantineReason::Damaged).await?;
         }
         let newer =
             latest.manifest.filter(|manifest| Some(manifest.step) > committed && manifest.step < last);
         let Some(manifest) = newer else { return Ok(None) };
         if let Some(why) = foreign(run, &manifest).await? {
             let step = manifest.step;
-            tracing::error!(step = step.0, why, "recovery point set aside: it is not of this run's past");
-            self.set_aside(step, why).await?;
+            tracing::error!(step = step.0, why, "recovery point quarantined: it is not of this run's past");
+            self.store.quarantine(step, &QuarantineReason::Unusable(why)).await?;
             return Ok(None);
         }
         Ok(Some(manifest))
     }
 
-    /// Sets a point aside that nobody is to go on from.
+    /// Quarantines a point that nobody is to go on from.
     pub(crate) async fn drop_point(&self, step: Step, why: String) {
-        if let Err(error) = self.set_aside(step, why).await {
-            tracing::warn!(step = step.0, %error, "the recovery point is not set aside");
+        if let Err(error) = self.store.quarantine(step, &QuarantineReason::Unusable(why)).await {
+            tracing::warn!(step = step.0, %error, "the recovery point is not quarantined");
         }
     }
 
-    async fn set_aside(&self, step: Step, reason: String) -> Result<(), CheckpointError> {
-        let faults = vec![Fault { key: keys::manifest(step), reason }];
-        self.store.set_aside_unsound(step, &Verified { faults, ..Verified::default() }).await
-    }
-
-    /// Sets aside what ways back have made void.
-    pub(crate) async fn set_aside_superseded(&self, roll_backs: &[RollBack]) -> Result<(), CheckpointError> {
-        for step in self.store.set_aside_superseded(roll_backs).await? {
+    /// Quarantines what rollbacks have ended.
+    pub(crate) async fn quarantine_superseded(
+        &self,
+        rollbacks: &[RollbackRecord],
+    ) -> Result<(), CheckpointError> {
+        for step in self.store.quarantine_superseded(rollbacks).await? {
             tracing::warn!(
                 step = step.0,
-                "recovery point set aside: the run went back from a spike before it"
+                "recovery point quarantined: the run was rolled back from a spike before it"
             );
         }
         Ok(())

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
-use polygram_checkpoint::roll_back::policy_of;
+use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
-    AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, Manifest, ManifestHeader,
-    MetricsLine, MetricsRecord, Part, RecoveryLine, RollBack, RunStore, Term, WentBackRecord, keys,
+    AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, FailureLine, Manifest,
+    ManifestHeader, MetricsLine, MetricsRecord, Part, RollbackRecord, RunStore, Term, WentBackRecord, keys,
 };
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
@@ -46,15 +46,15 @@ pub(crate) enum Order {
     /// The run goes on from a state version: what was recorded of later ones is done again.
     GoBack(Step),
     /// Keep a line of the story of losses.
-    Tell(RecoveryLine),
+    Tell(FailureLine),
     /// Decide on a way back from the spike after `at` updates.
     RollBack { at: Step, cause: String },
     /// Look at a checkpoint that a member could not believe.
     Examine(DamagedCheckpoint),
     /// Assemble and commit these parts.
-    Commit { step: Step, parts: Vec<Part> },
+    Commit { step: Step, parts: Vec<Arc<Part>> },
     /// Assemble and keep these parts as a recovery point.
-    KeepPoint { step: Step, parts: Vec<Part> },
+    KeepPoint { step: Step, parts: Vec<Arc<Part>> },
     /// Set a recovery point aside, for this reason.
     DropPoint { step: Step, why: String },
 }
@@ -111,13 +111,13 @@ impl Recorder {
         let begins = AttemptRecord { attempt: self.term.0, resumed_from: to.0 };
         let rules = (self.config.clone(), self.spec.spikes.clone());
         let mut pending = PendingRecords::new(begins, Ledger::new(self.term.0, self.base.clone(), rules));
-        pending.push_failure_line(RecoveryLine::Opened {
+        pending.push_failure_line(FailureLine::Opened {
             at_unix_ms,
             pid: std::process::id(),
             resumed_from: to,
         });
         for (step, reason) in std::mem::take(&mut self.fallen) {
-            pending.push_failure_line(RecoveryLine::FellBack { at_unix_ms, step, reason, to });
+            pending.push_failure_line(FailureLine::CheckpointQuarantined { at_unix_ms, step, reason, to });
         }
         pending
     }
@@ -131,11 +131,16 @@ impl Recorder {
             Order::GoBack(step) => self.go_back(pending, step).await,
             Order::Tell(line) => pending.push_failure_line(line),
             Order::Commit { step, parts } => {
+                let parts: Vec<Part> = parts.into_iter().map(Arc::unwrap_or_clone).collect();
                 let result = self.commit(pending, step, &parts).await;
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::CommitDone { step, result }).await;
                 pending.delete_replaced(&self.store).await;
             }
             Order::KeepPoint { step, parts } => {
+                let parts: Vec<Part> = parts.into_iter().map(Arc::unwrap_or_clone).collect();
                 let result = self.keep_point(pending, step, &parts).await;
                 self.tell(Event::PointDone { step, result }).await;
             }
@@ -147,11 +152,17 @@ impl Recorder {
             Order::RollBack { at, cause } => {
                 self.write_in_background(pending).await;
                 let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::RolledBack { at, result }).await;
             }
             Order::Examine(claim) => {
                 self.write_in_background(pending).await;
                 let result = self.examine(&claim).await.map_err(|error| error.to_string());
+                if result.is_err() {
+                    self.tell_if_fenced().await;
+                }
                 self.tell(Event::Examined { place: claim.place, result }).await;
             }
         }
@@ -166,6 +177,7 @@ impl Recorder {
             added => added,
         };
         if let Err(why) = kept {
+            self.tell_if_fenced().await;
             self.tell(Event::StoreFailed { message: format!("the run cannot be recorded: {why}") }).await;
         }
     }
@@ -208,7 +220,10 @@ impl Recorder {
                 pending.outage.clear();
                 pending.delete_replaced(&self.store).await;
             }
-            Err(error) if error.is_of_store() => pending.outage.report_once(&error),
+            Err(error) if error.is_of_store() => pending.outage.report_once(&error, self.store.waits()),
+            Err(error @ CheckpointError::Fenced { .. }) => {
+                self.tell(Event::TakenOver { message: error.to_string() }).await;
+            }
             Err(error) => {
                 let message = format!("the run cannot be recorded: {error}");
                 self.tell(Event::StoreFailed { message }).await;
@@ -290,7 +305,7 @@ impl Recorder {
     }
 
     /// The newest commit that lies far enough before the spike becomes the newest there is. The decision comes first: a
-    /// coordinator that finds it sets the rest aside before it does anything else.
+    /// coordinator that finds it quarantines the rest before it does anything else.
     async fn roll_back(&mut self, at: Step, cause: String) -> Result<RolledBack, CheckpointError> {
         self.store.check_term(self.term).await?;
         let SpikeSpec { roll_back_steps, skip_steps, .. } = self.spec.spikes;
@@ -303,16 +318,16 @@ impl Recorder {
             more.add(first..first + samples);
         }
         let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
-        let decision = RollBack::new(&self.policy, (at, to_step), cause, &more);
-        self.store.decide_roll_back(decision).await?;
+        let decision = RollbackRecord::new(&self.policy, (at, to_step), cause, &more);
+        self.store.decide_rollback(decision).await?;
         pass(Point::CoordinatorRollBackDecided);
-        let all = self.store.roll_backs().await?;
-        let superseded = self.store.set_aside_superseded(&all).await?;
-        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "going back from a spike");
+        let all = self.store.rollbacks().await?;
+        let superseded = self.store.quarantine_superseded(&all).await?;
+        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "rolled back from a spike");
         if let Some(points) = &self.points
-            && let Err(error) = points.set_aside_superseded(&all).await
+            && let Err(error) = points.quarantine_superseded(&all).await
         {
-            tracing::warn!(%error, "recovery points behind the spike are not set aside; they are not gone on from");
+            tracing::warn!(%error, "recovery points behind the spike are not quarantined; they are not gone on from");
         }
         self.policy = policy_of(to.as_ref(), &all);
         Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
@@ -327,6 +342,14 @@ impl Recorder {
             self.policy = policy.clone();
         }
         Ok(examined)
+    }
+
+    /// Tells the driver if another coordinator has claimed the run: that, and not what failed for it, is the reason then.
+    async fn tell_if_fenced(&self) {
+        let store = self.store.clone().with_retry_limit(BACKGROUND_RETRY_LIMIT);
+        if let Err(error @ CheckpointError::Fenced { .. }) = store.check_term(self.term).await {
+            self.tell(Event::TakenOver { message: error.to_string() }).await;
+        }
     }
 
     async fn tell(&self, event: Event) {

@@ -106,17 +106,17 @@ impl<T> SegmentBuffer<T> {
 
 #[cfg(test)]
 mod tests {
-    use polygram_checkpoint::RecoveryLine;
+    use polygram_checkpoint::FailureLine;
     use polygram_domain::RunName;
 
     use super::*;
 
-    fn line(pid: u32) -> RecoveryLine {
-        RecoveryLine::Opened { at_unix_ms: 1, pid, resumed_from: polygram_domain::Step(0) }
+    fn line(pid: u32) -> FailureLine {
+        FailureLine::Opened { at_unix_ms: 1, pid, resumed_from: polygram_domain::Step(0) }
     }
 
-    async fn write(segment: &mut SegmentBuffer<RecoveryLine>, store: &RunStore) -> Option<String> {
-        segment.write(async |id, lines| store.append_recovery(1, id, lines).await).await.unwrap()
+    async fn write(segment: &mut SegmentBuffer<FailureLine>, store: &RunStore) -> Option<String> {
+        segment.write(async |id, lines| store.append_failure_log(1, id, lines).await).await.unwrap()
     }
 
     #[tokio::test]
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(write(&mut segment, &store).await, None, "nothing new");
             // A reader finds each line once, before the older version goes and after.
             for _ in 0..2 {
-                let lines = store.read_recovery().await.unwrap().remove(0).lines;
+                let lines = store.read_failure_log().await.unwrap().remove(0).lines;
                 assert_eq!(lines, (0..=pid).map(line).collect::<Vec<_>>());
                 segment.delete_replaced(&store).await;
             }
@@ -139,7 +139,7 @@ mod tests {
         segment.push(line(5));
         write(&mut segment, &store).await;
         assert_eq!(store.list("events").await.unwrap().len(), 2);
-        assert_eq!(store.read_recovery().await.unwrap()[0].lines.len(), 6);
+        assert_eq!(store.read_failure_log().await.unwrap()[0].lines.len(), 6);
     }
 
     #[tokio::test]
@@ -148,14 +148,14 @@ mod tests {
         let mut segment = SegmentBuffer::default();
         segment.push(line(0));
         // It came to the store, and its answer was lost.
-        let lost = segment.write(async |id, lines: &[RecoveryLine]| {
-            store.append_recovery(1, id, lines).await?;
+        let lost = segment.write(async |id, lines: &[FailureLine]| {
+            store.append_failure_log(1, id, lines).await?;
             Err(CheckpointError::ShuttingDown)
         });
         assert!(lost.await.is_err());
         segment.push(line(1));
         assert_eq!(segment.waiting().len(), 2);
         write(&mut segment, &store).await;
-        assert_eq!(store.read_recovery().await.unwrap()[0].lines, [line(0), line(1)]);
+        assert_eq!(store.read_failure_log().await.unwrap()[0].lines, [line(0), line(1)]);
     }
 }

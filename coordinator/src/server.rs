@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_checkpoint::Waits;
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
 use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, RunStatus, Token};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::{Server, TcpIncoming};
 
-use crate::core::Outcome;
-use crate::driver::{Driver, Outlets, Welcome};
+use crate::core::{Event, Outcome};
+use crate::driver::{Driver, Input, Outlets, Welcome};
 use crate::leadership;
 use crate::metrics;
 use crate::opening::Opened;
@@ -70,8 +71,11 @@ pub async fn serve(
     let released = CancellationToken::new();
     let lease = leadership::keep(opened.store.clone(), opened.lease, inbox.clone(), released.clone());
     let leading = AbortOnDropHandle::new(tokio::spawn(lease));
+    let (waits, waiting) = watch::channel(None);
+    let trouble = waiting.clone();
+    let _told = AbortOnDropHandle::new(tokio::spawn(tell_waits(waiting, inbox.clone())));
     let recorder = Recorder {
-        store: opened.store,
+        store: opened.store.with_waits(Waits::told_to(waits)),
         spec: Arc::new(opened.spec),
         config: opened.config,
         config_toml: opened.config_toml.clone(),
@@ -112,12 +116,18 @@ pub async fn serve(
     let driver = Driver::new(opened.state, opened.clock, welcome, Outlets { inbox, orders, status });
     let (outcome, status) = driver.run(inputs, interrupts).await;
 
+    // Nobody waits for the scan; it ends with the run.
+    bounded(opened.scan, Duration::ZERO, "scan for forgotten recovery points").await?;
     // The driver's end has closed the recorder's orders.
     let patience = timeouts.detection().max(Duration::from_secs(10));
-    if bounded(recording, patience, "recorder").await?.is_none() {
+    let recorded = tokio::select! {
+        recorded = bounded(recording, patience, "recorder") => recorded?,
+        // A store in trouble is not waited for any more.
+        () = lasting(trouble) => None,
+    };
+    if recorded.is_none() {
         // What was committed is in the store; how the run ended is told all the same.
-        let seconds = patience.as_secs_f64();
-        tracing::error!(seconds, "the store did not take the last records in time: status and metrics lag");
+        tracing::error!("the store did not take the last records in time: status and metrics lag");
     }
     released.cancel();
     // One that the store does not take in time is not renewed either.
@@ -128,6 +138,29 @@ pub async fn serve(
         result?;
     }
     Ok(Ended { outcome, status })
+}
+
+/// Tells the driver of the recorder's waits for the store.
+async fn tell_waits(mut waiting: watch::Receiver<Option<String>>, driver: mpsc::Sender<Input>) {
+    while waiting.changed().await.is_ok() {
+        let sentence = waiting.borrow_and_update().clone();
+        if driver.send(Input::Happened(Event::StoreWait { sentence })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Resolves once a wait for the store has lasted for [`CLOSING`].
+async fn lasting(mut waiting: watch::Receiver<Option<String>>) {
+    loop {
+        if waiting.wait_for(Option::is_some).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(CLOSING) => return,
+            _over = waiting.wait_for(Option::is_none) => {}
+        }
+    }
 }
 
 /// Joins a task; `None` when it took longer than `patience` and was cut off.

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::driver::{Input, Refusal};
+use crate::upload::ReadUpload;
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -88,6 +89,7 @@ impl Coordinator for Door {
         request: Request<wire::ReportUploadRequest>,
     ) -> Result<Response<wire::ReportUploadReply>, Status> {
         let report = UploadReport::from(request.into_inner());
+        let report = ReadUpload::of(report).await.map_err(Status::failed_precondition)?;
         let noted = self.ask(|answer| Input::Upload { report, answer }).await?;
         noted.map_err(refused)?;
         Ok(Response::new(wire::ReportUploadReply {}))

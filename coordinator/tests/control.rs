@@ -9,8 +9,8 @@ use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::{SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    AbortKind, ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient,
-    Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
+    AbortKind, ControlError, Directive, Evaluation, Failure, FailureCause, MemberReport, MemberSession,
+    OperatorClient, Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
 };
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn a_run_goes_on_with_another_generation() {
     let metrics = store.read_metrics().await.unwrap();
     let recorded: Vec<_> = metrics.steps.iter().map(|m| (m.step, m.loss)).collect();
     assert_eq!(recorded, [(1, 4.0), (2, 4.0), (3, 3.0), (4, 3.0)]);
-    let story = store.read_recovery().await.unwrap();
+    let story = store.read_failure_log().await.unwrap();
     let kinds: Vec<_> =
         story[0].lines.iter().map(|line| serde_json::to_value(line).unwrap()["kind"].clone()).collect();
     assert_eq!(kinds, ["opened", "lost", "went_back", "started", "caught_up", "ended"]);
@@ -214,6 +214,7 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
         suspect: None,
         roll_back: false,
         damaged: None,
+        cause: FailureCause::Program,
     };
     members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
     for mut member in members {

@@ -5,12 +5,13 @@
 mod common;
 
 use common::{Lead, Member, complete, shard, started, tiny, train_to};
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::FailureLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::Step;
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, MemberReport, Phase, RunState,
+    Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, FailureCause, MemberReport,
+    Phase, RunState,
 };
 
 /// A stopped run with commits at 1 and 2.
@@ -36,6 +37,7 @@ async fn disbelieve(member: &Member, key: &str) {
         suspect: None,
         roll_back: false,
         damaged: Some(damaged),
+        cause: FailureCause::Program,
     };
     member.reporter.report(MemberReport::Failed(failure)).await.unwrap();
 }
@@ -83,7 +85,7 @@ async fn a_damaged_checkpoint_is_set_aside_and_its_steps_are_done_again() {
     let assignment = started(&mut members).await;
     assert_eq!(assignment.resume_step, Step(1));
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1)]);
-    assert_eq!(store.set_aside_as_damaged(&[]).await.unwrap()[0].step, Step(2));
+    assert_eq!(store.quarantined_as_damaged(&[]).await.unwrap()[0].step, Step(2));
     let ended = complete(lead, members, 1..4, |_| 1.0).await;
     assert_eq!((ended.outcome, ended.status.state), (Outcome::Good, RunState::Completed));
     assert!(ended.status.set_aside[0].contains(&key), "{:?}", ended.status.set_aside);
@@ -92,10 +94,12 @@ async fn a_damaged_checkpoint_is_set_aside_and_its_steps_are_done_again() {
     let (chain, faults) = store.verify_ledger().await.unwrap();
     assert!(faults.0.is_empty(), "{faults:?}");
     assert_eq!(chain.entries().map(|entry| entry.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
-    let told = store.read_recovery().await.unwrap().into_iter().flat_map(|chapter| chapter.lines);
-    let fell_back: Vec<RecoveryLine> =
-        told.filter(|line| matches!(line, RecoveryLine::FellBack { .. })).collect();
-    let [RecoveryLine::FellBack { step, reason, to, .. }] = &fell_back[..] else { panic!("{fell_back:?}") };
+    let told = store.read_failure_log().await.unwrap().into_iter().flat_map(|chapter| chapter.lines);
+    let fell_back: Vec<FailureLine> =
+        told.filter(|line| matches!(line, FailureLine::CheckpointQuarantined { .. })).collect();
+    let [FailureLine::CheckpointQuarantined { step, reason, to, .. }] = &fell_back[..] else {
+        panic!("{fell_back:?}")
+    };
     assert!((*step, *to) == (Step(2), Step(1)) && reason.contains(&key), "{fell_back:?}");
 }
 
@@ -148,7 +152,10 @@ async fn a_run_without_any_sound_checkpoint_fails_and_never_begins_afresh() {
     assert!(message.contains("none of them verifies") && message.contains(&key), "{message}");
     assert_eq!(store.committed_steps().await.unwrap(), [Step(2)], "it stays where it is");
     // Set aside by hand, it is missed all the same.
-    store.set_aside_faulty(Step(2)).await.unwrap();
+    store
+        .quarantine(Step(2), &polygram_checkpoint::QuarantineReason::Unusable("for the test".into()))
+        .await
+        .unwrap();
     let refused = Lead::start(folder.path(), tiny(&[])).await.err().unwrap();
     assert!(matches!(refused, OpeningError::AllDamaged { count: 1, .. }), "{refused}");
 }

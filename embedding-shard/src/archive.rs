@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use polygram_checkpoint::{
-    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, TableShape,
+    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, StoreProblem, TableShape,
 };
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
@@ -27,6 +27,16 @@ pub enum ArchiveError {
     /// Nobody takes the report of what was written.
     #[error("nobody takes the report of what was written")]
     Unreported,
+}
+
+impl ArchiveError {
+    /// What kept the store from taking the rows, if the store did not.
+    pub fn store_problem(&self) -> Option<StoreProblem> {
+        match self {
+            ArchiveError::Store(error) => error.store_problem(),
+            ArchiveError::Stopped | ArchiveError::Unreported => None,
+        }
+    }
 }
 
 /// Rows of a shard, as of its last closed step.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use polygram_checkpoint::StoreProblem;
 use polygram_domain::{RowId, Step, TableIndex};
 use polygram_proto::bulk::Refusal;
 use thiserror::Error;
@@ -49,6 +50,8 @@ pub enum ShardError {
         version: Step,
         /// Why.
         reason: String,
+        /// What kept the store from taking it, if the store did not.
+        problem: Option<StoreProblem>,
     },
 }
 

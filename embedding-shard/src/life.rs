@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_checkpoint::RunStore;
+use polygram_checkpoint::{RunStore, Waits};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{
@@ -45,8 +45,9 @@ impl Life {
     ) -> Result<(), MemberError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = file.resolve()?;
-        let store = RunStore::open(&self.joined.root, &spec.name)?;
         let progress = self.reporter.progress();
+        let waits = Waits::told_to(progress.store_wait().clone());
+        let store = RunStore::open(&self.joined.root, &spec.name)?.with_waits(waits);
         let Some(assignment) = assignment(directives).await? else { return Ok(()) };
         pass(Point::ShardAssigned);
         progress.set(assignment.resume_step, Phase::Restoring);
@@ -103,7 +104,8 @@ impl Life {
         }
         let (step, phase) = self.reporter.progress().get();
         let (message, damaged) = (error.to_string(), error.damaged());
-        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged };
+        let cause = error.cause();
+        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged, cause };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
             return false;

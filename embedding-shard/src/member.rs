@@ -10,7 +10,7 @@ use polygram_faults::{Point, pass};
 use polygram_process::StopSignal;
 use polygram_process::address::{AddressError, for_peers};
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, JoinOptions, MemberRef,
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, FailureCause, JoinOptions, MemberRef,
     MemberSession, OperatorClient, Recall, StopMode, Token, rejoin_patience,
 };
 use thiserror::Error;
@@ -112,6 +112,22 @@ impl MemberError {
         let MemberError::Unrestored { step, source } = self else { return None };
         let (place, reason) = (CheckpointPlace::commit(*step), source.to_string());
         source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
+    }
+
+    /// What this failure lies in.
+    pub fn cause(&self) -> FailureCause {
+        let problem = match self {
+            MemberError::Store(error)
+            | MemberError::Unrestored { source: error, .. }
+            | MemberError::Restore(RestoreError::Store(error)) => error.store_problem(),
+            MemberError::Shard(ShardError::Snapshot { problem, .. }) => *problem,
+            _ => None,
+        };
+        match problem {
+            Some(problem) if problem.needs_operator() => FailureCause::StoreUnusable,
+            Some(_) => FailureCause::Environment,
+            None => FailureCause::Program,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use polygram_ngram::NgramError;
 use polygram_process::address::AddressError;
 use polygram_proto::bulk::RowError;
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, FailureCause, MemberRef,
 };
 
 use crate::compute::ComputeError;
@@ -216,6 +216,18 @@ impl WorkerError {
         let WorkerError::Unrestored { step, source } = self else { return None };
         let (place, reason) = (CheckpointPlace::commit(*step), source.to_string());
         source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
+    }
+
+    /// What this failure lies in.
+    pub fn cause(&self) -> FailureCause {
+        let (WorkerError::Checkpoint(error) | WorkerError::Unrestored { source: error, .. }) = self else {
+            return FailureCause::Program;
+        };
+        match error.store_problem() {
+            Some(problem) if problem.needs_operator() => FailureCause::StoreUnusable,
+            Some(_) => FailureCause::Environment,
+            None => FailureCause::Program,
+        }
     }
 
     /// The peer that this failure points at, if it is a consequence of another member's.

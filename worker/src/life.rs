@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use polygram_checkpoint::NamedTensor;
+use polygram_checkpoint::{NamedTensor, Waits};
 use polygram_collective::{Bound, Membership};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
@@ -58,7 +58,8 @@ impl Life {
     ) -> Result<(), WorkerError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = Arc::new(file.resolve()?);
-        let stores = Stores::open(&self.joined.root, &spec)?;
+        let waits = Waits::told_to(self.reporter.progress().store_wait().clone());
+        let stores = Stores::open(&self.joined.root, &spec)?.with_waits(waits);
         let cells = {
             let spec = Arc::clone(&spec);
             let rank = self.rank;

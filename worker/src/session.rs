@@ -146,7 +146,7 @@ async fn confess(error: &WorkerError, reporter: &Reporter, directives: &mut Dire
     let (step, phase) = reporter.progress().get();
     let roll_back = matches!(error, WorkerError::GoBack { .. });
     let (message, suspect, damaged) = (error.to_string(), error.suspect(), error.damaged());
-    let failure = Failure { message, step, phase, suspect, roll_back, damaged };
+    let failure = Failure { message, step, phase, suspect, roll_back, damaged, cause: error.cause() };
     if let Err(lost) = reporter.report(MemberReport::Failed(failure)).await {
         tracing::warn!(%lost, "cannot report the failure");
         return Verdict::Unknown;

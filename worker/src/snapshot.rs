@@ -1,6 +1,6 @@
 //! Uploads this rank's share of checkpoints.
 
-use polygram_checkpoint::{Part, RunStore};
+use polygram_checkpoint::{Part, RunStore, Waits};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{CheckpointKind, Rank};
 use polygram_faults::{Point, pass};
@@ -32,6 +32,11 @@ impl Stores {
             0 | 1 => Stores { commits, points },
             _ => Stores { commits: commits.shared(), points: points.map(RunStore::shared) },
         })
+    }
+
+    /// The same, where waits for the commits' store are told.
+    pub fn with_waits(self, waits: Waits) -> Stores {
+        Stores { commits: self.commits.with_waits(waits), ..self }
     }
 
     /// Where checkpoints of a kind are.

@@ -75,6 +75,7 @@ pub(crate) fn refused(root: &Root, error: CheckpointError) -> Failure {
     match error {
         CheckpointError::BadRoot { .. }
         | CheckpointError::UnknownScheme { .. }
+        | CheckpointError::OtherRun { .. }
         | CheckpointError::Refused { .. } => Failure::usage(format!("cannot open {root}")).because(error),
         other => Failure::failed(format!("cannot read what is stored in {root}")).because(other),
     }

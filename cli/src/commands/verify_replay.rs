@@ -129,7 +129,7 @@ async fn prepare(
     if let Some(manifest) = &checkpoint {
         run.store.copy_checkpoint(manifest, &target).await.map_err(failed)?;
     }
-    run.store.copy_roll_backs(&target).await.map_err(failed)?;
+    run.store.copy_rollbacks(&target).await.map_err(failed)?;
     Ok(Task { store: run.store, chain, checkpoint, configuration })
 }
 

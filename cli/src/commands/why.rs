@@ -1,7 +1,7 @@
 //! `polygram why`: the chain of causes of every loss of a run, from the store alone.
 
-use polygram_checkpoint::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
-use polygram_domain::OutputFormat;
+use polygram_checkpoint::{AttemptLog, CulpritRecord, FailureLine, LossRecord, RollbackCause};
+use polygram_domain::{OutputFormat, Step, StepOutcome};
 use serde::Serialize;
 
 use crate::args::RunArgs;
@@ -20,7 +20,7 @@ struct Loss {
     /// The generation that it ended, as people write it.
     ended_generation: String,
     consequences: Vec<String>,
-    /// The commit that the run went back to; `None` where it did not.
+    /// State version that the run was rolled back to; `None` where it was not.
     resumed_from: Option<u64>,
     /// Steps that were done again.
     steps_lost: Option<u64>,
@@ -39,7 +39,7 @@ struct Attempt {
     coordinator_pid: Option<u32>,
     resumed_from: Option<u64>,
     losses: Vec<Loss>,
-    /// Steps skipped, ways back from spikes and checkpoints set aside, in order: when, and what happened.
+    /// Skipped steps, rollbacks from spikes and quarantined checkpoints, in order: when, and what happened.
     policy: Vec<(u64, String)>,
     /// State and message; `None` where the coordinator ended without a word, or leads still.
     ended: Option<(String, String)>,
@@ -47,11 +47,11 @@ struct Attempt {
 
 pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
     let place = RunPlace::resolve(args)?;
-    let chapters = block_on(async {
+    let logs = block_on(async {
         let run = stored::open(&place).await?;
-        run.store.read_recovery().await.map_err(|error| stored::refused(&place.root, error))
+        run.store.read_failure_log().await.map_err(|error| stored::refused(&place.root, error))
     })?;
-    let attempts: Vec<Attempt> = chapters.into_iter().filter_map(attempt).collect();
+    let attempts: Vec<Attempt> = logs.into_iter().filter_map(attempt).collect();
     match printer.format() {
         OutputFormat::Jsonl => printer.json_lines(&attempts)?,
         OutputFormat::Json => printer.result(&attempts, String::new)?,
@@ -60,14 +60,14 @@ pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
     Ok(ExitStatus::Success)
 }
 
-fn attempt(chapter: Chapter) -> Option<Attempt> {
-    let mut lines = chapter.lines.into_iter().peekable();
+fn attempt(log: AttemptLog) -> Option<Attempt> {
+    let mut lines = log.lines.into_iter().peekable();
     let (began_unix_ms, opened) = match lines.peek()? {
-        RecoveryLine::Opened { at_unix_ms, pid, resumed_from } => (*at_unix_ms, Some((*pid, resumed_from.0))),
+        FailureLine::Opened { at_unix_ms, pid, resumed_from } => (*at_unix_ms, Some((*pid, resumed_from.0))),
         line => (line.at_unix_ms(), None),
     };
     let mut attempt = Attempt {
-        attempt: chapter.attempt,
+        attempt: log.attempt,
         began_unix_ms,
         coordinator_pid: opened.map(|(pid, _)| pid),
         resumed_from: opened.map(|(_, step)| step),
@@ -75,63 +75,117 @@ fn attempt(chapter: Chapter) -> Option<Attempt> {
         policy: Vec::new(),
         ended: None,
     };
-    // What follows a way back from a spike is not the last loss's.
-    let mut of_loss = true;
+    let mut follows = Follows::Loss;
     for line in lines {
+        follows = attempt.take(line, follows);
+    }
+    Some(attempt)
+}
+
+/// What the next start of training follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follows {
+    /// The last loss.
+    Loss,
+    /// Something else: a spike, or a checkpoint that was found damaged.
+    Other,
+    /// A spike if a rollback comes next, else the last loss: lines of earlier builds do not say which.
+    Unsaid,
+}
+
+impl Attempt {
+    /// Takes the next line.
+    fn take(&mut self, line: FailureLine, follows: Follows) -> Follows {
+        let at_unix_ms = line.at_unix_ms();
         match line {
-            RecoveryLine::Lost(_) => of_loss = true,
-            RecoveryLine::FellBack { at_unix_ms, step, reason, to } => {
+            FailureLine::Lost(lost) => {
+                self.losses.push(Loss {
+                    attempt: self.attempt,
+                    ended_generation: lost.generation.to_string(),
+                    lost,
+                    consequences: Vec::new(),
+                    resumed_from: None,
+                    steps_lost: None,
+                    seconds_to_start: None,
+                    seconds_lost: None,
+                });
+                return Follows::Loss;
+            }
+            FailureLine::Consequence { sentence, .. } => {
+                // One of what no member did is told by the attempt's end.
+                if let Some(loss) = self.losses.last_mut() {
+                    loss.consequences.push(sentence);
+                }
+            }
+            FailureLine::StepSkipped { step, outcome, loss, grad_norm, .. } => {
+                self.policy.push((at_unix_ms, skipped(step, outcome, (loss, grad_norm))));
+            }
+            FailureLine::RollbackRequested { member, cause, .. } => {
+                self.policy.push((at_unix_ms, format!("{member}: {cause}; rolling back")));
+                return Follows::Other;
+            }
+            FailureLine::Policy { sentence, .. } => {
+                self.policy.push((at_unix_ms, sentence));
+                return if follows == Follows::Loss { Follows::Unsaid } else { follows };
+            }
+            FailureLine::CheckpointQuarantined { step, reason, to, .. } => {
                 let sentence = format!(
                     "the checkpoint of step {step} is damaged and was set aside: {reason}; going on from step {to}"
                 );
-                attempt.policy.push((at_unix_ms, sentence));
-                continue;
+                self.policy.push((at_unix_ms, sentence));
+                let is_recovered = self.losses.last().is_none_or(|loss| loss.seconds_to_start.is_some());
+                return if is_recovered { Follows::Other } else { follows };
             }
-            RecoveryLine::Policy { at_unix_ms, sentence, .. } => {
-                of_loss &= !sentence.ends_with("going back");
-                attempt.policy.push((at_unix_ms, sentence));
-                continue;
+            FailureLine::RolledBack { cause: RollbackCause::Spike { left_out }, to, .. } => {
+                self.policy.push((at_unix_ms, rolled_back(to, &left_out)));
+                return Follows::Other;
             }
-            RecoveryLine::WentBack { .. } | RecoveryLine::Started { .. } | RecoveryLine::CaughtUp { .. }
-                if !of_loss =>
-            {
-                continue;
+            FailureLine::RolledBack { cause: RollbackCause::MemberLost, to, .. } => {
+                self.resumed(to, Follows::Loss);
+                return Follows::Loss;
             }
-            _ => {}
+            FailureLine::WentBack { .. } if follows == Follows::Unsaid => return Follows::Other,
+            FailureLine::RolledBack { cause: RollbackCause::DamagedCheckpoint, to, .. }
+            | FailureLine::WentBack { step: to, .. } => self.resumed(to, follows),
+            FailureLine::Started { .. } => {
+                if let (Follows::Loss | Follows::Unsaid, Some(loss)) = (follows, self.losses.last_mut()) {
+                    loss.seconds_to_start = Some(loss.seconds_until(at_unix_ms));
+                }
+            }
+            FailureLine::CaughtUp { .. } => {
+                if let (Follows::Loss | Follows::Unsaid, Some(loss)) = (follows, self.losses.last_mut()) {
+                    loss.seconds_lost = Some(loss.seconds_until(at_unix_ms));
+                }
+            }
+            FailureLine::Ended { state, message, .. } => self.ended = Some((state, message)),
+            FailureLine::Opened { .. } => {}
         }
-        let since = |loss: &Loss, at: u64| Some(at.saturating_sub(loss.lost.at_unix_ms) as f64 / 1000.0);
-        match (line, attempt.losses.last_mut()) {
-            (RecoveryLine::Lost(lost), _) => attempt.losses.push(Loss {
-                attempt: chapter.attempt,
-                ended_generation: lost.generation.to_string(),
-                lost,
-                consequences: Vec::new(),
-                resumed_from: None,
-                steps_lost: None,
-                seconds_to_start: None,
-                seconds_lost: None,
-            }),
-            (RecoveryLine::Consequence { sentence, .. }, Some(loss)) => loss.consequences.push(sentence),
-            (RecoveryLine::WentBack { step, .. }, Some(loss)) => {
-                loss.resumed_from = Some(step.0);
-                loss.steps_lost = Some(loss.lost.reached.0.saturating_sub(step.0));
-            }
-            (RecoveryLine::Started { at_unix_ms, .. }, Some(loss)) => {
-                loss.seconds_to_start = since(loss, at_unix_ms);
-            }
-            (RecoveryLine::CaughtUp { at_unix_ms, .. }, Some(loss)) => {
-                loss.seconds_lost = since(loss, at_unix_ms)
-            }
-            (RecoveryLine::Ended { state, message, .. }, _) => attempt.ended = Some((state, message)),
-            // A consequence of what no member did: the attempt's end tells it.
-            (_, None)
-            | (
-                RecoveryLine::Opened { .. } | RecoveryLine::Policy { .. } | RecoveryLine::FellBack { .. },
-                _,
-            ) => {}
+        follows
+    }
+
+    fn resumed(&mut self, to: Step, follows: Follows) {
+        if let (Follows::Loss, Some(loss)) = (follows, self.losses.last_mut()) {
+            loss.resumed_from = Some(to.0);
+            loss.steps_lost = Some(loss.lost.reached.0.saturating_sub(to.0));
         }
     }
-    Some(attempt)
+}
+
+impl Loss {
+    fn seconds_until(&self, at_unix_ms: u64) -> f64 {
+        at_unix_ms.saturating_sub(self.lost.at_unix_ms) as f64 / 1000.0
+    }
+}
+
+fn skipped(step: Step, outcome: StepOutcome, (loss, grad_norm): (f64, f64)) -> String {
+    let why = outcome.reason().map_or(String::new(), |why| format!(": {why}"));
+    format!("step {step} was skipped{why} (loss {loss}, gradient norm {grad_norm})")
+}
+
+fn rolled_back(to: Step, left_out: &[[u64; 2]]) -> String {
+    let ranges: Vec<String> = left_out.iter().map(|[start, end]| format!("{start}..{end}")).collect();
+    let to = if to == Step(0) { "the beginning".to_owned() } else { format!("step {to}") };
+    format!("rolled back to {to}; samples {} are left out", ranges.join(", "))
 }
 
 fn human(run: &str, attempts: &[Attempt]) -> String {
@@ -155,7 +209,7 @@ fn human(run: &str, attempts: &[Attempt]) -> String {
         match &attempt.ended {
             Some((state, message)) => text.push_str(&format!("  {state}: {message}\n")),
             None if at + 1 < attempts.len() => {
-                text.push_str("  its coordinator ended without a word: killed, or lost with its machine\n");
+                text.push_str("  no end is recorded: its coordinator was killed, or lost with its machine\n");
             }
             None => text.push_str("  no end is recorded: it goes on, or its coordinator was killed\n"),
         }
@@ -237,21 +291,26 @@ mod tests {
         };
         let next = generation.next();
         let lines = vec![
-            RecoveryLine::Opened { at_unix_ms: 5_000, pid: 9, resumed_from: Step(0) },
-            RecoveryLine::Lost(lost),
-            RecoveryLine::Consequence { at_unix_ms: 10_001, sentence: "worker 0: rank 1 is gone".into() },
-            RecoveryLine::FellBack {
+            FailureLine::Opened { at_unix_ms: 5_000, pid: 9, resumed_from: Step(0) },
+            FailureLine::Lost(lost),
+            FailureLine::Consequence { at_unix_ms: 10_001, sentence: "worker 0: rank 1 is gone".into() },
+            FailureLine::CheckpointQuarantined {
                 at_unix_ms: 10_200,
                 step: Step(25),
                 reason: "ckpt/data/ab/x.rows is damaged".into(),
                 to: Step(20),
             },
-            RecoveryLine::WentBack { at_unix_ms: 10_300, generation: next, step: Step(20) },
-            RecoveryLine::Started { at_unix_ms: 10_500, generation: next },
-            RecoveryLine::CaughtUp { at_unix_ms: 12_000, generation: next, step: Step(27) },
-            RecoveryLine::Ended { at_unix_ms: 20_000, state: "completed".into(), message: "all done".into() },
+            FailureLine::RolledBack {
+                at_unix_ms: 10_300,
+                generation: next,
+                cause: RollbackCause::DamagedCheckpoint,
+                to: Step(20),
+            },
+            FailureLine::Started { at_unix_ms: 10_500, generation: next },
+            FailureLine::CaughtUp { at_unix_ms: 12_000, generation: next, step: Step(27) },
+            FailureLine::Ended { at_unix_ms: 20_000, state: "completed".into(), message: "all done".into() },
         ];
-        let attempts: Vec<Attempt> = attempt(Chapter { attempt: 1, lines }).into_iter().collect();
+        let attempts: Vec<Attempt> = attempt(AttemptLog { attempt: 1, lines }).into_iter().collect();
         let text = human("tiny", &attempts);
         for words in [
             "1 loss in 1 attempt",
@@ -265,16 +324,106 @@ mod tests {
         }
         let json = serde_json::to_value(&attempts).unwrap();
         // A chapter whose beginning is gone is told as far as it is there.
-        let rest = vec![RecoveryLine::Ended {
-            at_unix_ms: 20_000,
-            state: "stopped".into(),
-            message: "asked".into(),
-        }];
-        let cut: Vec<Attempt> = attempt(Chapter { attempt: 4, lines: rest }).into_iter().collect();
+        let rest =
+            vec![FailureLine::Ended { at_unix_ms: 20_000, state: "stopped".into(), message: "asked".into() }];
+        let cut: Vec<Attempt> = attempt(AttemptLog { attempt: 4, lines: rest }).into_iter().collect();
         let text = human("tiny", &cut);
         assert!(
             text.contains("attempt 4: its beginning is not in the store") && text.contains("stopped: asked")
         );
         assert_eq!(json[0]["losses"][0]["steps_lost"], 7);
+    }
+
+    /// What follows a spike or a damaged checkpoint is not counted to the loss before it, whatever the sentences say.
+    #[test]
+    fn rollbacks_of_other_causes_are_not_of_the_loss_before() {
+        let (generation, member) = (Generation::of_attempt(1), "worker 0".to_owned());
+        let lost = |at_unix_ms| {
+            FailureLine::Lost(LossRecord {
+                at_unix_ms,
+                generation,
+                reason: "member_lost".into(),
+                state: "running".into(),
+                culprit: CulpritRecord {
+                    member: "worker 1".into(),
+                    pid: 77,
+                    host: String::new(),
+                    phase: "reducing".into(),
+                    step: Step(26),
+                    message: "its connection broke".into(),
+                },
+                reached: Step(27),
+                gives_up: None,
+            })
+        };
+        let rolled =
+            |at_unix_ms, cause, to| FailureLine::RolledBack { at_unix_ms, generation, cause, to: Step(to) };
+        let started = |at_unix_ms| FailureLine::Started { at_unix_ms, generation };
+        let spike = RollbackCause::Spike { left_out: vec![[96, 104], [120, 128]] };
+        let request = FailureLine::RollbackRequested {
+            at_unix_ms: 20_000,
+            generation,
+            step: Step(30),
+            member,
+            cause: "loss 9 is a spike".into(),
+        };
+        let quarantined = FailureLine::CheckpointQuarantined {
+            at_unix_ms: 20_000,
+            step: Step(25),
+            reason: "x".into(),
+            to: Step(5),
+        };
+        for (what, second) in [
+            (vec![request], rolled(20_100, spike, 10)),
+            (vec![quarantined], rolled(20_100, RollbackCause::DamagedCheckpoint, 5)),
+        ] {
+            let mut lines =
+                vec![lost(10_000), rolled(10_100, RollbackCause::MemberLost, 20), started(10_500)];
+            lines.extend(what);
+            lines.extend([second, started(29_000)]);
+            let attempt = attempt(AttemptLog { attempt: 1, lines }).unwrap();
+            let loss = &attempt.losses[0];
+            assert_eq!(
+                (loss.resumed_from, loss.seconds_to_start),
+                (Some(20), Some(0.5)),
+                "{:?}",
+                attempt.policy
+            );
+        }
+        let skip = skipped(Step(4), StepOutcome::SkippedLossSpike, (99.0, 1.0));
+        assert_eq!(skip, "step 4 was skipped: its loss was a spike (loss 99, gradient norm 1)");
+        let sentence = rolled_back(Step(10), &[[96, 104], [120, 128]]);
+        assert_eq!(sentence, "rolled back to step 10; samples 96..104, 120..128 are left out");
+    }
+
+    /// Lines that an earlier build wrote (tests/golden/README.md) tell the same story.
+    #[test]
+    fn the_failure_log_of_an_earlier_build_is_told() {
+        let texts = [
+            include_str!("../../../tests/golden/failure_log/1.jsonl"),
+            include_str!("../../../tests/golden/failure_log/2.jsonl"),
+            include_str!("../../../tests/golden/failure_log/3.jsonl"),
+        ];
+        let logs = texts.iter().zip(1..).map(|(text, attempt)| {
+            // The last line is the hash of the others.
+            let lines = text.lines().filter(|line| !line.starts_with("{\"blake3\""));
+            AttemptLog { attempt, lines: lines.map(|line| serde_json::from_str(line).unwrap()).collect() }
+        });
+        let attempts: Vec<Attempt> = logs.filter_map(attempt).collect();
+        let loss = &attempts[0].losses[0];
+        assert_eq!((loss.resumed_from, loss.steps_lost), (Some(0), Some(9)), "the loss's, not the spike's");
+        assert_eq!((loss.seconds_to_start, loss.seconds_lost), (Some(0.327), Some(0.391)));
+        let text = human("tiny", &attempts);
+        for words in [
+            "1 loss in 3 attempts",
+            "went back to step 0: 9 steps lost; training again after 0.33 s",
+            "nothing of this step was applied; going back",
+            "back to step 10; samples 136..144 are left out",
+            "the checkpoint of step 25 is damaged and was set aside",
+            "completed: step 30 of 30 was already committed",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in:\n{text}");
+        }
+        assert!(!text.contains("no end is recorded"), "{text}");
     }
 }

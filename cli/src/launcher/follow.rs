@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::children::Ended;
 use super::progress::{MeanLoss, ProgressLine};
+use super::store_trouble::StoreTrouble;
 use super::supervisor::{AT_ONCE, Verdict};
 use super::{COORDINATOR, IDLE_PATIENCE, Launch};
 use crate::commands::evaluations;
@@ -86,6 +87,7 @@ pub(crate) struct Follower<'l, 'c, 'p> {
     /// The loss that the run is recovering from, by this clock, and whether those who stay away were killed.
     loss: Option<Loss>,
     restarts: u32,
+    store_trouble: StoreTrouble,
     /// What was said of checkpoints that were set aside.
     set_aside: Vec<String>,
     /// The furthest step of this launch.
@@ -163,6 +165,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
             told: false,
             loss: None,
             restarts: 0,
+            store_trouble: StoreTrouble::default(),
             set_aside: Vec::new(),
             furthest: None,
             joined: BTreeSet::new(),
@@ -282,6 +285,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                         self.set_aside.push(sentence.clone());
                     }
                 }
+                self.store_trouble.see(&status, self.printer);
                 self.see_losses(&status);
                 self.status = Some(*status);
             }

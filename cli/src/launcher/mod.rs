@@ -12,6 +12,7 @@ pub(crate) mod pool;
 pub(crate) mod program_check;
 pub(crate) mod progress;
 pub(crate) mod siblings;
+mod store_trouble;
 pub(crate) mod supervisor;
 
 use std::collections::BTreeSet;

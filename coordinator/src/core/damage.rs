@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::{FailureLine, RollbackCause};
 use polygram_domain::Step;
 use polygram_domain::spikes::PolicyState;
 use polygram_proto::control::{
@@ -131,7 +131,9 @@ impl Turn<'_> {
     fn note_cause(&mut self, who: MemberRef, damaged: &DamagedCheckpoint) {
         let DamagedCheckpoint { place, reason, .. } = damaged;
         self.log(Level::Warn, format!("{who} cannot restore {place}: {reason}; looking at it"));
-        self.state.recovery.cause = Some(format!("looking at {place}, which {who} cannot restore: {reason}"));
+        let recovery = &mut self.state.recovery;
+        recovery.cause = Some(format!("looking at {place}, which {who} cannot restore: {reason}"));
+        recovery.rollback_cause = RollbackCause::DamagedCheckpoint;
     }
 
     fn inquire(&mut self, inquiry: Inquiry) {
@@ -169,6 +171,7 @@ impl Turn<'_> {
             return self.inquire(inquiry);
         }
         self.state.recovery.cause = None;
+        self.state.recovery.rollback_cause = RollbackCause::MemberLost;
         if let Some(Blamed { mut culprit, host }) = inquiry.blamed {
             culprit.message.push_str("; read here, it is sound: the way from the store to its host is not");
             self.lose(Reason::MemberFailed, culprit, Some(host));
@@ -181,7 +184,7 @@ impl Turn<'_> {
             self.log(Level::Error, told.clone());
             self.state.damage.set_aside.push(told);
             let (at_unix_ms, step, reason) = (self.now.0, *step, reason.clone());
-            let line = RecoveryLine::FellBack { at_unix_ms, step, reason, to };
+            let line = FailureLine::CheckpointQuarantined { at_unix_ms, step, reason, to };
             self.actions.push(Action::Record(Record::Recovery(line)));
         }
         self.actions.push(Action::StatusChanged);

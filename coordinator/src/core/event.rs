@@ -1,6 +1,6 @@
 //! What happens to a run, and what is to be done about it.
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::FailureLine;
 use polygram_domain::{CheckpointKind, Generation, Step};
 use polygram_proto::control::{
     CheckpointPlace, DamagedCheckpoint, Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics,
@@ -104,6 +104,16 @@ pub enum Event {
         /// One sentence.
         message: String,
     },
+    /// The coordinator waits for the store, or waits no more.
+    StoreWait {
+        /// Why, one sentence, while it waits.
+        sentence: Option<String>,
+    },
+    /// Another coordinator leads the run.
+    TakenOver {
+        /// Who, one sentence.
+        message: String,
+    },
     /// The operator ends the run.
     Stop {
         /// Of the call.
@@ -163,7 +173,7 @@ pub enum Record {
     /// A generation begins from this state version: what was recorded of later ones is done again.
     WentBack(Step),
     /// What the story of the run's failures is made of.
-    Recovery(RecoveryLine),
+    Recovery(FailureLine),
 }
 
 /// How the run ended.

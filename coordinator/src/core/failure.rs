@@ -5,11 +5,12 @@
 
 use polygram_domain::{Step, words};
 use polygram_proto::control::{
-    Abort, AbortKind, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
+    Abort, AbortKind, Culprit, Directive, Failure, FailureCause, MemberRef, Phase, Reason, RunState, StopMode,
 };
 
 use super::event::{Action, Level, Outcome};
-use super::state::{Attendance, Ending, Suspicion, Turn};
+use super::settings::Resume;
+use super::state::{Attendance, Ending, Member, State, Suspicion, Turn};
 
 /// Consequences kept word by word.
 const CONSEQUENCES: usize = 64;
@@ -37,7 +38,7 @@ impl Turn<'_> {
             return self.consequence(who, &failure.message);
         }
         match (suspect, self.state.suspicion.take()) {
-            (None, None) => self.verdict(who, Reason::MemberFailed, failure.message),
+            (None, None) => self.verdict(who, self.state.reason_of(&failure), failure.message),
             (Some(suspect), None) => {
                 self.log(Level::Warn, format!("{who} failed and blames {suspect}: {}", failure.message));
                 let until = self.now.after(self.state.settings.timeouts.verdict_ms);
@@ -53,7 +54,7 @@ impl Turn<'_> {
             }
             (None, Some(suspicion)) => {
                 self.consequence(suspicion.reporter, &suspicion.failure.message);
-                self.verdict(who, Reason::MemberFailed, failure.message);
+                self.verdict(who, self.state.reason_of(&failure), failure.message);
             }
         }
     }
@@ -79,7 +80,7 @@ impl Turn<'_> {
             member: who,
             pid: member.map_or(0, |m| m.pid),
             phase: member.map_or(Phase::Starting, |m| m.phase),
-            step: member.map_or(Step(0), |m| m.step),
+            step: member.map_or(Step(0), |m| self.state.step_of(m)),
             message,
         };
         self.lose(reason, culprit, host);
@@ -106,7 +107,7 @@ impl Turn<'_> {
 
     fn end(&mut self, run: RunState, reason: Reason, message: String) {
         let until = self.now.after(self.state.settings.timeouts.leave_ms);
-        self.state.ending = Some(Ending { until, done: false });
+        self.state.ending = Some(Ending { until, done: false, is_recorded: true });
         self.state.suspicion = None;
         self.tell_end(run, &message);
         self.enter(run, reason, message);
@@ -256,6 +257,12 @@ impl Turn<'_> {
         if ending.done {
             return;
         }
+        if !std::mem::replace(&mut ending.is_recorded, true) {
+            // It was over before it began.
+            let (run, message) = (self.state.run, self.state.message.clone());
+            self.tell_end(run, &message);
+        }
+        let Some(ending) = &mut self.state.ending else { return };
         let stay = self.state.members.values().filter(|m| m.attendance == Attendance::Open).count();
         let waits = stay > 0 || self.state.checkpoints.committing.is_some();
         if waits && self.now < ending.until {
@@ -267,5 +274,27 @@ impl Turn<'_> {
         }
         let outcome = if self.state.run == RunState::Failed { Outcome::Bad } else { Outcome::Good };
         self.actions.push(Action::End(outcome));
+    }
+}
+
+impl State {
+    /// What kind of loss a member's own failure is.
+    fn reason_of(&self, failure: &Failure) -> Reason {
+        let resumed = self.checkpoints.point.map(Resume::at_point);
+        if self.run == RunState::Restoring && self.resume == resumed && resumed.is_some() {
+            // Whatever is wrong with a recovery point, the run goes on without it.
+            return Reason::MemberFailed;
+        }
+        match failure.cause {
+            FailureCause::Program => Reason::MemberFailed,
+            FailureCause::Environment => Reason::EnvironmentFailed,
+            FailureCause::StoreUnusable => Reason::StoreFailed,
+        }
+    }
+
+    /// Updates that a member has applied: its heartbeat may be older than what rank 0 has reported, and a step is applied
+    /// by every member or by none.
+    fn step_of(&self, member: &Member) -> Step {
+        if self.run == RunState::Running { member.step.max(self.reached()) } else { member.step }
     }
 }

@@ -70,6 +70,7 @@ impl Turn<'_> {
                 step: Step(0),
                 phase: Phase::Starting,
                 restored_bytes: 0,
+                store_wait: None,
                 finished: None,
                 failed: false,
             },
@@ -126,10 +127,11 @@ impl Turn<'_> {
         m.heard = now;
         let who = m.who;
         match report {
-            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes }) => {
+            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes, store_wait }) => {
                 m.step = m.step.max(step);
                 m.phase = phase;
                 m.restored_bytes = restored_bytes;
+                m.store_wait = store_wait;
             }
             MemberReport::Ready { assignment } => self.ready(who, assignment),
             MemberReport::Metrics(metrics) => {

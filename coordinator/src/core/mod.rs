@@ -37,6 +37,8 @@ pub use policy::RolledBack;
 pub use settings::{Earlier, Resume, Settings, Timeouts};
 pub use state::State;
 
+use polygram_proto::control::Reason;
+
 /// Applies `event` at `now` and says what is to be done, in order.
 pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
     let mut turn = state::Turn { state, now, actions: Vec::new() };
@@ -54,6 +56,8 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         Event::RolledBack { at, result } => turn.rolled_back(at, result),
         Event::Examined { place, result } => turn.examined(place, result),
         Event::StoreFailed { message } => turn.store_failed(message),
+        Event::StoreWait { sentence } => turn.state.store_wait = sentence,
+        Event::TakenOver { message } => turn.fail(Reason::TakenOver, message),
         Event::Stop { ticket, mode, reason } => {
             let message = turn.stop(mode, reason);
             turn.reply(ticket, Ok(Reply::Stopping(message)));

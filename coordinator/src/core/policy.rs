@@ -4,9 +4,9 @@
 //! coordinator that dies before has decided nothing: its successor goes on from the newest commit, and the same steps
 //! bring the same wish. One that dies behind it leaves the decision to its successor, who reads it.
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::{FailureLine, RollbackCause};
+use polygram_domain::Step;
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{Step, StepOutcome};
 use polygram_proto::control::{Failure, MemberRef, Reason, Role, RunState, StepMetrics};
 
 use super::event::{Action, Level, Record};
@@ -49,7 +49,15 @@ impl Turn<'_> {
             let message = format!("{}; the run was to stop ({wish})", failure.message);
             return self.fail(Reason::MemberFailed, message);
         }
-        self.tell_policy(failure.step, format!("{who}: {}; going back", failure.message));
+        let (at_unix_ms, generation) = (self.now.0, self.state.generation);
+        let line = FailureLine::RollbackRequested {
+            at_unix_ms,
+            generation,
+            step: failure.step,
+            member: who.to_string(),
+            cause: failure.message.clone(),
+        };
+        self.actions.push(Action::Record(Record::Recovery(line)));
         self.log(Level::Warn, failure.message.clone());
         self.state.policy.undecided = Some(failure.step);
         let cause = failure.message.clone();
@@ -67,11 +75,8 @@ impl Turn<'_> {
         self.state.policy.undecided = None;
         match result {
             Ok(RolledBack { to, policy }) => {
-                let from = to.map_or("the beginning".into(), |step| format!("step {step}"));
-                let newest = policy.left_out.ranges();
-                let ranges: Vec<String> =
-                    newest.iter().map(|[start, end]| format!("{start}..{end}")).collect();
-                self.tell_policy(at, format!("back to {from}; samples {} are left out", ranges.join(", ")));
+                let left_out = policy.left_out.ranges().to_vec();
+                self.state.recovery.rollback_cause = RollbackCause::Spike { left_out };
                 self.state.policy.state = policy;
                 (self.state.checkpoints.committed, self.state.checkpoints.point) = (to, None);
                 self.state.resume = to.map(Resume::at);
@@ -84,26 +89,16 @@ impl Turn<'_> {
         }
     }
 
-    /// Tells of a step that was skipped.
+    /// Records that a step was skipped, where it was.
     pub(super) fn tell_skip(&mut self, metrics: &StepMetrics) {
         let outcome = metrics.proof.outcome;
-        if outcome != StepOutcome::Applied {
+        if let Some(why) = outcome.reason() {
             let StepMetrics { step, loss, grad_norm, .. } = *metrics;
-            let what = match outcome {
-                StepOutcome::SkippedLossSpike => "its loss was a spike",
-                StepOutcome::SkippedNormSpike => "its gradient norm was a spike",
-                StepOutcome::SkippedNonfinite | StepOutcome::Applied => "it was not finite",
-            };
-            let sentence =
-                format!("step {step} was skipped: {what} (loss {loss}, gradient norm {grad_norm})");
-            self.log(Level::Warn, sentence.clone());
-            self.tell_policy(step, sentence);
+            let sentence = format!("step {step} was skipped: {why} (loss {loss}, gradient norm {grad_norm})");
+            self.log(Level::Warn, sentence);
+            let (at_unix_ms, generation) = (self.now.0, self.state.generation);
+            let line = FailureLine::StepSkipped { at_unix_ms, generation, step, outcome, loss, grad_norm };
+            self.actions.push(Action::Record(Record::Recovery(line)));
         }
-    }
-
-    fn tell_policy(&mut self, step: Step, sentence: String) {
-        let (at_unix_ms, generation) = (self.now.0, self.state.generation);
-        let line = RecoveryLine::Policy { at_unix_ms, generation, step, sentence };
-        self.actions.push(Action::Record(Record::Recovery(line)));
     }
 }

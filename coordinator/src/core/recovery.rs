@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polygram_checkpoint::{CulpritRecord, LossRecord, RecoveryLine};
+use polygram_checkpoint::{CulpritRecord, FailureLine, LossRecord, RollbackCause};
 use polygram_domain::{Generation, Step, words};
 use polygram_proto::control::{
     Abort, AbortKind, Culprit, Directive, MemberId, MemberRef, MemberReport, Reason, Role, Rollback, RunState,
@@ -29,6 +29,8 @@ pub(super) struct Recovery {
     pub(super) last: Option<Rollback>,
     /// What the last generation ended for, if it was not a loss: the beginning of a sentence.
     pub(super) cause: Option<String>,
+    /// The same, by type.
+    pub(super) rollback_cause: RollbackCause,
     /// The furthest state version that was ever reported.
     furthest: Step,
     /// The same when the last loss was judged.
@@ -94,6 +96,12 @@ impl State {
     /// Why the run cannot go back after this loss.
     fn gives_up(&self, reason: Reason, culprit: &Culprit) -> Option<String> {
         let (policy, recovery) = (&self.settings.recovery, &self.recovery);
+        if reason == Reason::StoreFailed {
+            return Some(
+                "starting members again does not mend the store; mend it, and the same command continues"
+                    .into(),
+            );
+        }
         let told = Told::of(reason, culprit);
         if told.is_some_and(|told| recovery.told.contains(&told)) {
             return Some(format!(
@@ -192,8 +200,8 @@ impl Turn<'_> {
         culprit: &Culprit,
         host: Option<String>,
         gives_up: Option<String>,
-    ) -> RecoveryLine {
-        RecoveryLine::Lost(LossRecord {
+    ) -> FailureLine {
+        FailureLine::Lost(LossRecord {
             at_unix_ms: self.now.0,
             generation: self.state.generation,
             reason: reason.as_str().into(),
@@ -216,6 +224,7 @@ impl Turn<'_> {
         let recovery = &mut self.state.recovery;
         recovery.restarts += 1;
         recovery.cause = None;
+        recovery.rollback_cause = RollbackCause::MemberLost;
         recovery.last = self.state.culprit.clone().map(|culprit| Rollback { reason, culprit });
         let not_before = self.backoff();
         self.end_generation(sentence, not_before);
@@ -333,7 +342,8 @@ impl Turn<'_> {
         self.state.evaluations.retain(|_, evaluation| evaluation.step <= step);
         self.actions.push(Action::Record(Record::WentBack(step)));
         let (at_unix_ms, generation) = (self.now.0, self.state.generation);
-        let line = RecoveryLine::WentBack { at_unix_ms, generation, step };
+        let cause = self.state.recovery.rollback_cause.clone();
+        let line = FailureLine::RolledBack { at_unix_ms, generation, cause, to: step };
         self.actions.push(Action::Record(Record::Recovery(line)));
     }
 
@@ -343,7 +353,7 @@ impl Turn<'_> {
         self.state.culprit = None;
         self.state.consequences.clear();
         let (at_unix_ms, generation) = (self.now.0, self.state.generation);
-        let line = RecoveryLine::Started { at_unix_ms, generation };
+        let line = FailureLine::Started { at_unix_ms, generation };
         self.actions.push(Action::Record(Record::Recovery(line)));
         let seconds = self.now.since(lost_at) as f64 / 1000.0;
         let step = self.state.resume_step();
@@ -360,7 +370,7 @@ impl Turn<'_> {
         recovery.furthest = recovery.furthest.max(step);
         if step >= was && recovery.lost_at.take().is_some() {
             let (at_unix_ms, generation) = (self.now.0, self.state.generation);
-            let line = RecoveryLine::CaughtUp { at_unix_ms, generation, step };
+            let line = FailureLine::CaughtUp { at_unix_ms, generation, step };
             self.actions.push(Action::Record(Record::Recovery(line)));
         }
     }
@@ -379,13 +389,12 @@ impl Turn<'_> {
     }
 
     pub(super) fn tell_consequence(&mut self, who: MemberRef, message: &str) {
-        let line =
-            RecoveryLine::Consequence { at_unix_ms: self.now.0, sentence: format!("{who}: {message}") };
+        let line = FailureLine::Consequence { at_unix_ms: self.now.0, sentence: format!("{who}: {message}") };
         self.actions.push(Action::Record(Record::Recovery(line)));
     }
 
     pub(super) fn tell_end(&mut self, run: RunState, message: &str) {
-        let line = RecoveryLine::Ended {
+        let line = FailureLine::Ended {
             at_unix_ms: self.now.0,
             state: run.as_str().into(),
             message: message.to_owned(),

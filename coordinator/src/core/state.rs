@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use polygram_domain::{CheckpointKind, Generation, Step};
+use polygram_domain::{CheckpointKind, Generation, Step, words};
 use polygram_proto::control::{
     AssignmentHash, Culprit, Directive, Evaluation, Failure, Incarnation, MemberId, MemberRef, Phase, Reason,
     Role, RunState, StepMetrics,
@@ -48,6 +48,8 @@ pub struct State {
     pub(super) recovery: Recovery,
     pub(super) policy: Policy,
     pub(super) damage: Damage,
+    /// Why the coordinator waits for the store, while it does.
+    pub(super) store_wait: Option<String>,
 }
 
 /// One admitted process.
@@ -66,6 +68,8 @@ pub(super) struct Member {
     pub(super) phase: Phase,
     /// Read of the checkpoint that it restores.
     pub(super) restored_bytes: u64,
+    /// Why it waits for the store, while it does.
+    pub(super) store_wait: Option<String>,
     pub(super) finished: Option<Step>,
     pub(super) failed: bool,
 }
@@ -124,6 +128,8 @@ pub(super) struct Suspicion {
 pub(super) struct Ending {
     pub(super) until: Time,
     pub(super) done: bool,
+    /// Whether the failure log has the end.
+    pub(super) is_recorded: bool,
 }
 
 impl State {
@@ -163,6 +169,7 @@ impl State {
             recovery: Recovery::default(),
             policy: Policy { state: settings.policy.clone(), undecided: None },
             damage: Damage::default(),
+            store_wait: None,
             settings,
         };
         let reached = state.resume_step();
@@ -174,7 +181,7 @@ impl State {
                 (RunState::Stopped, Reason::StopAtStep)
             };
             state.message = format!("step {reached} of {total} was already committed; nothing is left to do");
-            state.ending = Some(Ending { until: now, done: false });
+            state.ending = Some(Ending { until: now, done: false, is_recorded: false });
         } else {
             state.message = state.waiting_to_join();
         }
@@ -233,6 +240,17 @@ impl State {
         self.members.values().filter(|m| m.who.role == Role::Worker)
     }
 
+    /// Who waits for the store, and why.
+    fn store_trouble(&self) -> Option<String> {
+        let waiting: Vec<&Member> = self.members.values().filter(|m| m.store_wait.is_some()).collect();
+        let (Some(first), rest) = (waiting.first(), waiting.len().saturating_sub(1)) else {
+            return self.store_wait.clone();
+        };
+        let others =
+            if rest == 0 { String::new() } else { format!(" and {}", words::counted(rest as u64, "other")) };
+        first.store_wait.as_ref().map(|sentence| format!("{sentence} ({}{others})", first.who))
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.run.is_over()
     }
@@ -263,6 +281,15 @@ impl Turn<'_> {
 
     /// Enters `run` for `reason`. Later turns may refine reason and message within the state.
     pub(super) fn enter(&mut self, run: RunState, reason: Reason, message: String) {
+        let (reason, message) = match self.state.store_trouble() {
+            // Where members are waited for, that is the reason: the store is in nobody's way yet.
+            Some(trouble)
+                if !run.is_over() && !matches!(reason, Reason::WaitingForMembers | Reason::BackingOff) =>
+            {
+                (Reason::StoreTrouble, trouble)
+            }
+            _ => (reason, message),
+        };
         let state = &mut *self.state;
         if state.run == run && state.reason == reason && state.message == message {
             return;
@@ -276,6 +303,7 @@ impl Turn<'_> {
         let level = match run {
             RunState::Failed => Level::Error,
             RunState::Recovering => Level::Warn,
+            _ if reason == Reason::StoreTrouble => Level::Warn,
             _ => Level::Info,
         };
         let line = format!("{run}: {}", state.message);

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -14,14 +14,14 @@ use polygram_proto::pool::{
     JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolMemberStatus, PoolWord, Submission,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::task::{JoinError, JoinSet};
 
 use super::core::event::Admission;
 use super::core::{Action, Event, Needs, Reply, SessionEnd, State, apply};
 use super::metrics::Numbers;
 use super::session::Session;
 use super::store::{Store, StoreError};
+use crate::beat::{self, Beat};
 use crate::clock::Clock;
 use crate::core::{Level, Ticket};
 
@@ -115,7 +115,7 @@ pub(super) struct Ground {
 pub(super) struct Driver {
     state: State,
     clock: Clock,
-    store: Store,
+    store: Arc<Mutex<Store>>,
     ground: Ground,
     pending: HashMap<Ticket, Pending>,
     tickets: u64,
@@ -135,7 +135,7 @@ impl Driver {
         Driver {
             state,
             clock,
-            store,
+            store: Arc::new(Mutex::new(store)),
             ground,
             pending: HashMap::new(),
             tickets: 0,
@@ -159,10 +159,25 @@ impl Driver {
         mut inbox: mpsc::Receiver<Input>,
         mut interrupts: mpsc::Receiver<String>,
     ) -> Result<(), StoreError> {
-        let mut beat = tokio::time::interval(TICK);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = Beat::every(TICK);
         let mut interruptible = true;
         while !self.may_leave {
+            if beat.is_due() {
+                for input in beat::arrived(&mut inbox) {
+                    self.take(input);
+                    self.settle_events().await?;
+                }
+                while let Some(ended) = self.leading.try_join_next() {
+                    self.session_ended(ended);
+                }
+                while let Some(reader) = self.readers.try_join_next() {
+                    report_reader(reader);
+                }
+                self.events.push_back(Event::Tick);
+                self.settle_events().await?;
+                beat.passed();
+                continue;
+            }
             tokio::select! {
                 biased;
                 interrupt = interrupts.recv(), if interruptible => match interrupt {
@@ -170,30 +185,54 @@ impl Driver {
                     None => interruptible = false,
                 },
                 Some(input) = inbox.recv() => self.take(input),
-                Some(ended) = self.leading.join_next(), if !self.leading.is_empty() => match ended {
-                    Ok((job, session, end)) => {
-                        self.restarts += self.sessions.remove(&job).map_or(0, |leading| leading.restarts());
-                        self.events.push_back(Event::SessionEnded { job, session, end });
-                    }
-                    Err(error) => tracing::error!(%error, "the task around a session failed"),
-                },
-                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => {
-                    if let Err(error) = reader {
-                        tracing::error!(%error, "a reader of a member's words failed");
-                    }
+                Some(ended) = self.leading.join_next(), if !self.leading.is_empty() => {
+                    self.session_ended(ended);
                 }
-                _instant = beat.tick() => self.events.push_back(Event::Tick),
+                Some(reader) = self.readers.join_next(), if !self.readers.is_empty() => report_reader(reader),
+                () = tokio::time::sleep_until(beat.due()) => {}
             }
-            while let Some(event) = self.events.pop_front() {
-                for action in apply(&mut self.state, event, self.clock.now()) {
-                    self.act(action)?;
-                }
-            }
+            self.settle_events().await?;
         }
         self.connections.clear();
         self.readers.shutdown().await;
         self.leading.shutdown().await;
         Ok(())
+    }
+
+    /// Applies events until none is left; acting on one may bring about another.
+    async fn settle_events(&mut self) -> Result<(), StoreError> {
+        while let Some(event) = self.events.pop_front() {
+            for action in apply(&mut self.state, event, self.clock.now()) {
+                self.act(action).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn session_ended(&mut self, ended: Result<(JobId, u32, SessionEnd), JoinError>) {
+        match ended {
+            Ok((job, session, end)) => {
+                self.restarts += self.sessions.remove(&job).map_or(0, |leading| leading.restarts());
+                self.events.push_back(Event::SessionEnded { job, session, end });
+            }
+            Err(error) => tracing::error!(%error, "the task around a session failed"),
+        }
+    }
+
+    /// Changes the queue on a thread where it may block. What is to be kept is on disk when this returns.
+    async fn keep(
+        &self,
+        change: impl FnOnce(&mut Store) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let kept = tokio::task::spawn_blocking(move || {
+            change(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        match kept.await {
+            Ok(kept) => kept,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(ended) => Err(StoreError::Ended(ended)),
+        }
     }
 
     /// Turns an input into an event, remembering whom to answer. A caller that has gone meanwhile does not want its
@@ -295,15 +334,14 @@ impl Driver {
         ticket
     }
 
-    fn act(&mut self, action: Action) -> Result<(), StoreError> {
+    async fn act(&mut self, action: Action) -> Result<(), StoreError> {
         let now = self.clock.now();
         match action {
-            // Nothing else may run on this thread meanwhile; other threads of the runtime go on.
             Action::Admit { record, config_toml } => {
-                tokio::task::block_in_place(|| self.store.admit(&record, &config_toml, now))?;
+                self.keep(move |store| store.admit(&record, &config_toml, now)).await?;
             }
             Action::Save { record, word } => {
-                tokio::task::block_in_place(|| self.store.save(&record, &word, now))?;
+                self.keep(move |store| store.save(&record, &word, now)).await?;
             }
             Action::Reply { ticket, answer } => self.answer(ticket, answer),
             Action::Open { job, session, workers, config_toml } => {
@@ -370,6 +408,12 @@ impl Driver {
             let message = "it does not read what it is told".to_owned();
             self.events.push_back(Event::Gone { member, message });
         }
+    }
+}
+
+fn report_reader(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a reader of a member's words failed");
     }
 }
 

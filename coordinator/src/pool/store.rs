@@ -107,6 +107,9 @@ pub enum StoreError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
+    /// The runtime ended while the queue was written.
+    #[error("the queue was not written: {0}")]
+    Ended(tokio::task::JoinError),
     /// A kept run file is not legal for this build.
     #[error("{path}: the run file of job {job} is not legal any more: {source}")]
     Config {

@@ -255,7 +255,11 @@ impl Engine {
     /// Takes the end of a snapshot.
     pub(super) async fn snapshot_ended(&mut self, ended: Result<(), ArchiveError>) -> Result<(), ShardError> {
         let version = self.ledger.version();
-        ended.map_err(|error| ShardError::Snapshot { version, reason: error.to_string() })?;
+        ended.map_err(|error| ShardError::Snapshot {
+            version,
+            reason: error.to_string(),
+            problem: error.store_problem(),
+        })?;
         self.status.send_modify(|status| status.is_snapshotting = false);
         self.tell_all(|| Command::EndSnapshot).await?;
         self.ledger.snapshot_finished();
@@ -318,7 +322,7 @@ impl Engine {
         }
         let Some(archive) = self.archive.clone() else {
             let reason = "this shard has no archive".to_owned();
-            return Err(ShardError::Snapshot { version, reason });
+            return Err(ShardError::Snapshot { version, reason, problem: None });
         };
         let selection = archive.select(order, self.rows());
         self.tell_all(|| Command::Close { step, rates, snapshot: Some(selection) }).await?;

@@ -125,6 +125,7 @@ async fn run(
                 let ended = joined.map_err(|error| ShardError::Snapshot {
                     version: engine.ledger.version(),
                     reason: error.to_string(),
+                    problem: None,
                 })?;
                 engine.snapshot_ended(ended).await?;
             }

@@ -15,7 +15,6 @@ use crate::manifest::Manifest;
 use crate::object::ObjectEntry;
 use crate::store::RunStore;
 use crate::transfer::Created;
-use crate::verify::Verified;
 
 /// What a commit did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,44 +150,6 @@ impl RunStore {
             }
         }
         Ok(latest)
-    }
-
-    /// Moves a damaged manifest out of the way, to `ckpt/damaged/`, so that its step can be committed again. For the
-    /// one coordinator of the run, when it restores an older checkpoint; a manifest that verifies after all is an
-    /// error and stays.
-    pub async fn set_aside(&self, damaged: &Damaged) -> Result<(), CheckpointError> {
-        let key = keys::manifest(damaged.step);
-        let bytes = match self.get(&key).await {
-            Err(CheckpointError::Missing { .. }) => return Ok(()),
-            other => other?,
-        };
-        if self.verified(damaged.step, &self.data_sizes().await?).await?.is_ok() {
-            return Err(CheckpointError::input(key, "it verifies; it is not set aside"));
-        }
-        self.move_aside(damaged.step, bytes).await
-    }
-
-    /// The same for a checkpoint of which [`RunStore::verify`] has found faults that no length tells.
-    pub async fn set_aside_unsound(&self, step: Step, found: &Verified) -> Result<(), CheckpointError> {
-        let key = keys::manifest(step);
-        if found.faults.is_empty() {
-            return Err(CheckpointError::input(key, "no fault was found; it is not set aside"));
-        }
-        let bytes = self.get(&key).await?;
-        self.move_aside(step, bytes).await
-    }
-
-    /// Moves a manifest of these bytes to `ckpt/damaged/`; never one that another build wrote.
-    pub(crate) async fn move_aside(&self, step: Step, bytes: Bytes) -> Result<(), CheckpointError> {
-        let decoded = Manifest::decode(&keys::manifest(step), &bytes, (self.run(), step));
-        if let Err(error) = decoded
-            && error.is_of_another_build()
-        {
-            return Err(error);
-        }
-        let hash = blake3::hash(&bytes).to_hex();
-        self.put_once(&keys::damaged(step, hash.as_str()), bytes).await?;
-        self.delete(&keys::manifest(step)).await
     }
 
     /// Keeps the newest `keep` (at least 1) checkpoints that verify, and all that are pinned, with their objects. Other

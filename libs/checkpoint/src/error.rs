@@ -6,7 +6,7 @@ use polygram_domain::{Step, words};
 
 use crate::cover::CoverError;
 use crate::keys;
-use crate::patience::is_full;
+use crate::problem::StoreProblem;
 
 /// Why the store refused, failed or could not be believed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,20 @@ pub enum CheckpointError {
         key: String,
         /// How it was noticed.
         reason: String,
+    },
+    /// A manifest of another run. The folder is a copy; nothing in it is damaged.
+    #[error(
+        "{key} belongs to run {found}: the folder of run {run} is a copy of that run, and nothing of it is damaged. Rename the \
+         folder to {found}; or remove the copy, and make a run of its own with `polygram ckpt reshard {found} --workers W \
+         --shards S --to-run {run}`"
+    )]
+    OtherRun {
+        /// Object.
+        key: String,
+        /// The run that it lies under.
+        run: String,
+        /// The run that wrote it.
+        found: String,
     },
     /// An object of another schema version. It is sound, and another build's to read: it is neither quarantined nor removed.
     #[error(
@@ -172,13 +186,24 @@ impl CheckpointError {
         matches!(self, CheckpointError::Store(_) | CheckpointError::Refused { .. })
     }
 
+    /// Whether the root itself cannot be opened as it was given.
+    pub fn is_of_root(&self) -> bool {
+        matches!(self, CheckpointError::BadRoot { .. } | CheckpointError::UnknownScheme { .. })
+    }
+
+    /// What keeps the store from doing what was asked, where that is the error.
+    pub fn store_problem(&self) -> Option<StoreProblem> {
+        match self {
+            CheckpointError::Store(failed) | CheckpointError::Refused { failed, .. } => {
+                Some(StoreProblem::of(&failed.source))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the store has no room left.
     pub fn is_full(&self) -> bool {
-        let failed = match self {
-            CheckpointError::Store(failed) | CheckpointError::Refused { failed, .. } => failed,
-            _ => return false,
-        };
-        is_full(&failed.source)
+        self.store_problem() == Some(StoreProblem::NoRoom)
     }
 
     /// Whether the stored bytes are at fault (missing, damaged), so that trying again cannot help but an older checkpoint
@@ -190,6 +215,11 @@ impl CheckpointError {
     /// Whether the object is sound, and another build's to read.
     pub fn is_of_another_build(&self) -> bool {
         matches!(self, CheckpointError::Schema { .. })
+    }
+
+    /// Whether the object is sound, and another run's.
+    pub fn is_of_another_run(&self) -> bool {
+        matches!(self, CheckpointError::OtherRun { .. })
     }
 }
 

@@ -118,7 +118,7 @@ impl RunStore {
         if quarantined.is_empty() {
             return Ok(());
         }
-        let roll_backs = self.roll_backs().await?;
+        let rollbacks = self.rollbacks().await?;
         for object in quarantined {
             let Some(step) = keys::step_of_damaged(&object.key) else { continue };
             if oldest.is_some_and(|oldest| step < oldest) && !pinned.contains(&step) {
@@ -127,7 +127,7 @@ impl RunStore {
             let bytes = self.get(&object.key).await?;
             let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
             let is_ended =
-                manifest.is_ok_and(|manifest| roll_backs.iter().any(|back| back.supersedes(&manifest)));
+                manifest.is_ok_and(|manifest| rollbacks.iter().any(|back| back.supersedes(&manifest)));
             if !is_ended {
                 references.spare(step, &bytes);
             }

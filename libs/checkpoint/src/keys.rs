@@ -22,7 +22,7 @@ pub const LEASE: &str = "coord/leader.json";
 /// Folder of the ledger.
 pub const LEDGER: &str = "ledger";
 /// Folder of ways back from spikes.
-pub const ROLL_BACK: &str = "roll_back";
+pub const ROLLBACK: &str = "roll_back";
 /// The status object.
 pub const STATUS: &str = "status.json";
 
@@ -104,13 +104,13 @@ pub fn events(role: &str) -> String {
 }
 
 /// A way back.
-pub fn roll_back(number: u64) -> String {
-    format!("{ROLL_BACK}/{number:08}.json")
+pub fn rollback(number: u64) -> String {
+    format!("{ROLLBACK}/{number:08}.json")
 }
 
 /// The number of a way back's key.
-pub fn roll_back_of(key: &str) -> Option<u64> {
-    parse_digits(key.strip_prefix(ROLL_BACK)?.strip_prefix('/')?.strip_suffix(".json")?, 8)
+pub fn rollback_of(key: &str) -> Option<u64> {
+    parse_digits(key.strip_prefix(ROLLBACK)?.strip_prefix('/')?.strip_suffix(".json")?, 8)
 }
 
 /// Digits only, at least `width` of them, and longer only where the number needs it.
@@ -149,7 +149,7 @@ mod tests {
             assert_eq!(step_of_data(&key), Some(Step(step)), "{key}");
             assert_eq!(member_of_data(&key), Some("worker-0"), "{key}");
             assert_eq!(term_of(&term(step)), Some(step));
-            assert_eq!(roll_back_of(&roll_back(step)), Some(step));
+            assert_eq!(rollback_of(&rollback(step)), Some(step));
         }
     }
 

@@ -7,12 +7,12 @@
 //! ckpt/data/<xx>/<step>-<member>-<n>-<hash>.<kind>  data objects: `safetensors` (tensors.rs) or `rows` (rows.rs)
 //! ckpt/commit/<step>.json                           manifest, written last with Create: THE commit point
 //! ckpt/pin/<step>                                   the checkpoint of this step is never removed
-//! ckpt/damaged/<step>-<hash>.json                   manifests that failed to verify and were set aside
+//! ckpt/damaged/<step>-<hash>.json                   quarantined manifests
 //! coord/<term>.json                                 coordinators' terms, claimed with Create
 //! coord/leader.json                                 who leads the run; overwritten every few seconds
-//! events/<role>/<attempt>/<segment>.jsonl           metrics, and the story of losses (segments.rs)
+//! events/<role>/<attempt>/<segment>.jsonl           metrics, and the failure log (segments.rs)
 //! ledger/<attempt>/<segment>.jsonl                  one hash-chained line a step (segments.rs)
-//! roll_back/<number>.json                           a way back from a spike: made once, it decides
+//! roll_back/<number>.json                           a rollback from a spike: made once, it decides
 //! status.json                                       the run's present state; overwritten at will
 //! ```
 //!
@@ -39,7 +39,7 @@ pub mod digest;
 mod disk;
 pub mod error;
 pub mod events;
-pub mod fall_back;
+pub mod failure_log;
 mod fault;
 mod garbage;
 pub mod keys;
@@ -51,11 +51,12 @@ pub mod object;
 pub mod patience;
 mod pin;
 mod probe;
-pub mod recovery;
+pub mod problem;
+pub mod quarantine;
 pub mod removal;
 pub mod renewal;
 pub mod reshard;
-pub mod roll_back;
+pub mod rollback;
 pub mod root;
 pub mod row_io;
 pub mod rows;
@@ -69,6 +70,7 @@ mod threads;
 mod transfer;
 pub mod values;
 pub mod verify;
+pub mod waits;
 
 pub use cloud::Variables;
 pub use commit::{Committed, Damaged, Latest, Retained};
@@ -77,6 +79,7 @@ pub use config::ConfigHash;
 pub use cover::{CoverError, ExpectedTensor, TensorClass, expected_tensors};
 pub use digest::{Difference, Digest};
 pub use error::{CheckpointError, FailedRequest};
+pub use failure_log::{AttemptLog, CulpritRecord, FailureLine, LossRecord, RollbackCause};
 pub use fault::Fault;
 pub use lease::{Leadership, Lease};
 pub use ledger::{Chain, ChainHash, Entry, Heading};
@@ -86,9 +89,10 @@ pub use metrics::{
 };
 pub use object::{Content, Cursor, DType, ObjectEntry, Part, RowScope, TensorEntry};
 pub use patience::Patience;
-pub use recovery::{Chapter, CulpritRecord, LossRecord, RecoveryLine};
+pub use problem::StoreProblem;
+pub use quarantine::QuarantineReason;
 pub use reshard::{Placement, Resharded};
-pub use roll_back::RollBack;
+pub use rollback::RollbackRecord;
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
 pub use rows::{RowObject, RowRecord, TableShape};
@@ -99,3 +103,4 @@ pub use tensors::{NamedTensor, TensorObject, TensorSlice};
 pub use term::{CoordinatorAddress, CoordinatorRecord, Term};
 pub use values::Values;
 pub use verify::Verified;
+pub use waits::{Wait, Waits};

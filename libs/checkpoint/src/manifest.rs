@@ -135,11 +135,15 @@ impl Manifest {
         (run, step): (&RunName, Step),
     ) -> Result<Manifest, CheckpointError> {
         let manifest: Manifest = unseal(key, bytes)?;
-        if manifest.run != run.as_str() || manifest.step != step {
+        if manifest.step != step {
             return Err(CheckpointError::damaged(
                 key,
-                format!("it is the manifest of run {:?}, step {}", manifest.run, manifest.step),
+                format!("it is the manifest of step {}", manifest.step),
             ));
+        }
+        if manifest.run != run.as_str() {
+            let (key, run) = (key.to_owned(), run.to_string());
+            return Err(CheckpointError::OtherRun { key, run, found: manifest.run });
         }
         for object in &manifest.objects {
             check_entry(object)

@@ -3,7 +3,6 @@
 //! Only requests that change nothing when repeated come here: reads, lists, deletions, writes of an object under a name
 //! of its own content, and Creates, which answer a repetition with "exists" and are then compared with what is there.
 
-use std::error::Error as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::ops::RangeInclusive;
@@ -11,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use object_store::Error;
-use object_store::client::{HttpError, HttpErrorKind};
 use tokio::time::Instant;
 
+use crate::problem::{LOCAL, StoreProblem, caused_by, is_full_kind, is_stale_signature, status};
 use crate::threads::STOPPED;
+use crate::waits::{Wait, Waits};
 
 /// Names the seconds for which a failing store is asked again, for every process that inherits it.
 pub const RETRY_SECONDS_VARIABLE: &str = "POLYGRAM_STORE_RETRY_SECONDS";
@@ -51,6 +51,36 @@ impl Default for Patience {
     }
 }
 
+/// A wait that is shorter is not told, unless a person has to end it.
+const UNTOLD: Duration = Duration::from_secs(3);
+
+/// What is known of a store before a request, and who hears of the request's wait.
+pub(crate) struct Asked<'a> {
+    /// Whether the store ever answered; learns it.
+    pub(crate) answered: &'a AtomicBool,
+    /// About how many bytes are moved.
+    pub(crate) bytes: u64,
+    pub(crate) telling: Option<Telling<'a>>,
+}
+
+/// How a wait is told.
+pub(crate) struct Telling<'a> {
+    pub(crate) waits: &'a Waits,
+    /// Whether a wait that a person has to end is worth it.
+    pub(crate) operator: Operator,
+    /// The sentence about an error of which so long is waited.
+    pub(crate) sentence: &'a (dyn Fn(&Error, Duration) -> String + Sync),
+}
+
+/// What a request does where a person has to change something before it can succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operator {
+    /// It waits: the same has been possible before.
+    Awaited,
+    /// It fails.
+    NotAwaited,
+}
+
 /// The error that counts, and what came before it.
 #[derive(Debug)]
 pub(crate) struct GaveUp {
@@ -82,17 +112,17 @@ impl Patience {
         }
     }
 
-    /// Calls `attempt`, which moves about `bytes`, until it succeeds, fails for good or time is up. `answered` tells
-    /// whether the store ever answered, and learns it.
+    /// Calls `attempt` until it succeeds, fails for good or time is up.
     pub(crate) async fn persist<T, F>(
         &self,
-        answered: &AtomicBool,
-        bytes: u64,
+        asked: Asked<'_>,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, GaveUp>
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let Asked { answered, bytes, telling } = asked;
+        let mut told: Option<Wait> = None;
         let limit = self.attempt + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
         let (start, mut pause, mut tries) = (Instant::now(), self.first_pause, 0);
         loop {
@@ -110,12 +140,21 @@ impl Patience {
             if is_answer(&source) && !is_stale_signature(&source) {
                 answered.store(true, Ordering::Relaxed);
             }
+            let needs_operator = StoreProblem::of(&source).needs_operator();
+            let is_awaited = needs_operator
+                && telling.as_ref().is_some_and(|telling| telling.operator == Operator::Awaited);
             // A disk that cannot be read or written seldom gets better.
-            let is_hopeful = answered.load(Ordering::Relaxed) && !is_broken(&source);
+            let is_hopeful = answered.load(Ordering::Relaxed) && !is_broken(&source) || is_awaited;
             let deadline = if is_hopeful { self.in_all } else { self.before_first_answer };
             let wait = varied(pause);
-            if !is_passing(&source) || start.elapsed() + wait > deadline {
+            if !(is_passing(&source) || is_awaited) || start.elapsed() + wait > deadline {
                 return Err(GaveUp { source, tries, waited: start.elapsed() });
+            }
+            if let Some(Telling { waits, sentence, .. }) = &telling
+                && told.is_none()
+                && (needs_operator || start.elapsed() >= UNTOLD)
+            {
+                told = Some(waits.begin(sentence(&source, deadline)));
             }
             let seconds = deadline.as_secs();
             match tries {
@@ -142,57 +181,6 @@ fn varied(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + share as f64 / 1024.0)
 }
 
-/// The status of the last answer, if the store is asked over HTTP and answered. The client tells it in words only.
-fn status(error: &Error) -> Option<u16> {
-    let text = error.to_string();
-    text.split_once("status code: ")?.1.get(..3)?.parse().ok()
-}
-
-/// Whether nothing listens where the store should be.
-pub(crate) fn is_unreachable(error: &Error) -> bool {
-    caused_by::<HttpError>(error).is_some_and(|http| http.kind() == HttpErrorKind::Connect)
-}
-
-/// Whether there is no room left.
-pub(crate) fn is_full(error: &Error) -> bool {
-    caused_by::<io::Error>(error).is_some_and(|io| is_full_kind(io.kind()))
-}
-
-fn is_full_kind(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// What stores say of a signature that was made too long ago, or by a clock that is wrong, and of credentials that have
-/// expired. The status is not enough: 400, 401 and 403 also stand for errors that no other signature mends.
-const STALE: [&str; 8] = [
-    // Amazon S3 and its like
-    "RequestTimeTooSkewed",
-    "RequestExpired",
-    "ExpiredToken",
-    "TokenRefreshRequired",
-    // Azure
-    "Request date header too old",
-    "ExpiredAuthenticationToken",
-    "Signature not valid in the specified time frame",
-    // Google
-    "Token has expired",
-];
-
-/// Whether the store refused the signature for its age: the same request, signed anew, may succeed.
-pub(crate) fn is_stale_signature(error: &Error) -> bool {
-    let of_clients = matches!(
-        error,
-        Error::Generic { .. } | Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
-    );
-    let text = error.to_string();
-    of_clients && STALE.iter().any(|code| text.contains(code))
-}
-
-/// The nearest cause of this type.
-fn caused_by<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
-    std::iter::successors(error.source(), |&cause| cause.source()).find_map(|cause| cause.downcast_ref())
-}
-
 /// Whether the store itself spoke, however rudely. A disk always does.
 fn is_answer(error: &Error) -> bool {
     match error {
@@ -217,9 +205,6 @@ fn is_passing(error: &Error) -> bool {
         _ => is_stale_signature(error),
     }
 }
-
-/// What an error of an object of this machine's disk calls its store.
-const LOCAL: &str = "LocalFileSystem";
 
 /// Whether an error of a disk is about what the machine has just now: room, descriptors, memory, the way to a server. What
 /// is not there, not allowed or not legal stays so.
@@ -302,8 +287,8 @@ mod tests {
             let call = calls.fetch_add(1, Ordering::Relaxed);
             if call < failures { Err(error()) } else { Ok(call) }
         };
-        let patience = hurried();
-        patience.persist(&answered, 0, attempt).await
+        let asked = Asked { answered: &answered, bytes: 0, telling: None };
+        hurried().persist(asked, attempt).await
     }
 
     #[tokio::test]
@@ -374,7 +359,8 @@ mod tests {
                 calls.fetch_add(1, Ordering::Relaxed);
                 Err::<(), _>(denied(code))
             };
-            hurried().persist(&answered, 0, attempt).await.unwrap_err();
+            let asked = Asked { answered: &answered, bytes: 0, telling: None };
+            hurried().persist(asked, attempt).await.unwrap_err();
             assert_eq!(calls.load(Ordering::Relaxed), 1, "{code}");
         }
     }
@@ -382,11 +368,56 @@ mod tests {
     #[tokio::test]
     async fn an_attempt_without_an_answer_ends() {
         let answered = AtomicBool::new(true);
+        let asked = Asked { answered: &answered, bytes: 0, telling: None };
         let given_up = Patience { in_all: Duration::from_millis(700), ..hurried() }
-            .persist::<(), _>(&answered, 0, std::future::pending)
+            .persist::<(), _>(asked, std::future::pending)
             .await
             .unwrap_err();
         assert!((2..=3).contains(&given_up.tries), "{given_up:?}");
         assert!(given_up.source.to_string().contains("no answer within"), "{given_up:?}");
+    }
+
+    /// Fails so often with `error` for a request whose waits are told; answers the result and all that was told.
+    async fn run_told(
+        operator: Operator,
+        failures: u32,
+        error: fn() -> Error,
+    ) -> (Result<u32, GaveUp>, Vec<Option<String>>) {
+        let (sender, mut receiver) = tokio::sync::watch::channel(None);
+        let (waits, answered, calls) = (Waits::told_to(sender), AtomicBool::new(false), AtomicU32::new(0));
+        let mut told = Vec::new();
+        let attempt = || {
+            told.push(receiver.borrow_and_update().clone());
+            let call = calls.fetch_add(1, Ordering::Relaxed);
+            async move { if call < failures { Err(error()) } else { Ok(call) } }
+        };
+        let sentence = |error: &Error, _: Duration| StoreProblem::of(error).headline().to_owned();
+        let telling = Some(Telling { waits: &waits, operator, sentence: &sentence });
+        let result = hurried().persist(Asked { answered: &answered, bytes: 0, telling }, attempt).await;
+        told.push(receiver.borrow_and_update().clone());
+        (result, told)
+    }
+
+    #[tokio::test]
+    async fn what_a_person_has_to_mend_is_waited_for_and_told() {
+        let denied = || Error::PermissionDenied { path: "k".into(), source: "no".into() };
+        let gone = || Error::NotFound { path: "k".into(), source: "<Code>NoSuchBucket</Code>".into() };
+        for (error, words) in [
+            ((|| local(rustix::io::Errno::NOSPC)) as fn() -> Error, "the store has no room"),
+            (|| local(rustix::io::Errno::ROFS), "the store is read-only"),
+            (denied, "the store denies permission"),
+            (gone, "the bucket is gone"),
+        ] {
+            let (result, told) = run_told(Operator::Awaited, 4, error).await;
+            assert_eq!(result.unwrap(), 4, "{words}");
+            let words = Some(words.to_owned());
+            let waiting = [None, words.clone(), words.clone(), words.clone(), words.clone(), None];
+            assert_eq!(told, waiting, "told from the first failure to the end, and then no more");
+            let (result, told) = run_told(Operator::Awaited, u32::MAX, error).await;
+            assert!(result.unwrap_err().waited > Duration::from_millis(200));
+            assert_eq!(told.last(), Some(&None));
+        }
+        let (result, told) = run_told(Operator::NotAwaited, u32::MAX, denied).await;
+        assert_eq!((result.unwrap_err().tries, told), (1, vec![None, None]));
     }
 }

@@ -14,6 +14,7 @@
 //! meanwhile leaves nothing (where a file system knows no such files: a staging file with `#` and digits at its end, which no
 //! listing shows). Cloud stores answer when they hold the object.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -31,6 +32,8 @@ use crate::cloud::{Cloud, Variables};
 use crate::disk::Disk;
 use crate::error::CheckpointError;
 use crate::patience::{Patience, RETRY_SECONDS_VARIABLE};
+use crate::problem::is_full_kind;
+use crate::waits::Waits;
 
 /// Bytes that uploads of one root may have under way; more wait their turn.
 pub(crate) const UPLOAD_WINDOW_BYTES: usize = 64 << 20;
@@ -89,6 +92,8 @@ pub struct Root {
     pub(crate) cloud: Option<Cloud>,
     pub(crate) patience: Patience,
     pub(crate) answered: Arc<AtomicBool>,
+    /// Where waits are told.
+    pub(crate) waits: Option<Waits>,
     pub(crate) uploading: Arc<Semaphore>,
     pub(crate) part_bytes: Option<usize>,
     /// A folder's own way for data objects.
@@ -120,6 +125,7 @@ impl Root {
             cloud: None,
             patience: Patience::default(),
             answered: Arc::default(),
+            waits: None,
             uploading: Arc::new(Semaphore::new(UPLOAD_WINDOW_BYTES)),
             part_bytes: None,
             disk: None,
@@ -175,9 +181,7 @@ pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, Checkpo
     match parse(root)? {
         Address::Memory => Ok(Root::named(Arc::new(InMemory::new()), root)),
         Address::Local(path) => {
-            if !path.is_dir() {
-                return Err(bad(format!("{} is not a folder", path.display())));
-            }
+            check_folder(&path).map_err(bad)?;
             let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| bad(e.to_string()))?;
             let local = Arc::new(local.with_fsync(true));
             let disk = Some(Disk::of(Arc::clone(&local)));
@@ -193,13 +197,62 @@ pub fn open_root_with(root: &str, variables: &Variables) -> Result<Root, Checkpo
     }
 }
 
+/// Whether `path` is a folder that can be read and searched; the error is one sentence.
+fn check_folder(path: &std::path::Path) -> Result<(), String> {
+    let shown = path.display();
+    let unreadable = |error: &io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{shown} does not exist; `polygram train` makes it, or correct the path")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "this user may not read {shown} (permission denied); give it read, write and search permission there and on the \
+             folders above, or use another folder"
+        ),
+        io::ErrorKind::NotADirectory => {
+            format!("a part of {shown} is a file and not a folder; give a folder")
+        }
+        _ => format!("{shown} cannot be read: {error}"),
+    };
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !metadata.is_dir() {
+        return Err(format!("{shown} is a file and not a folder; give a folder"));
+    }
+    let readable = std::fs::read_dir(path).and_then(|_| std::fs::metadata(path.join(".")));
+    readable.map(drop).map_err(|error| unreadable(&error))
+}
+
+/// Why the folder `path` cannot be made, and what to do.
+fn unmakeable(path: &std::path::Path, error: &io::Error) -> String {
+    let shown = path.display();
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "this user may not write in the folder above it; give it that permission, or use another folder"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a part of the path is a file and not a folder; use another path"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "the file system is read-only; mount it writable, or use another folder"
+        }
+        kind if is_full_kind(kind) => {
+            "the disk is full, or the quota used up; make room, or use another folder"
+        }
+        _ => "use another folder",
+    };
+    format!("the folder {shown} cannot be made ({error}): {remedy}")
+}
+
 /// Opens a root, making the folder of a local one if it is missing.
 pub fn create_root(root: &str) -> Result<Root, CheckpointError> {
     if let Address::Local(path) = parse(root)? {
-        std::fs::create_dir_all(&path).map_err(|e| CheckpointError::BadRoot {
-            root: root.to_owned(),
-            reason: format!("cannot make the folder {}: {e}", path.display()),
-        })?;
+        let bad = |reason| CheckpointError::BadRoot { root: root.to_owned(), reason };
+        if let Err(error) = std::fs::create_dir_all(&path) {
+            // What is there and is no folder has a sentence of its own.
+            if path.exists() {
+                check_folder(&path).map_err(bad)?;
+            }
+            return Err(bad(unmakeable(&path, &error)));
+        }
     }
     open_root(root)
 }

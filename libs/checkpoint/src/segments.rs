@@ -19,9 +19,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::error::CheckpointError;
+use crate::failure_log::FAILURE_ROLE;
 use crate::keys;
 use crate::metrics::METRICS_ROLE;
-use crate::recovery::RECOVERY_ROLE;
 use crate::store::RunStore;
 
 /// Segments that are read at a time.
@@ -163,7 +163,7 @@ impl RunStore {
     /// The highest attempt that has recorded anything.
     pub(crate) async fn highest_attempt(&self) -> Result<Option<u64>, CheckpointError> {
         let mut highest = None;
-        for folder in [keys::LEDGER.to_owned(), keys::events(METRICS_ROLE), keys::events(RECOVERY_ROLE)] {
+        for folder in [keys::LEDGER.to_owned(), keys::events(METRICS_ROLE), keys::events(FAILURE_ROLE)] {
             let folders = self.root().folders(&format!("runs/{}/{folder}", self.run())).await?;
             let attempts = folders.iter().filter_map(|name| keys::parse_digits(name, 6));
             highest = highest.max(attempts.max());

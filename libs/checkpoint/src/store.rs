@@ -11,6 +11,7 @@ use polygram_domain::{RunName, RunSpec};
 use crate::error::CheckpointError;
 use crate::root::{Root, create_root, open_root};
 use crate::transfer::{Created, Place};
+use crate::waits::Waits;
 
 /// Data objects are closed once they hold so many bytes, unless told otherwise.
 const OBJECT_BYTES: usize = 128 << 20;
@@ -62,10 +63,22 @@ impl RunStore {
         RunStore { root: self.root.shared(), ..self }
     }
 
-    /// The same store, which is asked again for no longer than `limit`: for what can wait.
+    /// The same store, which is asked again for no longer than `limit`: for what can wait. Its waits are not told.
     pub fn with_retry_limit(self, limit: Duration) -> RunStore {
         let patience = self.root.patience.clone().limited_to(limit);
-        RunStore { root: self.root.with_patience(patience), ..self }
+        let root = Root { waits: None, ..self.root.with_patience(patience) };
+        RunStore { root, ..self }
+    }
+
+    /// The same store, whose waits are told. A write then also waits for what a person has to mend: room, permission, a
+    /// bucket.
+    pub fn with_waits(self, waits: Waits) -> RunStore {
+        RunStore { root: Root { waits: Some(waits), ..self.root }, ..self }
+    }
+
+    /// Where its waits are told.
+    pub fn waits(&self) -> Option<&Waits> {
+        self.root.waits.as_ref()
     }
 
     /// `run` under a root that is already open.

@@ -1,6 +1,7 @@
 //! Requests to a root's store: each with a deadline, repeated while that can help, and with an error that says what to do.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -13,7 +14,8 @@ use tokio::sync::SemaphorePermit;
 
 use crate::disk::Read;
 use crate::error::{CheckpointError, FailedRequest};
-use crate::patience::{GaveUp, is_full, is_stale_signature, is_unreachable};
+use crate::patience::{Asked, GaveUp, Operator, Telling};
+use crate::problem::StoreProblem;
 use crate::root::{Root, UPLOAD_WINDOW_BYTES};
 use crate::threads::off_thread;
 
@@ -57,7 +59,12 @@ impl Root {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let result = self.patience.persist(&self.answered, bytes, attempt).await;
+        let sentence = |source: &Error, limit: Duration| self.wait_sentence(source, limit);
+        // What was written before may be written again; what is read may just not be there.
+        let operator = if action == "write" { Operator::Awaited } else { Operator::NotAwaited };
+        let telling = self.waits.as_ref().map(|waits| Telling { waits, operator, sentence: &sentence });
+        let asked = Asked { answered: &self.answered, bytes, telling };
+        let result = self.patience.persist(asked, attempt).await;
         result.map_err(|gave_up| self.refused(action, key, gave_up))
     }
 
@@ -75,39 +82,37 @@ impl Root {
         }
     }
 
+    /// What is told while a request waits for so long.
+    fn wait_sentence(&self, source: &Error, limit: Duration) -> String {
+        let headline = StoreProblem::of(source).headline();
+        let advice = self.advice(source).unwrap_or_else(|| source.to_string());
+        format!("{headline}: {}: {advice}; waiting for up to {} s", self.name, limit.as_secs())
+    }
+
     /// What an operator can do about an error that is about the whole store, not about one object.
     fn advice(&self, source: &Error) -> Option<String> {
-        if is_full(source) {
-            return Some(
-                "the disk is full, or the quota used up: make room there (`polygram ckpt rm` and `polygram ckpt gc` \
-                 need none themselves); everything committed before is untouched"
-                    .into(),
-            );
+        let problem = StoreProblem::of(source);
+        let Some(cloud) = self.cloud else { return on_disk(problem).map(str::to_owned) };
+        let variables = cloud.variables();
+        match problem {
+            StoreProblem::NoRoom => on_disk(problem).map(str::to_owned),
+            StoreProblem::NoBucket => {
+                Some("the bucket does not exist: create it, or correct the root".into())
+            }
+            StoreProblem::StaleSignature => Some(format!(
+                "it takes the signature for expired: set this machine's clock, or renew the credentials in {variables}"
+            )),
+            StoreProblem::Denied => {
+                Some(format!("it refuses these credentials: check {variables}, and what they may do there"))
+            }
+            _ if is_asking_this_machine(&source.to_string()) => {
+                Some(format!("no credentials were found: set {variables}"))
+            }
+            StoreProblem::Unreachable => {
+                Some(format!("nothing answers at its endpoint: check the network, and {variables}"))
+            }
+            StoreProblem::ReadOnly | StoreProblem::Other => None,
         }
-        let cloud = self.cloud?;
-        let text = source.to_string();
-        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-        if has(&["NoSuchBucket", "ContainerNotFound", "bucket does not exist"]) {
-            return Some("the bucket does not exist: create it, or correct the root".into());
-        }
-        if is_stale_signature(source) {
-            return Some(format!(
-                "it takes the signature for expired: set this machine's clock, or renew the credentials in {}",
-                cloud.variables()
-            ));
-        }
-        if matches!(source, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) {
-            let variables = cloud.variables();
-            return Some(format!(
-                "it refuses these credentials: check {variables}, and what they may do there"
-            ));
-        }
-        // Without credentials in the environment the client asks the machine's own metadata service.
-        if has(&["169.254.169.254", "metadata.google.internal", "169.254.170."]) {
-            return Some(format!("no credentials were found: set {}", cloud.variables()));
-        }
-        is_unreachable(source)
-            .then(|| format!("nothing answers at its endpoint: check the network, and {}", cloud.variables()))
     }
 
     /// Reads a whole object, unverified.
@@ -251,6 +256,40 @@ impl Root {
             self.persist(("list", folder, 0), || self.store.list_with_delimiter(Some(&path))).await?;
         Ok(listing.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
     }
+}
+
+/// What an operator can do about a problem of a disk.
+fn on_disk(problem: StoreProblem) -> Option<&'static str> {
+    match problem {
+        StoreProblem::NoRoom => Some(
+            "the disk is full, or the quota used up: make room there (`polygram ckpt rm` and `polygram ckpt gc` \
+             need none themselves); everything committed before is untouched",
+        ),
+        StoreProblem::ReadOnly => Some(
+            "the file system is read-only: mount it writable (an error of the disk may have made it so; the system's log \
+             says); everything committed before is untouched",
+        ),
+        StoreProblem::Denied => Some(
+            "permission denied: give this user the right to read and write that folder and all below it; everything \
+             committed before is untouched",
+        ),
+        _ => None,
+    }
+}
+
+/// Without credentials in the environment the client asks the machine's own metadata service.
+fn is_asking_this_machine(text: &str) -> bool {
+    // Addresses of such services, and what is asked of them.
+    let marks = [
+        "169.254.169.254",
+        "169.254.170.",
+        "metadata.google.internal",
+        "/latest/api/token",
+        "/latest/meta-data/",
+        "/computeMetadata/",
+        "/metadata/identity/",
+    ];
+    marks.iter().any(|mark| text.contains(mark))
 }
 
 /// `bytes` if they are as many as `wanted`; a store that sends fewer is asked again.

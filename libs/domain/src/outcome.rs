@@ -37,6 +37,16 @@ impl StepOutcome {
             StepOutcome::SkippedNormSpike => "skipped_norm_spike",
         }
     }
+
+    /// Why the update was skipped, in words; nothing where it was applied.
+    pub fn reason(self) -> Option<&'static str> {
+        match self {
+            StepOutcome::Applied => None,
+            StepOutcome::SkippedNonfinite => Some("it was not finite"),
+            StepOutcome::SkippedLossSpike => Some("its loss was a spike"),
+            StepOutcome::SkippedNormSpike => Some("its gradient norm was a spike"),
+        }
+    }
 }
 
 impl fmt::Display for StepOutcome {

@@ -1,10 +1,11 @@
-//! Where a member is: step and phase in one atomic, written by whoever works and read by the heartbeat; and how much it
-//! has read of the checkpoint that it restores.
+//! Where a member is: step and phase in one atomic, written by whoever works and read by the heartbeat; how much it has
+//! read of the checkpoint that it restores; and why it waits for the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use polygram_domain::Step;
+use tokio::sync::watch;
 
 use crate::control::membership::Phase;
 
@@ -16,6 +17,7 @@ use crate::control::membership::Phase;
 pub struct Progress {
     place: Arc<AtomicU64>,
     restored_bytes: Arc<AtomicU64>,
+    store_wait: watch::Sender<Option<String>>,
 }
 
 const PHASE_BITS: u32 = 8;
@@ -24,7 +26,11 @@ const STEP_MAX: u64 = u64::MAX >> PHASE_BITS;
 impl Progress {
     /// A cell at `step` and `phase`.
     pub fn new(step: Step, phase: Phase) -> Progress {
-        Progress { place: Arc::new(AtomicU64::new(pack(step, phase))), restored_bytes: Arc::default() }
+        Progress {
+            place: Arc::new(AtomicU64::new(pack(step, phase))),
+            restored_bytes: Arc::default(),
+            store_wait: watch::Sender::new(None),
+        }
     }
 
     /// Moves to `step` and `phase`.
@@ -43,6 +49,11 @@ impl Progress {
     /// Counts bytes that were read of the checkpoint that is restored; a store adds to it.
     pub fn restored_bytes(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.restored_bytes)
+    }
+
+    /// Why the member waits for the store, one sentence; a store tells it, and that it waits no more.
+    pub fn store_wait(&self) -> &watch::Sender<Option<String>> {
+        &self.store_wait
     }
 
     /// The step (updates applied so far) and the phase.

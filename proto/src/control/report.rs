@@ -9,7 +9,7 @@ use crate::control::damage::DamagedCheckpoint;
 use crate::control::membership::{MemberId, MemberRef, Phase};
 
 /// A member's sign of life: where it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Updates applied so far.
     pub step: Step,
@@ -17,6 +17,8 @@ pub struct Heartbeat {
     pub phase: Phase,
     /// Bytes that it has read of the checkpoint that it restores.
     pub restored_bytes: u64,
+    /// Why it waits for the store, one sentence, while it does.
+    pub store_wait: Option<String>,
 }
 
 /// Wall seconds of one step of rank 0 in each phase; they add up to the step but for what lies between phases.
@@ -128,6 +130,18 @@ fn unnamed_set() -> String {
     HeldOutSets::UNNAMED.to_owned()
 }
 
+/// What a failure lies in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailureCause {
+    /// The member's program: the same step would bring the same failure.
+    #[default]
+    Program,
+    /// Its surroundings, for the moment: nothing of the program is broken, and the same step may succeed later.
+    Environment,
+    /// The store, in a way that a person has to mend (room, permission, a bucket): starting members again does not help.
+    StoreUnusable,
+}
+
 /// A member's own account of why it cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -144,6 +158,8 @@ pub struct Failure {
     pub roll_back: bool,
     /// The checkpoint that it was to restore, if that is what it could not believe.
     pub damaged: Option<DamagedCheckpoint>,
+    /// What it lies in.
+    pub cause: FailureCause,
 }
 
 /// What a member reports on its stream.

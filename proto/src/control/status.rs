@@ -133,6 +133,12 @@ reasons! {
     CommitFailed = "commit_failed",
     /// The store refused something else.
     StoreFailed = "store_failed",
+    /// The store does not take what it is given, for now; the message says why, and what waits for it.
+    StoreTrouble = "store_trouble",
+    /// Another coordinator leads the run.
+    TakenOver = "taken_over",
+    /// A member could not reach its store or its peers; its program is not at fault.
+    EnvironmentFailed = "environment_failed",
     /// The operator did not wait for a commit.
     Aborted = "aborted",
 }

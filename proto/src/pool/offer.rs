@@ -62,6 +62,8 @@ pub struct PoolOffer {
     whereabouts: watch::Sender<Whereabouts>,
     words: mpsc::Sender<MemberWord>,
     task: JoinHandle<ControlError>,
+    /// Calls the newest engagement back; the one before has ended.
+    recalling: Option<JoinHandle<()>>,
 }
 
 impl PoolOffer {
@@ -76,7 +78,7 @@ impl PoolOffer {
         let (whereabouts, _) = watch::channel(Whereabouts::default());
         let (words, waiting) = mpsc::channel(WORDS_IN_FLIGHT);
         let stream = Stream { options, member, whereabouts: whereabouts.clone(), words: waiting };
-        Ok(PoolOffer { whereabouts, words, task: tokio::spawn(stream.run()) })
+        Ok(PoolOffer { whereabouts, words, task: tokio::spawn(stream.run()), recalling: None })
     }
 
     /// The next seat, once the pool wants this member somewhere. Cancel safe: a seat that is not returned is returned by
@@ -98,17 +100,17 @@ impl PoolOffer {
                 whereabouts.seat = taken.as_ref().map(|placement| placement.seat);
             });
             let Some(placement) = taken else { continue };
-            let recall = self.recall_from(placement.clone());
+            let recall = self.recall_from(placement.clone()).await;
             return Ok(Engagement { placement, recall });
         }
     }
 
     /// Called once anything else than `placement` is wanted.
-    fn recall_from(&self, placement: Placement) -> Recall {
+    async fn recall_from(&mut self, placement: Placement) -> Recall {
         let (called, recall) = watch::channel(false);
         let mut seen = self.whereabouts.subscribe();
         // Ends when it has called, or with the membership or the offer.
-        tokio::spawn(async move {
+        let recalling = tokio::spawn(async move {
             let elsewhere = async {
                 seen.wait_for(|whereabouts| whereabouts.wanted.as_ref() != Some(&placement)).await.is_ok()
             };
@@ -120,6 +122,15 @@ impl PoolOffer {
                 else => {}
             }
         });
+        if let Some(before) = self.recalling.replace(recalling) {
+            // Its membership is over, or it has called.
+            before.abort();
+            if let Err(ended) = before.await
+                && ended.is_panic()
+            {
+                std::panic::resume_unwind(ended.into_panic());
+            }
+        }
         Recall::by(recall)
     }
 
@@ -142,6 +153,9 @@ impl PoolOffer {
 impl Drop for PoolOffer {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(recalling) = &self.recalling {
+            recalling.abort();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `polygram ckpt verify`: everything read, and every object named that is not what was written.
 
-use polygram_checkpoint::{CheckpointError, Fault, RunStore, Verified, keys};
+use polygram_checkpoint::{CheckpointError, Fault, QuarantineReason, RunStore, Verified, keys};
 use polygram_domain::Step;
 use serde::Serialize;
 
@@ -63,8 +63,12 @@ pub(crate) fn run(args: &CkptVerifyArgs, printer: &mut Printer) -> Outcome {
         for step in steps {
             let mut report = verify(&run.store, step, printer).await.map_err(failed)?;
             if args.set_aside && !report.sound {
-                set_aside(&run.store, &report).await.map_err(failed)?;
-                report.set_aside = true;
+                // Reports of unsound checkpoints have a fault at least.
+                if let Some(fault) = report.damaged.first() {
+                    let reason = QuarantineReason::Faulty(fault.clone());
+                    run.store.quarantine(step, &reason).await.map_err(failed)?;
+                    report.set_aside = true;
+                }
             }
             reports.push(Verdict::Checkpoint(report));
         }
@@ -107,12 +111,6 @@ async fn verify(store: &RunStore, step: Step, printer: &mut Printer) -> Result<R
     let Verified { objects, bytes, faults: damaged } =
         progress.follow(printer, store.verify(&manifest)).await?;
     Ok(Report { step: step.0, sound: damaged.is_empty(), objects, bytes, damaged, set_aside: false })
-}
-
-async fn set_aside(store: &RunStore, report: &Report) -> Result<(), CheckpointError> {
-    let faults = report.damaged.clone();
-    let found = Verified { objects: report.objects, bytes: report.bytes, faults };
-    store.set_aside_unsound(Step(report.step), &found).await
 }
 
 fn human(verdict: &Verdict) -> String {

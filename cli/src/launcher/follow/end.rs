@@ -50,6 +50,11 @@ impl Follower<'_, '_, '_> {
         if let Some(culprit) = culprit {
             message.push_str(&self.launch.tail_of(&culprit));
         }
+        if status.reason == Reason::TakenOver {
+            return Failure::failed(message).hint(format!(
+                "`polygram status {run}` tells how it goes on there; the same command with --take-over would take it back"
+            ));
+        }
         self.with_way_back(Failure::failed(message))
     }
 

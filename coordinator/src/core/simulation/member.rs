@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, Heartbeat,
-    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
+    Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, FailureCause,
+    Heartbeat, Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
 
 use super::world::{Delivery, World};
@@ -138,6 +138,7 @@ impl World {
             suspect,
             roll_back: false,
             damaged: None,
+            cause: FailureCause::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
     }
@@ -228,6 +229,7 @@ impl World {
             suspect: None,
             roll_back: false,
             damaged: Some(damaged),
+            cause: FailureCause::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
         // An answer is not waited for for ever.
@@ -236,7 +238,10 @@ impl World {
 
     fn heartbeat(&mut self, agent: usize, phase: Phase) {
         let step = Step(self.agents[agent].step);
-        self.report(agent, MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes: 0 }));
+        self.report(
+            agent,
+            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes: 0, store_wait: None }),
+        );
     }
 
     fn train(&mut self, agent: usize) {
@@ -300,8 +305,15 @@ impl World {
         }
         let step = Step(it.step);
         let message = "a spike".into();
-        let failure =
-            Failure { message, step, phase: Phase::Reducing, suspect: None, roll_back: true, damaged: None };
+        let failure = Failure {
+            message,
+            step,
+            phase: Phase::Reducing,
+            suspect: None,
+            roll_back: true,
+            damaged: None,
+            cause: FailureCause::Program,
+        };
         self.report(agent, MemberReport::Failed(failure));
     }
 

@@ -136,6 +136,7 @@ fn strangers_and_the_past_change_nothing() {
         suspect: None,
         roll_back: false,
         damaged: None,
+        cause: FailureCause::Program,
     };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);

@@ -147,7 +147,12 @@ fn restoring_says_what_is_read_every_five_seconds() {
         run.attend(who).unwrap();
     }
     let heartbeat = |restored_bytes| {
-        MemberReport::Heartbeat(Heartbeat { step: Step(0), phase: Phase::Restoring, restored_bytes })
+        MemberReport::Heartbeat(Heartbeat {
+            step: Step(0),
+            phase: Phase::Restoring,
+            restored_bytes,
+            store_wait: None,
+        })
     };
     assert_eq!(run.state.run_state(), RunState::Restoring);
     run.report(W0, heartbeat(1 << 30));

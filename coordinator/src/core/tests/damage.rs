@@ -1,6 +1,6 @@
 //! Past damaged checkpoints.
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::FailureLine;
 use polygram_domain::spikes::PolicyState;
 use polygram_proto::control::{CheckpointPlace, DamagedCheckpoint};
 
@@ -31,6 +31,7 @@ fn failure(damaged: DamagedCheckpoint) -> Failure {
         suspect: None,
         roll_back: false,
         damaged: Some(damaged),
+        cause: FailureCause::Program,
     }
 }
 
@@ -104,7 +105,11 @@ fn a_damaged_checkpoint_is_gone_past() {
         assert!(actions.iter().any(loud), "{actions:?}");
         assert!(actions.iter().any(|action| matches!(
             action,
-            Action::Record(Record::Recovery(RecoveryLine::FellBack { step: Step(40), to: Step(30), .. }))
+            Action::Record(Record::Recovery(FailureLine::CheckpointQuarantined {
+                step: Step(40),
+                to: Step(30),
+                ..
+            }))
         )));
         assert!(actions.contains(&Action::Record(Record::WentBack(Step(30)))));
         let assigned = assignments(&actions);

@@ -7,7 +7,12 @@ fn a_lost_member_ends_the_run_by_name() {
     let mut run = Run::running();
     run.report(
         S1,
-        MemberReport::Heartbeat(Heartbeat { step: Step(12), phase: Phase::Serving, restored_bytes: 0 }),
+        MemberReport::Heartbeat(Heartbeat {
+            step: Step(12),
+            phase: Phase::Serving,
+            restored_bytes: 0,
+            store_wait: None,
+        }),
     );
     let actions = run.ended(S1);
     assert_eq!(run.state.run_state(), RunState::Failed);

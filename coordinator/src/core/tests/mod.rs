@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
-    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
-    JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
+    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, FailureCause, Heartbeat,
+    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics,
+    StopMode,
 };
 
 use super::{
@@ -28,6 +29,7 @@ mod points;
 mod policy;
 mod recovery;
 mod stopping;
+mod store;
 
 /// A part of a commit that is in the store.
 const WRITTEN: Uploaded = Uploaded::Part(CheckpointKind::Commit);
@@ -161,6 +163,7 @@ impl Run {
             suspect,
             roll_back: false,
             damaged: None,
+            cause: FailureCause::Program,
         };
         self.report(member, MemberReport::Failed(failure))
     }
@@ -173,7 +176,12 @@ impl Run {
             self.now = self.now.after(500).min(until);
             for who in ALL {
                 if !silent.contains(&who) && self.state.members.contains_key(&who) {
-                    let heartbeat = Heartbeat { step: Step(0), phase: Phase::Computing, restored_bytes: 0 };
+                    let heartbeat = Heartbeat {
+                        step: Step(0),
+                        phase: Phase::Computing,
+                        restored_bytes: 0,
+                        store_wait: None,
+                    };
                     actions.extend(self.report(who, MemberReport::Heartbeat(heartbeat)));
                 }
             }

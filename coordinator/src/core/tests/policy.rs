@@ -1,6 +1,6 @@
 //! Steps skipped, and ways back from spikes.
 
-use polygram_checkpoint::RecoveryLine;
+use polygram_checkpoint::{FailureLine, RollbackCause};
 use polygram_domain::StepOutcome;
 use polygram_domain::spikes::PolicyState;
 use polygram_proto::control::StepProof;
@@ -18,6 +18,7 @@ impl Run {
             suspect: None,
             roll_back: true,
             damaged: None,
+            cause: FailureCause::Program,
         };
         self.report(member, MemberReport::Failed(failure))
     }
@@ -30,12 +31,12 @@ impl Run {
     }
 }
 
-fn stories(actions: &[Action]) -> Vec<&str> {
-    let sentences = actions.iter().filter_map(|action| match action {
-        Action::Record(Record::Recovery(RecoveryLine::Policy { sentence, .. })) => Some(sentence.as_str()),
+fn lines(actions: &[Action]) -> Vec<&FailureLine> {
+    let lines = actions.iter().filter_map(|action| match action {
+        Action::Record(Record::Recovery(line)) => Some(line),
         _ => None,
     });
-    sentences.collect()
+    lines.collect()
 }
 
 /// Both workers ask, the store is asked once, and the next generation waits for its word, then begins from it.
@@ -48,7 +49,11 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     let (member, generation) = (run.id(W1), before);
     let actions = run.wish(W0, 25);
     assert!(actions.iter().any(|action| matches!(action, Action::RollBack { at: Step(25), .. })));
-    assert!(stories(&actions)[0].contains("spike"), "{actions:?}");
+    assert!(
+        matches!(lines(&actions)[..], [FailureLine::RollbackRequested { step: Step(25), member, cause, .. }]
+            if member == "worker 0" && cause.contains("spike")),
+        "{actions:?}"
+    );
     assert_eq!((run.state.run_state(), run.state.generation()), (RunState::Recovering, before.next()));
     let failure = Failure {
         message: "step 25: loss 9 is a spike".into(),
@@ -57,6 +62,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         suspect: None,
         roll_back: true,
         damaged: None,
+        cause: FailureCause::Program,
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));
@@ -68,7 +74,14 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     assert_eq!(run.state.run_state(), RunState::Recovering);
     assert!(run.message().contains("spike at step 25"), "{}", run.message());
     let actions = run.decided(25, Some(10));
-    assert!(stories(&actions)[0].contains("samples 400..416"), "{actions:?}");
+    let cause = RollbackCause::Spike { left_out: vec![[400, 416]] };
+    assert!(
+        lines(&actions)
+            .iter()
+            .any(|line| matches!(line, FailureLine::RolledBack { to: Step(10), cause: found, .. }
+            if *found == cause)),
+        "{actions:?}"
+    );
     assert!(actions.contains(&Action::Record(Record::WentBack(Step(10)))));
     let assigned: Vec<_> = directives(&actions)
         .into_iter()
@@ -90,6 +103,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     // A loss afterwards goes back to the commit that the store has left.
     run.commit(20);
     assert_eq!(run.state.last_commit(), Some(Step(20)));
+    assert_eq!(run.state.recovery.rollback_cause, cause);
 }
 
 #[test]
@@ -126,6 +140,9 @@ fn a_skipped_step_is_told() {
     let proof = StepProof { outcome: StepOutcome::SkippedLossSpike, ..StepProof::default() };
     let metrics = StepMetrics { proof, ..metrics(4, 99.0) };
     let actions = run.report(W0, MemberReport::Metrics(metrics));
-    let told = stories(&actions);
-    assert!(told[0].contains("step 4 was skipped") && told[0].contains("99"), "{told:?}");
+    let skipped = lines(&actions);
+    let [FailureLine::StepSkipped { step: Step(4), outcome, loss, .. }] = &skipped[..] else {
+        panic!("{skipped:?}")
+    };
+    assert_eq!((*outcome, *loss), (StepOutcome::SkippedLossSpike, 99.0));
 }

@@ -114,6 +114,7 @@ fn the_former_generation_is_refused_by_name() {
         suspect: None,
         roll_back: false,
         damaged: None,
+        cause: FailureCause::Program,
     };
     run.apply(Event::Report(Envelope { member, generation, report: MemberReport::Failed(failure) }));
     assert_eq!(run.state.status(run.now).consequences, ["worker 1: shard 1 is gone"]);

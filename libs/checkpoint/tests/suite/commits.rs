@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use polygram_checkpoint::{CheckpointError, Committed, Latest, Manifest};
+use polygram_checkpoint::{CheckpointError, Committed, Latest, Manifest, QuarantineReason};
 use polygram_domain::Step;
 
 use crate::support::{Backend, ONE, Split, State, commit, spec};
@@ -104,16 +104,16 @@ async fn damaged_checkpoints_are_passed_over_reported_and_set_aside() {
 
         assert!(matches!(store.commit(&flipped).await, Err(CheckpointError::AlreadyCommitted { .. })));
         for damaged in &latest.damaged {
-            store.set_aside(damaged).await.unwrap();
-            store.set_aside(damaged).await.unwrap();
+            assert!(store.quarantine(damaged.step, &QuarantineReason::Damaged).await.unwrap());
+            assert!(!store.quarantine(damaged.step, &QuarantineReason::Damaged).await.unwrap());
         }
         assert_eq!(store.committed_steps().await.unwrap(), [Step(10)]);
         assert_eq!(store.list("ckpt/damaged").await.unwrap().len(), 5);
         assert_eq!(store.commit(&flipped).await.unwrap(), Committed::Now);
         assert_eq!(store.latest_manifest().await.unwrap().manifest, Some(flipped));
 
-        let sound = polygram_checkpoint::Damaged { step: Step(10), ..latest.damaged[0].clone() };
-        assert!(store.set_aside(&sound).await.is_err());
+        let error = store.quarantine(Step(10), &QuarantineReason::Damaged).await.unwrap_err();
+        assert!(error.to_string().contains("it verifies"), "{error}");
     }
 }
 
@@ -174,5 +174,44 @@ async fn retention_never_takes_the_last_checkpoint_that_verifies() {
         assert_eq!(retained.kept, [Step(50)]);
         assert_eq!(retained.removed, [Step(40), Step(30), Step(20), Step(10)]);
         assert_eq!(store.list("ckpt/data").await.unwrap().len(), next.objects.len());
+    }
+}
+
+/// A folder that was copied to another name holds a sound run of another name: that is said, and nothing of it is moved.
+#[tokio::test]
+async fn a_copied_run_is_no_damaged_one() {
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        for step in [10, 20] {
+            commit(&store, &spec, step).await;
+        }
+        let copied = polygram_checkpoint::RunStore::at(
+            backend.root.clone(),
+            &polygram_domain::RunName::new("copied").unwrap(),
+        );
+        for object in store.list("").await.unwrap() {
+            let bytes = backend.raw(&spec, &object.key).await;
+            let to = object_store::path::Path::parse(format!("runs/copied/{}", object.key)).unwrap();
+            object_store::ObjectStoreExt::put(backend.root.store(), &to, bytes.into()).await.unwrap();
+        }
+        let before = copied.list("").await.unwrap();
+        for error in [
+            copied.latest_manifest().await.unwrap_err(),
+            copied.latest_before(Step(20)).await.unwrap_err(),
+            copied.retain(1).await.unwrap_err(),
+            copied.garbage().await.unwrap_err(),
+            copied.quarantine(Step(20), &QuarantineReason::Damaged).await.unwrap_err(),
+            copied.quarantine(Step(20), &QuarantineReason::Superseded).await.unwrap_err(),
+            copied.remove_checkpoint(Step(20)).await.unwrap_err(),
+        ] {
+            assert!(error.is_of_another_run() && !error.is_damage(), "{error}");
+            let text = error.to_string();
+            for words in ["belongs to run tiny", "is a copy", "--to-run copied", "Rename the folder to tiny"]
+            {
+                assert!(text.contains(words), "{words:?}: {text}");
+            }
+        }
+        assert_eq!(copied.list("").await.unwrap(), before, "{}", backend.name);
     }
 }

@@ -1,6 +1,6 @@
 //! What stays and what goes: pins, and objects that nobody names.
 
-use polygram_checkpoint::{CheckpointError, Committed, Manifest, RollBack};
+use polygram_checkpoint::{CheckpointError, Committed, Manifest, RollbackRecord};
 use polygram_domain::Step;
 use polygram_domain::spikes::{LeftOut, PolicyState};
 
@@ -75,7 +75,10 @@ async fn what_is_quarantined_is_kept_as_long_as_it_would_have_been() {
         }
         let quarantined = State::new(&spec, 3, 30).manifest(&store, &spec, ONE).await;
         store.commit(&quarantined).await.unwrap();
-        store.set_aside_faulty(Step(30)).await.unwrap();
+        store
+            .quarantine(Step(30), &polygram_checkpoint::QuarantineReason::Unusable("for the test".into()))
+            .await
+            .unwrap();
         let is_whole = async || {
             let faults = store.verify(&quarantined).await.unwrap().faults;
             faults.iter().all(|fault| fault.key.starts_with("config/"))
@@ -107,10 +110,10 @@ async fn what_a_rollback_has_ended_is_not_kept() {
     let ended = State::new(&spec, 3, 20).manifest(&store, &spec, ONE).await;
     store.commit(&ended).await.unwrap();
     let nothing = PolicyState::default();
-    let record = RollBack::new(&nothing, (Step(15), Step(10)), "a spike".into(), &LeftOut::default());
-    store.decide_roll_back(record).await.unwrap();
-    let known = store.roll_backs().await.unwrap();
-    assert_eq!(store.set_aside_superseded(&known).await.unwrap(), [Step(20)]);
+    let record = RollbackRecord::new(&nothing, (Step(15), Step(10)), "a spike".into(), &LeftOut::default());
+    store.decide_rollback(record).await.unwrap();
+    let known = store.rollbacks().await.unwrap();
+    assert_eq!(store.quarantine_superseded(&known).await.unwrap(), [Step(20)]);
     commit(&store, &spec, 30).await;
     store.retain(2).await.unwrap();
     assert!(!store.verify(&ended).await.unwrap().faults.is_empty());

@@ -222,7 +222,10 @@ fn another_schema_is_refused_by_name() {
     let newer = Manifest { schema: SCHEMA_VERSION + 1, step: Step(77), ..sample.manifest.clone() };
     let errors = block_on(async {
         store.commit(&newer).await.unwrap();
-        let aside = store.set_aside_faulty(Step(77)).await.unwrap_err();
+        let aside = store
+            .quarantine(Step(77), &polygram_checkpoint::QuarantineReason::Unusable("for the test".into()))
+            .await
+            .unwrap_err();
         assert_eq!(store.committed_steps().await.unwrap(), [Step(77)], "it is not quarantined");
         [
             store.read_manifest(Step(77)).await.unwrap_err(),

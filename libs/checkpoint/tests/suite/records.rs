@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use polygram_checkpoint::{
-    AttemptRecord, CheckpointError, ConfigHash, CoordinatorAddress, EvaluationRecord, Leadership, Lease,
-    MetricsLine, MetricsRecord, SegmentId, Term, WentBackRecord, keys,
+    AttemptRecord, CheckpointError, ConfigHash, CoordinatorAddress, EvaluationRecord, FailureLine,
+    Leadership, Lease, MetricsLine, MetricsRecord, RollbackCause, SegmentId, Term, WentBackRecord, keys,
 };
+use polygram_domain::{Generation, Step, StepOutcome};
 use polygram_process::ProcessIdentity;
 use proptest::prelude::*;
 
@@ -364,4 +365,72 @@ fn floats_that_are_no_numbers_have_words() {
     let MetricsLine::Step(record) = serde_json::from_str(&nothing).unwrap() else { panic!("{nothing}") };
     assert!(record.loss.is_nan());
     assert!(serde_json::from_str::<MetricsLine>(&nothing.replace("null", "\"many\"")).is_err());
+}
+
+/// The failure log of an earlier build, whose lines had other types (tests/golden/README.md): every line is read as what it
+/// is, and counts beside lines of this build.
+#[tokio::test]
+async fn the_failure_log_of_an_earlier_build_is_read() {
+    let segments = [
+        (1, include_str!("../../../../tests/golden/failure_log/1.jsonl")),
+        (2, include_str!("../../../../tests/golden/failure_log/2.jsonl")),
+        (3, include_str!("../../../../tests/golden/failure_log/3.jsonl")),
+    ];
+    let spec = spec(&[]);
+    for backend in Backend::all() {
+        let store = backend.run(&spec);
+        for (attempt, text) in segments {
+            let key = format!("events/recovery/{attempt:06}/00000000-000007-000000000000-{}.jsonl", u64::MAX);
+            backend.overwrite(&spec, &key, text).await;
+        }
+        let skipped = FailureLine::StepSkipped {
+            at_unix_ms: 1,
+            generation: Generation::of_attempt(4),
+            step: Step(4),
+            outcome: StepOutcome::SkippedNonfinite,
+            loss: f64::INFINITY,
+            grad_norm: 2.0,
+        };
+        let rolled_back = FailureLine::RolledBack {
+            at_unix_ms: 2,
+            generation: Generation::of_attempt(4),
+            cause: RollbackCause::Spike { left_out: vec![[96, 104]] },
+            to: Step(0),
+        };
+        let newest = [skipped, rolled_back];
+        store.append_failure_log(4, 0, &newest).await.unwrap();
+        let log = store.read_failure_log().await.unwrap();
+        assert_eq!(log.iter().map(|log| log.attempt).collect::<Vec<_>>(), [1, 2, 3, 4], "{}", backend.name);
+        let [first, second, third, fourth] = &log[..] else { panic!("{log:?}") };
+        assert!(
+            matches!(
+                &first.lines[..],
+                [
+                    FailureLine::Opened { .. },
+                    FailureLine::Lost(_),
+                    FailureLine::WentBack { step: Step(0), .. },
+                    FailureLine::Started { .. },
+                    FailureLine::CaughtUp { step: Step(9), .. },
+                    FailureLine::Policy { step: Step(17), .. },
+                    FailureLine::Policy { .. },
+                    FailureLine::WentBack { step: Step(10), .. },
+                    FailureLine::Started { .. },
+                    FailureLine::CaughtUp { .. },
+                    FailureLine::Ended { .. },
+                ]
+            ),
+            "{first:?}"
+        );
+        let [_, FailureLine::CheckpointQuarantined { step: Step(25), to: Step(20), .. }, ..] =
+            &second.lines[..]
+        else {
+            panic!("{second:?}")
+        };
+        assert_eq!(third.lines.len(), 2);
+        assert_eq!(fourth.lines, newest);
+        // Nobody writes a line of an earlier build.
+        for line in [&first.lines[2], &first.lines[5]] {
+            assert!(store.append_failure_log(5, 0, std::slice::from_ref(line)).await.is_err());
+        }
+    }
 }

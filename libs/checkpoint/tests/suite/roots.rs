@@ -97,3 +97,57 @@ async fn a_folder_that_cannot_be_written_is_refused_without_waiting() {
     let CheckpointError::Store(failed) = &error else { panic!("{error:?}") };
     assert_eq!(failed.tries, 1, "{error}");
 }
+
+/// Every way of not being a usable folder has a sentence of its own, with what to do.
+#[tokio::test]
+async fn a_folder_that_cannot_be_used_says_which_way() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("file"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+    for (root, words) in [
+        (path("file"), "is a file and not a folder"),
+        (path("file/below"), "a part of"),
+        (path("absent"), "does not exist; `polygram train` makes it"),
+        (path("link"), "does not exist"),
+        ("minio://bucket/x".to_owned(), "no backend for minio://; use a folder, file:///path, s3://"),
+    ] {
+        let error = open_root(&root).unwrap_err();
+        assert!(error.to_string().contains(words) && error.is_of_root(), "{root}: {error}");
+    }
+    for (root, words) in
+        [(path("file"), "is a file and not a folder"), (path("file/below"), "a part of the path is a file")]
+    {
+        let error = polygram_checkpoint::create_root(&root).unwrap_err();
+        assert!(error.to_string().contains(words) && error.is_of_root(), "{root}: {error}");
+    }
+    // Permissions bind nobody who may override them.
+    std::fs::create_dir(path("closed")).unwrap();
+    std::fs::set_permissions(path("closed"), std::fs::Permissions::from_mode(0)).unwrap();
+    if std::fs::read_dir(path("closed")).is_err() {
+        for error in [
+            open_root(&path("closed")).unwrap_err(),
+            open_root(&path("closed/below")).unwrap_err(),
+            polygram_checkpoint::create_root(&path("closed/below")).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("this user may not"), "{error}");
+        }
+    }
+    std::fs::set_permissions(path("closed"), std::fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+/// Without any credential the client would ask a metadata service that a machine at home does not have.
+#[tokio::test]
+async fn unset_credentials_are_named() {
+    let patience = Patience { before_first_answer: Duration::from_secs(1), ..Patience::default() };
+    // A port that was free a moment ago stands for the machine's metadata service.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let metadata = format!("http://127.0.0.1:{port}");
+    let variables = [("AWS_REGION", "us-east-1"), ("AWS_METADATA_ENDPOINT", metadata.as_str())];
+    let root = open_root_with("s3://suite/x", &Variables::these(variables)).unwrap().with_patience(patience);
+    let text = list_runs(&root).await.unwrap_err().to_string();
+    assert!(text.contains("no credentials were found: set AWS_ACCESS_KEY_ID"), "{text}");
+    assert!(text.contains("s3://suite/x"), "{text}");
+}

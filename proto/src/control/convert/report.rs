@@ -9,7 +9,8 @@ use crate::control::damage::DamagedCheckpoint;
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberId, MemberRef};
 use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
+    Envelope, Evaluation, Failure, FailureCause, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+    StepProof,
 };
 use crate::control::wire;
 
@@ -102,6 +103,26 @@ impl TryFrom<wire::StepProof> for StepProof {
     }
 }
 
+impl From<FailureCause> for wire::FailureCause {
+    fn from(cause: FailureCause) -> wire::FailureCause {
+        match cause {
+            FailureCause::Program => wire::FailureCause::Program,
+            FailureCause::Environment => wire::FailureCause::Environment,
+            FailureCause::StoreUnusable => wire::FailureCause::StoreUnusable,
+        }
+    }
+}
+
+impl From<wire::FailureCause> for FailureCause {
+    fn from(cause: wire::FailureCause) -> FailureCause {
+        match cause {
+            wire::FailureCause::Program => FailureCause::Program,
+            wire::FailureCause::Environment => FailureCause::Environment,
+            wire::FailureCause::StoreUnusable => FailureCause::StoreUnusable,
+        }
+    }
+}
+
 impl From<PhaseSeconds> for wire::PhaseSeconds {
     fn from(p: PhaseSeconds) -> wire::PhaseSeconds {
         let PhaseSeconds { lookup, computing, pushing, reducing, updating } = p;
@@ -135,11 +156,12 @@ impl From<Envelope> for wire::MemberReport {
     fn from(envelope: Envelope) -> wire::MemberReport {
         use wire::member_report::Report;
         let report = match envelope.report {
-            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes }) => {
+            MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes, store_wait }) => {
                 Report::Heartbeat(wire::Heartbeat {
                     step: step.0,
                     phase: phase_number(phase),
                     restored_bytes,
+                    store_wait,
                 })
             }
             MemberReport::Ready { assignment } => {
@@ -147,7 +169,7 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged }) => {
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged, cause }) => {
                 Report::Failed(wire::Failed {
                     message,
                     step: step.0,
@@ -155,6 +177,7 @@ impl From<Envelope> for wire::MemberReport {
                     suspect: suspect.map(Into::into),
                     roll_back,
                     damaged: damaged.map(Into::into),
+                    cause: wire::FailureCause::from(cause).into(),
                 })
             }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
@@ -179,6 +202,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 step: Step(h.step),
                 phase: phase("Heartbeat", h.phase)?,
                 restored_bytes: h.restored_bytes,
+                store_wait: h.store_wait.map(text),
             }),
             Report::Ready(r) => {
                 let bytes: [u8; 32] = r.assignment_hash.try_into().map_err(|hash: Vec<u8>| {
@@ -195,6 +219,9 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
                 roll_back: f.roll_back,
                 damaged: f.damaged.map(DamagedCheckpoint::try_from).transpose()?,
+                cause: wire::FailureCause::try_from(f.cause)
+                    .map_err(|_| malformed("Failed", format!("there is no cause number {}", f.cause)))?
+                    .into(),
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

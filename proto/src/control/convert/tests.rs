@@ -11,7 +11,8 @@ use crate::control::damage::{CheckpointPlace, DamagedCheckpoint};
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::MemberId;
 use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
+    Envelope, Evaluation, Failure, FailureCause, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
+    StepProof,
 };
 use crate::control::status::RunState;
 
@@ -65,7 +66,12 @@ fn every_outcome_survives_the_wire_and_no_other_number_is_one() {
 #[test]
 fn reports_survive_the_wire() {
     let reports = [
-        MemberReport::Heartbeat(Heartbeat { step: Step(9), phase: Phase::Leaving, restored_bytes: 1 << 40 }),
+        MemberReport::Heartbeat(Heartbeat {
+            step: Step(9),
+            phase: Phase::Leaving,
+            restored_bytes: 1 << 40,
+            store_wait: Some("the store has no room".into()),
+        }),
         MemberReport::Ready { assignment: AssignmentHash([7; 32]) },
         MemberReport::Metrics(metrics(f64::INFINITY)),
         MemberReport::Evaluation(Evaluation { step: Step(4), set: "wiki".into(), loss: 2.5, tokens: 64 }),
@@ -80,6 +86,7 @@ fn reports_survive_the_wire() {
                 key: "ckpt/data/ab/x.rows".into(),
                 reason: "its CRC-32C is another".into(),
             }),
+            cause: FailureCause::StoreUnusable,
         }),
         MemberReport::Finished { step: Step(60) },
     ];

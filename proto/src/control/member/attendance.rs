@@ -153,7 +153,8 @@ impl Attendance {
     fn heartbeat(&self) -> MemberReport {
         let (step, phase) = self.progress.get();
         let restored_bytes = self.progress.restored_bytes().load(Ordering::Relaxed);
-        MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes })
+        let store_wait = self.progress.store_wait().borrow().clone();
+        MemberReport::Heartbeat(Heartbeat { step, phase, restored_bytes, store_wait })
     }
 
     fn envelope(&self, report: MemberReport) -> wire::MemberReport {

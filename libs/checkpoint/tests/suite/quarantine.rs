@@ -1,6 +1,6 @@
 //! Past damaged checkpoints: what is found at fault, what there is before it, and that nothing set aside is forgotten.
 
-use polygram_checkpoint::{Manifest, ManifestHeader, RollBack};
+use polygram_checkpoint::{Manifest, ManifestHeader, QuarantineReason, RollbackRecord};
 use polygram_domain::Step;
 use polygram_domain::spikes::{LeftOut, PolicyState};
 
@@ -33,13 +33,14 @@ async fn a_faulty_checkpoint_is_set_aside_and_its_step_may_be_committed_again() 
         assert_eq!(before.damaged.iter().map(|damaged| damaged.step).collect::<Vec<_>>(), [Step(10)]);
         assert_eq!(store.latest_before(Step(5)).await.unwrap().manifest, None);
 
-        store.set_aside_faulty(Step(15)).await.unwrap();
-        store.set_aside(&before.damaged[0]).await.unwrap();
+        let reason = QuarantineReason::Faulty(fault.clone());
+        assert!(store.quarantine(Step(15), &reason).await.unwrap());
+        assert!(store.quarantine(Step(10), &QuarantineReason::Damaged).await.unwrap());
         assert_eq!(store.committed_steps().await.unwrap(), [Step(5)]);
-        store.set_aside_faulty(Step(15)).await.unwrap();
+        assert!(!store.quarantine(Step(15), &reason).await.unwrap(), "it is not there any more");
         let gone = store.find_fault(Step(15), &key).await.unwrap().unwrap();
         assert!(gone.reason.contains("does not exist"), "{gone:?}");
-        let aside = store.set_aside_as_damaged(&[]).await.unwrap();
+        let aside = store.quarantined_as_damaged(&[]).await.unwrap();
         assert_eq!(aside.iter().map(|damaged| damaged.step).collect::<Vec<_>>(), [Step(15), Step(10)]);
 
         // The same state again: its objects are written over the damaged ones.
@@ -55,17 +56,21 @@ async fn what_a_way_back_has_ended_is_not_missed() {
     let spec = spec(&[]);
     let store = Backend::memory().run(&spec);
     commit(&store, &spec, 5).await;
-    let record =
-        RollBack::new(&PolicyState::default(), (Step(3), Step(0)), "a spike".into(), &LeftOut::default());
-    store.decide_roll_back(record).await.unwrap();
-    let known = store.roll_backs().await.unwrap();
-    assert_eq!(store.set_aside_superseded(&known).await.unwrap(), [Step(5)]);
-    assert!(store.set_aside_as_damaged(&known).await.unwrap().is_empty());
+    let record = RollbackRecord::new(
+        &PolicyState::default(),
+        (Step(3), Step(0)),
+        "a spike".into(),
+        &LeftOut::default(),
+    );
+    store.decide_rollback(record).await.unwrap();
+    let known = store.rollbacks().await.unwrap();
+    assert_eq!(store.quarantine_superseded(&known).await.unwrap(), [Step(5)]);
+    assert!(store.quarantined_as_damaged(&known).await.unwrap().is_empty());
     // One that knew of it, and was damaged, is.
     let parts = State::new(&spec, 1, 5).write(&store, ONE).await;
     let policy = PolicyState { ways_back: vec![3], ..PolicyState::default() };
     let manifest = Manifest::assemble(&spec, ManifestHeader { policy, ..header(Step(5)) }, &parts).unwrap();
     store.commit(&manifest).await.unwrap();
-    store.set_aside_faulty(Step(5)).await.unwrap();
-    assert_eq!(store.set_aside_as_damaged(&known).await.unwrap().len(), 1);
+    store.quarantine(Step(5), &QuarantineReason::Unusable("for the test".into())).await.unwrap();
+    assert_eq!(store.quarantined_as_damaged(&known).await.unwrap().len(), 1);
 }

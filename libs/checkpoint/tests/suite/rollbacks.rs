@@ -1,7 +1,7 @@
 //! Ways back: decided once, and what they end is set aside, once, by whoever comes first.
 
-use polygram_checkpoint::roll_back::policy_of;
-use polygram_checkpoint::{Manifest, ManifestHeader, RollBack, RunStore};
+use polygram_checkpoint::rollback::policy_of;
+use polygram_checkpoint::{Manifest, ManifestHeader, RollbackRecord, RunStore};
 use polygram_domain::spikes::{LeftOut, PolicyState};
 use polygram_domain::{RunSpec, Step};
 
@@ -30,31 +30,31 @@ async fn what_a_way_back_has_ended_is_set_aside_once() {
         for step in [5, 10, 15] {
             commit(&store, &spec, (step, &[])).await;
         }
-        assert!(store.set_aside_superseded(&store.roll_backs().await.unwrap()).await.unwrap().is_empty());
+        assert!(store.quarantine_superseded(&store.rollbacks().await.unwrap()).await.unwrap().is_empty());
         assert_eq!(store.sound_at_or_before(Step(14)).await.unwrap().unwrap().step, Step(10));
         assert_eq!(store.sound_at_or_before(Step(4)).await.unwrap(), None);
         let nothing = PolicyState::default();
-        let record = RollBack::new(&nothing, (Step(12), Step(5)), "a spike".into(), &left_out(96..104));
-        assert_eq!(store.decide_roll_back(record).await.unwrap(), 1);
-        let known = store.roll_backs().await.unwrap();
+        let record = RollbackRecord::new(&nothing, (Step(12), Step(5)), "a spike".into(), &left_out(96..104));
+        assert_eq!(store.decide_rollback(record).await.unwrap(), 1);
+        let known = store.rollbacks().await.unwrap();
         assert_eq!(
-            store.set_aside_superseded(&known).await.unwrap(),
+            store.quarantine_superseded(&known).await.unwrap(),
             [Step(15), Step(10)],
             "{}",
             backend.name
         );
-        assert!(store.set_aside_superseded(&known).await.unwrap().is_empty());
+        assert!(store.quarantine_superseded(&known).await.unwrap().is_empty());
         assert_eq!(store.committed_steps().await.unwrap(), [Step(5)]);
         // The same steps again, by a run that knows: they stay.
         let again = commit(&store, &spec, (10, &[12])).await;
-        assert!(store.set_aside_superseded(&known).await.unwrap().is_empty());
+        assert!(store.quarantine_superseded(&known).await.unwrap().is_empty());
         let policy = policy_of(Some(&again), &known);
         assert_eq!((policy.left_out.ranges(), &policy.ways_back[..]), (&[[96, 104]][..], &[12][..]));
         // A second one, further back, ends what knew the first alone.
-        let second = RollBack::new(&policy, (Step(11), Step(5)), "another".into(), &left_out(88..96));
-        assert_eq!(store.decide_roll_back(second).await.unwrap(), 2);
-        let known = store.roll_backs().await.unwrap();
-        assert_eq!(store.set_aside_superseded(&known).await.unwrap(), [Step(10)]);
+        let second = RollbackRecord::new(&policy, (Step(11), Step(5)), "another".into(), &left_out(88..96));
+        assert_eq!(store.decide_rollback(second).await.unwrap(), 2);
+        let known = store.rollbacks().await.unwrap();
+        assert_eq!(store.quarantine_superseded(&known).await.unwrap(), [Step(10)]);
         let policy = policy_of(None, &known);
         assert_eq!((policy.left_out.ranges(), &policy.ways_back[..]), (&[[88, 104]][..], &[12, 11][..]));
     }
@@ -66,10 +66,10 @@ async fn damaged_and_missing_decisions_are_named() {
     let backend = Backend::memory();
     let store = backend.run(&spec);
     for at in [10, 20, 30] {
-        let before = policy_of(None, &store.roll_backs().await.unwrap());
+        let before = policy_of(None, &store.rollbacks().await.unwrap());
         let more = left_out(at..at + 8);
-        let record = RollBack::new(&before, (Step(at), Step(0)), "a spike".into(), &more);
-        store.decide_roll_back(record).await.unwrap();
+        let record = RollbackRecord::new(&before, (Step(at), Step(0)), "a spike".into(), &more);
+        store.decide_rollback(record).await.unwrap();
     }
     let key = "roll_back/00000001.json";
     let sound = backend.raw(&spec, key).await;
@@ -77,20 +77,20 @@ async fn damaged_and_missing_decisions_are_named() {
         let mut bytes = sound.to_vec();
         bytes[at] ^= 1 << (at % 8);
         backend.overwrite(&spec, key, bytes).await;
-        let error = store.roll_backs().await.unwrap_err();
+        let error = store.rollbacks().await.unwrap_err();
         assert!(error.is_damage() && error.to_string().contains(key), "byte {at}: {error}");
     }
     backend.overwrite(&spec, key, sound).await;
     // The oldest may go: the later ones say all that it said. A gap between others is damage.
-    let whole = policy_of(None, &store.roll_backs().await.unwrap());
+    let whole = policy_of(None, &store.rollbacks().await.unwrap());
     backend.remove(&spec, key).await;
-    let rest = store.roll_backs().await.unwrap();
+    let rest = store.rollbacks().await.unwrap();
     assert_eq!(rest.iter().map(|record| record.number).collect::<Vec<_>>(), [2, 3]);
     assert_eq!(policy_of(None, &rest), whole);
-    let next = RollBack::new(&whole, (Step(40), Step(0)), "a spike".into(), &left_out(40..48));
-    assert_eq!(store.decide_roll_back(next).await.unwrap(), 4);
+    let next = RollbackRecord::new(&whole, (Step(40), Step(0)), "a spike".into(), &left_out(40..48));
+    assert_eq!(store.decide_rollback(next).await.unwrap(), 4);
     backend.remove(&spec, "roll_back/00000003.json").await;
-    let error = store.roll_backs().await.unwrap_err();
+    let error = store.rollbacks().await.unwrap_err();
     assert!(error.is_damage() && error.to_string().contains("roll_back/00000003.json"), "{error}");
 }
 
