@@ -5,12 +5,12 @@ mod engine;
 pub(crate) mod outbox;
 mod snapshot;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use polygram_domain::Step;
+use polygram_process::panics;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -151,8 +151,8 @@ fn start(
     reports: mpsc::Sender<(usize, Report)>,
 ) -> Result<JoinHandle<Option<RowStore>>, ShardError> {
     let work = move || {
-        let ended = catch_unwind(AssertUnwindSafe(|| lane.run(index, queue, &reports)));
-        match ended.unwrap_or(Err(ShardError::Lane(index))) {
+        let ended = panics::catch(&format!("lane {index}"), || lane.run(index, queue, &reports));
+        match ended.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(store) => Some(store),
             Err(error) => {
                 if reports.blocking_send((index, Report::Failed(error))).is_err() {
