@@ -155,3 +155,51 @@ pub struct StepBoundary {
     /// Some rank's share of a checkpoint is being written.
     pub is_writing: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunFile;
+
+    use super::*;
+
+    fn writer(progress: CheckpointProgress) -> (CheckpointWriter, watch::Sender<CheckpointProgress>) {
+        let text = include_str!("../../configs/tiny.toml");
+        let sets = ["recovery_points.every_steps=5".to_owned(), "checkpoint.every_steps=20".to_owned()];
+        let spec = RunFile::parse(text, "tiny", &sets).and_then(|file| file.resolve()).unwrap();
+        let (sender, progress) = watch::channel(progress);
+        let channels = CheckpointChannels { snapshots: mpsc::channel(1).0, progress };
+        let host_copy = HostCopy::prepare(1, 1).unwrap();
+        (CheckpointWriter::new(Arc::new(spec), Rank(0), channels, WorkerView::default(), host_copy), sender)
+    }
+
+    #[test]
+    fn a_recovery_point_does_not_wait_for_the_checkpoint_before() {
+        let (writer, _progress) = writer(CheckpointProgress::default());
+        let due = |step, is_last, is_writing| {
+            let checkpoint = writer.due(Step(step), StepBoundary { is_last, is_writing })?;
+            assert_eq!(checkpoint.step, Step(step));
+            Some(checkpoint.kind)
+        };
+        let (commit, point) = (Some(CheckpointKind::Commit), Some(CheckpointKind::Point));
+        assert_eq!(
+            [due(4, false, false), due(5, false, false), due(20, false, false)],
+            [None, point, commit]
+        );
+        assert_eq!([due(5, false, true), due(20, false, true), due(5, true, true)], [None, commit, commit]);
+    }
+
+    #[test]
+    fn a_checkpoint_is_written_until_it_is_committed_or_discarded() {
+        let kept = Some(Step(15));
+        let (mut writer, sender) = writer(CheckpointProgress { step: kept, point: kept });
+        assert!(!writer.is_writing());
+        writer.pending = Some(Step(20));
+        assert!(writer.is_writing());
+        let at = |kind| Some(CheckpointRef { step: Step(20), kind });
+        assert_eq!(writer.snapshot_order(None), SnapshotOrder::None);
+        assert_eq!(writer.snapshot_order(at(CheckpointKind::Commit)), SnapshotOrder::Commit);
+        assert_eq!(writer.snapshot_order(at(CheckpointKind::Point)), SnapshotOrder::Point { after: kept });
+        sender.send_modify(|progress| progress.step = Some(Step(20)));
+        assert!(!writer.is_writing());
+    }
+}

@@ -2,12 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use polygram_checkpoint::NamedTensor;
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, Step};
-use polygram_process::panics::{self, JoinedThread};
+use polygram_process::panics::{self, Panicked};
 use polygram_proto::control::Reporter;
 use tokio::sync::{mpsc, oneshot};
 
@@ -69,7 +70,7 @@ pub struct ComputeThread {
 /// The thread itself, apart from its channels.
 pub struct Thread {
     alive: oneshot::Receiver<Infallible>,
-    thread: JoinedThread,
+    thread: JoinHandle<()>,
 }
 
 impl Thread {
@@ -77,11 +78,10 @@ impl Thread {
     pub async fn ended(self, patience: Duration) -> bool {
         // Nothing is ever sent: the channel closes when the thread lets go of its end.
         let has_ended = tokio::time::timeout(patience, self.alive).await.is_ok();
-        if has_ended {
-            // Its panic, if there was one, was its outcome already; nothing is left that could panic or wait.
-            drop(self.thread);
-        } else {
-            self.thread.detach();
+        if has_ended && let Err(panic) = self.thread.join() {
+            // What panicked before was the outcome; this came when its parts were dropped.
+            let panic = Panicked::of_thread("compute thread", panic.as_ref());
+            tracing::error!(%panic, "compute ended abnormally");
         }
         has_ended
     }
@@ -94,7 +94,7 @@ pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<(ComputeThread, Thread), 
     let (start, order) = oneshot::channel();
     let (outcome_sender, outcome) = oneshot::channel();
     let (life, alive) = oneshot::channel();
-    let thread = JoinedThread::spawn("compute", move || {
+    let body = move || {
         // Outlives the result: whoever learns of a failure aborts the calls that the trainer's other threads wait in, and only
         // then can dropping the trainer join them.
         let mut trainer = None;
@@ -107,8 +107,11 @@ pub fn spawn(spec: Arc<RunSpec>, rank: Rank) -> Result<(ComputeThread, Thread), 
         }
         drop(trainer);
         drop(life);
-    })
-    .map_err(|source| WorkerError::Io { what: "cannot start the compute thread".into(), source })?;
+    };
+    let thread = std::thread::Builder::new()
+        .name("compute".into())
+        .spawn(body)
+        .map_err(|source| WorkerError::Io { what: "cannot start the compute thread".into(), source })?;
     Ok((ComputeThread { restore, ready, start, outcome }, Thread { alive, thread }))
 }
 

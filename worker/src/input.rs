@@ -265,3 +265,26 @@ impl InputQueue {
         Ok(Some(CellWork { samples: 0..0, batch, unique, rows_suw, global_targets }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunFile;
+
+    use super::*;
+
+    #[test]
+    fn samples_left_out_are_passed_over() {
+        let text = include_str!("../../configs/tiny.toml");
+        let spec = RunFile::parse(text, "tiny", &[]).and_then(|file| file.resolve()).unwrap();
+        let (samples, count) = (spec.samples_per_step(), u64::from(spec.training.micro_batch_size));
+        let all = Cells::open(Arc::new(spec), Rank(0)).unwrap();
+        let at = |step, index| MicroBatchRef { step: Step(step), index: Cell(index) };
+        assert_eq!(all.samples_of(at(2, 1)), 2 * samples + count..2 * samples + 2 * count);
+        let mut left_out = LeftOut::default();
+        left_out.add(2 * samples..3 * samples);
+        let fewer = all.clone().leaving_out(left_out);
+        assert_eq!(fewer.samples_of(at(1, 3)), all.samples_of(at(1, 3)));
+        assert_eq!(fewer.samples_of(at(2, 1)), all.samples_of(at(3, 1)));
+        assert_eq!(fewer.load(at(2, 1)).unwrap().0, all.load(at(3, 1)).unwrap().0);
+    }
+}

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use polygram_domain::Step;
-use polygram_process::panics;
+use polygram_process::panics::{self, Panicked};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -124,7 +124,7 @@ async fn run(
             Some(joined) = engine.snapshots.join_next() => {
                 let ended = joined.map_err(|error| ShardError::Snapshot {
                     version: engine.ledger.version(),
-                    reason: error.to_string(),
+                    reason: Panicked::of_task("its task", error).to_string(),
                 })?;
                 engine.snapshot_ended(ended).await?;
             }

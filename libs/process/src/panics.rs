@@ -117,11 +117,6 @@ impl JoinedThread {
         self.handle.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Leaves the thread to itself. For one that does not end in time, in a process that is about to end.
-    pub fn detach(mut self) {
-        drop(self.handle.take());
-    }
-
     /// Waits for its end. A second call finds nothing to join.
     ///
     /// # Errors
