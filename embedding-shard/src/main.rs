@@ -49,7 +49,7 @@ fn take_part(args: Args) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&args.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let faults = FaultInjection::of_flag(args.fault_injection);
+    let faults = FaultInjection::from(args.fault_injection);
     let Args { listen, advertise, query_listen, metrics_listen, .. } = args;
     if advertise.is_some() && listen.port() == 0 {
         anyhow::bail!("--advertise leads to one port: give --listen with a port that is not 0");

@@ -67,7 +67,7 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let faults = FaultInjection::of_flag(member.fault_injection);
+    let faults = FaultInjection::from(member.fault_injection);
     let listen = Listen { ip: member.listen, advertise: member.advertise };
     let _told = runtime.block_on(metrics.listen(member.metrics_listen))?;
     let result = match (member.pool, member.coordinator, member.rank) {

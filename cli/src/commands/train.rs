@@ -71,7 +71,7 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
         printer.warn(warning);
     }
     let claim = if args.take_over { Claim::TakeOver } else { Claim::IfVacant };
-    let faults = FaultInjection::of_flag(args.fault_injection);
+    let faults = FaultInjection::from(args.fault_injection);
     let plan = Plan { configuration: &configuration, kept_steps: 0, root: &root, claim, faults };
     let (ending, logs) = block_on(launcher::launch(&programs, plan, printer))?;
     let (document, status) = conclude(&configuration, &root, &ending, &logs);

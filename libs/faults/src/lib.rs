@@ -19,7 +19,7 @@ mod point;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -44,12 +44,14 @@ pub enum FaultInjection {
     Enabled,
 }
 
-impl FaultInjection {
-    /// From whether the flag was given.
-    pub fn of_flag(is_given: bool) -> FaultInjection {
+/// From whether [`FLAG`] was given.
+impl From<bool> for FaultInjection {
+    fn from(is_given: bool) -> FaultInjection {
         if is_given { FaultInjection::Enabled } else { FaultInjection::Disabled }
     }
+}
 
+impl FaultInjection {
     /// Reads the orders for the process of this slot, if faults are injected; to be called once, when it starts. A
     /// coordinator has index 0.
     ///
@@ -59,10 +61,13 @@ impl FaultInjection {
         match self {
             FaultInjection::Enabled => expect(role, index),
             FaultInjection::Disabled => {
+                static WARNED: Once = Once::new();
                 if std::env::var_os(VARIABLE).is_some() {
-                    tracing::warn!(
-                        "{VARIABLE} is set but ignored: fault injection is disabled without {FLAG}"
-                    );
+                    WARNED.call_once(|| {
+                        tracing::warn!(
+                            "{VARIABLE} is set but ignored: fault injection is disabled without {FLAG}"
+                        );
+                    });
                 }
                 Ok(())
             }
