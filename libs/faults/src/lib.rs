@@ -19,8 +19,8 @@ mod point;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use order::{Kind, Order, Place, Poison};
