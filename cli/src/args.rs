@@ -195,6 +195,9 @@ pub(crate) struct TrainArgs {
     /// Lead the run although another coordinator does, for example on another host: that one ends
     #[arg(long)]
     pub(crate) take_over: bool,
+    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself
+    #[arg(long, hide = true)]
+    pub(crate) fault_injection: bool,
     #[command(flatten)]
     pub(crate) root: RootArgs,
 }

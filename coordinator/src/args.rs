@@ -84,6 +84,9 @@ pub struct Args {
     /// Lead the run although another coordinator does: that one and its members end
     #[arg(long)]
     pub take_over: bool,
+    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself.
+    #[arg(long, hide = true)]
+    pub fault_injection: bool,
     /// Log level or directives, for example info,polygram_coordinator=debug
     #[arg(long, default_value = "info")]
     pub log_level: String,

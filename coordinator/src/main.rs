@@ -135,7 +135,7 @@ async fn lead(args: Args) -> anyhow::Result<Ended> {
         &identity,
         &Logging { level: args.log_level, format: args.log_format.parse()? },
     )?;
-    polygram_faults::expect("coordinator", 0)?;
+    polygram_faults::FaultInjection::from(args.fault_injection).expect("coordinator", 0)?;
     let token = Token::read(&args.token_file)?;
     let listener = bind(args.listen).await?;
     let advertised = advertised(args.advertise, listener.local_addr()?)?;

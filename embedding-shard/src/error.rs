@@ -4,6 +4,7 @@ use std::io;
 
 use polygram_checkpoint::StoreProblem;
 use polygram_domain::{RowId, Step, TableIndex};
+use polygram_process::Panicked;
 use polygram_proto::bulk::Refusal;
 use thiserror::Error;
 
@@ -24,6 +25,9 @@ pub enum ShardError {
     /// A lane ended before its work did.
     #[error("lane {0} ended unexpectedly")]
     Lane(usize),
+    /// A lane's thread panicked: a bug.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// The listener failed.
     #[error("cannot accept connections: {0}")]
     Accept(io::Error),

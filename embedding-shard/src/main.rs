@@ -8,7 +8,8 @@ use polygram_domain::ShardIndex;
 use polygram_embedding_shard::args::{Args, Cli, Command};
 use polygram_embedding_shard::bench;
 use polygram_embedding_shard::member::{MemberError, MemberOptions, run};
-use polygram_process::limits;
+use polygram_faults::FaultInjection;
+use polygram_process::{limits, panics};
 use polygram_proto::control::{Recall, Token};
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
@@ -19,6 +20,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     limits::name_limits_on_panic();
+    panics::record();
     keep_freed_memory();
     match act(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,6 +49,7 @@ fn take_part(args: Args) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&args.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let faults = FaultInjection::from(args.fault_injection);
     let Args { listen, advertise, query_listen, metrics_listen, .. } = args;
     if advertise.is_some() && listen.port() == 0 {
         anyhow::bail!("--advertise leads to one port: give --listen with a port that is not 0");
@@ -62,9 +65,11 @@ fn take_part(args: Args) -> anyhow::Result<()> {
         recall: Recall::default(),
     };
     match (args.pool, args.coordinator, args.index) {
-        (Some(pool), _, _) => Ok(runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0)))?),
+        (Some(pool), _, _) => {
+            Ok(runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0), faults))?)
+        }
         (None, Some(coordinator), Some(index)) => {
-            polygram_faults::expect("shard", index)?;
+            faults.expect("shard", index)?;
             Ok(runtime.block_on(run(options(coordinator, index)))?)
         }
         _ => anyhow::bail!("give --coordinator and --index, or --pool; see --help"),

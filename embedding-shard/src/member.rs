@@ -7,8 +7,8 @@ use std::time::Duration;
 use polygram_checkpoint::CheckpointError;
 use polygram_domain::{ConfigError, ShardIndex, Step};
 use polygram_faults::{Point, pass};
-use polygram_process::StopSignal;
 use polygram_process::address::{AddressError, for_peers};
+use polygram_process::{Panicked, StopSignal};
 use polygram_proto::control::{
     Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, FailureCause, JoinOptions, MemberRef,
     MemberSession, OperatorClient, Recall, StopMode, Token, rejoin_patience,
@@ -16,7 +16,7 @@ use polygram_proto::control::{
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::SignalKind;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::error::ShardError;
 use crate::life::Life;
@@ -101,9 +101,9 @@ pub enum MemberError {
     /// The report of a snapshot could not be written.
     #[error("the report of a snapshot cannot be written as JSON: {0}")]
     Part(#[from] serde_json::Error),
-    /// A task of this process ended abnormally.
-    #[error("a task of this shard ended abnormally: {0}")]
-    Task(#[from] tokio::task::JoinError),
+    /// A task of this process panicked: a bug.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl MemberError {
@@ -248,6 +248,12 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr
     let listener = TcpListener::bind(address).await.map_err(unbound)?;
     let bound = listener.local_addr().map_err(unbound)?;
     Ok((listener, bound))
+}
+
+impl From<JoinError> for MemberError {
+    fn from(error: JoinError) -> MemberError {
+        Panicked::of_task("a task of this shard", error).into()
+    }
 }
 
 impl From<Abort> for MemberError {

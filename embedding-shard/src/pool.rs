@@ -2,6 +2,7 @@
 
 use futures::FutureExt;
 use polygram_domain::ShardIndex;
+use polygram_faults::FaultInjection;
 use polygram_process::StopSignal;
 use polygram_proto::control::{ControlError, Role};
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
@@ -11,7 +12,7 @@ use crate::member::{MemberError, MemberOptions, run};
 
 /// Offers this process until SIGTERM ends it: `options` as for a run, its coordinator the pool, its index none. A failure
 /// that is this process's own ends it too: a new process is the better start.
-pub async fn serve(options: MemberOptions) -> Result<(), MemberError> {
+pub async fn serve(options: MemberOptions, faults: FaultInjection) -> Result<(), MemberError> {
     let (pool, token) = (options.coordinator.clone(), options.token.clone());
     let mut terminations = Terminations::listen();
     let mut offer = PoolOffer::begin(OfferOptions { pool, token, role: Role::Shard })?;
@@ -24,8 +25,8 @@ pub async fn serve(options: MemberOptions) -> Result<(), MemberError> {
         let Placement { seat, run: name, address } = placement.clone();
         tracing::info!(run = name, %seat, address, "placed");
         // Only the first index of a process can have faults ordered for it.
-        if let Err(error) = polygram_faults::expect("shard", seat.slot.index) {
-            tracing::error!(%error, "no faults");
+        if let Err(error) = faults.expect("shard", seat.slot.index) {
+            tracing::error!(%error, "fault injection is disabled");
         }
         let index = ShardIndex(seat.slot.index);
         let ended = run(MemberOptions { coordinator: address, index, recall, ..options.clone() }).await;

@@ -190,21 +190,31 @@ impl Cluster {
         self.start_with(sets, &[])
     }
 
-    /// As [`Cluster::start`], with variables in the environment of every process.
+    /// As [`Cluster::start`], with variables in the environment of every process. Where one of them orders faults, they are
+    /// injected.
     pub fn start_with(&self, sets: &[&str], variables: &[(&str, &str)]) -> Result<Running> {
+        let mut command = self.train_command(sets)?;
+        command.envs(variables.iter().copied());
+        if variables.iter().any(|(key, _)| *key == polygram_faults::VARIABLE) {
+            command.arg(polygram_faults::FLAG);
+        }
+        Running::start(command, self.folder.path())
+    }
+
+    /// The command that [`Cluster::start`] runs.
+    pub fn train_command(&self, sets: &[&str]) -> Result<Command> {
         let mut command = Command::new(program("polygram")?);
         command
             .current_dir(self.folder.path())
             .env("XDG_STATE_HOME", self.state())
             .envs(self.variables.iter().map(|(key, value)| (key, value)))
-            .envs(variables.iter().copied())
             .arg("train")
             .arg(&self.run_file)
             .args(["--root", self.root_url()]);
         for set in self.sets.iter().map(String::as_str).chain(sets.iter().copied()) {
             command.args(["--set", set]);
         }
-        Running::start(command, self.folder.path())
+        Ok(command)
     }
 
     /// Runs a session to its end, however it ends.

@@ -25,7 +25,7 @@ const ARROWS: [(&str, &str, &[&str]); 17] = [
     ("libs/data", "data", &["domain"]),
     ("libs/collective", "collective", &["same-host", "process", "domain"]),
     ("libs/checkpoint", "checkpoint", &["process", "domain"]),
-    ("libs/model", "model", &["collective", "domain"]),
+    ("libs/model", "model", &["collective", "process", "domain"]),
     ("proto", "proto", &["same-host", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
@@ -33,7 +33,7 @@ const ARROWS: [(&str, &str, &[&str]); 17] = [
         "embedding-shard",
         &["proto", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
     ),
-    ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "domain"]),
+    ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "faults", "domain"]),
     (
         "worker",
         "worker",

@@ -52,6 +52,9 @@ pub struct MemberArgs {
     /// Address to tell metrics on, at /metrics; none unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself.
+    #[arg(long, hide = true)]
+    pub fault_injection: bool,
 }
 
 /// Work outside a run.

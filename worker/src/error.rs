@@ -4,8 +4,9 @@ use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
-use polygram_domain::{Cell, ConfigError, Rank, Step};
+use polygram_domain::{CheckpointRef, ConfigError, MicroBatchRef, Rank, Step};
 use polygram_ngram::NgramError;
+use polygram_process::Panicked;
 use polygram_process::address::AddressError;
 use polygram_proto::bulk::RowError;
 use polygram_proto::control::{
@@ -13,6 +14,7 @@ use polygram_proto::control::{
 };
 
 use crate::compute::ComputeError;
+use crate::gradients::GradientError;
 
 /// The reason, with everything that a person needs to act on it.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +69,10 @@ pub enum WorkerError {
     #[error(transparent)]
     Tables(NgramError),
     /// Tokens cannot be hashed.
-    #[error("step {step}, cell {cell}: {source}")]
+    #[error("{at}: {source}")]
     Ngram {
-        /// Step.
-        step: Step,
-        /// Cell.
-        cell: Cell,
+        /// The micro-batch.
+        at: MicroBatchRef,
         /// Cause.
         source: NgramError,
     },
@@ -89,12 +89,10 @@ pub enum WorkerError {
     #[error(transparent)]
     Engine(#[from] ComputeError),
     /// The engine failed on a cell.
-    #[error("step {step}, cell {cell}: {source}")]
+    #[error("{at}: {source}")]
     Compute {
-        /// Step.
-        step: Step,
-        /// Cell.
-        cell: Cell,
+        /// The micro-batch.
+        at: MicroBatchRef,
         /// Cause.
         source: ComputeError,
     },
@@ -102,13 +100,8 @@ pub enum WorkerError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// There is no store for a kind of checkpoint.
-    #[error("this rank has no place for the {kind} of step {step}: see recovery_points.root of the run file")]
-    NoPlace {
-        /// Its step.
-        step: Step,
-        /// What it is.
-        kind: &'static str,
-    },
+    #[error("this rank has no place for the {0}: see recovery_points.root of the run file")]
+    NoPlace(CheckpointRef),
     /// The checkpoint to go on from cannot be read.
     #[error("the checkpoint of step {step} was not restored: {source}")]
     Unrestored {
@@ -166,15 +159,18 @@ pub enum WorkerError {
         count: u32,
     },
     /// Ranks computed different steps.
-    #[error("step {step}: rank {rank} disagrees: {what}; nothing of this step was applied")]
+    #[error("step {step}: rank {rank} disagrees: {what}")]
     Disagreement {
-        /// The rank of another opinion.
+        /// The rank that differs.
         rank: Rank,
         /// Step.
         step: Step,
-        /// Both values.
+        /// Both values, and what became of the step.
         what: String,
     },
+    /// A thread or task of this process panicked: a bug.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// The other half of this process is gone; its own error is the cause.
     #[error("the {0} side of this worker has ended")]
     OtherSide(&'static str),
@@ -186,6 +182,19 @@ pub enum WorkerError {
         /// Cause.
         source: std::io::Error,
     },
+}
+
+impl From<GradientError> for WorkerError {
+    fn from(error: GradientError) -> WorkerError {
+        match error {
+            GradientError::Collective(error) => error.into(),
+            GradientError::Panicked(error) => error.into(),
+            GradientError::Ended => WorkerError::OtherSide("gradient"),
+            GradientError::Thread(source) => {
+                WorkerError::Io { what: "cannot start the gradients' thread".into(), source }
+            }
+        }
+    }
 }
 
 impl From<Abort> for WorkerError {

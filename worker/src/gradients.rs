@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use polygram_collective::{Collective, CollectiveError};
 use polygram_domain::RankLayout;
 use polygram_domain::rank_layout::SumGroup;
-
-use crate::error::WorkerError;
+use polygram_faults::{Point, pass};
+use polygram_process::{JoinedThread, Panicked};
 
 /// The ranks that gradients are summed over.
 pub struct SumRanks {
@@ -69,28 +69,42 @@ pub struct GradientSums {
     answers: Receiver<Answer>,
     /// Here between steps.
     ranks: Option<SumRanks>,
+    /// Joined last, when `orders` are closed.
+    thread: JoinedThread,
+}
+
+/// Why gradients are not summed.
+#[derive(Debug, thiserror::Error)]
+pub enum GradientError {
+    /// Another rank failed or left.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The thread panicked.
+    #[error(transparent)]
+    Panicked(Panicked),
+    /// An earlier failure has ended the thread.
+    #[error("the gradients' thread has ended")]
+    Ended,
+    /// The system refused the thread.
+    #[error("cannot start the gradients' thread: {0}")]
+    Thread(std::io::Error),
 }
 
 impl GradientSums {
     /// Starts the thread.
-    pub fn start(layout: Arc<RankLayout>, ranks: SumRanks) -> Result<GradientSums, WorkerError> {
+    pub fn start(layout: Arc<RankLayout>, ranks: SumRanks) -> Result<GradientSums, GradientError> {
         let (orders, queue) = channel();
         let (answer, answers) = channel();
         let of_thread = Arc::clone(&layout);
-        std::thread::Builder::new()
-            .name("gradients".into())
-            .spawn(move || carry_out(&of_thread, &queue, &answer))
-            .map_err(|source| WorkerError::Io {
-                what: "cannot start the gradients' thread".into(),
-                source,
-            })?;
-        Ok(GradientSums { layout, orders, answers, ranks: Some(ranks) })
+        let thread = JoinedThread::spawn("gradients", move || carry_out(&of_thread, &queue, &answer))
+            .map_err(GradientError::Thread)?;
+        Ok(GradientSums { layout, orders, answers, ranks: Some(ranks), thread })
     }
 
     /// Begins the sums of a step.
-    pub fn begin(&mut self) -> Result<(), WorkerError> {
-        let ranks = self.ranks.take().ok_or(WorkerError::OtherSide("gradient"))?;
-        self.orders.send(Order::Begin(ranks)).map_err(|_| WorkerError::OtherSide("gradient"))
+    pub fn begin(&mut self) -> Result<(), GradientError> {
+        let ranks = self.ranks.take().ok_or(GradientError::Ended)?;
+        self.orders.send(Order::Begin(ranks)).map_err(|_| self.end())
     }
 
     /// Sums bucket `index` over ranks; `values` are this rank's. All ranks give buckets in the same order.
@@ -100,20 +114,26 @@ impl GradientSums {
     }
 
     /// Waits for the sums of all buckets.
-    pub fn finish(&mut self) -> Result<SummedGradient, WorkerError> {
+    pub fn finish(&mut self) -> Result<SummedGradient, GradientError> {
         self.orders.send(Order::End).ok();
-        let (ranks, summed) = self.answers.recv().map_err(|_| WorkerError::OtherSide("gradient"))??;
+        let (ranks, summed) = self.answers.recv().map_err(|_| self.end())??;
         self.ranks = Some(ranks);
         Ok(summed)
     }
 
     /// Every rank's own part of `weights` comes to all ranks that hold it.
-    pub fn spread(&mut self, weights: &mut [f32]) -> Result<(), WorkerError> {
-        let ranks = self.ranks.as_mut().ok_or(WorkerError::OtherSide("gradient"))?;
+    pub fn spread(&mut self, weights: &mut [f32]) -> Result<(), GradientError> {
+        pass(Point::WorkerApplied);
+        let ranks = self.ranks.as_mut().ok_or(GradientError::Ended)?;
         for bucket in self.layout.buckets() {
             ranks.of(bucket.group).all_gather_chunks(&mut weights[bucket.range.clone()], &bucket.edges)?;
         }
         Ok(())
+    }
+
+    /// Why the thread has closed its channels.
+    fn end(&mut self) -> GradientError {
+        self.thread.join().map_or_else(GradientError::Panicked, |()| GradientError::Ended)
     }
 }
 
@@ -143,4 +163,28 @@ fn sum_buckets(
         buckets[index] = values;
     }
     Ok(SummedGradient { layout: Arc::clone(layout), buckets, square_sums: square_sums.concat() })
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_collective::Solo;
+    use polygram_domain::{Rank, RunFile};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_thread_keeps_its_text_and_place() {
+        let text = include_str!("../../configs/tiny.toml");
+        let spec = RunFile::parse(text, "tiny", &[]).and_then(|file| file.resolve()).unwrap();
+        let layout = Arc::new(RankLayout::of(&spec.model, &spec.topology, Rank(0)).unwrap());
+        let ranks = SumRanks { workers: Box::new(Solo::new("test")), same_experts: None };
+        let buckets = layout.buckets().len();
+        let mut sums = GradientSums::start(layout, ranks).unwrap();
+        sums.begin().unwrap();
+        sums.sum(buckets, Vec::new());
+        let Err(GradientError::Panicked(panic)) = sums.finish() else { panic!("a panic was expected") };
+        let text = panic.to_string();
+        assert!(text.contains("index out of bounds") && text.contains("gradients.rs:"), "{text}");
+        assert!(matches!(sums.begin(), Err(GradientError::Ended)));
+    }
 }

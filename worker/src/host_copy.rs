@@ -1,11 +1,13 @@
 //! The copy of this rank's dense state that a checkpoint is written from while training goes on: one buffer, made before
 //! it is first needed and used again for every checkpoint.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use polygram_checkpoint::{NamedTensor, Values};
 use polygram_domain::layout::StateView;
+use polygram_process::JoinedThread;
 
 use crate::error::WorkerError;
 
@@ -25,6 +27,19 @@ pub struct HostCopy {
     /// Comes home through here: first from the thread that made it, then from whoever drops the last value of a copy.
     home: mpsc::Receiver<Vec<f32>>,
     way_home: mpsc::Sender<Vec<f32>>,
+    touching: Touching,
+}
+
+/// The thread that touches the buffer's memory first. It ends early when this is dropped.
+struct Touching {
+    is_cancelled: Arc<AtomicBool>,
+    thread: JoinedThread,
+}
+
+impl Drop for Touching {
+    fn drop(&mut self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A lent buffer. The last one to drop it sends it home.
@@ -52,18 +67,28 @@ impl HostCopy {
     pub fn prepare(values: usize, computing: usize) -> Result<HostCopy, WorkerError> {
         let (way_home, home) = mpsc::channel();
         let first = way_home.clone();
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let cancelled = Arc::clone(&is_cancelled);
         let touch = move || {
             let mut buffer = vec![0.0f32; values];
             // Zeros of a new allocation are not memory yet; one value a page makes them so.
-            buffer.iter_mut().step_by(1024).for_each(|value| *std::hint::black_box(value) = 0.0);
+            for value in buffer.iter_mut().step_by(1024) {
+                if cancelled.load(Ordering::Relaxed) {
+                    return;
+                }
+                *std::hint::black_box(value) = 0.0;
+            }
             // The session may be over already.
             first.send(buffer).ok();
         };
-        std::thread::Builder::new().name("host-copy".into()).spawn(touch).map_err(|source| {
-            WorkerError::Io { what: "cannot start the thread that prepares snapshots".into(), source }
+        let thread = JoinedThread::spawn("host-copy", touch).map_err(|source| WorkerError::Io {
+            what: "cannot start the thread that prepares snapshots".into(),
+            source,
         })?;
+        let touching = Touching { is_cancelled, thread };
         let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get());
-        Ok(HostCopy { values, threads: computing.max(processors.min(THREADS)), home, way_home })
+        let threads = computing.max(processors.min(THREADS));
+        Ok(HostCopy { values, threads, home, way_home, touching })
     }
 
     /// Bytes of the buffer.
@@ -80,8 +105,10 @@ impl HostCopy {
         let mut buffer = loop {
             match self.home.recv_timeout(LOOK) {
                 Ok(buffer) => break buffer,
-                Err(mpsc::RecvTimeoutError::Timeout) if alive() => {}
-                Err(_) => return Err(WorkerError::OtherSide("upload")),
+                Err(_) if !alive() => return Err(WorkerError::OtherSide("upload")),
+                // A thread that panicked sends no buffer.
+                Err(_) if self.touching.thread.has_ended() => self.touching.thread.join()?,
+                Err(_) => {}
             }
         };
         // A state of another size than was prepared for would be a mistake of ours; it costs time, not bits.
@@ -157,6 +184,14 @@ mod tests {
         drop(tensors);
         let tensors = host.take(vec![view("a", &[3], &a), view("b", &[2], &b)], || true).unwrap();
         assert_eq!((&tensors[0].data[..], tensors[0].data.as_ptr()), (&[9.0, 9.0, 9.0][..], place));
+    }
+
+    #[test]
+    fn a_buffer_that_cannot_be_made_is_an_error_and_no_endless_wait() {
+        let mut host = HostCopy::prepare(usize::MAX / 2, 1).unwrap();
+        let error = host.take(vec![view("a", &[1], &[1.0])], || true).map(drop).unwrap_err();
+        assert!(matches!(error, WorkerError::Panicked(_)), "{error}");
+        assert!(error.to_string().contains("capacity overflow"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! earlier step may still change it.
 
 use std::future::Future;
+use std::ops::{AddAssign, Range};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +19,9 @@ use std::time::{Duration, Instant};
 use polygram_data::{DataIdentity, Loader};
 use polygram_domain::run_spec::{DataSpec, RunSpec};
 use polygram_domain::spikes::LeftOut;
-use polygram_domain::{Cell, CellBatch, Rank, Step};
+use polygram_domain::{Cell, CellBatch, MicroBatchRef, Rank, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_ids};
+use polygram_process::Panicked;
 use polygram_proto::bulk::{RowClient, RowError, UniqueIds};
 use polygram_proto::control::Reporter;
 use tokio::sync::{mpsc, watch};
@@ -33,16 +35,29 @@ use crate::row_desk::RowDesk;
 pub struct Arrival {
     /// The work.
     pub work: CellWork,
-    /// Time that compute stood still for tokens.
-    pub data_wait: Duration,
-    /// Time that compute stood still for rows.
-    pub embedding_wait: Duration,
+    /// What compute waited for.
+    pub waits: InputWaits,
+}
+
+/// Time that compute stood still for its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InputWaits {
+    /// For tokens.
+    pub data: Duration,
+    /// For rows.
+    pub embedding: Duration,
+}
+
+impl AddAssign for InputWaits {
+    fn add_assign(&mut self, other: InputWaits) {
+        self.data += other.data;
+        self.embedding += other.embedding;
+    }
 }
 
 /// A cell with its rows, on its way to compute.
 struct ReadyCell {
-    step: Step,
-    cell: Cell,
+    at: MicroBatchRef,
     work: CellWork,
     /// Time that its rows kept this side waiting.
     rows_wait: Duration,
@@ -86,11 +101,22 @@ impl Cells {
         Ok(UniqueRows::of(&ids_pc, tables.tables_per_site() as usize))
     }
 
-    fn load(&self, step: Step, cell: Cell) -> Result<(CellBatch, UniqueRows), WorkerError> {
+    /// The step that takes these samples where none are left out.
+    fn place_of(&self, step: Step) -> Step {
         let samples = self.spec.samples_per_step();
-        let place = Step(self.left_out.sample_after(step.0 * samples) / samples);
-        let batch = self.loader.cell(place, cell)?;
-        let unique = self.unique(&batch).map_err(|source| WorkerError::Ngram { step, cell, source })?;
+        Step(self.left_out.sample_after(step.0 * samples) / samples)
+    }
+
+    /// Numbers of the samples of a micro-batch.
+    fn samples_of(&self, at: MicroBatchRef) -> Range<u64> {
+        let count = u64::from(self.spec.training.micro_batch_size);
+        let first = self.place_of(at.step).0 * self.spec.samples_per_step() + u64::from(at.index.0) * count;
+        first..first + count
+    }
+
+    fn load(&self, at: MicroBatchRef) -> Result<(CellBatch, UniqueRows), WorkerError> {
+        let batch = self.loader.cell(self.place_of(at.step), at.index)?;
+        let unique = self.unique(&batch).map_err(|source| WorkerError::Ngram { at, source })?;
         Ok((batch, unique))
     }
 }
@@ -114,8 +140,8 @@ fn row_ids(unique: &UniqueRows) -> Arc<UniqueIds> {
 
 /// A declared cell whose rows are under way.
 struct DeclaredCell {
-    step: Step,
-    cell: Cell,
+    at: MicroBatchRef,
+    samples: Range<u64>,
     batch: CellBatch,
     unique: Arc<UniqueRows>,
     rows: Pin<Box<dyn Future<Output = Result<Vec<f32>, RowError>> + Send>>,
@@ -160,13 +186,15 @@ async fn declare(
         if commits.wait_for(|committed| step.0 <= committed.0 + prefetch).await.is_err() {
             return Ok(());
         }
-        for cell in cells.spec.topology.cells_of(cells.rank, cells.spec.training.cells).map(Cell) {
+        for index in cells.spec.topology.cells_of(cells.rank, cells.spec.training.cells).map(Cell) {
+            let at = MicroBatchRef { step, index };
             let loading = cells.clone();
-            let loaded = tokio::task::spawn_blocking(move || loading.load(step, cell)).await;
-            let (batch, unique) = loaded.map_err(|_| WorkerError::OtherSide("data"))??;
+            let loaded = tokio::task::spawn_blocking(move || loading.load(at)).await;
+            let (batch, unique) = loaded.map_err(|error| Panicked::of_task("data loading", error))??;
             let unique = Arc::new(unique);
-            let rows = Box::pin(client.lookup(step, cell, row_ids(&unique)));
-            if declared.send(DeclaredCell { step, cell, batch, unique, rows }).await.is_err() {
+            let rows = Box::pin(client.lookup(step, index, row_ids(&unique)));
+            let samples = cells.samples_of(at);
+            if declared.send(DeclaredCell { at, samples, batch, unique, rows }).await.is_err() {
                 return Ok(());
             }
         }
@@ -182,14 +210,14 @@ async fn fetch(
     mut declared: mpsc::Receiver<DeclaredCell>,
     fetched: mpsc::Sender<ReadyCell>,
 ) -> Result<(), WorkerError> {
-    while let Some(DeclaredCell { step, cell, batch, unique, rows }) = declared.recv().await {
+    while let Some(DeclaredCell { at, samples, batch, unique, rows }) = declared.recv().await {
         let begun = Instant::now();
         let rows_suw = rows.await?;
         let rows_wait = begun.elapsed();
-        counts.count(step, &batch, &unique).map_err(|source| WorkerError::Ngram { step, cell, source })?;
+        counts.count(at.step, &batch, &unique).map_err(|source| WorkerError::Ngram { at, source })?;
         counts.report_if_due().await;
-        let work = CellWork { batch, unique, rows_suw, global_targets };
-        let ready = ReadyCell { step, cell, work, rows_wait };
+        let work = CellWork { samples, batch, unique, rows_suw, global_targets };
+        let ready = ReadyCell { at, work, rows_wait };
         if fetched.send(ready).await.is_err() {
             break;
         }
@@ -199,14 +227,14 @@ async fn fetch(
 }
 
 impl InputQueue {
-    /// The next cell, which must be `cell` of `step`; blocks until its rows are here.
-    pub fn next(&mut self, step: Step, cell: Cell) -> Result<Arrival, WorkerError> {
+    /// The next micro-batch, which must be the one `at`; blocks until its rows are here.
+    pub fn next(&mut self, at: MicroBatchRef) -> Result<Arrival, WorkerError> {
         let begun = Instant::now();
         let ready = self.ready.blocking_recv().ok_or(WorkerError::OtherSide("input"))?;
         let waited = begun.elapsed();
-        assert_eq!((ready.step, ready.cell), (step, cell), "cells are declared in the order of computation");
-        let embedding_wait = waited.min(ready.rows_wait);
-        Ok(Arrival { work: ready.work, embedding_wait, data_wait: waited - embedding_wait })
+        assert_eq!(ready.at, at, "micro-batches are declared in the order of computation");
+        let embedding = waited.min(ready.rows_wait);
+        Ok(Arrival { work: ready.work, waits: InputWaits { data: waited - embedding, embedding } })
     }
 
     /// Lets declarations run ahead of the new committed step.
@@ -219,22 +247,44 @@ impl InputQueue {
         self.cells.loader.held_out_sets().map(str::to_owned).collect()
     }
 
-    /// Cell `number` of held-out set number `set` with its rows at state version `step`; `None` past the end of the set.
+    /// Micro-batch `at.index` of held-out set number `set` with its rows at state version `at.step`; `None` past the end of
+    /// the set.
     pub fn held_out(
         &self,
-        step: Step,
-        (set, number): (usize, u32),
+        set: usize,
+        at: MicroBatchRef,
         rows: &RowDesk,
     ) -> Result<Option<CellWork>, WorkerError> {
-        let Some(batch) = self.cells.loader.held_out_cell(set, u64::from(number))? else { return Ok(None) };
-        let unique = self.cells.unique(&batch).map_err(|source| WorkerError::Ngram {
-            step,
-            cell: Cell(number),
-            source,
-        })?;
+        let Some(batch) = self.cells.loader.held_out_cell(set, u64::from(at.index.0))? else {
+            return Ok(None);
+        };
+        let unique = self.cells.unique(&batch).map_err(|source| WorkerError::Ngram { at, source })?;
         let unique = Arc::new(unique);
-        let rows_suw = rows.read(step, row_ids(&unique))?;
+        let rows_suw = rows.read(at.step, row_ids(&unique))?;
         let global_targets = batch.target_count();
-        Ok(Some(CellWork { batch, unique, rows_suw, global_targets }))
+        Ok(Some(CellWork { samples: 0..0, batch, unique, rows_suw, global_targets }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunFile;
+
+    use super::*;
+
+    #[test]
+    fn samples_left_out_are_passed_over() {
+        let text = include_str!("../../configs/tiny.toml");
+        let spec = RunFile::parse(text, "tiny", &[]).and_then(|file| file.resolve()).unwrap();
+        let (samples, count) = (spec.samples_per_step(), u64::from(spec.training.micro_batch_size));
+        let all = Cells::open(Arc::new(spec), Rank(0)).unwrap();
+        let at = |step, index| MicroBatchRef { step: Step(step), index: Cell(index) };
+        assert_eq!(all.samples_of(at(2, 1)), 2 * samples + count..2 * samples + 2 * count);
+        let mut left_out = LeftOut::default();
+        left_out.add(2 * samples..3 * samples);
+        let fewer = all.clone().leaving_out(left_out);
+        assert_eq!(fewer.samples_of(at(1, 3)), all.samples_of(at(1, 3)));
+        assert_eq!(fewer.samples_of(at(2, 1)), all.samples_of(at(3, 1)));
+        assert_eq!(fewer.load(at(2, 1)).unwrap().0, all.load(at(3, 1)).unwrap().0);
     }
 }

@@ -1,12 +1,12 @@
 //! One process per device: tokens → rows → model → gradients.
 //!
-//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`life`], [`training`], [`input`], [`row_desk`] and [`snapshot`];
-//! the compute side (one thread) is [`compute_thread`], [`step`], [`boundary`] and [`compute`]. Bounded channels of plain
-//! buffers join them. Beside the compute thread [`gradients`] are summed over ranks while backward goes on.
+//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`life`], [`training`], [`input`], [`row_desk`]
+//! and [`snapshot`]; the compute side (one thread) is [`compute_thread`], [`step`], [`summary`], [`checkpoints`] and
+//! [`compute`]. Bounded channels of plain buffers join them. Beside the compute thread [`gradients`] are summed over ranks
+//! while backward goes on.
 
-pub mod agreement;
 pub mod args;
-pub mod boundary;
+pub mod checkpoints;
 pub mod compute;
 pub mod compute_thread;
 pub mod counted;
@@ -25,6 +25,7 @@ pub mod logits;
 pub mod memory;
 pub mod norm;
 pub mod observe;
+pub mod phases;
 pub mod policy;
 pub mod pool;
 pub mod ranks;
@@ -34,6 +35,8 @@ pub mod session;
 pub mod signals;
 pub mod snapshot;
 pub mod step;
+pub mod stop_request;
+pub mod summary;
 pub mod training;
 
 pub use error::WorkerError;

@@ -1,22 +1,22 @@
 //! One membership of a worker: assignment, connections, restore, start, steps, end.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use polygram_checkpoint::{NamedTensor, Waits};
 use polygram_collective::{Bound, Membership};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
-use polygram_domain::{CheckpointKind, Rank, RunFile};
+use polygram_domain::{CheckpointKind, CheckpointRef, Rank, RankLayout, RunFile};
 use polygram_faults::{Point, pass};
+use polygram_process::Panicked;
 use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberReport, Phase, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::boundary::{Boundary, PhaseClock, Settled};
-use crate::compute_thread::{self, ComputeThread, StartOrder};
+use crate::checkpoints::{CheckpointChannels, CheckpointProgress};
+use crate::compute_thread::{self, ComputeThread, SessionLinks, StartOrder};
 use crate::error::WorkerError;
 use crate::input::{Cells, input_queue};
 use crate::observe::MetricsDesk;
@@ -26,6 +26,7 @@ use crate::restore;
 use crate::row_desk::row_desk;
 use crate::signals::Signals;
 use crate::snapshot::{self, Stores};
+use crate::stop_request::StopRequest;
 use crate::training::Training;
 
 /// One membership.
@@ -65,11 +66,12 @@ impl Life {
             let rank = self.rank;
             tokio::task::spawn_blocking(move || Cells::open(spec, rank))
                 .await
-                .map_err(|_| WorkerError::OtherSide("data"))??
+                .map_err(|error| Panicked::of_task("opening data", error))??
         };
         let (compute, thread) = compute_thread::spawn(Arc::clone(&spec), self.rank)?;
         let work = Work { spec, stores, cells };
-        let lived = self.train(work, listener, compute, (directives, signals)).await;
+        let inbox = Inbox { directives, signals };
+        let lived = self.train(work, listener, compute, inbox).await;
         // All that held the thread's other ends is gone by now, so it ends as soon as it looks up.
         match (lived, thread.ended(self.joined.failure_detection).await) {
             (lived, true) => lived,
@@ -85,8 +87,9 @@ impl Life {
         work: Work,
         listener: Bound,
         compute: ComputeThread,
-        (directives, signals): (&mut Directives, &mut Signals),
+        inbox: Inbox<'_>,
     ) -> Result<(), WorkerError> {
+        let Inbox { directives, signals } = inbox;
         let Work { spec, stores, cells } = work;
         let progress = self.reporter.progress();
         let ComputeThread { restore, ready, start, mut outcome } = compute;
@@ -131,10 +134,10 @@ impl Life {
         let started = |directive| matches!(directive, Directive::Start).then_some(());
         let Some(()) = before_start(directives, signals, started).await? else { return Ok(()) };
         pass(Point::WorkerStarted);
-        let before = Settled { step: None, point: assignment.resume_point() };
-        let (settled_sender, settled) = watch::channel(before);
+        let before = CheckpointProgress { step: None, point: assignment.resume_point() };
+        let (committed, checkpoint_progress) = watch::channel(before);
         let (snapshots, to_upload) = mpsc::channel(1);
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = StopRequest::default();
         let view = self.metrics.begin(&spec.name, self.rank);
         let ranks = ranks.counted(&view);
         let aborts = ranks.abort_handles();
@@ -147,23 +150,17 @@ impl Life {
         tasks.spawn(fetching);
         tasks.spawn(desk);
         tasks.spawn(snapshot::upload(stores, self.rank, self.reporter.clone(), to_upload));
-        let boundary = Boundary {
-            clock: PhaseClock::default(),
-            spec: Arc::clone(&spec),
-            rank: self.rank,
-            progress,
+        let session = SessionLinks {
             reporter: self.reporter.clone(),
             view,
-            stop: Arc::clone(&stop),
-            snapshots,
-            settled,
-            awaited: None,
+            stop: stop.clone(),
+            checkpoints: CheckpointChannels { snapshots, progress: checkpoint_progress },
         };
-        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, boundary, policy };
+        let order = StartOrder { start: assignment.resume_step, ranks, input, rows, session, policy };
         if start.send(order).is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }
-        Training { tasks, aborts, stop, settled: settled_sender, outcome }
+        Training { tasks, aborts, stop, checkpoints: committed, outcome }
             .watch(&self.reporter, directives, signals)
             .await
     }
@@ -180,7 +177,7 @@ impl Life {
             return Ok(Memory::default());
         }
         let (step, kind) = (assignment.resume_step, assignment.resume_kind);
-        let store = stores.of(kind).ok_or(WorkerError::NoPlace { step, kind: kind.noun() })?;
+        let store = stores.of(kind).ok_or(WorkerError::NoPlace(CheckpointRef { step, kind }))?;
         // A recovery point that fails is not gone back to again, whatever is wrong with it: nobody has to look.
         let unrestored = |error| match error {
             WorkerError::Checkpoint(source) if kind == CheckpointKind::Commit => {
@@ -190,7 +187,8 @@ impl Life {
         };
         let store = store.clone().counting_into(self.reporter.progress().restored_bytes());
         let manifest = restore::manifest_at(&store, spec, step).await.map_err(unrestored)?;
-        let restored = restore::dense_state(&store, &manifest, (spec, self.rank), engine).await;
+        let layout = RankLayout::of(&spec.model, &spec.topology, self.rank).map_err(WorkerError::Resume)?;
+        let restored = restore::dense_state(&store, &manifest, &layout, engine).await;
         restored.map_err(unrestored)?;
         Ok(manifest.policy.memory)
     }
@@ -210,7 +208,7 @@ impl Life {
             let meeting = Meeting { membership: &membership, addresses: &addresses, deadline, patience };
             Ranks::meet(&spec, listener, &meeting)
         });
-        Ok(met.await.map_err(|_| WorkerError::OtherSide("collective"))??)
+        Ok(met.await.map_err(|error| Panicked::of_task("connecting ranks", error))??)
     }
 
     async fn connect_shards(
@@ -236,6 +234,12 @@ impl Life {
         }
         Ok(client)
     }
+}
+
+/// What may end a membership at any time.
+struct Inbox<'a> {
+    directives: &'a mut Directives,
+    signals: &'a mut Signals,
 }
 
 /// What a membership works with from its first moment.

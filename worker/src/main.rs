@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polygram_domain::Rank;
-use polygram_process::limits;
+use polygram_faults::FaultInjection;
+use polygram_process::{limits, panics};
 use polygram_proto::control::Token;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
 use polygram_worker::args::{Args, Command, MemberArgs};
@@ -20,6 +21,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     limits::name_limits_on_panic();
+    panics::record();
     keep_freed_memory();
     let args = Args::parse();
     // Only libtorch brings an OpenMP runtime.
@@ -65,14 +67,16 @@ fn take_part(member: MemberArgs) -> anyhow::Result<()> {
     polygram_telemetry::init(&identity, &Logging::default())?;
     let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let faults = FaultInjection::from(member.fault_injection);
     let listen = Listen { ip: member.listen, advertise: member.advertise };
     let _told = runtime.block_on(metrics.listen(member.metrics_listen))?;
     let result = match (member.pool, member.coordinator, member.rank) {
         (Some(pool), _, _) => {
-            runtime.block_on(polygram_worker::pool::serve(PoolWorkerOptions { pool, token, listen, metrics }))
+            let options = PoolWorkerOptions { pool, token, listen, metrics, faults };
+            runtime.block_on(polygram_worker::pool::serve(options))
         }
         (None, Some(coordinator), Some(rank)) => {
-            polygram_faults::expect("worker", rank)?;
+            faults.expect("worker", rank)?;
             runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen, metrics }))
         }
         _ => anyhow::bail!("give --coordinator and --rank, or --pool; see --help"),

@@ -2,12 +2,25 @@
 
 use std::ops::Range;
 
-use polygram_collective::Collective;
 use polygram_domain::run_spec::{RunSpec, TrainingSpec};
-use polygram_domain::{Rank, RankLayout, Step};
+use polygram_domain::{Rank, RankLayout};
 use polygram_proto::bulk::Prepared;
 
-use crate::error::WorkerError;
+/// The row gradients of a step, as the shards report them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowSummary {
+    /// Whether all of them are finite.
+    pub finite: bool,
+    /// Sum of squares; buckets are added ascending by table, then bucket.
+    pub square_sum: f64,
+}
+
+impl From<&Prepared> for RowSummary {
+    fn from(prepared: &Prepared) -> RowSummary {
+        let square_sum = prepared.sums.iter().map(|(_, _, sum)| sum).sum();
+        RowSummary { finite: prepared.finite, square_sum }
+    }
+}
 
 /// Norm and scales of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,17 +35,16 @@ pub struct ClippedGradient {
     pub finite: bool,
 }
 
-/// Adds the dense square sum and the buckets' (ascending by table, then bucket) and derives the scales.
-pub fn clip(training: &TrainingSpec, dense_square_sum: f64, prepared: &Prepared) -> ClippedGradient {
-    let row_square_sum: f64 = prepared.sums.iter().map(|(_, _, sum)| sum).sum();
-    let square_sum = dense_square_sum + if training.clip_tables { row_square_sum } else { 0.0 };
+/// Adds the dense square sum and the rows' and derives the scales.
+pub fn clip(training: &TrainingSpec, dense_square_sum: f64, rows: &RowSummary) -> ClippedGradient {
+    let square_sum = dense_square_sum + if training.clip_tables { rows.square_sum } else { 0.0 };
     let norm = square_sum.sqrt();
     let scale = training.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0)) as f32;
     ClippedGradient {
         norm,
         dense_scale: scale,
         table_scale: if training.clip_tables { scale } else { 1.0 },
-        finite: norm.is_finite() && prepared.finite,
+        finite: norm.is_finite() && rows.finite,
     }
 }
 
@@ -60,27 +72,36 @@ impl SquareSums {
         Ok(SquareSums { by_rank, blocks })
     }
 
-    /// The sum of squares of the whole dense gradient of `step`, of which `own` are this rank's blocks: block sums added
-    /// in order within each tensor, and tensors in canonical order, so that every rank has the same bits.
-    pub fn total(&self, step: Step, own: &[f64], ranks: &mut dyn Collective) -> Result<f64, WorkerError> {
-        let bytes: Vec<u8> = own.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        let gathered = ranks.all_gather(&bytes)?;
+    /// Of so many `blocks` of each tensor, divided as `by_rank` says.
+    #[cfg(test)]
+    pub(crate) fn of_blocks(by_rank: Vec<Vec<(usize, Range<usize>)>>, blocks: Vec<usize>) -> SquareSums {
+        SquareSums { by_rank, blocks }
+    }
+
+    /// Whether `sums` are as many as the blocks of `rank`; the error says how many there are.
+    pub fn check(&self, rank: Rank, sums: &[f64]) -> Result<(), String> {
+        let blocks = self.by_rank.get(rank.index()).into_iter().flatten();
+        let wanted: usize = blocks.map(|(_, blocks)| blocks.len()).sum();
+        if sums.len() == wanted {
+            Ok(())
+        } else {
+            Err(format!("{} square sums instead of {wanted}", sums.len()))
+        }
+    }
+
+    /// The sum of squares of the whole dense gradient, from the sums of all ranks' blocks, by rank: block sums added in
+    /// order within each tensor, and tensors in canonical order, so that every rank has the same bits.
+    pub fn total<'a>(&self, by_rank: impl Iterator<Item = &'a [f64]>) -> f64 {
         let mut sums: Vec<Vec<f64>> = self.blocks.iter().map(|&blocks| vec![0.0; blocks]).collect();
-        for ((rank, bytes), blocks) in (0..).map(Rank).zip(&gathered).zip(&self.by_rank) {
-            let mut found =
-                bytes.chunks_exact(8).map(|word| f64::from_le_bytes(std::array::from_fn(|i| word[i])));
-            let wanted: usize = blocks.iter().map(|(_, blocks)| blocks.len()).sum();
-            if bytes.len() != 8 * wanted {
-                let what = format!("{} bytes of sums of squares instead of {}", bytes.len(), 8 * wanted);
-                return Err(WorkerError::Disagreement { rank, step, what });
-            }
+        for (blocks, mut found) in self.by_rank.iter().zip(by_rank) {
             for (tensor, blocks) in blocks {
-                sums[*tensor][blocks.clone()]
-                    .iter_mut()
-                    .zip(&mut found)
-                    .for_each(|(sum, found)| *sum = found);
+                let (these, rest) = found.split_at(blocks.len().min(found.len()));
+                for (sum, found) in sums[*tensor][blocks.clone()].iter_mut().zip(these) {
+                    *sum = *found;
+                }
+                found = rest;
             }
         }
-        Ok(sums.iter().map(|blocks| blocks.iter().sum::<f64>()).sum())
+        sums.iter().map(|blocks| blocks.iter().sum::<f64>()).sum()
     }
 }

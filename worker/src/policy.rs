@@ -3,7 +3,7 @@
 
 use polygram_domain::run_spec::{OnNonfinite, RunSpec};
 use polygram_domain::spikes::{PolicyState, SpikeAction, SpikeKind, SpikeSpec};
-use polygram_domain::{Cell, Step, StepOutcome};
+use polygram_domain::{Step, StepOutcome};
 
 use crate::error::WorkerError;
 
@@ -13,7 +13,6 @@ pub struct Policy {
     spikes: SpikeSpec,
     on_nonfinite: OnNonfinite,
     samples_per_step: u64,
-    samples_per_cell: u64,
     state: PolicyState,
 }
 
@@ -44,7 +43,6 @@ impl Policy {
             spikes: spec.spikes.clone(),
             on_nonfinite: spec.training.on_nonfinite,
             samples_per_step: spec.samples_per_step(),
-            samples_per_cell: u64::from(spec.training.micro_batch_size),
             state,
         }
     }
@@ -52,12 +50,6 @@ impl Policy {
     /// Number of the first sample of `step`: those left out are passed over.
     pub fn first_sample(&self, step: Step) -> u64 {
         self.state.left_out.sample_after(step.0 * self.samples_per_step)
-    }
-
-    /// The samples of a cell of `step`.
-    pub fn samples_of(&self, step: Step, cell: Cell) -> std::ops::Range<u64> {
-        let first = self.first_sample(step) + u64::from(cell.0) * self.samples_per_cell;
-        first..first + self.samples_per_cell
     }
 
     /// What becomes of a step; the error where the run stops or goes back.
@@ -177,6 +169,5 @@ mod tests {
         let policy = policy(&[], state);
         assert_eq!(policy.first_sample(Step(1)), samples);
         assert_eq!(policy.first_sample(Step(2)), 3 * samples);
-        assert_eq!(policy.samples_of(Step(2), Cell(1)), whole.samples_of(Step(3), Cell(1)));
     }
 }

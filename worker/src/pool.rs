@@ -1,6 +1,7 @@
 //! A worker of a pool: one process that takes the rank of one run after another.
 
 use polygram_domain::Rank;
+use polygram_faults::FaultInjection;
 use polygram_proto::control::{ControlError, Role, Token};
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 
@@ -20,12 +21,14 @@ pub struct PoolWorkerOptions {
     pub listen: Listen,
     /// Where its metrics are told.
     pub metrics: MetricsDesk,
+    /// Whether faults are injected.
+    pub faults: FaultInjection,
 }
 
 /// Offers this process until a signal ends it. A failure that is this process's own ends it too: a new process is the
 /// better start.
 pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
-    let PoolWorkerOptions { pool, token, listen, metrics } = options;
+    let PoolWorkerOptions { pool, token, listen, metrics, faults } = options;
     let mut signals = Signals::listen()?;
     let mut offer = PoolOffer::begin(OfferOptions { pool, token: token.clone(), role: Role::Worker })?;
     loop {
@@ -37,8 +40,8 @@ pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
         let Placement { seat, run, address } = placement.clone();
         tracing::info!(run, %seat, address, "placed");
         // Only the first rank of a process can have faults ordered for it.
-        if let Err(error) = polygram_faults::expect("worker", seat.slot.index) {
-            tracing::error!(%error, "no faults");
+        if let Err(error) = faults.expect("worker", seat.slot.index) {
+            tracing::error!(%error, "fault injection is disabled");
         }
         let taken = WorkerOptions {
             coordinator: address,

@@ -3,7 +3,7 @@
 use futures::TryStreamExt;
 use polygram_checkpoint::{Manifest, NamedTensor, RunStore};
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{Rank, RankLayout, Step};
+use polygram_domain::{RankLayout, Step};
 use tokio::sync::mpsc;
 
 use crate::error::WorkerError;
@@ -23,15 +23,14 @@ pub async fn manifest_at(store: &RunStore, spec: &RunSpec, step: Step) -> Result
     Ok(manifest)
 }
 
-/// Sends the engine what `rank` needs of the dense tensors of `manifest`: the weights that it holds and the moments of
+/// Sends the engine what the rank of `layout` needs of the dense tensors of `manifest`: the weights that it holds and the moments of
 /// those that it updates. Of other ranks' experts and moments nothing is read but what lies in the same MiB.
 pub async fn dense_state(
     store: &RunStore,
     manifest: &Manifest,
-    (spec, rank): (&RunSpec, Rank),
+    layout: &RankLayout,
     engine: mpsc::Sender<NamedTensor>,
 ) -> Result<(), WorkerError> {
-    let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(WorkerError::Resume)?;
     let mut parts = store.tensors(&manifest.objects, |tensor| layout.needed(&tensor.name));
     while let Some(tensor) = parts.try_next().await? {
         if engine.send(tensor).await.is_err() {

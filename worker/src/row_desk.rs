@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use polygram_domain::{Cell, Step};
+use polygram_domain::{MicroBatchRef, Step};
+use polygram_faults::{Point, pass};
 use polygram_proto::bulk::{Commit, Prepared, RowClient, SnapshotOrder, UniqueIds};
 use tokio::sync::{mpsc, oneshot};
 
@@ -29,7 +30,7 @@ pub struct CommitOrder {
 }
 
 enum Order {
-    Push { step: Step, cell: Cell, row_gradients_suw: Vec<f32> },
+    Push { at: MicroBatchRef, row_gradients_suw: Vec<f32> },
     Prepare { step: Step, reply: oneshot::Sender<Prepared> },
     Commit { step: Step, order: CommitOrder, reply: oneshot::Sender<u64> },
     Read { step: Step, ids: Arc<UniqueIds>, reply: oneshot::Sender<Vec<f32>> },
@@ -57,19 +58,23 @@ pub fn row_desk(client: RowClient) -> (RowDesk, impl Future<Output = Result<(), 
 }
 
 impl RowDesk {
-    /// Sends a cell's row gradients `[S, U, W]`; returns once the order is queued.
-    pub fn push(&self, step: Step, cell: Cell, row_gradients_suw: Vec<f32>) -> Result<(), WorkerError> {
-        self.send(Order::Push { step, cell, row_gradients_suw })
+    /// Sends a micro-batch's row gradients `[S, U, W]`; returns once the order is queued.
+    pub fn push(&self, at: MicroBatchRef, row_gradients_suw: Vec<f32>) -> Result<(), WorkerError> {
+        pass(Point::WorkerBeforePush);
+        self.send(Order::Push { at, row_gradients_suw })
     }
 
     /// Asks every shard for the finite flag and the square sums of `step`.
     pub fn prepare(&self, step: Step) -> Result<Reply<Prepared>, WorkerError> {
+        pass(Point::WorkerBeforePrepare);
         self.ask(|reply| Order::Prepare { step, reply })
     }
 
     /// Commits or skips `step` everywhere; answered with the fingerprint of the rows updated, 0 where it is skipped.
     pub fn commit(&self, step: Step, order: CommitOrder) -> Result<Reply<u64>, WorkerError> {
-        self.ask(|reply| Order::Commit { step, order, reply })
+        let reply = self.ask(|reply| Order::Commit { step, order, reply })?;
+        pass(Point::WorkerAfterCommit);
+        Ok(reply)
     }
 
     /// Reads rows at exactly version `step` without declaring them, `[S, U, W]`.
@@ -93,8 +98,8 @@ impl RowDesk {
 async fn carry_out(client: RowClient, mut queue: mpsc::Receiver<Order>) -> Result<(), WorkerError> {
     while let Some(order) = queue.recv().await {
         match order {
-            Order::Push { step, cell, row_gradients_suw } => {
-                client.push(step, cell, row_gradients_suw).await?
+            Order::Push { at, row_gradients_suw } => {
+                client.push(at.step, at.index, row_gradients_suw).await?
             }
             Order::Prepare { step, reply } => {
                 reply.send(client.prepare(step).await?).ok();

@@ -2,12 +2,12 @@
 
 use polygram_checkpoint::{Part, RunStore, Waits};
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{CheckpointKind, Rank};
+use polygram_domain::{CheckpointKind, CheckpointRef, Rank};
 use polygram_faults::{Point, pass};
 use polygram_proto::control::{Reporter, Upload};
 use tokio::sync::mpsc;
 
-use crate::boundary::Snapshot;
+use crate::checkpoints::Snapshot;
 use crate::error::WorkerError;
 
 /// The run's checkpoints, and its recovery points where there are any and their place can be used.
@@ -57,17 +57,14 @@ pub async fn upload(
     mut snapshots: mpsc::Receiver<Snapshot>,
 ) -> Result<(), WorkerError> {
     while let Some(snapshot) = snapshots.recv().await {
-        let (step, kind) = (snapshot.step, snapshot.kind);
+        let CheckpointRef { step, kind } = snapshot.checkpoint;
         let written = match stores.of(kind) {
             Some(store) => write(store, rank, snapshot).await,
-            None => Err(WorkerError::NoPlace { step, kind: kind.noun() }),
+            None => Err(WorkerError::NoPlace(snapshot.checkpoint)),
         };
         let upload = match (written, kind) {
             (Ok(json), _) => Upload::Part { kind, json },
-            (
-                Err(error @ (WorkerError::Checkpoint(_) | WorkerError::NoPlace { .. })),
-                CheckpointKind::Point,
-            ) => {
+            (Err(error @ (WorkerError::Checkpoint(_) | WorkerError::NoPlace(_))), CheckpointKind::Point) => {
                 tracing::warn!(%step, %error, "this rank's part of a recovery point is not written");
                 Upload::NotWritten { reason: error.to_string() }
             }
@@ -82,7 +79,7 @@ pub async fn upload(
 
 /// Writes a snapshot; answers its part as JSON.
 async fn write(store: &RunStore, rank: Rank, snapshot: Snapshot) -> Result<String, WorkerError> {
-    let Snapshot { step, kind: _, tensors, cursor } = snapshot;
+    let Snapshot { checkpoint: CheckpointRef { step, .. }, tensors, cursor } = snapshot;
     let member = format!("worker-{rank}");
     let objects = store.write_tensors(step, &member, tensors).await?;
     let part = Part { member, step, objects, cursor, table_decay: None };

@@ -1,19 +1,19 @@
 //! Training in progress, watched from the session.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use polygram_collective::AbortHandle;
 use polygram_domain::Step;
 use polygram_faults::{Point, pass};
+use polygram_process::Panicked;
 use polygram_proto::control::{Directive, Directives, MemberReport, Phase, Reporter};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::boundary::Settled;
+use crate::checkpoints::CheckpointProgress;
 use crate::error::WorkerError;
 use crate::signals::Signals;
+use crate::stop_request::StopRequest;
 
 /// Another part of this process may take so long to say why it has ended.
 const BETTER_WORD: Duration = Duration::from_secs(2);
@@ -25,9 +25,9 @@ pub struct Training {
     /// Ends the calls of every group of ranks.
     pub aborts: Vec<AbortHandle>,
     /// The wish to stop, for the compute thread.
-    pub stop: Arc<AtomicBool>,
-    /// What became of checkpoints, for the compute thread.
-    pub settled: watch::Sender<Settled>,
+    pub stop: StopRequest,
+    /// Progress of checkpoints, for the compute thread.
+    pub checkpoints: watch::Sender<CheckpointProgress>,
     /// The compute thread's result.
     pub outcome: oneshot::Receiver<Result<Step, WorkerError>>,
 }
@@ -48,15 +48,15 @@ impl Training {
                 directive = directives.next() => match directive {
                     Ok(Directive::Stop { reason }) => {
                         tracing::info!(reason, "asked to commit and stop");
-                        self.stop.store(true, Ordering::Relaxed);
+                        self.stop.set();
                     }
                     Ok(Directive::Committed { step }) => {
-                        self.settled.send_modify(|settled| settled.step = Some(step));
+                        self.checkpoints.send_modify(|checkpoints| checkpoints.step = Some(step));
                     }
                     Ok(Directive::PointSettled { step, kept }) => {
-                        self.settled.send_modify(|settled| {
-                            settled.step = Some(step);
-                            settled.point = if kept { Some(step) } else { settled.point };
+                        self.checkpoints.send_modify(|checkpoints| {
+                            checkpoints.step = Some(step);
+                            checkpoints.point = if kept { Some(step) } else { checkpoints.point };
                         });
                     }
                     Ok(Directive::Exit) if finished => {
@@ -76,7 +76,7 @@ impl Training {
                     }
                     tracing::info!("signalled: the run commits and stops at the next boundary; once more, and this \
                                     worker leaves at once");
-                    self.stop.store(true, Ordering::Relaxed);
+                    self.stop.set();
                 }
                 outcome = &mut self.outcome, if !finished => match outcome {
                     Ok(Ok(step)) => {
@@ -91,10 +91,7 @@ impl Training {
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => break error,
-                    Err(panicked) => break WorkerError::Io {
-                        what: "a task of this worker ended abnormally".into(),
-                        source: std::io::Error::other(panicked),
-                    },
+                    Err(error) => break Panicked::of_task("a task of this worker", error).into(),
                 },
             }
         };
@@ -112,10 +109,10 @@ impl Training {
         }
         let better = async {
             while let Some(ended) = self.tasks.join_next().await {
-                if let Ok(Err(error)) = ended
-                    && !matches!(error, WorkerError::OtherSide(_))
-                {
-                    return Some(error);
+                match ended {
+                    Ok(Ok(()) | Err(WorkerError::OtherSide(_))) => {}
+                    Ok(Err(error)) => return Some(error),
+                    Err(error) => return Some(Panicked::of_task("a task of this worker", error).into()),
                 }
             }
             match (&mut self.outcome).await {

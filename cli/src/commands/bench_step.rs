@@ -1,6 +1,7 @@
 //! `polygram bench step`: some steps of a run file, with every process of it on this machine, and where their time goes.
 //! The run lives in a folder of its own that is gone afterwards.
 
+use polygram_faults::FaultInjection;
 use polygram_proto::control::{PhaseSeconds, StepMetrics};
 use serde::Serialize;
 
@@ -87,7 +88,13 @@ pub(crate) fn run(args: &BenchStepArgs, printer: &mut Printer) -> Outcome {
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let root = Root::Folder(folder.path().to_owned());
     let kept = usize::try_from(args.steps).unwrap_or(usize::MAX);
-    let plan = Plan { configuration: &configuration, kept_steps: kept, root: &root, claim: Claim::IfVacant };
+    let plan = Plan {
+        configuration: &configuration,
+        kept_steps: kept,
+        root: &root,
+        claim: Claim::IfVacant,
+        faults: FaultInjection::Disabled,
+    };
     let (ending, _) = block_on(launcher::launch(&programs, plan, printer))?;
     let steps = match ending {
         Ending::Over(last) => last.steps,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use polygram_domain::plan::plan;
 use polygram_domain::run_spec::DataSpec;
+use polygram_faults::FaultInjection;
 use polygram_proto::control::{Evaluation, Reason, RunState, RunStatus};
 use serde::Serialize;
 
@@ -73,7 +74,8 @@ pub(crate) fn run(args: &TrainArgs, printer: &mut Printer) -> Outcome {
     for warning in warnings.chain(data_warnings).chain(changed.warnings) {
         printer.warn(warning);
     }
-    let plan = Plan { configuration: &configuration, kept_steps: 0, root: &root, claim };
+    let faults = FaultInjection::from(args.fault_injection);
+    let plan = Plan { configuration: &configuration, kept_steps: 0, root: &root, claim, faults };
     let (ending, logs) = block_on(launcher::launch(&programs, plan, printer))?;
     let (document, status) = conclude(&configuration, &root, &ending, &logs);
     printer.result(&document, || human(&document, &configuration, &root))?;

@@ -6,6 +6,7 @@
 use polygram_checkpoint::{Chain, Entry, Manifest, RunStore};
 use polygram_domain::run_spec::Determinism;
 use polygram_domain::{RunFile, RunName, Step};
+use polygram_faults::FaultInjection;
 use serde::Serialize;
 
 use crate::args::{RootArgs, VerifyReplayArgs};
@@ -83,7 +84,8 @@ pub(crate) fn run(args: &VerifyReplayArgs, printer: &mut Printer) -> Outcome {
     let began_at = task.began_at();
     printer.say(format!("doing steps {} to {} again", began_at.0 + 1, args.to));
     let (configuration, claim) = (&task.configuration, Claim::IfVacant);
-    let plan = Plan { configuration, kept_steps: 0, root: &scratch, claim };
+    let faults = FaultInjection::Disabled;
+    let plan = Plan { configuration, kept_steps: 0, root: &scratch, claim, faults };
     block_on(async { launcher::launch(&programs, plan, printer).await.map(drop) })?;
     let replay = block_on(judge(args, &place, &scratch, &task))?;
     printer.result(&replay, || human(&replay))?;

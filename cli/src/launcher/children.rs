@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use polygram_faults::FaultInjection;
 use polygram_process::child::{SIGTERM, answer_signals, end_with_parent};
 use polygram_telemetry::passive_waits;
 use rustix::process::{Pid, Signal};
@@ -64,9 +65,15 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Children {
     living: Vec<Entry>,
+    faults: FaultInjection,
 }
 
 impl Children {
+    /// None yet; those that are started inject `faults`.
+    pub(crate) fn with_faults(faults: FaultInjection) -> Children {
+        Children { faults, living: Vec::new() }
+    }
+
     /// Starts `program`, output to `log`. Call it from the main thread: a child is killed when the thread that
     /// started it ends.
     pub(crate) fn spawn(&mut self, name: &str, program: &Path, args: &[OsString], log: File) -> Outcome<()> {
@@ -76,6 +83,9 @@ impl Children {
         let stdout = log.try_clone().map_err(cannot)?;
         let mut command = std::process::Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(log);
+        if self.faults == FaultInjection::Enabled {
+            command.arg(polygram_faults::FLAG);
+        }
         // A worker that has them need not start itself again.
         command.envs(passive_waits::missing_variables().iter().copied());
         // A process group of its own: Ctrl-C in the terminal reaches the launcher alone, which stops the run.

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use polygram_checkpoint::RunStore;
 use polygram_domain::RunName;
+use polygram_faults::FaultInjection;
 use polygram_process::StopSignal;
 use polygram_proto::control::{Announcement, RunStatus, Token};
 use tokio::signal::unix::SignalKind;
@@ -111,6 +112,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) root: &'a Root,
     /// What becomes of another coordinator that leads it.
     pub(crate) claim: Claim,
+    /// Whether its processes inject faults.
+    pub(crate) faults: FaultInjection,
 }
 
 /// What becomes of a coordinator that was started.
@@ -198,12 +201,12 @@ pub(crate) async fn launch(
     plan: Plan<'_>,
     printer: &mut Printer,
 ) -> Outcome<(Ending, PathBuf)> {
-    let Plan { configuration, kept_steps, root, claim } = plan;
+    let Plan { configuration, kept_steps, root, claim, faults } = plan;
     let mut launch = Launch {
         configuration,
         files: LaunchFiles::create(root, configuration)?,
         logs: LogFolder::create(root, &configuration.spec.name)?,
-        children: Children::default(),
+        children: Children::with_faults(faults),
         signals: StopSignals::listen()?,
         started: Instant::now(),
         kept_steps,

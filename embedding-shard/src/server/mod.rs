@@ -5,12 +5,12 @@ mod engine;
 pub(crate) mod outbox;
 mod snapshot;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use polygram_domain::Step;
+use polygram_process::panics::{self, Panicked};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -124,7 +124,7 @@ async fn run(
             Some(joined) = engine.snapshots.join_next() => {
                 let ended = joined.map_err(|error| ShardError::Snapshot {
                     version: engine.ledger.version(),
-                    reason: error.to_string(),
+                    reason: Panicked::of_task("its task", error).to_string(),
                     problem: None,
                 })?;
                 engine.snapshot_ended(ended).await?;
@@ -152,8 +152,8 @@ fn start(
     reports: mpsc::Sender<(usize, Report)>,
 ) -> Result<JoinHandle<Option<RowStore>>, ShardError> {
     let work = move || {
-        let ended = catch_unwind(AssertUnwindSafe(|| lane.run(index, queue, &reports)));
-        match ended.unwrap_or(Err(ShardError::Lane(index))) {
+        let ended = panics::catch(&format!("lane {index}"), || lane.run(index, queue, &reports));
+        match ended.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(store) => Some(store),
             Err(error) => {
                 if reports.blocking_send((index, Report::Failed(error))).is_err() {

@@ -1,15 +1,17 @@
 //! Faults on order, for tests: a process of a run dies or freezes at a named point of its life.
 //!
-//! `POLYGRAM_FAULT` orders them, separated by semicolons:
+//! Fault injection is off unless a program was started with `--fault-injection`: then `POLYGRAM_FAULT` orders faults,
+//! separated by semicolons. Without the flag the variable is ignored, with one warning.
 //! * `worker.before_push 3 kill FOLDER`: the process that passes this crash point for the third time is killed (or
 //!   `freeze`d, until somebody lets it go on). In front of the number may stand the slot, `1:3`: only worker 1 counts.
-//!   `terminate` sends SIGTERM to whoever started the process, the launcher, and the process goes on.
+//!   `terminate` sends SIGTERM to whoever started the process, the launcher, and the process goes on. `panic` panics on
+//!   the thread that passes.
 //! * `1 25 exchanging freeze`: worker 1 freezes in this phase of step 25, after it has stayed there for a moment.
 //! * `sample 400 1e6`: whoever computes sample 400 multiplies the loss and the row gradients of its cell, so that the run
 //!   has a spike there, in any topology and again after every restart; `nan` is a factor too.
 //!
 //! The folder, which either form may have, makes a fault strike once whatever starts again: who strikes leaves a file
-//! there first. Where the variable is not set, passing a point costs the look at one pointer.
+//! there first. Where no faults are ordered, passing a point costs the look at one pointer.
 
 mod order;
 mod point;
@@ -17,8 +19,8 @@ mod point;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use order::{Kind, Order, Place, Poison};
@@ -29,11 +31,55 @@ pub const VARIABLE: &str = "POLYGRAM_FAULT";
 /// Time in a phase before its fault, so that others learn of the phase.
 const STAY: Duration = Duration::from_millis(1500);
 
+/// The flag that switches fault injection on.
+pub const FLAG: &str = "--fault-injection";
+
+/// Whether a program injects the faults that the variable orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultInjection {
+    /// The variable is ignored.
+    #[default]
+    Disabled,
+    /// The program was started with [`FLAG`].
+    Enabled,
+}
+
+/// From whether [`FLAG`] was given.
+impl From<bool> for FaultInjection {
+    fn from(is_given: bool) -> FaultInjection {
+        if is_given { FaultInjection::Enabled } else { FaultInjection::Disabled }
+    }
+}
+
+impl FaultInjection {
+    /// Reads the orders for the process of this slot, if faults are injected; to be called once, when it starts. A
+    /// coordinator has index 0.
+    ///
+    /// # Errors
+    /// Where faults are injected and the variable is set to something else than faults.
+    pub fn expect(self, role: &str, index: u32) -> Result<(), FaultError> {
+        match self {
+            FaultInjection::Enabled => expect(role, index),
+            FaultInjection::Disabled => {
+                static WARNED: Once = Once::new();
+                if std::env::var_os(VARIABLE).is_some() {
+                    WARNED.call_once(|| {
+                        tracing::warn!(
+                            "{VARIABLE} is set but ignored: fault injection is disabled without {FLAG}"
+                        );
+                    });
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The variable holds something else than faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill, freeze or terminate, and \
-     a folder, or rank, step, phase, and kill, freeze or terminate: {rule}"
+    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill, \
+     freeze, terminate or panic, and a folder, or rank, step, phase, and kill, freeze, terminate or panic: {rule}"
 )]
 pub struct FaultError {
     /// What was ordered.
@@ -51,11 +97,7 @@ struct Plan {
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
 
-/// Reads the orders for the process of this slot; to be called once, when it starts. A coordinator has index 0.
-///
-/// # Errors
-/// Where the variable is set to something else than faults.
-pub fn expect(role: &str, index: u32) -> Result<(), FaultError> {
+fn expect(role: &str, index: u32) -> Result<(), FaultError> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let orders = order::parse(&text, role, index)?;
     let orders = orders.into_iter().map(|order| (order, AtomicU64::new(0))).collect();
@@ -67,6 +109,7 @@ pub fn expect(role: &str, index: u32) -> Result<(), FaultError> {
 
 /// Passes a crash point.
 #[inline]
+#[track_caller]
 pub fn pass(point: Point) {
     if let Some(plan) = PLAN.get() {
         plan.pass(|place| matches!(place, Place::Point { point: at, .. } if *at == point));
@@ -75,6 +118,7 @@ pub fn pass(point: Point) {
 
 /// Passes a phase of a step.
 #[inline]
+#[track_caller]
 pub fn enter(step: u64, phase: &str) {
     if let Some(plan) = PLAN.get() {
         plan.pass(|place| matches!(place, Place::Phase { step: at, phase: in_phase } if *at == step && in_phase == phase));
@@ -90,6 +134,7 @@ pub fn poison(samples: Range<u64>) -> Option<f64> {
 }
 
 impl Plan {
+    #[track_caller]
     fn pass(&self, is_here: impl Fn(&Place) -> bool) {
         for (order, passed) in self.orders.iter().filter(|(order, _)| is_here(&order.place)) {
             let number = passed.fetch_add(1, Ordering::Relaxed) + 1;
@@ -117,6 +162,7 @@ fn is_first(folder: &Path, order: &Order) -> bool {
     }
 }
 
+#[track_caller]
 fn strike(order: &Order, stay: Duration) {
     tracing::warn!(order = order.name(), "a fault is ordered here");
     std::thread::sleep(stay);
@@ -126,6 +172,7 @@ fn strike(order: &Order, stay: Duration) {
         Kind::Kill => (itself, libc::SIGKILL),
         Kind::Freeze => (itself, libc::SIGSTOP),
         Kind::Terminate => (parent, libc::SIGTERM),
+        Kind::Panic => panic!("a panic is ordered here: {}", order.name()),
     };
     // SAFETY: as above.
     unsafe { libc::kill(process, signal) };

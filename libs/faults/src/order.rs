@@ -12,6 +12,8 @@ pub(crate) enum Kind {
     Freeze,
     /// Not to itself: whoever started it is told to end.
     Terminate,
+    /// Not the process: the thread panics.
+    Panic,
 }
 
 /// Where it happens.
@@ -87,7 +89,8 @@ pub(crate) fn parse(text: &str, role: &str, index: u32) -> Result<Vec<Order>, Fa
             "kill" => Kind::Kill,
             "freeze" => Kind::Freeze,
             "terminate" => Kind::Terminate,
-            other => return Err(refuse(&format!("{other:?} is neither kill, freeze nor terminate"))),
+            "panic" => Kind::Panic,
+            other => return Err(refuse(&format!("{other:?} is neither kill, freeze, terminate nor panic"))),
         };
         if of == role && at.is_none_or(|at| at == index) {
             orders.push(Order { place, kind, once, number });

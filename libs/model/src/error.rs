@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use polygram_collective::CollectiveError;
 use polygram_domain::Rank;
+use polygram_process::Panicked;
 use tch::TchError;
 
 /// An error of this crate. Bad input ends in one of these, never in a panic.
@@ -54,6 +55,9 @@ pub enum ModelError {
         /// What does not fit.
         problem: String,
     },
+    /// The thread that exchanges tokens panicked: a bug.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// libtorch refused: out of memory, or a device that is not there.
     #[error("libtorch: {0}")]
     Torch(String),

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use polygram_collective::{Collective, CollectiveError};
 use polygram_domain::Rank;
+use polygram_process::JoinedThread;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
@@ -56,13 +57,18 @@ enum Path {
     Shared { own: Option<Message>, carrier: Carrier },
 }
 
+/// What each rank sent.
+type Received = std::result::Result<Vec<Vec<u8>>, CollectiveError>;
+
 /// The thread that carries messages.
 struct Carrier {
     rank: usize,
     members: Vec<Rank>,
     orders: Sender<Vec<Vec<u8>>>,
-    answers: Receiver<std::result::Result<Vec<Vec<u8>>, CollectiveError>>,
+    answers: Receiver<Received>,
     watch: ExchangeWatch,
+    /// Joined last, when `orders` are closed.
+    thread: JoinedThread,
 }
 
 impl fmt::Debug for Carrier {
@@ -80,7 +86,8 @@ impl ExpertGroup {
         ExpertGroup { shape, path: Path::Alone(None) }
     }
 
-    /// Takes a seat of `collective`, whose ranks hold the experts in the order of their seats.
+    /// Takes a seat of `collective`, whose ranks hold the experts in the order of their seats. Dropping the group while an
+    /// exchange is under way waits for that exchange: abort `collective` first.
     pub(crate) fn join(&mut self, collective: Box<dyn Collective>, watch: ExchangeWatch) -> Result<()> {
         if collective.world_size() > 1 {
             self.path = Path::Shared { own: None, carrier: Carrier::start(collective, watch)? };
@@ -154,36 +161,49 @@ impl Carrier {
     fn start(mut collective: Box<dyn Collective>, watch: ExchangeWatch) -> Result<Carrier> {
         let rank = collective.rank().index();
         let members = collective.members().to_vec();
+        Carrier::over(rank, members, watch, move |sends| collective.all_to_all_v(sends))
+    }
+
+    /// Of seat `rank` among `members`; `exchange` runs on the thread.
+    fn over(
+        rank: usize,
+        members: Vec<Rank>,
+        watch: ExchangeWatch,
+        mut exchange: impl FnMut(&[&[u8]]) -> Received + Send + 'static,
+    ) -> Result<Carrier> {
         let (orders, queue) = channel::<Vec<Vec<u8>>>();
         let (answer, answers) = channel();
         let carry = move || {
             while let Ok(sends) = queue.recv() {
                 let sends: Vec<&[u8]> = sends.iter().map(Vec::as_slice).collect();
-                if answer.send(collective.all_to_all_v(&sends)).is_err() {
+                if answer.send(exchange(&sends)).is_err() {
                     return;
                 }
             }
         };
-        // It ends when its orders do; one that waits for a rank that hangs does not hold up whoever drops this.
-        std::thread::Builder::new().name("experts".into()).spawn(carry).map_err(|error| {
+        let thread = JoinedThread::spawn("experts", carry).map_err(|error| {
             ModelError::Torch(format!("cannot start the thread of expert exchanges: {error}"))
         })?;
-        Ok(Carrier { rank, members, orders, answers, watch })
+        Ok(Carrier { rank, members, orders, answers, watch, thread })
     }
 
-    fn send(&self, bytes: Vec<Vec<u8>>) -> Result<()> {
-        self.orders.send(bytes).map_err(|_| Carrier::gone())
+    fn send(&mut self, bytes: Vec<Vec<u8>>) -> Result<()> {
+        self.orders.send(bytes).map_err(|_| self.end())
     }
 
     fn receive(&mut self) -> Result<Vec<Vec<u8>>> {
         (self.watch)(true);
         let answer = self.answers.recv();
         (self.watch)(false);
-        Ok(answer.map_err(|_| Carrier::gone())??)
+        Ok(answer.map_err(|_| self.end())??)
     }
 
-    fn gone() -> ModelError {
-        ModelError::Torch("the thread of expert exchanges has ended".into())
+    /// Why the thread has closed its channels.
+    fn end(&mut self) -> ModelError {
+        match self.thread.join() {
+            Err(panic) => panic.into(),
+            Ok(()) => ModelError::Torch("the thread of expert exchanges has ended".into()),
+        }
     }
 }
 
@@ -265,6 +285,18 @@ mod tests {
         let seen = decode(&encode(&empty).unwrap(), SHAPE).unwrap();
         assert_eq!((seen.rows.size(), seen.counts), (vec![0, 3], vec![0, 0]));
         assert!(group.finish().is_err());
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_keeps_its_text_and_place() {
+        let exchange = |sends: &[&[u8]]| panic!("{} buffers cannot be sent", sends.len());
+        let mut carrier = Carrier::over(0, vec![Rank(0), Rank(1)], Box::new(|_| ()), exchange).unwrap();
+        carrier.send(vec![Vec::new(), vec![1]]).unwrap();
+        let error = carrier.receive().unwrap_err();
+        assert!(matches!(error, ModelError::Panicked(_)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("2 buffers cannot be sent") && text.contains("experts.rs:"), "{text}");
+        assert!(carrier.send(Vec::new()).is_err() && carrier.receive().is_err());
     }
 
     #[test]

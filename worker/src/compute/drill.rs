@@ -322,7 +322,7 @@ mod tests {
         let unique = UniqueRows::of(&batch_ids(&hasher, batch.tokens_bt(), 4).unwrap(), hasher.tables());
         let width = spec.tables().iter().next().unwrap().width as usize;
         let rows_suw = (0..unique.len() * width).map(|i| (i as f32 * 0.37).sin() * 0.1).collect();
-        CellWork { batch, unique: Arc::new(unique), rows_suw, global_targets: 8 }
+        CellWork { samples: 0..2, batch, unique: Arc::new(unique), rows_suw, global_targets: 8 }
     }
 
     fn drill(spec: &RunSpec) -> Drill {

@@ -9,6 +9,7 @@ pub mod drill;
 #[cfg(feature = "torch")]
 pub mod torch;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use polygram_checkpoint::NamedTensor;
@@ -59,6 +60,8 @@ impl ComputeError {
 
 /// One cell, ready to compute.
 pub struct CellWork {
+    /// Numbers of its samples, counted over epochs; none where it is held out.
+    pub samples: Range<u64>,
     /// Its tokens and targets.
     pub batch: CellBatch,
     /// The rows that its n-grams select.
@@ -151,6 +154,20 @@ pub trait Compute: Send {
 
     /// Bytes of optimizer state that are here.
     fn optimizer_bytes(&self) -> u64;
+}
+
+/// [`Compute::forward_backward`], with the spikes that a test orders for the samples of `work`.
+pub fn run_micro_batch(
+    engine: &mut dyn Compute,
+    work: &CellWork,
+    take: Option<&mut TakeBucket<'_>>,
+) -> Result<CellResult, ComputeError> {
+    let mut result = engine.forward_backward(work, take)?;
+    if let Some(factor) = polygram_faults::poison(work.samples.clone()) {
+        result.loss_sum *= factor;
+        result.row_gradients_suw.iter_mut().for_each(|gradient| *gradient *= factor as f32);
+    }
+    Ok(result)
 }
 
 /// The engine of `rank`, with its initial parameters.

@@ -233,7 +233,7 @@ impl Member {
         let ids = UniqueIds { offsets: unique.offsets.clone(), rows: unique.rows.clone() };
         let rows_suw = runtime.block_on(client.lookup(step, *cell, Arc::new(ids))).unwrap();
         let (batch, unique) = (self.batch.clone(), Arc::clone(unique));
-        let work = CellWork { batch, unique, rows_suw, global_targets: self.global_targets };
+        let work = CellWork { samples: 0..0, batch, unique, rows_suw, global_targets: self.global_targets };
         gradients.begin().unwrap();
         let mut take = |index, sum| gradients.sum(index, sum);
         let mut result = compute.forward_backward(&work, Some(&mut take)).unwrap();

@@ -8,7 +8,8 @@ use polygram_proto::bulk::{Commit, SnapshotOrder};
 
 use super::{Golden, Member, json, on_ranks, run_of};
 use crate::compute::{Compute, DenseUpdate};
-use crate::norm;
+use crate::norm::{self, RowSummary};
+use crate::summary::StepSummary;
 
 /// The recipe's settings; its file says the rest.
 const RECIPE: [&str; 4] = [
@@ -25,12 +26,19 @@ fn train(mut member: Member, golden: &Golden) {
     for number in 0..8u64 {
         let step = Step(number);
         let (result, prepared, summed) = member.differentiate(step);
-        let dense = member.square_sums.total(step, &summed.square_sums, member.workers.as_mut()).unwrap();
-        let gradient = norm::clip(&spec.training, dense, &prepared);
+        let summary = StepSummary {
+            step,
+            loss_sum: result.loss_sum,
+            rows: RowSummary::from(&prepared),
+            square_sums: summed.square_sums.clone(),
+            routing_counts: result.routing_counts,
+            stop: false,
+            is_writing: false,
+        };
+        let consensus = summary.exchange(member.workers.as_mut(), &member.square_sums).unwrap();
+        let gradient = norm::clip(&spec.training, consensus.dense_square_sum, &consensus.rows);
         assert!(gradient.finite);
-        let loss = member.mean_loss(&result);
-        let mut counts = result.routing_counts;
-        member.workers.all_reduce_u64(&mut counts).unwrap();
+        let loss = consensus.loss_sum / member.global_targets as f64;
         let lr = spec.training.schedule.lr(number);
         let commit = Commit {
             scale: gradient.table_scale,
@@ -42,7 +50,7 @@ fn train(mut member: Member, golden: &Golden) {
             update: number + 1,
             lr,
             scale: gradient.dense_scale,
-            routing_counts: &counts,
+            routing_counts: &consensus.routing_counts,
             bias_rate: spec.training.balance.bias_rate_at(number),
         };
         member.gradients.spread(member.compute.apply(&update, &summed).unwrap()).unwrap();

@@ -3,6 +3,8 @@
 //! The compute thread notes numbers between phases; a scrape reads them and costs it nothing. A process listens once and
 //! answers all its life: which run and rank its numbers are of changes with the membership.
 
+mod report;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +20,8 @@ use tokio::task::JoinSet;
 
 use crate::error::WorkerError;
 use crate::memory::Resident;
+
+pub use report::{StepReport, StepReporter};
 
 /// Groups of ranks, as metrics name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
