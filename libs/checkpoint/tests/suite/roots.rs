@@ -125,7 +125,7 @@ async fn a_folder_that_cannot_be_used_says_which_way() {
     }
     // Permissions bind nobody who may override them.
     std::fs::create_dir(path("closed")).unwrap();
-    std::fs::set_permissions(path("closed"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(path("closed"), std::fs::Permissions::from_mode(0o0)).unwrap();
     if std::fs::read_dir(path("closed")).is_err() {
         for error in [
             open_root(&path("closed")).unwrap_err(),
