@@ -8,7 +8,7 @@ use common::{Lead, Member, complete, shard, started, tiny, train_to};
 use polygram_checkpoint::RecoveryLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::Step;
+use polygram_domain::{FailureKind, Step};
 use polygram_proto::control::{
     Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, MemberReport, Phase, RunState,
 };
@@ -35,7 +35,7 @@ async fn disbelieve(member: &Member, key: &str) {
         phase: Phase::Restoring,
         suspect: None,
         roll_back: false,
-        damaged: Some(damaged),
+        damaged: Some(damaged), kind: FailureKind::Program,
     };
     member.reporter.report(MemberReport::Failed(failure)).await.unwrap();
 }

@@ -23,9 +23,6 @@ pub enum ShardError {
     /// A lane ended before its work did.
     #[error("lane {0} ended unexpectedly")]
     Lane(usize),
-    /// The listener failed.
-    #[error("cannot accept connections: {0}")]
-    Accept(io::Error),
     /// A row that is restored does not belong here.
     #[error("row {row} of table {table} cannot be restored: {rule}")]
     Restore {

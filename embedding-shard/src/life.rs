@@ -10,6 +10,7 @@ use polygram_proto::control::{
     AbortKind, Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
     Upload,
 };
+use polygram_handshake::LinkKey;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use crate::error::ShardError;
 use crate::member::MemberError;
 use crate::outside::{Outside, Services};
 use crate::restore::{RestoreError, chain_of, restore};
+use crate::server::Door;
 use crate::shard::{Shard, ShardStatus};
 
 /// A failed shard waits so long for the coordinator's answer.
@@ -33,6 +35,8 @@ pub(crate) struct Life {
     pub(crate) index: ShardIndex,
     pub(crate) reporter: Reporter,
     pub(crate) joined: Joined,
+    /// Of the run's token.
+    pub(crate) key: LinkKey,
 }
 
 impl Life {
@@ -60,6 +64,8 @@ impl Life {
             tracing::warn!(%error, "recovery points are not written by this shard");
             None
         });
+        // From now on workers that come get signs of life.
+        let door = Door::open(listener, &Arc::new(config.clone()), self.key);
         let mut shard = Shard::new(config.clone())?;
         let mut chain = None;
         if assignment.resume_manifest.is_some() {
@@ -82,17 +88,18 @@ impl Life {
         let status = shard.status();
         let outside = services.start(&shard, self.reporter.clone());
         let (shutdown, stop) = oneshot::channel::<()>();
-        let served = tokio::spawn(shard.serve(listener, async move {
+        let served = tokio::spawn(shard.serve(door, async move {
             // Dropped or sent: the shard is to stop either way.
             let _either_way = stop.await;
         }));
         let uploads = tokio::spawn(report_uploads(self.reporter.clone(), shipped));
         progress.set(assignment.resume_step, Phase::Ready);
         pass(Point::ShardReady);
-        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
-        Serving { served, uploads, shutdown: Some(shutdown), status, progress, outside }
-            .watch(directives)
-            .await
+        let serving = Serving { served, uploads, shutdown: Some(shutdown), status, progress, outside };
+        match self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await {
+            Ok(()) => serving.watch(directives).await,
+            Err(lost) => serving.end(Some(lost.into())).await,
+        }
     }
 
     /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why. Answers
@@ -103,7 +110,7 @@ impl Life {
         }
         let (step, phase) = self.reporter.progress().get();
         let (message, damaged) = (error.to_string(), error.damaged());
-        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged };
+        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged, kind: error.kind() };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
             return false;
@@ -235,9 +242,10 @@ impl Serving {
                         Err(error) => Err(error.into()),
                     };
                 }
-                ended = &mut self.uploads, if !uploads_ended => match ended? {
-                    Ok(()) => uploads_ended = true,
-                    Err(error) => break Some(error),
+                ended = &mut self.uploads, if !uploads_ended => match ended {
+                    Ok(Ok(())) => uploads_ended = true,
+                    Ok(Err(error)) => break Some(error),
+                    Err(abnormal) => break Some(abnormal.into()),
                 },
                 Ok(()) = self.status.changed() => {
                     let ShardStatus { version, is_snapshotting, .. } = *self.status.borrow_and_update();
@@ -251,6 +259,11 @@ impl Serving {
                 () = self.outside.next() => {}
             }
         };
+        self.end(failure).await
+    }
+
+    /// Ends the serving and all beside it, for `failure` if there was one.
+    async fn end(mut self, failure: Option<MemberError>) -> Result<(), MemberError> {
         self.shutdown.take();
         let served = (&mut self.served).await;
         self.end_beside().await;

@@ -61,12 +61,15 @@ fn take_part(args: Args) -> anyhow::Result<()> {
         metrics_listen,
         recall: Recall::default(),
     };
-    match (args.pool, args.coordinator, args.index) {
-        (Some(pool), _, _) => Ok(runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0)))?),
+    let ended = match (args.pool, args.coordinator, args.index) {
+        (Some(pool), _, _) => runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0))),
         (None, Some(coordinator), Some(index)) => {
             polygram_faults::expect("shard", index)?;
-            Ok(runtime.block_on(run(options(coordinator, index)))?)
+            runtime.block_on(run(options(coordinator, index)))
         }
         _ => anyhow::bail!("give --coordinator and --index, or --pool; see --help"),
-    }
+    };
+    // Whoever leaves at once does not wait for reads of the store.
+    runtime.shutdown_background();
+    Ok(ended?)
 }

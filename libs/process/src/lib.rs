@@ -12,4 +12,4 @@ pub mod signals;
 
 pub use child::end_with_parent;
 pub use identity::{Presence, ProcessIdentity, unix_ms};
-pub use signals::StopSignal;
+pub use signals::{StopSignal, StopSignals};

@@ -1,6 +1,6 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{Generation, HeldOutSets, Step, StepOutcome, float};
+use polygram_domain::{FailureKind, Generation, HeldOutSets, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
@@ -144,6 +144,8 @@ pub struct Failure {
     pub roll_back: bool,
     /// The checkpoint that it was to restore, if that is what it could not believe.
     pub damaged: Option<DamagedCheckpoint>,
+    /// Whether the program or its environment failed.
+    pub kind: FailureKind,
 }
 
 /// What a member reports on its stream.

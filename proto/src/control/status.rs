@@ -127,6 +127,8 @@ reasons! {
     MemberSilent = "member_silent",
     /// A member reported its failure.
     MemberFailed = "member_failed",
+    /// A member reported that its environment failed: a connection, a disk, a store.
+    EnvironmentFailed = "environment_failed",
     /// A member broke the protocol.
     ProtocolBroken = "protocol_broken",
     /// A checkpoint could not be committed.

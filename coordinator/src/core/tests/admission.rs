@@ -135,7 +135,7 @@ fn strangers_and_the_past_change_nothing() {
         phase: Phase::Starting,
         suspect: None,
         roll_back: false,
-        damaged: None,
+        damaged: None, kind: FailureKind::Program,
     };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);

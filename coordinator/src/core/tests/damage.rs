@@ -1,6 +1,7 @@
 //! Past damaged checkpoints.
 
 use polygram_checkpoint::RecoveryLine;
+use polygram_domain::FailureKind;
 use polygram_domain::spikes::PolicyState;
 use polygram_proto::control::{CheckpointPlace, DamagedCheckpoint};
 
@@ -30,7 +31,7 @@ fn failure(damaged: DamagedCheckpoint) -> Failure {
         phase: Phase::Restoring,
         suspect: None,
         roll_back: false,
-        damaged: Some(damaged),
+        damaged: Some(damaged), kind: FailureKind::Program,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What members report.
 
-use polygram_domain::{Generation, Step, StepOutcome, held_out};
+use polygram_domain::{FailureKind, Generation, Step, StepOutcome, held_out};
 
 use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
@@ -12,6 +12,24 @@ use crate::control::report::{
     Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 use crate::control::wire;
+
+impl From<FailureKind> for wire::FailureKind {
+    fn from(kind: FailureKind) -> wire::FailureKind {
+        match kind {
+            FailureKind::Program => wire::FailureKind::Program,
+            FailureKind::Connect => wire::FailureKind::Connect,
+            FailureKind::Timeout => wire::FailureKind::Timeout,
+            FailureKind::Reset => wire::FailureKind::Reset,
+            FailureKind::Disk => wire::FailureKind::Disk,
+            FailureKind::Store => wire::FailureKind::Store,
+        }
+    }
+}
+
+fn failure_kind(number: i32) -> Result<FailureKind, Malformed> {
+    let known = FailureKind::ALL.into_iter().find(|kind| wire::FailureKind::from(*kind) as i32 == number);
+    known.ok_or_else(|| Malformed { message: "Failed", what: format!("unknown failure kind {number}") })
+}
 
 impl From<StepMetrics> for wire::StepMetrics {
     fn from(m: StepMetrics) -> wire::StepMetrics {
@@ -147,7 +165,7 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged }) => {
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged, kind }) => {
                 Report::Failed(wire::Failed {
                     message,
                     step: step.0,
@@ -155,6 +173,7 @@ impl From<Envelope> for wire::MemberReport {
                     suspect: suspect.map(Into::into),
                     roll_back,
                     damaged: damaged.map(Into::into),
+                    kind: wire::FailureKind::from(kind) as i32,
                 })
             }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
@@ -195,6 +214,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
                 roll_back: f.roll_back,
                 damaged: f.damaged.map(DamagedCheckpoint::try_from).transpose()?,
+                kind: failure_kind(f.kind)?,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

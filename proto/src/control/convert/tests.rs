@@ -1,7 +1,7 @@
 //! Everything survives the wire; nonsense is refused by name.
 
 use polygram_domain::spikes::LeftOut;
-use polygram_domain::{Generation, Step, StepOutcome};
+use polygram_domain::{FailureKind, Generation, Step, StepOutcome};
 
 use super::status::state;
 use super::*;
@@ -80,6 +80,7 @@ fn reports_survive_the_wire() {
                 key: "ckpt/data/ab/x.rows".into(),
                 reason: "its CRC-32C is another".into(),
             }),
+            kind: FailureKind::Timeout,
         }),
         MemberReport::Finished { step: Step(60) },
     ];
