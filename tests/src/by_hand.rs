@@ -167,6 +167,27 @@ impl<'a> ByHand<'a> {
         data.map(|(_, relay)| relay.swallowed()).sum()
     }
 
+    /// What the first connection to a shard said first, as it passed.
+    pub fn recorded_hello(&self, slot: Slot) -> Option<Vec<u8>> {
+        let placed = self.members.iter().find(|placed| placed.slot == slot)?;
+        let (_, relay) = placed.links.data.as_ref()?;
+        relay.recorded().into_iter().find(|bytes| !bytes.is_empty())
+    }
+
+    /// The processes at work: the coordinator's slot has no index of its own.
+    pub fn processes(&self) -> Vec<(Slot, u32)> {
+        let members = self.members.iter().map(|placed| (placed.slot, placed.running.pid()));
+        std::iter::once((("coordinator", 0), self.coordinator.pid())).chain(members).collect()
+    }
+
+    /// What the present process of a slot has logged so far.
+    pub fn log(&mut self, slot: Slot) -> Result<String> {
+        match slot.0 {
+            "coordinator" => self.coordinator.log(),
+            _ => self.placed(slot)?.running.log(),
+        }
+    }
+
     /// How often the process of a slot was started.
     pub fn starts(&mut self, slot: Slot) -> Result<u32> {
         Ok(self.placed(slot)?.starts)

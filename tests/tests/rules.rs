@@ -40,6 +40,7 @@ const ARROWS: [(&str, &str, &[&str]); 18] = [
         "worker",
         &[
             "proto",
+            "handshake",
             "checkpoint",
             "ngram",
             "data",

@@ -4,7 +4,7 @@ use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
-use polygram_domain::{Cell, ConfigError, Rank, Step};
+use polygram_domain::{Cell, ConfigError, FailureKind, Rank, Step};
 use polygram_ngram::NgramError;
 use polygram_process::address::AddressError;
 use polygram_proto::bulk::RowError;
@@ -218,11 +218,26 @@ impl WorkerError {
         source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
     }
 
+    /// Whether the program or its environment failed.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            WorkerError::Rows(error) => error.cause.kind(),
+            WorkerError::Collective(error) => error.kind(),
+            WorkerError::Join(error) => error.kind(),
+            // The exchange between experts: a peer that failed for a reason of its own reports it itself.
+            WorkerError::Engine(source) | WorkerError::Compute { source, .. } if source.suspect().is_some() => {
+                FailureKind::Reset
+            }
+            _ => FailureKind::Program,
+        }
+    }
+
     /// The peer that this failure points at, if it is a consequence of another member's.
     pub fn suspect(&self) -> Option<MemberRef> {
         match self {
             WorkerError::Rows(error) => error.shard.map(|(shard, _)| MemberRef::shard(shard)),
             WorkerError::Collective(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
+            WorkerError::Join(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
             WorkerError::Disagreement { rank, .. } => Some(MemberRef::worker(*rank)),
             WorkerError::Engine(source) | WorkerError::Compute { source, .. } => {
                 source.suspect().map(MemberRef::worker)

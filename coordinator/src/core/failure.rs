@@ -14,6 +14,14 @@ use super::state::{Attendance, Ending, Suspicion, Turn};
 /// Consequences kept word by word.
 const CONSEQUENCES: usize = 64;
 
+/// An environment heals; a program fails again where it failed before.
+fn reason_of(failure: &Failure) -> Reason {
+    match failure.kind.is_environment() {
+        true => Reason::EnvironmentFailed,
+        false => Reason::MemberFailed,
+    }
+}
+
 impl Turn<'_> {
     /// A member reported its failure.
     pub(super) fn member_failed(&mut self, who: MemberRef, failure: Failure) {
@@ -37,7 +45,7 @@ impl Turn<'_> {
             return self.consequence(who, &failure.message);
         }
         match (suspect, self.state.suspicion.take()) {
-            (None, None) => self.verdict(who, Reason::MemberFailed, failure.message),
+            (None, None) => self.verdict(who, reason_of(&failure), failure.message),
             (Some(suspect), None) => {
                 self.log(Level::Warn, format!("{who} failed and blames {suspect}: {}", failure.message));
                 let until = self.now.after(self.state.settings.timeouts.verdict_ms);
@@ -53,7 +61,7 @@ impl Turn<'_> {
             }
             (None, Some(suspicion)) => {
                 self.consequence(suspicion.reporter, &suspicion.failure.message);
-                self.verdict(who, Reason::MemberFailed, failure.message);
+                self.verdict(who, reason_of(&failure), failure.message);
             }
         }
     }
@@ -202,8 +210,9 @@ impl Turn<'_> {
             self.state.suspicion.take_if(|suspicion| suspicion.until <= self.now)
         {
             let blamed = failure.suspect.map(|suspect| format!(" (it blames {suspect})"));
+            let reason = reason_of(&failure);
             let message = failure.message + &blamed.unwrap_or_default();
-            return self.verdict(reporter, Reason::MemberFailed, message);
+            return self.verdict(reporter, reason, message);
         }
         if let (Some(wish), Some(until)) = (self.state.stop.clone(), self.state.stop_until)
             && until <= self.now

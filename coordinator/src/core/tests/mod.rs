@@ -154,13 +154,23 @@ impl Run {
     }
 
     fn fail(&mut self, member: MemberRef, message: &str, suspect: Option<MemberRef>) -> Vec<Action> {
+        self.fail_with((member, suspect), message, FailureKind::Program)
+    }
+
+    fn fail_with(
+        &mut self,
+        (member, suspect): (MemberRef, Option<MemberRef>),
+        message: &str,
+        kind: FailureKind,
+    ) -> Vec<Action> {
         let failure = Failure {
             message: message.into(),
             step: Step(7),
             phase: Phase::Computing,
             suspect,
             roll_back: false,
-            damaged: None, kind: FailureKind::Program,
+            damaged: None,
+            kind,
         };
         self.report(member, MemberReport::Failed(failure))
     }
