@@ -213,7 +213,8 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
         phase: Phase::Computing,
         suspect: None,
         roll_back: false,
-        damaged: None, kind: FailureKind::Program,
+        damaged: None,
+        kind: FailureKind::Program,
     };
     members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
     for mut member in members {

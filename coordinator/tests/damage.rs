@@ -35,7 +35,8 @@ async fn disbelieve(member: &Member, key: &str) {
         phase: Phase::Restoring,
         suspect: None,
         roll_back: false,
-        damaged: Some(damaged), kind: FailureKind::Program,
+        damaged: Some(damaged),
+        kind: FailureKind::Program,
     };
     member.reporter.report(MemberReport::Failed(failure)).await.unwrap();
 }

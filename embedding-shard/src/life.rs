@@ -6,11 +6,11 @@ use std::time::Duration;
 use polygram_checkpoint::RunStore;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex};
 use polygram_faults::{Point, pass};
+use polygram_handshake::LinkKey;
 use polygram_proto::control::{
     AbortKind, Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
     Upload,
 };
-use polygram_handshake::LinkKey;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -66,18 +66,15 @@ impl Life {
         });
         // From now on workers that come get signs of life.
         let door = Door::open(listener, &Arc::new(config.clone()), self.key);
-        let mut shard = Shard::new(config.clone())?;
-        let mut chain = None;
-        if assignment.resume_manifest.is_some() {
-            let counter = self.reporter.progress().restored_bytes();
-            let counting = |store: &RunStore| store.clone().counting_into(Arc::clone(&counter));
-            let stores = (counting(&store), points.as_ref().map(counting));
-            let restored = restore_from(&mut shard, (&stores.0, stores.1.as_ref()), &spec, &assignment);
-            tokio::select! {
-                restored = restored => chain = restored?,
-                ended = before_start(directives) => return ended,
+        let places = (&store, points.as_ref());
+        let prepared = self.prepare(config.clone(), places, (&spec, &assignment), directives).await;
+        let (shard, chain) = match prepared {
+            Ok(Some(prepared)) => prepared,
+            ended => {
+                door.ended(Duration::ZERO).await;
+                return ended.map(drop);
             }
-        }
+        };
         pass(Point::ShardRestored);
         let (shipments, shipped) = mpsc::channel(PARTS_IN_FLIGHT);
         let mut archive = StoreArchive::new(store, config, shipments);
@@ -102,6 +99,32 @@ impl Life {
         }
     }
 
+    /// A shard with the rows that are assigned, and what its next recovery point may go on from; `None` where the run ends
+    /// before it starts.
+    async fn prepare(
+        &self,
+        config: ShardConfig,
+        (store, points): (&RunStore, Option<&RunStore>),
+        (spec, assignment): (&RunSpec, &Assignment),
+        directives: &mut Directives,
+    ) -> Result<Option<(Shard, Option<Chain>)>, MemberError> {
+        let mut shard = Shard::new(config)?;
+        if assignment.resume_manifest.is_none() {
+            return Ok(Some((shard, None)));
+        }
+        let counter = self.reporter.progress().restored_bytes();
+        let counting = |store: &RunStore| store.clone().counting_into(Arc::clone(&counter));
+        let stores = (counting(store), points.map(counting));
+        let restored = restore_from(&mut shard, (&stores.0, stores.1.as_ref()), spec, assignment);
+        tokio::select! {
+            restored = restored => {
+                let chain = restored?;
+                Ok(Some((shard, chain)))
+            }
+            ended = before_start(directives) => ended.map(|()| None),
+        }
+    }
+
     /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why. Answers
     /// whether it said that the run goes on with another generation.
     pub(crate) async fn confess(&self, error: &MemberError, directives: &mut Directives) -> bool {
@@ -110,7 +133,8 @@ impl Life {
         }
         let (step, phase) = self.reporter.progress().get();
         let (message, damaged) = (error.to_string(), error.damaged());
-        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged, kind: error.kind() };
+        let failure =
+            Failure { message, step, phase, suspect: None, roll_back: false, damaged, kind: error.kind() };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
             return false;

@@ -162,7 +162,9 @@ async fn memberships(options: &MemberOptions) -> Result<(), MemberError> {
 async fn obey(options: &MemberOptions, signals: &mut StopSignals) -> MemberError {
     let MemberOptions { coordinator, token, index, .. } = options;
     signals.at_least(1).await;
-    tracing::info!("signalled: the run is asked to commit and stop; once more, and this shard leaves at once");
+    tracing::info!(
+        "signalled: the run is asked to commit and stop; once more, and this shard leaves at once"
+    );
     let asked = async {
         let mut operator = OperatorClient::connect(coordinator, Some(token)).await?;
         operator.stop(StopMode::Commit, &format!("shard {index} was told to end by a signal")).await

@@ -329,7 +329,8 @@ async fn noise_never_harms_a_worker() {
             let _lookup = stream.read(&mut request).await.unwrap();
             let _taken_or_not = stream.write_all(&bytes).await;
         });
-        let hello = Hello { run: spec.name.clone(), generation: GENERATION, rank: Rank(0), workers: 1, key: key() };
+        let hello =
+            Hello { run: spec.name.clone(), generation: GENERATION, rank: Rank(0), workers: 1, key: key() };
         let client = RowClient::connect(&[address], hello, Arc::clone(&tables), DEADLINE).await.unwrap();
         match client.lookup(Step(0), Cell(0), Arc::clone(&ids)).await {
             Ok(rows) => assert_eq!(rows.len(), ids.rows.len() * width, "seed {seed:#x}, round {round}"),

@@ -115,8 +115,11 @@ async fn attack(cluster: &Cluster, frames: &[Frame], patience: Duration) -> Vec<
         if says.write_all(frame).await.is_err() {
             break;
         }
-        if number == 0 && let Ok(Some(nonce)) = timeout(CHALLENGE, challenges.recv()).await {
-            let response = greeting::sealed(&header(&cluster.spec), &greeting::response_to(&frames[0], nonce));
+        if number == 0
+            && let Ok(Some(nonce)) = timeout(CHALLENGE, challenges.recv()).await
+        {
+            let response =
+                greeting::sealed(&header(&cluster.spec), &greeting::response_to(&frames[0], nonce));
             let _taken_or_not = says.write_all(&response.to_bytes()).await;
         }
     }

@@ -166,8 +166,8 @@ fn serve(client: &TcpStream, told: &Told) {
         recorded[number].extend_from_slice(&bytes[..room.min(bytes.len())]);
     };
     thread::scope(|both| {
-        both.spawn(|| pass((client, &server), told, (|ways| ways.up, record)));
-        pass((&server, client), told, (|ways| ways.down, |_: &[u8]| ()));
+        both.spawn(|| pass((client, &server), told, (|ways: Ways| ways.up, record)));
+        pass((&server, client), told, (|ways: Ways| ways.down, |_: &[u8]| ()));
     });
 }
 

@@ -225,7 +225,9 @@ impl WorkerError {
             WorkerError::Collective(error) => error.kind(),
             WorkerError::Join(error) => error.kind(),
             // The exchange between experts: a peer that failed for a reason of its own reports it itself.
-            WorkerError::Engine(source) | WorkerError::Compute { source, .. } if source.suspect().is_some() => {
+            WorkerError::Engine(source) | WorkerError::Compute { source, .. }
+                if source.suspect().is_some() =>
+            {
                 FailureKind::Reset
             }
             _ => FailureKind::Program,

@@ -115,7 +115,8 @@ mod tests {
             for (rank, listener) in (0..).map(Rank).zip(bound) {
                 scope.spawn(move || {
                     let time = Duration::from_secs(20);
-                    let membership = Membership::new("tiny", Generation(1), rank, LinkKey::of_secret(b"secret"));
+                    let membership =
+                        Membership::new("tiny", Generation(1), rank, LinkKey::of_secret(b"secret"));
                     let membership = &membership;
                     let meeting = Meeting { membership, addresses, deadline: time, patience: time };
                     let view = WorkerView::default();

@@ -218,12 +218,13 @@ pub(super) async fn serve(newcomer: Newcomer, fence: Fence, events: mpsc::Sender
     };
     let Ok(heartbeats) = fence.heartbeats(&hello) else { return };
     // The shard may still restore its rows: the worker is to know that it is there.
-    let Admission { group, welcome, outbox, inflow } = match heartbeats.send_until(&mut writer, admitted).await {
-        Ok(Some(Ok(admission))) => admission,
-        Ok(Some(Err(refusal))) => return refuse(&mut writer, &fence, Some(refusal)).await,
-        Ok(None) => return tracing::debug!(number, "the engine ended before it answered a hello"),
-        Err(error) => return tracing::info!(number, %error, "a worker left before it was admitted"),
-    };
+    let Admission { group, welcome, outbox, inflow } =
+        match heartbeats.send_until(&mut writer, admitted).await {
+            Ok(Some(Ok(admission))) => admission,
+            Ok(Some(Err(refusal))) => return refuse(&mut writer, &fence, Some(refusal)).await,
+            Ok(None) => return tracing::debug!(number, "the engine ended before it answered a hello"),
+            Err(error) => return tracing::info!(number, %error, "a worker left before it was admitted"),
+        };
     let link = Link { reader, writer, _greeted_over: None };
     let worker = Worker { group, hello, fence, outbox, inflow, events };
     let end = match worker.settle(link, welcome, meeting).await {

@@ -51,7 +51,7 @@ impl Door {
     }
 
     /// Waits until all connections have ended, and ends those that have not after `patience`.
-    pub(super) async fn ended(mut self, patience: Duration) {
+    pub(crate) async fn ended(mut self, patience: Duration) {
         self.close();
         self.events.close();
         // Events that nobody takes must not hold a connection back.
@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn a_failing_accept_is_tried_again_after_a_pause() {
         let mut pause = Pause::default();
-        let errors = [libc::ECONNABORTED, libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EPERM];
+        let errors =
+            [libc::ECONNABORTED, libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EPERM];
         let mut last = Duration::ZERO;
         for error in errors.into_iter().cycle().take(40) {
             let before = Instant::now();

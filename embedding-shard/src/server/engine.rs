@@ -143,8 +143,10 @@ impl Engine {
                     (Outbox::new(hello.window_bytes, PATIENCE), Inflow::new(PUSH_WINDOW_BYTES));
                 tracing::info!(%rank, group = self.groups, connections = hello.connections, "worker connected");
                 let inflow = Arc::new(inflow);
-                self.workers
-                    .insert(self.groups, Worker { rank, hello, from, admitted: 0, closed: 0, outbox, inflow });
+                self.workers.insert(
+                    self.groups,
+                    Worker { rank, hello, from, admitted: 0, closed: 0, outbox, inflow },
+                );
                 self.groups
             }
             connection => {

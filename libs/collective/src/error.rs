@@ -155,9 +155,11 @@ impl CollectiveError {
     /// Whether the program or its environment failed. A peer that failed for a reason of its own reports it itself.
     pub fn kind(&self) -> FailureKind {
         match self {
-            CollectiveError::TimedOut { .. } | CollectiveError::Unheard { .. } => FailureKind::Timeout,
+            CollectiveError::Unheard { .. } => FailureKind::Timeout,
             CollectiveError::PeerLost { .. } | CollectiveError::PeerFailed { .. } => FailureKind::Reset,
-            CollectiveError::WorldSize { .. }
+            // A peer that gives signs of life and does not do its part for so long is a fault of the program.
+            CollectiveError::TimedOut { .. }
+            | CollectiveError::WorldSize { .. }
             | CollectiveError::Argument { .. }
             | CollectiveError::Mismatch { .. }
             | CollectiveError::Aborted { .. }

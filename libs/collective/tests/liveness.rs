@@ -122,7 +122,8 @@ fn a_rank_that_computes_is_waited_for() {
         for (index, rank) in ranks.iter_mut().enumerate() {
             let held = &held;
             scope.spawn(move || {
-                let mut pairs = Split::split(rank, &[[0, 2], [1, 3]][index % 2].map(Rank), options()).unwrap();
+                let mut pairs =
+                    Split::split(rank, &[[0, 2], [1, 3]][index % 2].map(Rank), options()).unwrap();
                 if index == 0 {
                     thread::sleep(DETECTION * 3);
                 }

@@ -133,7 +133,8 @@ mod tests {
             Handshake { dialler: Nonce([3; NONCE_BYTES]), ..handshake() }.proof(&key, Side::Dialler),
         ];
         assert!(others.iter().all(|other| *other != proof));
-        let swapped = Handshake { listener: handshake().dialler, dialler: handshake().listener, ..handshake() };
+        let swapped =
+            Handshake { listener: handshake().dialler, dialler: handshake().listener, ..handshake() };
         assert_ne!(swapped.proof(&key, Side::Dialler), proof);
     }
 

@@ -103,7 +103,10 @@ impl HelloBody {
             silence_ms @ (1..),
         ] = words
         else {
-            return malformed(NAME, format!("{} words, a path that is not 0 or 1, or a silence of 0 ms", words.len()));
+            return malformed(
+                NAME,
+                format!("{} words, a path that is not 0 or 1, or a silence of 0 ms", words.len()),
+            );
         };
         if !(1..=MAX_CONNECTIONS).contains(&connections) || connection >= connections || window_bytes == 0 {
             let rule =

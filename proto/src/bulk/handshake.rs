@@ -104,7 +104,9 @@ pub enum HandshakeError {
     #[error("a {0:?} frame in the middle of the handshake")]
     Unexpected(Kind),
     /// Whoever listens there does not know the run's token.
-    #[error("it does not know the run's token: it is no shard of this run, or was started with another token file")]
+    #[error(
+        "it does not know the run's token: it is no shard of this run, or was started with another token file"
+    )]
     Stranger,
 }
 

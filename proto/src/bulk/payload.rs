@@ -184,9 +184,21 @@ pub enum Reason {
 impl Reason {
     fn of(code: u32) -> Option<Reason> {
         use Reason::*;
-        [Malformed, Schema, WrongRun, Generation, Step, Conflict, Disagreement, Memory, Failed, Stranger, Silent]
-            .into_iter()
-            .find(|reason| *reason as u32 == code)
+        [
+            Malformed,
+            Schema,
+            WrongRun,
+            Generation,
+            Step,
+            Conflict,
+            Disagreement,
+            Memory,
+            Failed,
+            Stranger,
+            Silent,
+        ]
+        .into_iter()
+        .find(|reason| *reason as u32 == code)
     }
 }
 

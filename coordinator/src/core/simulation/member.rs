@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{FailureKind, CheckpointKind, Generation, SCHEMA_VERSION, Step};
+use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
     Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, Heartbeat,
     Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
@@ -137,7 +137,8 @@ impl World {
             phase: Phase::Reducing,
             suspect,
             roll_back: false,
-            damaged: None, kind: FailureKind::Program,
+            damaged: None,
+            kind: FailureKind::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
     }
@@ -227,7 +228,8 @@ impl World {
             phase: Phase::Restoring,
             suspect: None,
             roll_back: false,
-            damaged: Some(damaged), kind: FailureKind::Program,
+            damaged: Some(damaged),
+            kind: FailureKind::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
         // An answer is not waited for for ever.
@@ -300,8 +302,15 @@ impl World {
         }
         let step = Step(it.step);
         let message = "a spike".into();
-        let failure =
-            Failure { message, step, phase: Phase::Reducing, suspect: None, roll_back: true, damaged: None , kind: FailureKind::Program };
+        let failure = Failure {
+            message,
+            step,
+            phase: Phase::Reducing,
+            suspect: None,
+            roll_back: true,
+            damaged: None,
+            kind: FailureKind::Program,
+        };
         self.report(agent, MemberReport::Failed(failure));
     }
 

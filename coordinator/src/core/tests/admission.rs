@@ -135,7 +135,8 @@ fn strangers_and_the_past_change_nothing() {
         phase: Phase::Starting,
         suspect: None,
         roll_back: false,
-        damaged: None, kind: FailureKind::Program,
+        damaged: None,
+        kind: FailureKind::Program,
     };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);

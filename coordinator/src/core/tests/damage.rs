@@ -31,7 +31,8 @@ fn failure(damaged: DamagedCheckpoint) -> Failure {
         phase: Phase::Restoring,
         suspect: None,
         roll_back: false,
-        damaged: Some(damaged), kind: FailureKind::Program,
+        damaged: Some(damaged),
+        kind: FailureKind::Program,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use polygram_domain::run_spec::RecoverySpec;
-use polygram_domain::{FailureKind, CheckpointKind, Generation, SCHEMA_VERSION, Step, Topology};
+use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
     Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
     JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,

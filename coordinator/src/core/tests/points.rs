@@ -149,7 +149,15 @@ fn a_way_back_from_a_spike_forgets_the_recovery_points_behind_it() {
     run.point(24);
     let message = "a spike".to_owned();
     let (step, phase) = (Step(26), Phase::Reducing);
-    let failure = Failure { message, step, phase, suspect: None, roll_back: true, damaged: None , kind: FailureKind::Program };
+    let failure = Failure {
+        message,
+        step,
+        phase,
+        suspect: None,
+        roll_back: true,
+        damaged: None,
+        kind: FailureKind::Program,
+    };
     run.report(W0, MemberReport::Failed(failure));
     let rolled = crate::core::RolledBack { to: Some(Step(20)), policy: Default::default() };
     run.apply(Event::RolledBack { at: Step(26), result: Ok(rolled) });

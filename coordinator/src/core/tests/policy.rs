@@ -1,8 +1,8 @@
 //! Steps skipped, and ways back from spikes.
 
 use polygram_checkpoint::RecoveryLine;
-use polygram_domain::{FailureKind, StepOutcome};
 use polygram_domain::spikes::PolicyState;
+use polygram_domain::{FailureKind, StepOutcome};
 use polygram_proto::control::StepProof;
 
 use super::super::RolledBack;
@@ -17,7 +17,8 @@ impl Run {
             phase: Phase::Reducing,
             suspect: None,
             roll_back: true,
-            damaged: None, kind: FailureKind::Program,
+            damaged: None,
+            kind: FailureKind::Program,
         };
         self.report(member, MemberReport::Failed(failure))
     }
@@ -56,7 +57,8 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         phase: Phase::Reducing,
         suspect: None,
         roll_back: true,
-        damaged: None, kind: FailureKind::Program,
+        damaged: None,
+        kind: FailureKind::Program,
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));

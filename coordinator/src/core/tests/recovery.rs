@@ -113,7 +113,8 @@ fn the_former_generation_is_refused_by_name() {
         phase: Phase::Lookup,
         suspect: None,
         roll_back: false,
-        damaged: None, kind: FailureKind::Program,
+        damaged: None,
+        kind: FailureKind::Program,
     };
     run.apply(Event::Report(Envelope { member, generation, report: MemberReport::Failed(failure) }));
     assert_eq!(run.state.status(run.now).consequences, ["worker 1: shard 1 is gone"]);

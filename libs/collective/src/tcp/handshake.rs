@@ -363,8 +363,7 @@ mod tests {
 
     #[test]
     fn strangers_are_told_why() {
-        let own =
-            Hello { sender: Rank(1), receiver: Rank(2), ..hello() };
+        let own = Hello { sender: Rank(1), receiver: Rank(2), ..hello() };
         let members = Members::all(4);
         hello().check(&own, &members).unwrap();
         let refused = |change: fn(&mut Hello)| {

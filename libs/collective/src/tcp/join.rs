@@ -107,7 +107,8 @@ pub(super) fn mesh(
     }
     made.resize_with(addresses.len(), Made::default);
     joining.answer(&listener, &mut made)?;
-    let (sockets, pulses): (Vec<_>, Vec<_>) = made.into_iter().map(|made| (made.messages, made.pulse)).unzip();
+    let (sockets, pulses): (Vec<_>, Vec<_>) =
+        made.into_iter().map(|made| (made.messages, made.pulse)).unzip();
     let mut ends = joining.take_up(&offers, &sockets)?;
     ends.extend(joining.hand_out(&sockets)?);
     let joined = sockets.into_iter().zip(ends).zip(pulses);
@@ -265,9 +266,15 @@ impl Joining<'_> {
             let mut unfinished = Vec::with_capacity(pending.len());
             for mut greeting in pending {
                 match greeting.advance(self) {
-                    Ok(Heard::Part) if greeting.since.elapsed() < GREETING_TIMEOUT => unfinished.push(greeting),
-                    Ok(Heard::Part) => self.refuse_stranger(greeting, "it did not finish its handshake", &mut refusals),
-                    Ok(Heard::All(hello, proof)) => self.judge(greeting, (&hello, proof), made, &mut refusals),
+                    Ok(Heard::Part) if greeting.since.elapsed() < GREETING_TIMEOUT => {
+                        unfinished.push(greeting)
+                    }
+                    Ok(Heard::Part) => {
+                        self.refuse_stranger(greeting, "it did not finish its handshake", &mut refusals)
+                    }
+                    Ok(Heard::All(hello, proof)) => {
+                        self.judge(greeting, (&hello, proof), made, &mut refusals)
+                    }
                     Err(reason) => self.refuse_stranger(greeting, &reason, &mut refusals),
                 }
             }
@@ -343,9 +350,11 @@ impl Joining<'_> {
         refusals: &mut Vec<String>,
     ) {
         let verdict = hello.check(&self.hello(hello.sender), self.members).and_then(|()| {
-            match made[hello.sender.index()].place(hello.purpose) {
-                place @ None => Ok(place),
-                Some(_) => Err(format!("rank {} is connected already", self.members.name(hello.sender))),
+            let place = made[hello.sender.index()].place(hello.purpose);
+            if place.is_none() {
+                Ok(place)
+            } else {
+                Err(format!("rank {} is connected already", self.members.name(hello.sender)))
             }
         });
         match verdict {

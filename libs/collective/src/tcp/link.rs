@@ -88,7 +88,7 @@ impl TcpLink {
         let generation = home.membership.generation;
         let (mut sockets, mut peers) = (Vec::new(), Vec::new());
         for (peer, joined) in (0..).map(Rank).zip(joined) {
-            let Some(Joined { socket, ends }) = joined else {
+            let Some(Joined { socket, ends, pulse: _ }) = joined else {
                 sockets.push(None);
                 peers.push(None);
                 continue;

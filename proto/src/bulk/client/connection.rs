@@ -140,8 +140,7 @@ impl Dial {
         reader.limit_payload(GREETING_BYTES);
         let hello = Message::Hello(HelloBody { connection, ..self.identity.hello });
         let header = self.identity.header(Kind::Hello, Step(0), Cell(0));
-        let greeted =
-            greet((&mut reader, &mut writer), &self.key, (&header, &hello), self.identity.rows);
+        let greeted = greet((&mut reader, &mut writer), &self.key, (&header, &hello), self.identity.rows);
         let late = || self.identity.silent(self.shard, limits.connect);
         timeout(limits.connect, greeted).await.map_err(|_| late())??;
         let activity = reader.activity();

@@ -63,12 +63,16 @@ impl Cause {
     pub fn kind(&self) -> FailureKind {
         match self {
             Cause::Connect(_) => FailureKind::Connect,
-            Cause::Silent { .. } | Cause::Stalled(_) | Cause::Deadline(_) => FailureKind::Timeout,
+            Cause::Silent { .. } | Cause::Stalled(_) => FailureKind::Timeout,
             Cause::Lost(_) => FailureKind::Reset,
-            Cause::NotAdmitted(refusal) | Cause::Refused { refusal, .. } if refusal.reason == Reason::Silent => {
+            Cause::NotAdmitted(refusal) | Cause::Refused { refusal, .. }
+                if refusal.reason == Reason::Silent =>
+            {
                 FailureKind::Timeout
             }
-            Cause::NotAdmitted(_)
+            // A shard that gives signs of life and does not answer for so long is a fault of the program.
+            Cause::Deadline(_)
+            | Cause::NotAdmitted(_)
             | Cause::Refused { .. }
             | Cause::Stranger(_)
             | Cause::Answer(_)

@@ -37,8 +37,8 @@ use push::Push;
 use super::block::BlockShape;
 use super::credit::Inflow;
 use super::frame::{Outgoing, run_hash};
-use super::ids::{ShardRows, UniqueIds, divide};
 use super::greeting::silence_ms;
+use super::ids::{ShardRows, UniqueIds, divide};
 use super::message::{Commit, HelloBody, Message, SnapshotOrder, WelcomeBody, tables_hash};
 use super::pool::Buffers;
 use super::queue::SendQueue;
@@ -116,8 +116,7 @@ impl RowClient {
         let mut admitted: Vec<Option<(WelcomeBody, SendQueue)>> = shards.iter().map(|_| None).collect();
         while let Some(joined) = handshakes.join_next().await {
             let (shard, result) = joined.map_err(|error| nowhere(error.into()))?;
-            let Admitted { welcome, links } =
-                result.map_err(|cause| registry.error(shard, None, cause))?;
+            let Admitted { welcome, links } = result.map_err(|cause| registry.error(shard, None, cause))?;
             let queue = SendQueue::new(welcome.window_bytes);
             let context = Context {
                 shard,
