@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{Cluster, Finished, Relay, Running, Ways, program, wait_until};
@@ -186,6 +187,12 @@ impl<'a> ByHand<'a> {
             "coordinator" => self.coordinator.log(),
             _ => self.placed(slot)?.running.log(),
         }
+    }
+
+    /// Sends a signal to the present process of a slot.
+    pub fn signal(&mut self, slot: Slot, signal: Signal) -> Result<()> {
+        let running = &self.placed(slot)?.running;
+        running.signal(running.pid(), signal)
     }
 
     /// How often the process of a slot was started.
