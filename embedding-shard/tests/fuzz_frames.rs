@@ -17,6 +17,7 @@ mod common;
 mod fuzzing;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, DEADLINE, GENERATION, Trainer};
@@ -28,6 +29,7 @@ use fuzzing::{Conversation, Dice, Frame, crc_of, head_crc_of, refit};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Rank, RunSpec, Step};
 use polygram_embedding_shard::ShardError;
+use polygram_proto::bulk::RowClient;
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::codec::{FrameReader, LinkError};
 use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Incoming, Kind, run_hash};
@@ -41,7 +43,7 @@ use tokio::time::timeout;
 const STEPS: u64 = 6;
 /// Steps trained while one batch of attacks runs; earlier ones are closed then.
 const STEPS_AT_ONCE: u64 = 2;
-/// Attacks beside those steps, on each of two tasks.
+/// Attacks beside those steps; twice as many come before them.
 const ATTACKS: u64 = 12;
 /// A spoilt conversation waits so long for a step's sums.
 const SUMS: Duration = Duration::from_millis(20);
@@ -197,6 +199,20 @@ fn rows_declared(spec: &RunSpec, frame: &Frame) -> Vec<(u32, u32)> {
     }
 }
 
+/// A client of rank 0, as soon as the shard has heard of the end of the one before it.
+async fn admitted(cluster: &Cluster) -> RowClient {
+    let connecting = async {
+        loop {
+            let tables = Arc::new(cluster.spec.tables());
+            match RowClient::connect(&cluster.addresses, cluster.hello(0), tables, DEADLINE).await {
+                Ok(client) => break client,
+                Err(error) => assert!(error.to_string().contains("connected already"), "{error}"),
+            }
+        }
+    };
+    timeout(DEADLINE, connecting).await.unwrap()
+}
+
 /// A clean worker trains beside peers that forge and replay: not a bit differs from the reference.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_run_beside_forgers_has_the_reference_bits() {
@@ -208,22 +224,25 @@ async fn a_clean_run_beside_forgers_has_the_reference_bits() {
     let mut round = 0;
     while Instant::now() < end || round == 0 {
         let cluster = Cluster::start(&spec).await;
-        let client = cluster.client(0, 1 << 20).await;
-        let trainer =
-            Trainer { workload: WORKLOAD, rank: Rank(0), client, shuffle: round, snapshots: vec![] };
         for start in (0..STEPS).step_by(STEPS_AT_ONCE as usize) {
-            let forgers = |task: u64| {
-                let (cluster, conversation) = (&cluster, &conversation);
-                async move {
-                    for number in 0..ATTACKS {
-                        let mut dice = Dice::new(seed, round << 32 | start << 16 | task << 8 | number);
-                        let frames = conversation.forged(&mut dice, start);
-                        attack(cluster, &frames, Duration::ZERO).await;
-                    }
+            // A rank has one process: forgers take its place while the clean worker is away. Beside it they are refused.
+            for number in 0..2 * ATTACKS {
+                let mut dice = Dice::new(seed, round << 32 | start << 16 | number);
+                let frames = conversation.forged(&mut dice, start);
+                attack(&cluster, &frames, Duration::ZERO).await;
+            }
+            let client = admitted(&cluster).await;
+            let (workload, shuffle) = (WORKLOAD, round);
+            let trainer = Trainer { workload, rank: Rank(0), client, shuffle, snapshots: vec![] };
+            let beside = async {
+                for number in 0..ATTACKS {
+                    let mut dice = Dice::new(!seed, round << 32 | start << 16 | number);
+                    let frames = conversation.forged(&mut dice, start);
+                    attack(&cluster, &frames, Duration::ZERO).await;
                 }
             };
-            let train = trainer.train(&spec, start..start + STEPS_AT_ONCE);
-            let (seen, (), ()) = tokio::join!(train, forgers(0), forgers(1));
+            let (seen, ()) = tokio::join!(trainer.train(&spec, start..start + STEPS_AT_ONCE), beside);
+            trainer.client.close().await.unwrap();
             let seen = seen.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
             for step in start..start + STEPS_AT_ONCE {
                 let expected = &expected[step as usize];
@@ -243,12 +262,11 @@ async fn a_clean_run_beside_forgers_has_the_reference_bits() {
                 }
             }
         }
-        trainer.client.close().await.unwrap();
         let records = cluster.into_records().await;
         assert_eq!(bits(&records), bits(&reference.records()), "seed {seed}, round {round}");
         round += 1;
     }
-    println!("{round} clean runs beside {} forged conversations each", 2 * ATTACKS * STEPS / STEPS_AT_ONCE);
+    println!("{round} clean runs beside {} forged conversations each", 3 * ATTACKS * STEPS / STEPS_AT_ONCE);
 }
 
 /// The pure decoders: never a panic, and what is accepted is encoded again to the same message.

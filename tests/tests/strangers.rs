@@ -16,9 +16,9 @@ use serde_json::Value;
 
 /// Long enough for all that comes.
 const RUN: [&str; 6] = [
-    "training.steps=600",
-    "checkpoint.every_steps=50",
-    "evaluation.every_steps=300",
+    "training.steps=8000",
+    "checkpoint.every_steps=1000",
+    "evaluation.every_steps=4000",
     "topology.workers=2",
     "topology.shards=2",
     "run.failure_detection_seconds=20",
