@@ -219,7 +219,10 @@ async fn a_silent_shard_is_given_up_by_name() {
     let tables = Arc::new(spec.tables());
     let hello =
         Hello { run: spec.name.clone(), generation: GENERATION, rank: Rank(0), workers: 1, key: key() };
-    let client = RowClient::connect(&[address], hello, tables, over_tcp(DETECTION)).await.unwrap();
+    let mut options = over_tcp(DETECTION);
+    // A row a frame.
+    options.limits.chunk_bytes = 48;
+    let client = RowClient::connect(&[address], hello, tables, options).await.unwrap();
     let stream = mute.await.unwrap();
     let begun = Instant::now();
     let ids = WORKLOAD.ids(&spec, Step(0), Cell(0));
