@@ -102,6 +102,11 @@ impl Fence {
         &self.strangers
     }
 
+    /// Connections that the workers of the run make at most.
+    pub(super) fn connections(&self) -> usize {
+        self.config.topology.workers as usize * self.config.embedding.connections as usize
+    }
+
     /// After so long without a sign of life a worker is given up.
     pub(super) fn silence(&self) -> Duration {
         self.config.failure_detection

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_handshake::{LinkKey, MOST_WAITING, Progress, Waiting};
+use polygram_handshake::{LinkKey, Progress, Waiting, most_waiting};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -109,7 +109,7 @@ async fn accept_all(
     mut closing: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
-    let mut waiting: Waiting<(SocketAddr, AbortHandle)> = Waiting::new(MOST_WAITING);
+    let mut waiting: Waiting<(SocketAddr, AbortHandle)> = Waiting::new(most_waiting(fence.connections()));
     let (mut accepted, mut pause) = (0u64, Pause::default());
     loop {
         let accept = async {

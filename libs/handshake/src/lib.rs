@@ -24,5 +24,10 @@ pub use waiting::{Progress, Waiting};
 pub const GREETING_BYTES: usize = 4 << 10;
 /// A peer has this long to pass the handshake.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that may be in the middle of the handshake at once.
+/// Connections that may be in the middle of the handshake at once, where no more members are expected.
 pub const MOST_WAITING: usize = 128;
+
+/// Connections that may be in the middle of the handshake at once, where members make `expected` of them.
+pub fn most_waiting(expected: usize) -> usize {
+    expected.saturating_mul(2).max(MOST_WAITING)
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use polygram_domain::Rank;
 use polygram_domain::embedding::SameHost;
-use polygram_handshake::{GREETING_TIMEOUT, MOST_WAITING, Proof, Strangers};
+use polygram_handshake::{GREETING_TIMEOUT, Proof, Strangers, most_waiting};
 use polygram_same_host::Offer;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -284,7 +284,8 @@ impl Joining<'_> {
 
     /// Ends the oldest connection that said least, where there are too many. A rank that is meant tries again.
     fn make_room(&self, pending: &mut Vec<Greeting>) {
-        if pending.len() < MOST_WAITING {
+        // Messages and signs of life of every rank.
+        if pending.len() < most_waiting(2 * self.addresses.len()) {
             return;
         }
         let silent = pending.iter().position(|greeting| greeting.challenge.is_none());

@@ -132,17 +132,11 @@ impl Dial {
         Ok(Admitted { welcome, links })
     }
 
-    /// Connects, and goes through the handshake, each within `limits.connect`; is then welcomed within `limits.reply`: a
+    /// Connects and goes through the handshake within `limits.connect`; is then welcomed within `limits.reply`: a
     /// shard that restores its rows gives signs of life, and admits workers afterwards.
     async fn hello(&self, connection: u32) -> Result<(WelcomeBody, Link), Cause> {
         let limits = self.limits;
-        let (mut reader, mut writer) = over_tcp(self.connect().await?, limits.connect, &self.buffers);
-        reader.limit_payload(GREETING_BYTES);
-        let hello = Message::Hello(HelloBody { connection, ..self.identity.hello });
-        let header = self.identity.header(Kind::Hello, Step(0), Cell(0));
-        let greeted = greet((&mut reader, &mut writer), &self.key, (&header, &hello), self.identity.rows);
-        let late = || self.identity.silent(self.shard, limits.connect);
-        timeout(limits.connect, greeted).await.map_err(|_| late())??;
+        let (mut reader, writer) = self.greeted(connection).await?;
         let activity = reader.activity();
         let welcomed = async {
             loop {
@@ -163,24 +157,46 @@ impl Dial {
             welcomed = timeout(limits.reply, welcomed) => {
                 welcomed.unwrap_or(Err(Cause::Deadline(limits.reply)))?
             }
-            () = activity.silent_for(limits.connect) => return Err(late()),
+            () = activity.silent_for(limits.connect) => {
+                return Err(self.identity.silent(self.shard, limits.connect));
+            }
         };
         reader.limit_payload(MAX_PAYLOAD_BYTES);
         Ok((welcome, Link { reader, writer, _greeted_over: None }))
     }
 
-    /// Connects. A shard that is not there yet, or cannot be reached yet, is tried again.
-    async fn connect(&self) -> Result<TcpStream, Cause> {
+    /// Connects and goes through the handshake. A shard that is not there yet, cannot be reached yet, or hangs up because
+    /// too many connect at once, is tried again.
+    async fn greeted(&self, connection: u32) -> Result<(LinkReader, LinkWriter), Cause> {
         let (begun, limit) = (Instant::now(), self.limits.connect);
+        let hello = Message::Hello(HelloBody { connection, ..self.identity.hello });
+        let header = self.identity.header(Kind::Hello, Step(0), Cell(0));
         loop {
             let left = limit.saturating_sub(begun.elapsed());
-            let error = match timeout(left, TcpStream::connect(self.address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {:.1} s", limit.as_secs_f64()),
+            let cause = match timeout(left, TcpStream::connect(self.address)).await {
+                Err(_) => {
+                    let seconds = limit.as_secs_f64();
+                    Cause::Connect(format!("no answer within {seconds:.1} s"))
+                }
+                Ok(Err(error)) => Cause::Connect(error.to_string()),
+                Ok(Ok(stream)) => {
+                    let (mut reader, mut writer) = over_tcp(stream, limit, &self.buffers);
+                    reader.limit_payload(GREETING_BYTES);
+                    let greeted =
+                        greet((&mut reader, &mut writer), &self.key, (&header, &hello), self.identity.rows);
+                    let left = limit.saturating_sub(begun.elapsed());
+                    match timeout(left, greeted).await {
+                        Ok(Ok(())) => return Ok((reader, writer)),
+                        Ok(Err(HandshakeError::Link(error @ (LinkError::Closed | LinkError::Io(_))))) => {
+                            error.into()
+                        }
+                        Ok(Err(error)) => return Err(error.into()),
+                        Err(_) => return Err(self.identity.silent(self.shard, limit)),
+                    }
+                }
             };
             if begun.elapsed() + RETRY >= limit {
-                return Err(Cause::Connect(error));
+                return Err(cause);
             }
             sleep(RETRY).await;
         }
