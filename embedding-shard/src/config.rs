@@ -30,7 +30,7 @@ pub struct ShardConfig {
     pub embedding: EmbeddingSpec,
     /// Whether it is noted which rows change, for recovery points that hold no others.
     pub tracks_changes: bool,
-    /// A worker that gives no sign of life for so long is given up.
+    /// A worker that sends no heartbeat for so long is given up.
     pub failure_detection: Duration,
 }
 

@@ -64,7 +64,7 @@ impl Life {
             tracing::warn!(%error, "recovery points are not written by this shard");
             None
         });
-        // From now on workers that come get signs of life.
+        // From now on workers that come get heartbeats.
         let door = Door::open(listener, &Arc::new(config.clone()), self.key);
         let places = (&store, points.as_ref());
         let prepared = self.prepare(config.clone(), places, (&spec, &assignment), directives).await;

@@ -142,7 +142,7 @@ pub(crate) async fn run_until_signalled(
 ) -> Result<(), MemberError> {
     tokio::select! {
         ended = memberships(options) => ended,
-        error = obey(options, signals) => Err(error),
+        error = handle_signals(options, signals) => Err(error),
     }
 }
 
@@ -159,7 +159,7 @@ async fn memberships(options: &MemberOptions) -> Result<(), MemberError> {
 }
 
 /// Asks the run to commit and stop at the first signal. Resolves when this member is to leave at once.
-async fn obey(options: &MemberOptions, signals: &mut StopSignals) -> MemberError {
+async fn handle_signals(options: &MemberOptions, signals: &mut StopSignals) -> MemberError {
     let MemberOptions { coordinator, token, index, .. } = options;
     signals.at_least(1).await;
     tracing::info!(

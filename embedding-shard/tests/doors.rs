@@ -167,7 +167,7 @@ async fn a_flood_of_strangers_is_bounded() {
     cluster.stop().await.remove(0).unwrap();
 }
 
-/// A worker that is admitted and gives no sign of life is told so, and let go of.
+/// A worker that is admitted and sends no heartbeat is told so, and let go of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_worker_is_given_up_by_name() {
     let cluster = Cluster::start(&small()).await;
@@ -191,7 +191,7 @@ async fn a_silent_worker_is_given_up_by_name() {
     assert!(begun.elapsed() >= DETECTION * 3 / 4 && begun.elapsed() < DETECTION * 3, "{:?}", begun.elapsed());
     let next = connect(&cluster, cluster.hello(0)).await.unwrap();
     still_serves(&cluster, &next).await;
-    // One that only gives signs of life stays.
+    // One that only sends heartbeats stays.
     tokio::time::sleep(DETECTION * 2).await;
     still_serves(&cluster, &next).await;
     next.close().await.unwrap();

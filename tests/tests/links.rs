@@ -1,4 +1,4 @@
-//! Hosts that lose each other and still reach the coordinator: the data plane has signs of life of its own. A cut is
+//! Hosts that lose each other and still reach the coordinator: the data plane has heartbeats of its own. A cut is
 //! noticed in about the failure detection, the link is named, the run tries again as often as it takes, and goes on by
 //! itself with the bits of a run that was never disturbed.
 

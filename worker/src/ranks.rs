@@ -27,7 +27,7 @@ pub struct Meeting<'a> {
     pub membership: &'a Membership,
     /// All ranks' addresses.
     pub addresses: &'a [SocketAddr],
-    /// For all to be connected; a rank on another host that then gives no sign of life for so long is lost.
+    /// For all to be connected; a rank on another host that then sends no heartbeat for so long is lost.
     pub deadline: Duration,
     /// A call in which nothing has moved for so long has failed.
     pub patience: Duration,

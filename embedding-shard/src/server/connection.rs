@@ -107,7 +107,7 @@ impl Fence {
         self.config.topology.workers as usize * self.config.embedding.connections as usize
     }
 
-    /// After so long without a sign of life a worker is given up.
+    /// After so long without a heartbeat a worker is given up.
     pub(super) fn silence(&self) -> Duration {
         self.config.failure_detection
     }
@@ -307,7 +307,7 @@ impl Worker {
     /// Reads and writes until there is no more to write.
     async fn exchange(&self, link: Link, number: u64) -> End {
         let Link { reader, writer, _greeted_over } = link;
-        // A host does not lose itself: over memory nobody has to give signs of life.
+        // A host does not lose itself: over memory nobody has to send heartbeats.
         let watch = if _greeted_over.is_none() { Watch::Link } else { Watch::Nothing };
         let reads = self.read_watched(reader, watch);
         let writes = self.write_all(writer, watch);
@@ -395,7 +395,7 @@ impl Worker {
     }
 }
 
-/// Whether both sides of a connection give signs of life.
+/// Whether both sides of a connection send heartbeats.
 #[derive(Clone, Copy, Debug)]
 enum Watch {
     Link,

@@ -1,7 +1,7 @@
 //! The accepting side of a shard: who comes, who has proved that it belongs to the run, and who waits to be admitted.
 //!
 //! It is open from the moment that the shard has its place in a generation, also while rows are restored: workers that
-//! wait then get signs of life instead of silence.
+//! wait then get heartbeats instead of silence.
 //!
 //! What always holds: a failing `accept` ends nothing; connections that have not passed the handshake are bounded in
 //! number, time and bytes; every connection's task ends before the door's.

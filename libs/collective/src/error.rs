@@ -85,7 +85,7 @@ pub enum CollectiveError {
         /// How it was lost.
         detail: String,
     },
-    /// A peer gave no sign of life: its host is cut off from this one, or stands still.
+    /// A peer sent no heartbeat: its host is cut off from this one, or stands still.
     #[error("{place}: rank {} hears nothing from rank {peer} for {:.1} s", place.rank, waited.as_secs_f64())]
     Unheard {
         /// This rank and its call.
@@ -157,7 +157,7 @@ impl CollectiveError {
         match self {
             CollectiveError::Unheard { .. } => FailureKind::Timeout,
             CollectiveError::PeerLost { .. } | CollectiveError::PeerFailed { .. } => FailureKind::Reset,
-            // A peer that gives signs of life and does not do its part for so long is a fault of the program.
+            // A peer that sends heartbeats and does not do its part for so long is a fault of the program.
             CollectiveError::TimedOut { .. }
             | CollectiveError::WorldSize { .. }
             | CollectiveError::Argument { .. }

@@ -40,8 +40,8 @@ pub struct Options {
     pub group: String,
     /// A call in which for so long not a byte moves has failed.
     pub failure_detection: Duration,
-    /// Between hosts, a peer that gives no sign of life for so long is lost, whatever it computes; `None`: nobody gives
-    /// signs of life. Equal on all ranks. A group within a group relies on the larger one's.
+    /// Between hosts, a peer that sends no heartbeat for so long is lost, whatever it computes; `None`: nobody gives
+    /// heartbeats. Equal on all ranks. A group within a group relies on the larger one's.
     pub link_detection: Option<Duration>,
     /// Vectors of up to so many bytes are summed by recursive doubling (tiny ones in one hop), longer ones by
     /// recursive halving. The bits are the same. Equal on all ranks.

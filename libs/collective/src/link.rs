@@ -79,7 +79,7 @@ pub enum Cause {
         /// The notice.
         notice: Notice,
     },
-    /// `peer` gave no sign of life.
+    /// `peer` sent no heartbeat.
     Unheard {
         /// The rank of the run, not its seat: it may sit in another group.
         peer: Rank,

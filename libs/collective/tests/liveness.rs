@@ -118,7 +118,7 @@ fn a_link_that_carries_nothing_is_noticed_and_named() {
 }
 
 /// A rank that computes for many times the detection is alive, and is waited for; a group within the group relies on the
-/// same signs of life.
+/// same heartbeats.
 #[test]
 fn a_rank_that_computes_is_waited_for() {
     let held = Held::default();

@@ -1,4 +1,4 @@
-//! Signs of life on a connection: heartbeats where nothing else is written, and the notice that nothing comes.
+//! Heartbeats on a connection: heartbeats where nothing else is written, and the notice that nothing comes.
 //!
 //! What always holds: a connection is silent only while its reader waits for bytes and none come. A reader that is busy
 //! with what came before is not waiting, and a process that stood still itself counts that time once, not as silence of
@@ -139,7 +139,7 @@ pub async fn write_queue<W: AsyncWrite + Unpin>(
             let mut beats = interval_at(Instant::now() + every, every);
             beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                // While frames are there, nobody looks at the clock: they are the signs of life.
+                // While frames are there, nobody looks at the clock: they are the heartbeats.
                 let next = tokio::select! {
                     biased;
                     frame = queue.next(connection) => frame,
@@ -163,7 +163,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(400);
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Whatever does not come to a stream that nobody reads is not missed; what comes is a sign of life.
+    /// Whatever does not come to a stream that nobody reads is not missed; what comes is a heartbeat.
     #[tokio::test]
     async fn silence_is_a_reader_that_waits_in_vain() {
         let (mut near, far) = tokio::io::duplex(64);

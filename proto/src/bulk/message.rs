@@ -58,7 +58,7 @@ pub enum Message {
     Response(Response),
     /// The shard's proof.
     Vouch(Proof),
-    /// A sign of life.
+    /// A heartbeat.
     Heartbeat,
 }
 

@@ -23,9 +23,9 @@
 //! go over whichever is free. Losing one is losing all of them. Bytes of gradients and of rows that are on their way are
 //! bounded by [`credit`] that the receiver grants; nothing else waits for it.
 //!
-//! Worker and shard prove to each other that they know the run's token ([`handshake`]) before anything else. Each tells
-//! the other after how long a silence it gives up, and sends heartbeats so that it is not given up itself ([`liveness`]);
-//! over shared memory there are none, since a host does not lose itself.
+//! Worker and shard prove to each other that they know the run's token ([`handshake`]) before anything else. Each sends
+//! the other its time limit for silence, and heartbeats within the other's limit ([`liveness`]); over shared memory there
+//! are none, since a host does not lose itself.
 //!
 //! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`greeting`], [`payload`], [`block`]: with which
 //!   bodies. [`codec`]: frames over a stream. [`queue`]: frames that wait for one. [`pool`]: memory used again.

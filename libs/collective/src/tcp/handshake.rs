@@ -105,7 +105,7 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
 pub(super) enum Purpose {
     /// Messages of calls.
     Messages,
-    /// Signs of life.
+    /// Heartbeats.
     Pulse,
 }
 

@@ -45,7 +45,7 @@ struct Joining<'a> {
     strangers: Strangers,
 }
 
-/// A connection to another rank, and what may go with it: rings, or a connection for signs of life.
+/// A connection to another rank, and what may go with it: rings, or a connection for heartbeats.
 pub(super) struct Joined {
     pub(super) socket: TcpStream,
     pub(super) ends: Option<Ends>,
@@ -284,7 +284,7 @@ impl Joining<'_> {
 
     /// Ends the oldest connection that said least, where there are too many. A rank that is meant tries again.
     fn make_room(&self, pending: &mut Vec<Greeting>) {
-        // Messages and signs of life of every rank.
+        // Messages and heartbeats of every rank.
         if pending.len() < most_waiting(2 * self.addresses.len()) {
             return;
         }

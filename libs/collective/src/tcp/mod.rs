@@ -9,7 +9,7 @@
 //! One thread moves all bytes: sockets do not block, and sending and receiving take turns until the round is
 //! complete, so no message is too large for two ranks to send each other at once. Messages to ranks of this host go
 //! through [`ring`]s; their sockets then carry notices only, and the end of a rank. Between hosts, another connection of
-//! each two ranks carries signs of life ([`pulse`]), since a rank that computes for minutes says nothing else.
+//! each two ranks carries heartbeats ([`pulse`]), since a rank that computes for minutes says nothing else.
 
 mod handshake;
 mod inbound;
@@ -37,7 +37,7 @@ use crate::split::{self, Split};
 pub use link::TcpLink;
 use pulse::Pulse;
 
-/// Version of what ranks say to each other: 5 has the keyed challenge and signs of life.
+/// Version of what ranks say to each other: 5 has the keyed challenge and heartbeats.
 const PROTOCOL_VERSION: u32 = 5;
 
 /// A rank of a group of processes.
@@ -87,7 +87,7 @@ struct Home {
     ip: IpAddr,
     /// The longest time that joining may take.
     deadline: Duration,
-    /// Signs of life of all ranks of the run on other hosts.
+    /// Heartbeats of all ranks of the run on other hosts.
     pulse: Option<Arc<Pulse>>,
 }
 
@@ -124,7 +124,7 @@ impl Group<TcpLink> {
     /// Those of [`Split::split`].
     pub fn split(&mut self, members: &[Rank], options: Options) -> Result<Tcp, JoinError> {
         let mut home = self.link().home().clone();
-        // Signs of life come over the larger group's connections.
+        // Heartbeats come over the larger group's connections.
         let options = Options { link_detection: None, ..options };
         let bound = (members.len() > 1).then(|| Tcp::bind((home.ip, 0).into()));
         let (listener, address) = match bound {

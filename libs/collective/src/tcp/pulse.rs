@@ -1,4 +1,4 @@
-//! Signs of life between ranks of different hosts: a connection of its own for each two ranks, and one thread that
+//! Heartbeats between ranks of different hosts: a connection of its own for each two ranks, and one thread that
 //! writes a byte to each of them now and then and notes which bring none.
 //!
 //! The connections of calls cannot tell: a rank that computes says nothing on them for minutes, and only its own
@@ -21,7 +21,7 @@ use crate::abort::AbortTarget;
 /// Looks within the time after which a peer is lost; a byte is written at every second one.
 const LOOKS: u32 = 8;
 
-/// The signs of life of one rank. Its thread ends with it.
+/// The heartbeats of one rank. Its thread ends with it.
 #[derive(Debug)]
 pub(super) struct Pulse {
     shared: Arc<Shared>,
@@ -47,7 +47,7 @@ struct Peer {
 }
 
 impl Pulse {
-    /// Watches the ranks at the other ends of `sockets`, each lost after `detection` without a sign of life.
+    /// Watches the ranks at the other ends of `sockets`, each lost after `detection` without a heartbeat.
     pub(super) fn start(sockets: Vec<(Rank, TcpStream)>, detection: Duration) -> io::Result<Pulse> {
         let (stop, stopped) = UnixStream::pair()?;
         let mut peers = Vec::with_capacity(sockets.len());
@@ -82,7 +82,7 @@ impl Drop for Pulse {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that gives signs of life ended abnormally");
+            tracing::error!("the thread that sends heartbeats ended abnormally");
         }
     }
 }
@@ -100,7 +100,7 @@ fn watch(mut peers: Vec<Peer>, detection: Duration, shared: &Shared, stopped: &U
         looks = looks.wrapping_add(1);
         peers.retain_mut(Peer::look);
         if let Some(peer) = peers.iter().find(|peer| peer.silent >= LOOKS) {
-            tracing::warn!(rank = %peer.rank, ?detection, "a rank gives no sign of life");
+            tracing::warn!(rank = %peer.rank, ?detection, "a rank sends no heartbeat");
             // Set once: this thread alone does, and ends.
             let _first = shared.unheard.set((peer.rank, detection));
             let groups = shared.groups.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,14 +121,14 @@ fn sleep(stopped: &UnixStream, time: Duration) -> bool {
             Err(rustix::io::Errno::INTR) => {}
             Ok(_) => return false,
             Err(error) => {
-                tracing::error!(%error, "signs of life end here");
+                tracing::error!(%error, "heartbeats end here");
                 return false;
             }
         }
     }
 }
 
-/// Writes a sign of life; false when the peer has ended its side. One that takes nothing has enough of them.
+/// Writes a heartbeat; false when the peer has ended its side. One that takes nothing has enough of them.
 fn beat(mut socket: &TcpStream) -> bool {
     match socket.write(&[1]) {
         Ok(_) => true,
@@ -200,6 +200,6 @@ mod tests {
         far.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut rest = Vec::new();
         far.read_to_end(&mut rest).unwrap();
-        assert!(rest.len() <= 1, "a sign of life, and the end");
+        assert!(rest.len() <= 1, "a heartbeat, and the end");
     }
 }

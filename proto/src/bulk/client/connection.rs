@@ -133,7 +133,7 @@ impl Dial {
     }
 
     /// Connects and goes through the handshake within `limits.connect`; is then welcomed within `limits.reply`: a
-    /// shard that restores its rows gives signs of life, and admits workers afterwards.
+    /// shard that restores its rows sends heartbeats, and admits workers afterwards.
     async fn hello(&self, connection: u32) -> Result<(WelcomeBody, Link), Cause> {
         let limits = self.limits;
         let (mut reader, writer) = self.greeted(connection).await?;
@@ -225,7 +225,7 @@ impl Dial {
     }
 }
 
-/// Whether a connection carries signs of life.
+/// Whether a connection carries heartbeats.
 #[derive(Clone, Copy, Debug)]
 enum Beats {
     None,
@@ -240,7 +240,7 @@ pub(super) struct Context {
     pub(super) registry: Arc<Registry>,
     pub(super) queue: SendQueue,
     pub(super) inflow: Arc<Inflow>,
-    /// After so long without a sign of life the shard is given up.
+    /// After so long without a heartbeat the shard is given up.
     pub(super) silence: Duration,
     /// The shard gives this worker up after so long.
     pub(super) heard_within: Duration,
@@ -255,7 +255,7 @@ impl Link {
     ) -> (impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
         let Link { reader, writer, _greeted_over } = self;
         let for_writer = context.clone();
-        // A host does not lose itself: over memory nobody has to give signs of life.
+        // A host does not lose itself: over memory nobody has to send heartbeats.
         let activity = _greeted_over.is_none().then(|| reader.activity());
         let beats = if activity.is_some() { Beats::Sent } else { Beats::None };
         let reads = async move {

@@ -37,7 +37,7 @@ pub enum Cause {
     /// The shard took nothing for too long.
     #[error("connection lost: it took no data for {:.1} s", .0.as_secs_f64())]
     Stalled(Duration),
-    /// Nothing came from the shard for too long, not even a sign of life.
+    /// Nothing came from the shard for too long, not even a heartbeat.
     #[error("worker {rank} hears nothing from shard {shard} for {:.1} s", waited.as_secs_f64())]
     Silent {
         /// The worker that waited.
@@ -70,7 +70,7 @@ impl Cause {
             {
                 FailureKind::Timeout
             }
-            // A shard that gives signs of life and does not answer for so long is a fault of the program.
+            // A shard that sends heartbeats and does not answer for so long is a fault of the program.
             Cause::Deadline(_)
             | Cause::NotAdmitted(_)
             | Cause::Refused { .. }

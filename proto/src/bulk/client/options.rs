@@ -27,7 +27,7 @@ pub struct Hello {
 /// A client's deadlines and sizes. A `Duration` stands for both deadlines.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
-    /// For a connection to be made, a socket that takes no data, and a shard that gives no sign of life.
+    /// For a connection to be made, a socket that takes no data, and a shard that sends no heartbeat.
     pub connect: Duration,
     /// For an answer, the welcome of a shard that still restores its rows included. A lookup's answer may wait for
     /// the commits of earlier steps: allow for `prefetch_steps` whole steps.
