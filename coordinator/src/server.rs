@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::Waits;
+use polygram_proto::accept::Acceptor;
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
 use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, RunStatus, Token};
 use tokio::net::TcpListener;
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::{Server, TcpIncoming};
+use tonic::transport::server::Server;
 
 use crate::core::{Event, Outcome};
 use crate::driver::{Driver, Input, Outlets, Welcome};
@@ -100,10 +101,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(timeouts.detection()))
         .http2_keepalive_timeout(Some(timeouts.detection()))
         .add_service(door)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            closing.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(Acceptor::new(listener), closing.clone().cancelled_owned());
     let serving = AbortOnDropHandle::new(tokio::spawn(server));
 
     // Ends with this function: whoever scrapes then, finds nobody.

@@ -7,10 +7,10 @@ mod common;
 use common::{Lead, PATIENCE, WORKER, complete, leave, of_commit, shard, started, tiny, token, train_to};
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::{SCHEMA_VERSION, Step};
+use polygram_domain::{FailureKind, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    AbortKind, ControlError, Directive, Evaluation, Failure, FailureCause, MemberReport, MemberSession,
-    OperatorClient, Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
+    AbortKind, ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient,
+    Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
 };
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
         suspect: None,
         roll_back: false,
         damaged: None,
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
     for mut member in members {

@@ -8,10 +8,9 @@ use common::{Lead, Member, complete, shard, started, tiny, train_to};
 use polygram_checkpoint::FailureLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::Step;
+use polygram_domain::{FailureKind, Step};
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, FailureCause, MemberReport,
-    Phase, RunState,
+    Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, MemberReport, Phase, RunState,
 };
 
 /// A stopped run with commits at 1 and 2.
@@ -37,7 +36,7 @@ async fn disbelieve(member: &Member, key: &str) {
         suspect: None,
         roll_back: false,
         damaged: Some(damaged),
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     member.reporter.report(MemberReport::Failed(failure)).await.unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polygram_domain::embedding::{EmbeddingSpec, RowType};
 use polygram_domain::tables::buckets_of;
@@ -29,6 +30,8 @@ pub struct ShardConfig {
     pub embedding: EmbeddingSpec,
     /// Whether it is noted which rows change, for recovery points that hold no others.
     pub tracks_changes: bool,
+    /// A worker that sends no heartbeat for so long is given up.
+    pub failure_detection: Duration,
 }
 
 impl ShardConfig {
@@ -44,6 +47,7 @@ impl ShardConfig {
             tables: Arc::new(spec.tables()),
             embedding: spec.embedding.clone(),
             tracks_changes: spec.recovery_points.as_ref().is_some_and(|points| points.changes_below > 0.0),
+            failure_detection: Duration::from_secs_f64(spec.failure_detection_seconds),
         }
     }
 

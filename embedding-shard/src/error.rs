@@ -28,9 +28,6 @@ pub enum ShardError {
     /// A lane's thread panicked: a bug.
     #[error(transparent)]
     Panicked(#[from] Panicked),
-    /// The listener failed.
-    #[error("cannot accept connections: {0}")]
-    Accept(io::Error),
     /// A row that is restored does not belong here.
     #[error("row {row} of table {table} cannot be restored: {rule}")]
     Restore {

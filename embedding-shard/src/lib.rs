@@ -9,7 +9,7 @@
 //! ```
 //! * [`ledger`]: what may happen when; pure, no sockets, clocks or threads.
 //! * [`rows`]: row storage, virtual rows, update rules. `lane`: the thread that owns some of them.
-//! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process on a bound listener.
+//! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process behind an open [`Door`].
 //! * [`bench`]: what all this costs, against what the machine can do.
 //! * [`observe`]: what lanes count, and who is told. [`query`]: reading a shard from outside a run.
 //! * [`archive`]: where snapshots go; [`restore`]: where rows come back from. [`member`]: the shard's life under a coordinator.
@@ -37,5 +37,5 @@ pub use archive::{RowArchive, StoreArchive};
 pub use config::ShardConfig;
 pub use error::ShardError;
 pub use rows::Record;
-pub use server::SnapshotRows;
+pub use server::{Door, SnapshotRows};
 pub use shard::{Shard, ShardStatus};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use polygram_checkpoint::{RunStore, Waits};
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex};
 use polygram_faults::{Point, pass};
+use polygram_handshake::LinkKey;
 use polygram_proto::control::{
     AbortKind, Assignment, Directive, Directives, Failure, Joined, MemberReport, Phase, Progress, Reporter,
     Upload,
@@ -21,6 +22,7 @@ use crate::error::ShardError;
 use crate::member::MemberError;
 use crate::outside::{Outside, Services};
 use crate::restore::{RestoreError, chain_of, restore};
+use crate::server::Door;
 use crate::shard::{Shard, ShardStatus};
 
 /// A failed shard waits so long for the coordinator's answer.
@@ -33,6 +35,8 @@ pub(crate) struct Life {
     pub(crate) index: ShardIndex,
     pub(crate) reporter: Reporter,
     pub(crate) joined: Joined,
+    /// Of the run's token.
+    pub(crate) key: LinkKey,
 }
 
 impl Life {
@@ -61,18 +65,17 @@ impl Life {
             tracing::warn!(%error, "recovery points are not written by this shard");
             None
         });
-        let mut shard = Shard::new(config.clone())?;
-        let mut chain = None;
-        if assignment.resume_manifest.is_some() {
-            let counter = self.reporter.progress().restored_bytes();
-            let counting = |store: &RunStore| store.clone().counting_into(Arc::clone(&counter));
-            let stores = (counting(&store), points.as_ref().map(counting));
-            let restored = restore_from(&mut shard, (&stores.0, stores.1.as_ref()), &spec, &assignment);
-            tokio::select! {
-                restored = restored => chain = restored?,
-                ended = before_start(directives) => return ended,
+        // From now on workers that come get heartbeats.
+        let door = Door::open(listener, &Arc::new(config.clone()), self.key);
+        let places = (&store, points.as_ref());
+        let prepared = self.prepare(config.clone(), places, (&spec, &assignment), directives).await;
+        let (shard, chain) = match prepared {
+            Ok(Some(prepared)) => prepared,
+            ended => {
+                door.ended(Duration::ZERO).await;
+                return ended.map(drop);
             }
-        }
+        };
         pass(Point::ShardRestored);
         let (shipments, shipped) = mpsc::channel(PARTS_IN_FLIGHT);
         let mut archive = StoreArchive::new(store, config, shipments);
@@ -83,17 +86,44 @@ impl Life {
         let status = shard.status();
         let outside = services.start(&shard, self.reporter.clone());
         let (shutdown, stop) = oneshot::channel::<()>();
-        let served = tokio::spawn(shard.serve(listener, async move {
+        let served = tokio::spawn(shard.serve(door, async move {
             // Dropped or sent: the shard is to stop either way.
             let _either_way = stop.await;
         }));
         let uploads = tokio::spawn(report_uploads(self.reporter.clone(), shipped));
         progress.set(assignment.resume_step, Phase::Ready);
         pass(Point::ShardReady);
-        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await?;
-        Serving { served, uploads, shutdown: Some(shutdown), status, progress, outside }
-            .watch(directives)
-            .await
+        let serving = Serving { served, uploads, shutdown: Some(shutdown), status, progress, outside };
+        match self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await {
+            Ok(()) => serving.watch(directives).await,
+            Err(lost) => serving.end(Some(lost.into())).await,
+        }
+    }
+
+    /// A shard with the rows that are assigned, and what its next recovery point may go on from; `None` where the run ends
+    /// before it starts.
+    async fn prepare(
+        &self,
+        config: ShardConfig,
+        (store, points): (&RunStore, Option<&RunStore>),
+        (spec, assignment): (&RunSpec, &Assignment),
+        directives: &mut Directives,
+    ) -> Result<Option<(Shard, Option<Chain>)>, MemberError> {
+        let mut shard = Shard::new(config)?;
+        if assignment.resume_manifest.is_none() {
+            return Ok(Some((shard, None)));
+        }
+        let counter = self.reporter.progress().restored_bytes();
+        let counting = |store: &RunStore| store.clone().counting_into(Arc::clone(&counter));
+        let stores = (counting(store), points.map(counting));
+        let restored = restore_from(&mut shard, (&stores.0, stores.1.as_ref()), spec, assignment);
+        tokio::select! {
+            restored = restored => {
+                let chain = restored?;
+                Ok(Some((shard, chain)))
+            }
+            ended = before_start(directives) => ended.map(|()| None),
+        }
     }
 
     /// Reports a failure and gives the coordinator a moment to answer, so that it learns who failed and why. Answers
@@ -104,8 +134,8 @@ impl Life {
         }
         let (step, phase) = self.reporter.progress().get();
         let (message, damaged) = (error.to_string(), error.damaged());
-        let cause = error.cause();
-        let failure = Failure { message, step, phase, suspect: None, roll_back: false, damaged, cause };
+        let failure =
+            Failure { message, step, phase, suspect: None, roll_back: false, damaged, kind: error.kind() };
         if let Err(lost) = self.reporter.report(MemberReport::Failed(failure)).await {
             tracing::warn!(%lost, "the failure was not reported");
             return false;
@@ -237,9 +267,10 @@ impl Serving {
                         Err(error) => Err(error.into()),
                     };
                 }
-                ended = &mut self.uploads, if !uploads_ended => match ended? {
-                    Ok(()) => uploads_ended = true,
-                    Err(error) => break Some(error),
+                ended = &mut self.uploads, if !uploads_ended => match ended {
+                    Ok(Ok(())) => uploads_ended = true,
+                    Ok(Err(error)) => break Some(error),
+                    Err(abnormal) => break Some(abnormal.into()),
                 },
                 Ok(()) = self.status.changed() => {
                     let ShardStatus { version, is_snapshotting, .. } = *self.status.borrow_and_update();
@@ -253,6 +284,11 @@ impl Serving {
                 () = self.outside.next() => {}
             }
         };
+        self.end(failure).await
+    }
+
+    /// Ends the serving and all beside it, for `failure` if there was one.
+    async fn end(mut self, failure: Option<MemberError>) -> Result<(), MemberError> {
         self.shutdown.take();
         let served = (&mut self.served).await;
         self.end_beside().await;

@@ -64,14 +64,17 @@ fn take_part(args: Args) -> anyhow::Result<()> {
         metrics_listen,
         recall: Recall::default(),
     };
-    match (args.pool, args.coordinator, args.index) {
+    let ended = match (args.pool, args.coordinator, args.index) {
         (Some(pool), _, _) => {
-            Ok(runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0), faults))?)
+            runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0), faults))
         }
         (None, Some(coordinator), Some(index)) => {
             faults.expect("shard", index)?;
-            Ok(runtime.block_on(run(options(coordinator, index)))?)
+            runtime.block_on(run(options(coordinator, index)))
         }
         _ => anyhow::bail!("give --coordinator and --index, or --pool; see --help"),
-    }
+    };
+    // Whoever leaves at once does not wait for reads of the store.
+    runtime.shutdown_background();
+    Ok(ended?)
 }

@@ -5,18 +5,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_checkpoint::CheckpointError;
-use polygram_domain::{ConfigError, ShardIndex, Step};
+use polygram_domain::{ConfigError, FailureKind, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_process::address::{AddressError, for_peers};
-use polygram_process::{Panicked, StopSignal};
+use polygram_process::{Panicked, StopSignals};
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, FailureCause, JoinOptions, MemberRef,
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, JoinOptions, MemberRef,
     MemberSession, OperatorClient, Recall, StopMode, Token, rejoin_patience,
 };
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::signal::unix::SignalKind;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 
 use crate::error::ShardError;
 use crate::life::Life;
@@ -104,6 +103,12 @@ pub enum MemberError {
     /// A task of this process panicked: a bug.
     #[error(transparent)]
     Panicked(#[from] Panicked),
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+    /// A signal came again, or the run could not be asked to stop.
+    #[error("ended by a signal, without a commit; the run goes back to its last one")]
+    Signalled,
 }
 
 impl MemberError {
@@ -114,9 +119,10 @@ impl MemberError {
         source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
     }
 
-    /// What this failure lies in.
-    pub fn cause(&self) -> FailureCause {
+    /// Whether the program or its environment failed.
+    pub fn kind(&self) -> FailureKind {
         let problem = match self {
+            MemberError::Control(_) => return FailureKind::Reset,
             MemberError::Store(error)
             | MemberError::Unrestored { source: error, .. }
             | MemberError::Restore(RestoreError::Store(error)) => error.store_problem(),
@@ -124,9 +130,9 @@ impl MemberError {
             _ => None,
         };
         match problem {
-            Some(problem) if problem.needs_operator() => FailureCause::StoreUnusable,
-            Some(_) => FailureCause::Environment,
-            None => FailureCause::Program,
+            Some(problem) if problem.needs_operator() => FailureKind::StoreUnusable,
+            Some(_) => FailureKind::Store,
+            None => FailureKind::Program,
         }
     }
 }
@@ -134,13 +140,23 @@ impl MemberError {
 /// Takes part in a run until its end, in one membership after another. Errors have been reported to the coordinator
 /// where it is there to hear them.
 pub async fn run(options: MemberOptions) -> Result<(), MemberError> {
-    let signals = obey_signals(&options);
-    let ended = take_part(&options).await;
-    signals.abort();
-    ended
+    let mut signals = StopSignals::listen().map_err(MemberError::Signals)?;
+    run_until_signalled(&options, &mut signals).await
 }
 
-async fn take_part(options: &MemberOptions) -> Result<(), MemberError> {
+/// The same, until `signals` end it: SIGINT and SIGTERM mean the same in every role. The first asks the run to commit and
+/// stop; the second, or a run that cannot be asked, ends this member at once.
+pub(crate) async fn run_until_signalled(
+    options: &MemberOptions,
+    signals: &mut StopSignals,
+) -> Result<(), MemberError> {
+    tokio::select! {
+        ended = memberships(options) => ended,
+        error = handle_signals(options, signals) => Err(error),
+    }
+}
+
+async fn memberships(options: &MemberOptions) -> Result<(), MemberError> {
     let mut patience = None;
     loop {
         let ended = membership(options, patience).await;
@@ -152,43 +168,30 @@ async fn take_part(options: &MemberOptions) -> Result<(), MemberError> {
     }
 }
 
-/// A terminal's Ctrl-C reaches the whole process group; only the coordinator decides what it means. SIGTERM is meant for
-/// this process: the first asks the run to commit and stop, the second ends the process at once.
-fn obey_signals(options: &MemberOptions) -> JoinHandle<()> {
-    let MemberOptions { coordinator, token, index, .. } = options.clone();
-    tokio::spawn(async move {
-        // What this process inherited as ignored stays ignored.
-        let interrupts = StopSignal::listen(SignalKind::interrupt());
-        let terminations = StopSignal::listen(SignalKind::terminate());
-        if let Err(error) = &interrupts {
-            tracing::warn!(%error, "interrupts are not ignored");
-        }
-        let mut terminations = match terminations {
-            Ok(terminations) => terminations,
-            Err(error) => return tracing::warn!(%error, "SIGTERM ends this shard without a commit"),
-        };
-        terminations.recv().await;
-        tracing::info!(
-            "SIGTERM: the run is asked to commit and stop; once more, and this shard leaves at once"
-        );
-        let asked = async {
-            let mut operator = OperatorClient::connect(&coordinator, Some(&token)).await?;
-            operator.stop(StopMode::Commit, &format!("shard {index} was told to end (SIGTERM)")).await
-        };
-        tokio::select! {
-            answer = asked => match answer {
-                Ok(answer) => tracing::info!(answer, "the coordinator answered"),
-                Err(error) => {
-                    tracing::error!(%error, "the run could not be asked to stop: leaving without a commit");
-                    std::process::exit(1);
-                }
-            },
-            () = terminations.recv() => {}
-        }
-        terminations.recv().await;
-        tracing::warn!("SIGTERM again: leaving at once, without a commit");
-        std::process::exit(1);
-    })
+/// Asks the run to commit and stop at the first signal. Resolves when this member is to leave at once.
+async fn handle_signals(options: &MemberOptions, signals: &mut StopSignals) -> MemberError {
+    let MemberOptions { coordinator, token, index, .. } = options;
+    signals.at_least(1).await;
+    tracing::info!(
+        "signalled: the run is asked to commit and stop; once more, and this shard leaves at once"
+    );
+    let asked = async {
+        let mut operator = OperatorClient::connect(coordinator, Some(token)).await?;
+        operator.stop(StopMode::Commit, &format!("shard {index} was told to end by a signal")).await
+    };
+    tokio::select! {
+        answer = asked => match answer {
+            Ok(answer) => tracing::info!(answer, "the coordinator answered"),
+            Err(error) => {
+                tracing::error!(%error, "the run could not be asked to stop: leaving without a commit");
+                return MemberError::Signalled;
+            }
+        },
+        () = signals.at_least(2) => {}
+    }
+    signals.at_least(2).await;
+    tracing::warn!("signalled again: leaving at once, without a commit");
+    MemberError::Signalled
 }
 
 /// The end of a membership.
@@ -208,6 +211,7 @@ impl From<MemberError> for Ended {
 async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Result<(), Ended> {
     let MemberOptions { coordinator, index, token, listen, advertise, query_listen, metrics_listen, recall } =
         options.clone();
+    let key = token.link_key();
     let (listener, bound) = bind(listen).await?;
     let address = match advertise {
         Some(address) => address,
@@ -226,7 +230,7 @@ async fn membership(options: &MemberOptions, patience: Option<Duration>) -> Resu
     pass(Point::ShardJoined);
     let patience = rejoin_patience(joined.failure_detection);
     let (reporter, mut directives) = session.split();
-    let life = Life { index, reporter, joined };
+    let life = Life { index, reporter, joined, key };
     let error = match life.live(listener, services, &mut directives).await {
         Ok(()) => return Ok(directives.leave().await.map_err(MemberError::from)?),
         Err(error) => error,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use polygram_checkpoint::RowRecord;
 use polygram_domain::{RowId, Step, TableIndex};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::archive::RowArchive;
@@ -14,7 +13,7 @@ use crate::numa::{node_of_lane, nodes};
 use crate::observe::{LaneObserver, ShardView};
 use crate::query::{Peek, ShardReader};
 use crate::rows::{DecayLog, Record, RowStore};
-use crate::server;
+use crate::server::{self, Door};
 
 /// What a shard is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,14 +198,13 @@ impl Shard {
         Some(weights)
     }
 
-    /// Serves workers on `listener` until `shutdown`, and gives the shard back with its rows.
+    /// Serves the workers that come through `door`, which was opened with this shard's configuration, until `shutdown`, and gives the shard back with its rows.
     ///
     /// # Errors
-    /// When the workers contradict each other, the memory ceiling would be passed, a snapshot fails, or the listener
-    /// or a lane does. Every connected worker is told first.
+    /// When the workers contradict each other, the memory ceiling would be passed, or a snapshot or a lane fails. Every connected worker is told first.
     pub async fn serve(
         self,
-        listener: TcpListener,
+        door: Door,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<Shard, ShardError> {
         let Shard { config, version, stores, archive, status, outside } = self;
@@ -223,7 +221,7 @@ impl Shard {
             observers,
             peeks,
         };
-        let (version, stores, status) = server::serve(job, listener, shutdown).await?;
+        let (version, stores, status) = server::serve(job, door, shutdown).await?;
         let outside = Outside::of(&config);
         Ok(Shard { config, version, stores, archive, status, outside })
     }

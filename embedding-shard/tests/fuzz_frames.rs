@@ -17,19 +17,22 @@ mod common;
 mod fuzzing;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, DEADLINE, Trainer};
+use common::cluster::{Cluster, DEADLINE, GENERATION, Trainer};
+use common::greeting;
 
 use common::reference::{Reference, bits};
 use common::{Workload, overrides, spec};
-use fuzzing::{Conversation, Dice, Frame, crc_of, refit};
+use fuzzing::{Conversation, Dice, Frame, crc_of, head_crc_of, refit};
 use polygram_domain::embedding::RowType;
-use polygram_domain::{Rank, RunSpec, Step};
+use polygram_domain::{Cell, Rank, RunSpec, Step};
 use polygram_embedding_shard::ShardError;
+use polygram_proto::bulk::RowClient;
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::codec::{FrameReader, LinkError};
-use polygram_proto::bulk::frame::{HEADER_BYTES, Incoming, Kind};
+use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Incoming, Kind, run_hash};
 use polygram_proto::bulk::message::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -40,10 +43,12 @@ use tokio::time::timeout;
 const STEPS: u64 = 6;
 /// Steps trained while one batch of attacks runs; earlier ones are closed then.
 const STEPS_AT_ONCE: u64 = 2;
-/// Attacks beside those steps, on each of two tasks.
+/// Attacks beside those steps; twice as many come before them.
 const ATTACKS: u64 = 12;
 /// A spoilt conversation waits so long for a step's sums.
 const SUMS: Duration = Duration::from_millis(20);
+/// A spoilt hello may not be answered at all.
+const CHALLENGE: Duration = Duration::from_millis(500);
 const WORKLOAD: Workload = Workload { seed: 11, poisoned: Some(1) };
 
 fn budget() -> Duration {
@@ -66,13 +71,15 @@ fn shape(spec: &RunSpec) -> BlockShape {
     BlockShape { sites: tables.len() / tables.tables_per_site() as usize, width, kind: RowType::F32 }
 }
 
-/// Sends `frames` on a connection of their own, hears the shard out, and gives what it said. A vote waits for the sums
+/// Sends `frames` on a connection of their own, as one who knows the run's key, hears the shard out, and gives what it
+/// said after the handshake. A vote waits for the sums
 /// before it, as a worker's does, but no longer than `patience`: they may never come.
 async fn attack(cluster: &Cluster, frames: &[Frame], patience: Duration) -> Vec<Message> {
     let shape = shape(&cluster.spec);
     let Ok(stream) = TcpStream::connect(cluster.addresses[0]).await else { return Vec::new() };
     let (hears, mut says) = stream.into_split();
     let (answered, mut answers) = mpsc::unbounded_channel();
+    let (challenged, mut challenges) = mpsc::unbounded_channel();
     let listener = tokio::spawn(async move {
         let mut reader = FrameReader::new(hears);
         let mut messages = Vec::new();
@@ -80,6 +87,15 @@ async fn attack(cluster: &Cluster, frames: &[Frame], patience: Duration) -> Vec<
             match reader.read().await {
                 Ok((incoming, words)) => {
                     let message = Message::decode(incoming.header.kind, words, shape).unwrap();
+                    match message {
+                        Message::Challenge(nonce) => {
+                            // Nobody may wait for it any more.
+                            let _unanswered = challenged.send(nonce);
+                            continue;
+                        }
+                        Message::Vouch(_) | Message::Heartbeat => continue,
+                        _ => {}
+                    }
                     if matches!(message, Message::Prepared(_) | Message::Nack(_) | Message::Refused(_)) {
                         // Only votes wait for it.
                         let _unheard = answered.send(());
@@ -93,7 +109,7 @@ async fn attack(cluster: &Cluster, frames: &[Frame], patience: Duration) -> Vec<
         }
     });
     let votes = [Kind::Commit, Kind::Abort].map(|kind| (kind as u32).to_le_bytes());
-    for frame in frames {
+    for (number, frame) in frames.iter().enumerate() {
         if votes.iter().any(|kind| frame.get(8..12) == Some(kind)) {
             let _heard_or_not = timeout(patience, answers.recv()).await;
         }
@@ -101,9 +117,22 @@ async fn attack(cluster: &Cluster, frames: &[Frame], patience: Duration) -> Vec<
         if says.write_all(frame).await.is_err() {
             break;
         }
+        if number == 0
+            && let Ok(Some(nonce)) = timeout(CHALLENGE, challenges.recv()).await
+        {
+            let response =
+                greeting::sealed(&header(&cluster.spec), &greeting::response_to(&frames[0], nonce));
+            let _taken_or_not = says.write_all(&response.to_bytes()).await;
+        }
     }
     let _hung_up = says.shutdown().await;
     timeout(DEADLINE, listener).await.expect("the shard neither answers nor hangs up").unwrap()
+}
+
+/// What a response says of itself.
+fn header(spec: &RunSpec) -> Header {
+    let run = run_hash(&spec.name);
+    Header { kind: Kind::Response, chunk: 0, run, generation: GENERATION, step: Step(0), cell: Cell(0) }
 }
 
 /// Whatever is sent, a shard lives or ends with a refusal.
@@ -170,6 +199,20 @@ fn rows_declared(spec: &RunSpec, frame: &Frame) -> Vec<(u32, u32)> {
     }
 }
 
+/// A client of rank 0, as soon as the shard has heard of the end of the one before it.
+async fn admitted(cluster: &Cluster) -> RowClient {
+    let connecting = async {
+        loop {
+            let tables = Arc::new(cluster.spec.tables());
+            match RowClient::connect(&cluster.addresses, cluster.hello(0), tables, DEADLINE).await {
+                Ok(client) => break client,
+                Err(error) => assert!(error.to_string().contains("connected already"), "{error}"),
+            }
+        }
+    };
+    timeout(DEADLINE, connecting).await.unwrap()
+}
+
 /// A clean worker trains beside peers that forge and replay: not a bit differs from the reference.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_run_beside_forgers_has_the_reference_bits() {
@@ -181,22 +224,25 @@ async fn a_clean_run_beside_forgers_has_the_reference_bits() {
     let mut round = 0;
     while Instant::now() < end || round == 0 {
         let cluster = Cluster::start(&spec).await;
-        let client = cluster.client(0, 1 << 20).await;
-        let trainer =
-            Trainer { workload: WORKLOAD, rank: Rank(0), client, shuffle: round, snapshots: vec![] };
         for start in (0..STEPS).step_by(STEPS_AT_ONCE as usize) {
-            let forgers = |task: u64| {
-                let (cluster, conversation) = (&cluster, &conversation);
-                async move {
-                    for number in 0..ATTACKS {
-                        let mut dice = Dice::new(seed, round << 32 | start << 16 | task << 8 | number);
-                        let frames = conversation.forged(&mut dice, start);
-                        attack(cluster, &frames, Duration::ZERO).await;
-                    }
+            // A rank has one process: forgers take its place while the clean worker is away. Beside it they are refused.
+            for number in 0..2 * ATTACKS {
+                let mut dice = Dice::new(seed, round << 32 | start << 16 | number);
+                let frames = conversation.forged(&mut dice, start);
+                attack(&cluster, &frames, Duration::ZERO).await;
+            }
+            let client = admitted(&cluster).await;
+            let (workload, shuffle) = (WORKLOAD, round);
+            let trainer = Trainer { workload, rank: Rank(0), client, shuffle, snapshots: vec![] };
+            let beside = async {
+                for number in 0..ATTACKS {
+                    let mut dice = Dice::new(!seed, round << 32 | start << 16 | number);
+                    let frames = conversation.forged(&mut dice, start);
+                    attack(&cluster, &frames, Duration::ZERO).await;
                 }
             };
-            let train = trainer.train(&spec, start..start + STEPS_AT_ONCE);
-            let (seen, (), ()) = tokio::join!(train, forgers(0), forgers(1));
+            let (seen, ()) = tokio::join!(trainer.train(&spec, start..start + STEPS_AT_ONCE), beside);
+            trainer.client.close().await.unwrap();
             let seen = seen.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
             for step in start..start + STEPS_AT_ONCE {
                 let expected = &expected[step as usize];
@@ -216,12 +262,11 @@ async fn a_clean_run_beside_forgers_has_the_reference_bits() {
                 }
             }
         }
-        trainer.client.close().await.unwrap();
         let records = cluster.into_records().await;
         assert_eq!(bits(&records), bits(&reference.records()), "seed {seed}, round {round}");
         round += 1;
     }
-    println!("{round} clean runs beside {} forged conversations each", 2 * ATTACKS * STEPS / STEPS_AT_ONCE);
+    println!("{round} clean runs beside {} forged conversations each", 3 * ATTACKS * STEPS / STEPS_AT_ONCE);
 }
 
 /// The pure decoders: never a panic, and what is accepted is encoded again to the same message.
@@ -240,7 +285,7 @@ fn decoders_never_panic() {
             let words: Vec<u32> = words.collect();
             // Under its own kind and under any other.
             let own = Incoming::decode(head).map(|incoming| incoming.header.kind);
-            let other = Kind::of(dice.below(20) as u32);
+            let other = Kind::of(dice.below(24) as u32);
             let kind = if dice.below(2) == 0 { own } else { other };
             let rows = [RowType::F32, RowType::Bf16][dice.below(2) as usize];
             let shape = BlockShape { kind: rows, sites: 1 + dice.below(2) as usize, ..shape(&spec) };
@@ -267,7 +312,8 @@ async fn forged_frames_have_good_checksums() {
     let spec = spec(&overrides(&["topology.shards=1"]));
     let conversation = Conversation::of(&spec, WORKLOAD, 1);
     let mut frame = conversation.hello().clone();
-    assert_eq!(crc_of(&frame), u32::from_le_bytes(frame[48..52].try_into().unwrap()));
+    let stated = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
+    assert_eq!((head_crc_of(&frame), crc_of(&frame)), (stated(48), stated(52)));
     let last = frame.len() - 1;
     frame[last] ^= 1;
     assert!(matches!(FrameReader::new(&frame[..]).read().await, Err(LinkError::Wire(_))));

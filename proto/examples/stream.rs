@@ -196,6 +196,7 @@ async fn receive_frames(listener: StdListener, way: &str, messages: usize) -> Ou
             shards: 1,
             version: Step(0),
             window_bytes: 1,
+            silence_ms: 1,
             offer: Some(meeting.offer()),
         };
         let (kind, pieces) = Message::Welcome(welcome).encode();

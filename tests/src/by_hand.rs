@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{Cluster, Finished, Relay, Running, Ways, program, wait_until};
@@ -165,6 +166,33 @@ impl<'a> ByHand<'a> {
     pub fn swallowed_data(&self) -> u64 {
         let data = self.members.iter().filter_map(|placed| placed.links.data.as_ref());
         data.map(|(_, relay)| relay.swallowed()).sum()
+    }
+
+    /// What the first connection to a shard said first, as it passed.
+    pub fn recorded_hello(&self, slot: Slot) -> Option<Vec<u8>> {
+        let placed = self.members.iter().find(|placed| placed.slot == slot)?;
+        let (_, relay) = placed.links.data.as_ref()?;
+        relay.recorded().into_iter().find(|bytes| !bytes.is_empty())
+    }
+
+    /// The processes at work: the coordinator's slot has no index of its own.
+    pub fn processes(&self) -> Vec<(Slot, u32)> {
+        let members = self.members.iter().map(|placed| (placed.slot, placed.running.pid()));
+        std::iter::once((("coordinator", 0), self.coordinator.pid())).chain(members).collect()
+    }
+
+    /// What the present process of a slot has logged so far.
+    pub fn log(&mut self, slot: Slot) -> Result<String> {
+        match slot.0 {
+            "coordinator" => self.coordinator.log(),
+            _ => self.placed(slot)?.running.log(),
+        }
+    }
+
+    /// Sends a signal to the present process of a slot.
+    pub fn signal(&mut self, slot: Slot, signal: Signal) -> Result<()> {
+        let running = &self.placed(slot)?.running;
+        running.signal(running.pid(), signal)
     }
 
     /// How often the process of a slot was started.

@@ -83,6 +83,11 @@ impl Running {
         self.child.id()
     }
 
+    /// What it has written to standard error so far.
+    pub fn log(&self) -> Result<String> {
+        read(&self.stderr)
+    }
+
     /// Whether it has ended; if so, how and with what words.
     pub fn poll(&mut self) -> Result<Option<Finished>> {
         let Some(status) = self.child.try_wait()? else { return Ok(None) };

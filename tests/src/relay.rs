@@ -13,6 +13,9 @@ use anyhow::Result;
 /// How often a relay looks at what it was told.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Bytes of each connection's beginning that are kept.
+const RECORDED_BYTES: usize = 1 << 10;
+
 /// What becomes of bytes in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -58,6 +61,8 @@ struct Told {
     ways: Mutex<Option<Ways>>,
     to: Mutex<SocketAddr>,
     swallowed: AtomicU64,
+    /// What each connection said first, up to [`RECORDED_BYTES`].
+    recorded: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Told {
@@ -80,7 +85,7 @@ impl Relay {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let (ways, to) = (Mutex::new(Some(Ways::OPEN)), Mutex::new(to));
-        let told = Arc::new(Told { ways, to, swallowed: AtomicU64::new(0) });
+        let told = Arc::new(Told { ways, to, swallowed: AtomicU64::new(0), recorded: Mutex::default() });
         listener.set_nonblocking(true)?;
         let heard = Arc::clone(&told);
         thread::Builder::new().name("relay".into()).spawn(move || accept(&listener, &heard))?;
@@ -100,6 +105,11 @@ impl Relay {
     /// Bytes that were lost so far.
     pub fn swallowed(&self) -> u64 {
         self.told.swallowed.load(Ordering::Relaxed)
+    }
+
+    /// What each connection said first: bytes from whoever connected, as they passed.
+    pub fn recorded(&self) -> Vec<Vec<u8>> {
+        self.told.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// New connections lead to another place.
@@ -145,14 +155,28 @@ fn serve(client: &TcpStream, told: &Told) {
     if !is_ready(client) || !is_ready(&server) {
         return;
     }
+    let number = {
+        let mut recorded = told.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.push(Vec::new());
+        recorded.len() - 1
+    };
+    let record = |bytes: &[u8]| {
+        let mut recorded = told.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = RECORDED_BYTES - recorded[number].len();
+        recorded[number].extend_from_slice(&bytes[..room.min(bytes.len())]);
+    };
     thread::scope(|both| {
-        both.spawn(|| pass((client, &server), told, |ways| ways.up));
-        pass((&server, client), told, |ways| ways.down);
+        both.spawn(|| pass((client, &server), told, (|ways: Ways| ways.up, record)));
+        pass((&server, client), told, (|ways: Ways| ways.down, |_: &[u8]| ()));
     });
 }
 
 /// Passes bytes in one direction as it is told, until a side ends the connection or it has to break.
-fn pass((from, to): (&TcpStream, &TcpStream), told: &Told, way: impl Fn(Ways) -> Way) {
+fn pass(
+    (from, to): (&TcpStream, &TcpStream),
+    told: &Told,
+    (way, record): (impl Fn(Ways) -> Way, impl Fn(&[u8])),
+) {
     let (mut from, mut to) = (from, to);
     let mut bytes = vec![0; 64 << 10];
     let mut has_lost = false;
@@ -190,6 +214,7 @@ fn pass((from, to): (&TcpStream, &TcpStream), told: &Told, way: impl Fn(Ways) ->
                 return;
             }
             Some(_) => {
+                record(&bytes[..count]);
                 if to.write_all(&bytes[..count]).is_err() {
                     break;
                 }

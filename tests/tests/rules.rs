@@ -13,25 +13,26 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 17] = [
+const ARROWS: [(&str, &str, &[&str]); 18] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
+    ("libs/handshake", "handshake", &[]),
     ("libs/process", "process", &[]),
     ("libs/telemetry", "telemetry", &["process"]),
     ("libs/faults", "faults", &[]),
     ("libs/files", "files", &[]),
     ("libs/ngram", "ngram", &["domain"]),
     ("libs/data", "data", &["domain"]),
-    ("libs/collective", "collective", &["same-host", "process", "domain"]),
+    ("libs/collective", "collective", &["same-host", "handshake", "process", "domain"]),
     ("libs/checkpoint", "checkpoint", &["process", "domain"]),
     ("libs/model", "model", &["collective", "process", "domain"]),
-    ("proto", "proto", &["same-host", "domain"]),
+    ("proto", "proto", &["same-host", "handshake", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
-        &["proto", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
+        &["proto", "handshake", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
     ),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "faults", "domain"]),
     (
@@ -39,6 +40,7 @@ const ARROWS: [(&str, &str, &[&str]); 17] = [
         "worker",
         &[
             "proto",
+            "handshake",
             "checkpoint",
             "ngram",
             "data",

@@ -4,13 +4,13 @@ use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
-use polygram_domain::{CheckpointRef, ConfigError, MicroBatchRef, Rank, Step};
+use polygram_domain::{CheckpointRef, ConfigError, FailureKind, MicroBatchRef, Rank, Step};
 use polygram_ngram::NgramError;
 use polygram_process::Panicked;
 use polygram_process::address::AddressError;
 use polygram_proto::bulk::RowError;
 use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, FailureCause, MemberRef,
+    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
 };
 
 use crate::compute::ComputeError;
@@ -227,15 +227,26 @@ impl WorkerError {
         source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
     }
 
-    /// What this failure lies in.
-    pub fn cause(&self) -> FailureCause {
-        let (WorkerError::Checkpoint(error) | WorkerError::Unrestored { source: error, .. }) = self else {
-            return FailureCause::Program;
-        };
-        match error.store_problem() {
-            Some(problem) if problem.needs_operator() => FailureCause::StoreUnusable,
-            Some(_) => FailureCause::Environment,
-            None => FailureCause::Program,
+    /// Whether the program or its environment failed.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            WorkerError::Checkpoint(error) | WorkerError::Unrestored { source: error, .. } => {
+                match error.store_problem() {
+                    Some(problem) if problem.needs_operator() => FailureKind::StoreUnusable,
+                    Some(_) => FailureKind::Store,
+                    None => FailureKind::Program,
+                }
+            }
+            WorkerError::Rows(error) => error.cause.kind(),
+            WorkerError::Collective(error) => error.kind(),
+            WorkerError::Join(error) => error.kind(),
+            // The exchange between experts: a peer that failed for a reason of its own reports it itself.
+            WorkerError::Engine(source) | WorkerError::Compute { source, .. }
+                if source.suspect().is_some() =>
+            {
+                FailureKind::Reset
+            }
+            _ => FailureKind::Program,
         }
     }
 
@@ -244,6 +255,7 @@ impl WorkerError {
         match self {
             WorkerError::Rows(error) => error.shard.map(|(shard, _)| MemberRef::shard(shard)),
             WorkerError::Collective(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
+            WorkerError::Join(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
             WorkerError::Disagreement { rank, .. } => Some(MemberRef::worker(*rank)),
             WorkerError::Engine(source) | WorkerError::Compute { source, .. } => {
                 source.suspect().map(MemberRef::worker)

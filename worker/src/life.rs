@@ -9,6 +9,7 @@ use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
 use polygram_domain::{CheckpointKind, CheckpointRef, Rank, RankLayout, RunFile};
 use polygram_faults::{Point, pass};
+use polygram_handshake::LinkKey;
 use polygram_process::Panicked;
 use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberReport, Phase, Reporter};
@@ -33,6 +34,8 @@ use crate::training::Training;
 pub struct Life {
     /// This worker's rank.
     pub rank: Rank,
+    /// Of the run's token: what peers must know.
+    pub key: LinkKey,
     /// Reports to the coordinator.
     pub reporter: Reporter,
     /// What the coordinator said at the door.
@@ -200,7 +203,7 @@ impl Life {
         listener: Bound,
         assignment: &Assignment,
     ) -> Result<Ranks, WorkerError> {
-        let membership = Membership::new(spec.name.as_str(), assignment.generation, self.rank);
+        let membership = Membership::new(spec.name.as_str(), assignment.generation, self.rank, self.key);
         let (addresses, deadline) = (assignment.workers.clone(), self.joined.failure_detection);
         let spec = Arc::clone(spec);
         let met = tokio::task::spawn_blocking(move || {
@@ -221,6 +224,7 @@ impl Life {
             generation: assignment.generation,
             rank: self.rank,
             workers: spec.topology.workers,
+            key: self.key,
         };
         let limits = ClientLimits { reply: patience(spec), ..self.joined.failure_detection.into() };
         let options = ClientOptions::of(&spec.embedding, limits);

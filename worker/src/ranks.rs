@@ -27,7 +27,7 @@ pub struct Meeting<'a> {
     pub membership: &'a Membership,
     /// All ranks' addresses.
     pub addresses: &'a [SocketAddr],
-    /// For all to be connected.
+    /// For all to be connected; a rank on another host that then sends no heartbeat for so long is lost.
     pub deadline: Duration,
     /// A call in which nothing has moved for so long has failed.
     pub patience: Duration,
@@ -44,7 +44,7 @@ impl Ranks {
                 listener,
                 meeting.membership,
                 meeting.addresses,
-                options("workers"),
+                Options { link_detection: Some(meeting.deadline), ..options("workers") },
                 meeting.deadline,
             )?),
         };
@@ -99,6 +99,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use polygram_domain::{Generation, Rank, RunFile};
+    use polygram_handshake::LinkKey;
 
     use super::*;
 
@@ -114,7 +115,8 @@ mod tests {
             for (rank, listener) in (0..).map(Rank).zip(bound) {
                 scope.spawn(move || {
                     let time = Duration::from_secs(20);
-                    let membership = Membership::new("tiny", Generation(1), rank);
+                    let membership =
+                        Membership::new("tiny", Generation(1), rank, LinkKey::of_secret(b"secret"));
                     let membership = &membership;
                     let meeting = Meeting { membership, addresses, deadline: time, patience: time };
                     let view = WorkerView::default();

@@ -113,8 +113,13 @@ async fn member(
     pass(Point::WorkerJoined);
     let patience = rejoin_patience(joined.failure_detection);
     let (reporter, mut directives) = session.split();
-    let life =
-        Life { rank: options.rank, reporter: reporter.clone(), joined, metrics: options.metrics.clone() };
+    let life = Life {
+        rank: options.rank,
+        key: options.token.link_key(),
+        reporter: reporter.clone(),
+        joined,
+        metrics: options.metrics.clone(),
+    };
     let error = match life.live(listener, &mut directives, signals).await {
         Ok(()) => return Ok(directives.leave().await.map_err(WorkerError::from)?),
         Err(error) => error,
@@ -146,7 +151,8 @@ async fn confess(error: &WorkerError, reporter: &Reporter, directives: &mut Dire
     let (step, phase) = reporter.progress().get();
     let roll_back = matches!(error, WorkerError::GoBack { .. });
     let (message, suspect, damaged) = (error.to_string(), error.suspect(), error.damaged());
-    let failure = Failure { message, step, phase, suspect, roll_back, damaged, cause: error.cause() };
+    let kind = error.kind();
+    let failure = Failure { message, step, phase, suspect, roll_back, damaged, kind };
     if let Err(lost) = reporter.report(MemberReport::Failed(failure)).await {
         tracing::warn!(%lost, "cannot report the failure");
         return Verdict::Unknown;

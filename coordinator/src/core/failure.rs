@@ -3,9 +3,9 @@
 //! The first failure is the culprit. A dead process is often noticed first by its peers: a member that fails because
 //! of a peer names it, and the verdict then waits a moment for the peer's own end, which is the better witness.
 
-use polygram_domain::{Step, words};
+use polygram_domain::{FailureKind, Step, words};
 use polygram_proto::control::{
-    Abort, AbortKind, Culprit, Directive, Failure, FailureCause, MemberRef, Phase, Reason, RunState, StopMode,
+    Abort, AbortKind, Culprit, Directive, Failure, MemberRef, Phase, Reason, RunState, StopMode,
 };
 
 use super::event::{Action, Level, Outcome};
@@ -203,8 +203,9 @@ impl Turn<'_> {
             self.state.suspicion.take_if(|suspicion| suspicion.until <= self.now)
         {
             let blamed = failure.suspect.map(|suspect| format!(" (it blames {suspect})"));
+            let reason = self.state.reason_of(&failure);
             let message = failure.message + &blamed.unwrap_or_default();
-            return self.verdict(reporter, Reason::MemberFailed, message);
+            return self.verdict(reporter, reason, message);
         }
         if let (Some(wish), Some(until)) = (self.state.stop.clone(), self.state.stop_until)
             && until <= self.now
@@ -285,10 +286,10 @@ impl State {
             // Whatever is wrong with a recovery point, the run goes on without it.
             return Reason::MemberFailed;
         }
-        match failure.cause {
-            FailureCause::Program => Reason::MemberFailed,
-            FailureCause::Environment => Reason::EnvironmentFailed,
-            FailureCause::StoreUnusable => Reason::StoreFailed,
+        match failure.kind {
+            FailureKind::Program => Reason::MemberFailed,
+            FailureKind::StoreUnusable => Reason::StoreFailed,
+            _ => Reason::EnvironmentFailed,
         }
     }
 

@@ -37,6 +37,9 @@ pub(super) struct Recovery {
     furthest_at_loss: Step,
     /// Losses in a row between which the run came no further.
     fruitless: u32,
+    /// Losses in a row that the environment caused, and between which the run came no further. They cost time, and one of
+    /// the run's restarts each, but they are no sign that the program fails again.
+    outages: u32,
     /// Failures that members told themselves since the run last came further.
     told: BTreeSet<Told>,
     /// The next generation is not assigned before this.
@@ -140,7 +143,7 @@ impl Turn<'_> {
     /// A member is lost: the run goes back, or ends.
     pub(super) fn lose(&mut self, reason: Reason, culprit: Culprit, host: Option<String>) {
         let sentence = culprit.to_string();
-        self.count_loss(host.as_deref());
+        self.count_loss(reason, host.as_deref());
         let (restarts, why) = (self.state.recovery.restarts, self.state.gives_up(reason, &culprit));
         let line = self.loss_line(reason, &culprit, host, why.clone());
         self.actions.push(Action::Record(Record::Recovery(line)));
@@ -174,19 +177,24 @@ impl Turn<'_> {
         }
     }
 
-    fn count_loss(&mut self, host: Option<&str>) {
+    fn count_loss(&mut self, reason: Reason, host: Option<&str>) {
+        let is_outage = reason == Reason::EnvironmentFailed;
         let (policy, recovery) = (&self.state.settings.recovery, &mut self.state.recovery);
         if recovery.furthest > recovery.furthest_at_loss
             || recovery.lost_at.is_none() && recovery.restarts == 0
         {
             recovery.furthest_at_loss = recovery.furthest;
             recovery.fruitless = 0;
+            recovery.outages = 0;
             recovery.told.clear();
             recovery.hosts.clear();
+        } else if is_outage {
+            recovery.outages += 1;
         } else {
             recovery.fruitless += 1;
         }
-        let Some(host) = host else { return };
+        // A link has two ends: who reports that it is cut is not to blame.
+        let Some(host) = host.filter(|_| !is_outage) else { return };
         let host = recovery.hosts.entry(host.to_owned()).or_default();
         host.losses += 1;
         if host.losses >= policy.quarantine_after {
@@ -262,7 +270,8 @@ impl Turn<'_> {
     }
 
     fn backoff(&self) -> Option<Time> {
-        let doubled = self.state.recovery.fruitless.checked_sub(2)?;
+        let Recovery { fruitless, outages, .. } = self.state.recovery;
+        let doubled = fruitless.checked_sub(2).max(outages.checked_sub(1))?;
         let first = self.state.settings.recovery.backoff_seconds * 1000.0;
         let pause = (first * f64::from(doubled.min(16)).exp2()) as u64;
         Some(self.now.after(pause.min(LONGEST_BACKOFF_MS)))
@@ -298,7 +307,8 @@ impl Turn<'_> {
         }
         if let Some(until) = self.state.recovery.not_before.filter(|until| self.now < *until) {
             let lost_at = self.state.recovery.lost_at.unwrap_or(self.now);
-            let (count, pause) = (self.state.recovery.fruitless, until.since(lost_at) as f64 / 1000.0);
+            let Recovery { fruitless, outages, .. } = self.state.recovery;
+            let (count, pause) = (fruitless + outages, until.since(lost_at) as f64 / 1000.0);
             let message = waits(
                 format!("{} came no further, pausing {pause:.1} s", words::counted(count.into(), "restart")),
                 self,

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use polygram_proto::accept::Acceptor;
 use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, Token};
 use polygram_proto::pool::wire::pool_server::PoolServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::{Server, TcpIncoming};
+use tonic::transport::server::Server;
 
 use super::core::{Rules, State};
 use super::driver::{Driver, Ground};
@@ -73,10 +74,9 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     let door = Guarded::new(door, token.clone());
-    let server = Server::builder().add_service(door).serve_with_incoming_shutdown(
-        TcpIncoming::from(listener).with_nodelay(Some(true)),
-        closing.clone().cancelled_owned(),
-    );
+    let server = Server::builder()
+        .add_service(door)
+        .serve_with_incoming_shutdown(Acceptor::new(listener), closing.clone().cancelled_owned());
     let serving = AbortOnDropHandle::new(tokio::spawn(server));
     // Ends with this function: whoever scrapes then, finds nobody.
     let _scraping =

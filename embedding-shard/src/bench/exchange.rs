@@ -15,7 +15,7 @@ use polygram_proto::bulk::{
 use super::args::{ExchangeArgs, Sizes};
 use super::error::BenchError;
 use super::ids::{Distribution, Ids};
-use super::process::{GENERATION, Process};
+use super::process::{GENERATION, Process, link_key};
 use super::report::{Figure, Report, Sample, median};
 use super::tcp::{BLOCK_BYTES, Lines};
 
@@ -60,6 +60,7 @@ pub(super) async fn connect(spec: &RunSpec, processes: &[Process]) -> Result<Row
         generation: GENERATION,
         rank: Rank(0),
         workers: spec.topology.workers,
+        key: link_key(),
     };
     let limits = ClientLimits::from(PATIENCE);
     let options = ClientOptions::of(&spec.embedding, limits);

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use polygram_domain::{Generation, RunFile, ShardIndex};
+use polygram_handshake::LinkKey;
 use polygram_process::end_with_parent;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 use super::error::BenchError;
 use super::tcp;
 use crate::config::ShardConfig;
+use crate::server::Door;
 use crate::shard::Shard;
 
 /// Generation of every measured run.
@@ -143,6 +145,11 @@ fn answer<T: for<'a> Deserialize<'a>>(index: u32, stdout: &mut impl BufRead) -> 
     Ok(serde_json::from_str(&line)?)
 }
 
+/// Of the token that worker and shards of a measurement share.
+pub(super) fn link_key() -> LinkKey {
+    LinkKey::of_secret(b"a measurement on this machine")
+}
+
 /// The child's side.
 pub(super) fn serve() -> Result<(), BenchError> {
     let mut line = String::new();
@@ -164,7 +171,8 @@ pub(super) fn serve() -> Result<(), BenchError> {
         let rows = listener.local_addr().map_err(BenchError::io("cannot listen"))?;
         say(&Ready { rows, tcp })?;
         let status = shard.status();
-        let served = shard.serve(listener, parent_left()?).await;
+        let door = Door::open(listener, shard.config(), link_key());
+        let served = shard.serve(door, parent_left()?).await;
         let last = status.borrow();
         let error = served.err().map(|error| error.to_string());
         Ok::<Ended, BenchError>(Ended { version: last.version.0, written_rows: last.written_rows, error })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_proto::accept::Acceptor;
 use polygram_proto::control::{Guarded, Token};
 use polygram_proto::rows::wire::row_service_server::RowServiceServer;
 use polygram_proto::rows::{FILE_DESCRIPTORS, MESSAGE_LIMIT_BYTES};
@@ -10,7 +11,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
-use tonic::transport::server::{Server, TcpIncoming};
+use tonic::transport::server::Server;
 
 use crate::observe::ShardView;
 use crate::query::reader::ShardReader;
@@ -78,10 +79,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection)
         .add_service(older)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            closing.notified(),
-        );
+        .serve_with_incoming_shutdown(Acceptor::new(listener), closing.notified());
     let mut server = std::pin::pin!(server);
     tokio::select! {
         served = &mut server => return Ok(served?),

@@ -1,14 +1,18 @@
 //! One connection of a worker: the handshake, the choice of its path, frames in, frames out.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::embedding::SameHost;
 use polygram_domain::{Cell, Step};
+use polygram_handshake::{GREETING_BYTES, GREETING_TIMEOUT, LinkKey, Progress, Strangers};
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
 use polygram_proto::bulk::credit::Inflow;
-use polygram_proto::bulk::frame::{Header, Kind, Outgoing, WireError, run_hash};
+use polygram_proto::bulk::frame::{Header, Kind, MAX_PAYLOAD_BYTES, Outgoing, WireError, run_hash};
+use polygram_proto::bulk::handshake::Challenge;
+use polygram_proto::bulk::liveness::Heartbeats;
 use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody, tables_hash};
 use polygram_proto::bulk::pool::Buffers;
 use polygram_proto::bulk::same_host::{Meeting, Offer};
@@ -28,11 +32,24 @@ const KEPT_BYTES: usize = 128 << 20;
 #[derive(Debug)]
 pub(super) enum Event {
     /// A worker says hello.
-    Hello { hello: HelloBody, offer: Option<Offer>, answer: oneshot::Sender<Result<Admission, Refusal>> },
+    Hello { hello: HelloBody, from: SocketAddr, offer: Option<Offer>, answer: Answer },
     /// A worker's message.
     Message { group: u64, header: Header, crc: u32, message: Message },
     /// A connection brings no more requests.
     Gone { group: u64, end: End },
+}
+
+/// Where the engine says whether a worker is admitted.
+pub(super) type Answer = oneshot::Sender<Result<Admission, Refusal>>;
+
+/// An accepted connection of which nothing is known yet.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) stream: TcpStream,
+    pub(super) from: SocketAddr,
+    /// Of this shard's connections.
+    pub(super) number: u64,
+    pub(super) progress: Progress,
 }
 
 /// A worker's admission on one connection.
@@ -63,17 +80,41 @@ pub(super) struct Fence {
     gradients: BlockShape,
     tables: u64,
     buffers: Buffers,
+    key: LinkKey,
+    strangers: Arc<Strangers>,
 }
 
 impl Fence {
-    pub(super) fn new(config: Arc<ShardConfig>) -> Fence {
+    pub(super) fn new(config: Arc<ShardConfig>, key: LinkKey) -> Fence {
         Fence {
+            key,
+            strangers: Arc::default(),
             run: run_hash(&config.run),
             gradients: config.shape(config.embedding.wire.gradients),
             tables: tables_hash(&config.tables),
             buffers: Buffers::new(KEPT_BYTES),
             config,
         }
+    }
+
+    /// Who did not prove that it belongs to the run.
+    pub(super) fn strangers(&self) -> &Strangers {
+        &self.strangers
+    }
+
+    /// Connections that the workers of the run make at most.
+    pub(super) fn connections(&self) -> usize {
+        self.config.topology.workers as usize * self.config.embedding.connections as usize
+    }
+
+    /// After so long without a heartbeat a worker is given up.
+    pub(super) fn silence(&self) -> Duration {
+        self.config.failure_detection
+    }
+
+    fn heartbeats(&self, hello: &HelloBody) -> Result<Heartbeats, WireError> {
+        let frame = self.frame(&Message::Heartbeat, Step(0), Cell(0))?;
+        Ok(Heartbeats::new(hello.silence(), frame))
     }
 
     /// The header of an answer.
@@ -149,27 +190,48 @@ struct Link {
     _greeted_over: Option<LinkWriter>,
 }
 
-/// Serves connection number `number` of this shard until either side ends it.
-pub(super) async fn serve(stream: TcpStream, number: u64, fence: Fence, events: mpsc::Sender<Event>) {
+/// Serves a connection of this shard until either side ends it.
+pub(super) async fn serve(newcomer: Newcomer, fence: Fence, events: mpsc::Sender<Event>) {
+    let Newcomer { stream, from, number, progress } = newcomer;
     let (mut reader, mut writer) = over_tcp(stream, PATIENCE, &fence.buffers);
-    let hello = match timeout(PATIENCE, read_hello(&mut reader, &fence)).await {
-        Ok(Ok(hello)) => hello,
-        Ok(Err(refusal)) => return refuse(&mut writer, &fence, refusal).await,
-        Err(_) => return tracing::warn!(number, "a peer connected and said nothing"),
+    reader.limit_payload(GREETING_BYTES);
+    let greeted = timeout(GREETING_TIMEOUT, greet((&mut reader, &mut writer), &fence, &progress)).await;
+    progress.passed();
+    let (header, hello) = match greeted {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(Unproved { reason, refusal })) => {
+            fence.strangers.note(from, &reason);
+            return refuse(&mut writer, &fence, refusal).await;
+        }
+        Err(_) => {
+            let seconds = GREETING_TIMEOUT.as_secs();
+            fence.strangers.note(from, &format!("it did not finish its handshake within {seconds} s"));
+            return;
+        }
     };
+    if let Err(refusal) = fence.check_hello(&header, &hello) {
+        tracing::warn!(%from, reason = ?refusal.reason, text = %refusal.text, "a worker was refused");
+        return refuse(&mut writer, &fence, Some(refusal)).await;
+    }
+    reader.limit_payload(MAX_PAYLOAD_BYTES);
     let meeting = fence.meeting(&hello);
     let (answer, answered) = oneshot::channel();
     let offer = meeting.as_ref().map(Meeting::offer);
-    if events.send(Event::Hello { hello, offer, answer }).await.is_err() {
-        return;
-    }
-    let Admission { group, welcome, outbox, inflow } = match answered.await {
-        Ok(Ok(admission)) => admission,
-        Ok(Err(refusal)) => return refuse(&mut writer, &fence, Some(refusal)).await,
-        Err(_) => return tracing::debug!(number, "the engine ended before it answered a hello"),
+    let admitted = async {
+        events.send(Event::Hello { hello, from, offer, answer }).await.ok()?;
+        answered.await.ok()
     };
+    let Ok(heartbeats) = fence.heartbeats(&hello) else { return };
+    // The shard may still restore its rows: the worker is to know that it is there.
+    let Admission { group, welcome, outbox, inflow } =
+        match heartbeats.send_until(&mut writer, admitted).await {
+            Ok(Some(Ok(admission))) => admission,
+            Ok(Some(Err(refusal))) => return refuse(&mut writer, &fence, Some(refusal)).await,
+            Ok(None) => return tracing::debug!(number, "the engine ended before it answered a hello"),
+            Err(error) => return tracing::info!(number, %error, "a worker left before it was admitted"),
+        };
     let link = Link { reader, writer, _greeted_over: None };
-    let worker = Worker { group, connection: hello.connection, fence, outbox, inflow, events };
+    let worker = Worker { group, hello, fence, outbox, inflow, events };
     let end = match worker.settle(link, welcome, meeting).await {
         Ok(link) => worker.exchange(link, number).await,
         Err(end) => end,
@@ -180,7 +242,7 @@ pub(super) async fn serve(stream: TcpStream, number: u64, fence: Fence, events: 
 /// An admitted worker, as one of its connections sees it.
 struct Worker {
     group: u64,
-    connection: u32,
+    hello: HelloBody,
     fence: Fence,
     outbox: Outbox,
     inflow: Arc<Inflow>,
@@ -245,8 +307,10 @@ impl Worker {
     /// Reads and writes until there is no more to write.
     async fn exchange(&self, link: Link, number: u64) -> End {
         let Link { reader, writer, _greeted_over } = link;
-        let reads = self.read_all(reader);
-        let writes = self.write_all(writer);
+        // A host does not lose itself: over memory nobody has to send heartbeats.
+        let watch = if _greeted_over.is_none() { Watch::Link } else { Watch::Nothing };
+        let reads = self.read_watched(reader, watch);
+        let writes = self.write_all(writer, watch);
         tokio::pin!(reads, writes);
         let log_end = |ended: Result<(), LinkError>| {
             if let Err(error) = ended {
@@ -266,6 +330,27 @@ impl Worker {
     async fn tell_end(&self, end: End) {
         if self.events.send(Event::Gone { group: self.group, end }).await.is_err() {
             tracing::debug!(group = self.group, "the engine ended before its connection");
+        }
+    }
+
+    /// Reads until the connection ends, or is silent.
+    async fn read_watched(&self, reader: LinkReader, watch: Watch) -> End {
+        let (activity, silence) = (reader.activity(), self.fence.silence());
+        let silent = async {
+            match watch {
+                Watch::Nothing => std::future::pending().await,
+                Watch::Link => activity.silent_for(silence).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            end = self.read_all(reader) => end,
+            () = silent => {
+                let (shard, rank) = (self.fence.config.index, self.hello.rank);
+                let seconds = silence.as_secs_f64();
+                let text = format!("shard {shard} hears nothing from worker {rank} for {seconds:.1} s");
+                End::Refused(Refusal::new(Reason::Silent, text))
+            }
         }
     }
 
@@ -291,7 +376,7 @@ impl Worker {
             if let Err(error) = credited {
                 return end_of(error.into());
             }
-            if matches!(message, Message::Credit(_)) {
+            if matches!(message, Message::Credit(_) | Message::Heartbeat) {
                 continue;
             }
             let event = Event::Message { group: self.group, header, crc: incoming.crc, message };
@@ -301,12 +386,20 @@ impl Worker {
         }
     }
 
-    async fn write_all(&self, mut writer: LinkWriter) -> Result<(), LinkError> {
-        while let Some(frame) = self.outbox.next(self.connection).await {
-            writer.write(&frame).await?;
-        }
-        writer.close().await
+    async fn write_all(&self, writer: LinkWriter, watch: Watch) -> Result<(), LinkError> {
+        let heartbeats = match watch {
+            Watch::Nothing => None,
+            Watch::Link => Some(self.fence.heartbeats(&self.hello)?),
+        };
+        self.outbox.write_all(writer, self.hello.connection, heartbeats).await
     }
+}
+
+/// Whether both sides of a connection send heartbeats.
+#[derive(Clone, Copy, Debug)]
+enum Watch {
+    Link,
+    Nothing,
 }
 
 fn end_of(error: LinkError) -> End {
@@ -317,21 +410,58 @@ fn end_of(error: LinkError) -> End {
     }
 }
 
-async fn read_hello(reader: &mut LinkReader, fence: &Fence) -> Result<HelloBody, Option<Refusal>> {
-    let (incoming, payload) = reader.read().await.map_err(|error| refusal_of(&error))?;
-    match Message::decode(incoming.header.kind, payload, fence.gradients) {
-        Ok(Message::Hello(hello)) => {
-            fence.check_hello(&incoming.header, &hello)?;
-            Ok(hello)
-        }
-        Ok(_) => Err(Some(Refusal::new(Reason::Malformed, "the first frame is not a hello"))),
-        Err(error) => Err(refusal_of(&error.into())),
+/// Why a peer has not passed the handshake, and what it is told, if anything.
+struct Unproved {
+    reason: String,
+    refusal: Option<Refusal>,
+}
+
+impl From<LinkError> for Unproved {
+    fn from(error: LinkError) -> Unproved {
+        Unproved { reason: error.to_string(), refusal: refusal_of(&error) }
     }
 }
 
+impl From<WireError> for Unproved {
+    fn from(error: WireError) -> Unproved {
+        LinkError::from(error).into()
+    }
+}
+
+impl Unproved {
+    fn refused(reason: Reason, text: &str) -> Unproved {
+        Unproved { reason: text.to_owned(), refusal: Some(Refusal::new(reason, text)) }
+    }
+}
+
+/// Reads a hello, and lets its sender prove that it knows the run's token.
+async fn greet(
+    (reader, writer): (&mut LinkReader, &mut LinkWriter),
+    fence: &Fence,
+    progress: &Progress,
+) -> Result<(Header, HelloBody), Unproved> {
+    let (incoming, payload) = reader.read().await?;
+    let challenge = Challenge::to(&incoming, &payload).map_err(LinkError::from)?;
+    let header = incoming.header;
+    let Message::Hello(hello) = Message::decode(header.kind, payload, fence.gradients)? else {
+        return Err(Unproved::refused(Reason::Malformed, "the first frame is not a hello"));
+    };
+    progress.greeted();
+    writer.write(&fence.frame(&challenge.message(), Step(0), Cell(0))?).await?;
+    let (incoming, payload) = reader.read().await?;
+    let Message::Response(response) = Message::decode(incoming.header.kind, payload, fence.gradients)? else {
+        return Err(Unproved::refused(Reason::Malformed, "the challenge is not answered"));
+    };
+    let Some(vouch) = challenge.verify(&fence.key, &response) else {
+        let text = "it does not know the run's token: give every member the token file of this run";
+        return Err(Unproved::refused(Reason::Stranger, text));
+    };
+    writer.write(&fence.frame(&vouch, Step(0), Cell(0))?).await?;
+    Ok((header, hello))
+}
+
 async fn refuse(writer: &mut LinkWriter, fence: &Fence, refusal: Option<Refusal>) {
-    let Some(refusal) = refusal else { return tracing::debug!("a peer left before its hello") };
-    tracing::warn!(reason = ?refusal.reason, text = %refusal.text, "a peer was refused");
+    let Some(refusal) = refusal else { return };
     let Ok(frame) = fence.frame(&Message::Refused(refusal), Step(0), Cell(0)) else { return };
     if let Err(error) = writer.write(&frame).await {
         tracing::debug!(%error, "a refusal was not delivered");

@@ -1,12 +1,14 @@
 //! The engine: turns events into ledger calls, and the ledger's effects into commands and frames.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use polygram_domain::{Cell, Rank, Step};
 use polygram_faults::{Point, pass};
 use polygram_proto::bulk::credit::Inflow;
 use polygram_proto::bulk::frame::{Header, Kind};
+use polygram_proto::bulk::greeting::silence_ms;
 use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody};
 use polygram_proto::bulk::same_host::Offer;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +33,7 @@ const PUSH_WINDOW_BYTES: u32 = 32 << 20;
 struct Worker {
     rank: Rank,
     hello: HelloBody,
+    from: SocketAddr,
     /// A bit for every connection that was admitted.
     admitted: u64,
     /// Connections that the worker has closed in order.
@@ -65,7 +68,7 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(
-        config: Arc<ShardConfig>,
+        (config, fence): (Arc<ShardConfig>, Fence),
         version: Step,
         lane_rows: Vec<RowCounts>,
         lanes: Vec<mpsc::Sender<Command>>,
@@ -77,7 +80,7 @@ impl Engine {
                 version,
                 lane_rows.iter().map(|rows| rows.written).collect(),
             ),
-            fence: Fence::new(Arc::clone(&config)),
+            fence,
             archive: None,
             snapshots: JoinSet::new(),
             decayed: DecayLog::default(),
@@ -93,13 +96,14 @@ impl Engine {
     /// Takes a connection's event.
     pub(super) async fn event(&mut self, event: Event) -> Result<(), ShardError> {
         match event {
-            Event::Hello { hello, offer, answer } => {
-                let admission = self.admit(hello, offer);
+            Event::Hello { hello, from, offer, answer } => {
+                let admission = self.admit(hello, from, offer);
                 if let Err(refusal) = &admission {
                     tracing::warn!(rank = %hello.rank, text = %refusal.text, "a worker was refused");
                 }
-                if answer.send(admission).is_err() {
+                if let Err(Ok(Admission { group, .. })) = answer.send(admission) {
                     tracing::debug!(rank = %hello.rank, "a worker left before it was answered");
+                    self.part(group, End::Lost);
                 }
             }
             Event::Message { group, header, crc, message } => {
@@ -122,19 +126,27 @@ impl Engine {
     }
 
     /// Admits a connection: the first of a worker, or one more of a worker that is here.
-    fn admit(&mut self, hello: HelloBody, offer: Option<Offer>) -> Result<Admission, Refusal> {
+    fn admit(
+        &mut self,
+        hello: HelloBody,
+        from: SocketAddr,
+        offer: Option<Offer>,
+    ) -> Result<Admission, Refusal> {
         let rank = hello.rank;
         self.ledger.hello(rank, hello.workers)?;
         let bit = 1u64 << hello.connection;
         let group = match hello.connection {
             0 => {
+                self.check_alone(&hello, from)?;
                 self.groups += 1;
                 let (outbox, inflow) =
                     (Outbox::new(hello.window_bytes, PATIENCE), Inflow::new(PUSH_WINDOW_BYTES));
                 tracing::info!(%rank, group = self.groups, connections = hello.connections, "worker connected");
                 let inflow = Arc::new(inflow);
-                self.workers
-                    .insert(self.groups, Worker { rank, hello, admitted: 0, closed: 0, outbox, inflow });
+                self.workers.insert(
+                    self.groups,
+                    Worker { rank, hello, from, admitted: 0, closed: 0, outbox, inflow },
+                );
                 self.groups
             }
             connection => {
@@ -151,6 +163,7 @@ impl Engine {
             shards: self.config.topology.shards,
             version: self.ledger.version(),
             window_bytes: PUSH_WINDOW_BYTES,
+            silence_ms: silence_ms(self.fence.silence()),
             offer,
         };
         let Some(worker) = self.workers.get_mut(&group) else {
@@ -160,6 +173,18 @@ impl Engine {
         pass(Point::ShardConnected);
         let (outbox, inflow) = (worker.outbox.clone(), Arc::clone(&worker.inflow));
         Ok(Admission { group, welcome, outbox, inflow })
+    }
+
+    /// Refuses a second process with the rank of one that is here: their requests would mix.
+    fn check_alone(&self, hello: &HelloBody, from: SocketAddr) -> Result<(), Refusal> {
+        let rank = hello.rank;
+        let Some(other) = self.workers.values().find(|worker| worker.rank == rank) else { return Ok(()) };
+        let text = format!(
+            "worker {rank} is connected already, from {} (incarnation {:x}); this is another one, from {from} \
+             (incarnation {:x}): two processes run with --rank {rank}, end one of them",
+            other.from, other.hello.incarnation, hello.incarnation
+        );
+        Err(Refusal::new(Reason::Conflict, text))
     }
 
     /// A connection of a worker ends: the worker is gone at its first broken connection, or when it has closed all.

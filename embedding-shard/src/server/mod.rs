@@ -1,6 +1,7 @@
 //! Serving: accepts workers, runs the lanes' threads and the engine between them, and ends them all.
 
 mod connection;
+mod door;
 mod engine;
 pub(crate) mod outbox;
 mod snapshot;
@@ -11,10 +12,7 @@ use std::time::Duration;
 
 use polygram_domain::Step;
 use polygram_process::panics::{self, Panicked};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::archive::{RowArchive, RowCounts};
 use crate::config::ShardConfig;
@@ -24,11 +22,10 @@ use crate::observe::LaneObserver;
 use crate::query::Peek;
 use crate::rows::RowStore;
 use crate::shard::ShardStatus;
+pub use door::Door;
 use engine::Engine;
 pub use snapshot::SnapshotRows;
 
-/// Requests that wait for the engine at most; the bytes of gradients among them are bounded by credit.
-const QUEUE_EVENTS: usize = 64;
 /// Commands that wait for a lane at most.
 const QUEUE_COMMANDS: usize = 64;
 /// Last words get so long to reach the workers.
@@ -52,7 +49,7 @@ type Ended = (Step, Vec<RowStore>, watch::Sender<ShardStatus>);
 /// Serves until `shutdown` or a failure; gives version, rows and status back.
 pub(crate) async fn serve(
     job: Job,
-    listener: TcpListener,
+    mut door: Door,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Ended, ShardError> {
     let Job { config, version, stores, archive, status, observers, mut peeks } = job;
@@ -73,16 +70,15 @@ pub(crate) async fn serve(
         lanes.push(commands);
     }
     drop(report);
-    let mut engine = Engine::new(config, version, rows, lanes, status);
+    let mut engine = Engine::new((config, door.fence.clone()), version, rows, lanes, status);
     (engine.archive, engine.decayed) = (archive, decayed);
     let written = engine.rows().written;
     engine.status.send_modify(|status| (status.version, status.written_rows) = (version, written));
-    let mut connections = JoinSet::new();
-    let inlets = Inlets { listener: &listener, reports: &mut reports, peeks: &mut peeks };
-    let served = run(&mut engine, inlets, &mut connections, shutdown).await;
+    let inlets = Inlets { door: &mut door, reports: &mut reports, peeks: &mut peeks };
+    let served = run(&mut engine, inlets, shutdown).await;
 
-    // The listener goes first, so that nobody connects to a shard that ends.
-    drop(listener);
+    // Nobody connects to a shard that ends.
+    door.close();
     if let Err(error) = &served {
         tracing::error!(%error, "the shard gives up");
         engine.say_goodbye(error);
@@ -91,30 +87,23 @@ pub(crate) async fn serve(
     let (version, status) = (engine.ledger.version(), engine.status.clone());
     drop(engine);
     // Without the engine, lanes and connections run out of senders and end by themselves, or are ended.
-    let all_ended = async { while connections.join_next().await.is_some() {} };
-    let patience = if served.is_err() { GOODBYE } else { Duration::ZERO };
-    if timeout(patience, all_ended).await.is_err() {
-        connections.shutdown().await;
-    }
+    door.ended(if served.is_err() { GOODBYE } else { Duration::ZERO }).await;
     let stores = join(threads, &mut reports).await?;
     served.map(|()| (version, stores, status))
 }
 
 /// Where work comes from.
 struct Inlets<'a> {
-    listener: &'a TcpListener,
+    door: &'a mut Door,
     reports: &'a mut mpsc::Receiver<(usize, Report)>,
     peeks: &'a mut mpsc::Receiver<Peek>,
 }
 
 async fn run(
     engine: &mut Engine,
-    Inlets { listener, reports, peeks }: Inlets<'_>,
-    connections: &mut JoinSet<()>,
+    Inlets { door, reports, peeks }: Inlets<'_>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ShardError> {
-    let (event, mut events) = mpsc::channel(QUEUE_EVENTS);
-    let mut accepted = 0u64;
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -129,18 +118,8 @@ async fn run(
                 })?;
                 engine.snapshot_ended(ended).await?;
             }
-            Some(joined) = connections.join_next() => {
-                if let Err(error) = joined {
-                    tracing::error!(%error, "a connection's task ended badly");
-                }
-            }
-            Some(event) = events.recv() => engine.event(event).await?,
+            Some(event) = door.events.recv() => engine.event(event).await?,
             Some(peek) = peeks.recv() => engine.peek(peek).await?,
-            connection = listener.accept() => {
-                let (stream, _) = connection.map_err(ShardError::Accept)?;
-                accepted += 1;
-                connections.spawn(connection::serve(stream, accepted, engine.fence.clone(), event.clone()));
-            }
         }
     }
 }

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
+use polygram_proto::bulk::codec::{LinkError, LinkWriter};
 use polygram_proto::bulk::frame::{Outgoing, WireError};
+use polygram_proto::bulk::liveness::{Heartbeats, write_queue};
 use polygram_proto::bulk::queue::SendQueue;
 pub(crate) use polygram_proto::bulk::queue::{Gone, Permit};
 use tokio::time::timeout;
@@ -56,9 +58,14 @@ impl Outbox {
         self.queue.give_back(bytes)
     }
 
-    /// The next frame for one of the worker's connections; `None` at the end.
-    pub(super) async fn next(&self, connection: u32) -> Option<Outgoing> {
-        self.queue.next(connection).await
+    /// Writes what is queued for one of the worker's connections, until the end, and heartbeats where nothing is.
+    pub(super) async fn write_all(
+        &self,
+        writer: LinkWriter,
+        connection: u32,
+        heartbeats: Option<Heartbeats>,
+    ) -> Result<(), LinkError> {
+        write_queue(writer, &self.queue, connection, heartbeats).await
     }
 
     /// Takes no more frames; those queued are still written.
@@ -101,7 +108,7 @@ mod tests {
             let quick = quick.clone();
             async move {
                 let mut frames = 0;
-                while let Some(frame) = quick.next(0).await {
+                while let Some(frame) = quick.queue.next(0).await {
                     quick.give_back(frame.payload_bytes() as u32).unwrap();
                     frames += 1;
                 }
@@ -127,7 +134,7 @@ mod tests {
         assert_eq!(lane.join().unwrap(), 990, "ten frames of 400 bytes fill the window");
         let mut queued = 0;
         slow.close();
-        while slow.next(0).await.is_some() {
+        while slow.queue.next(0).await.is_some() {
             queued += 1;
         }
         assert_eq!(queued, 10);
@@ -139,7 +146,7 @@ mod tests {
         outbox.try_reserve(200).unwrap().unwrap().send(rows(50));
         outbox.try_reserve(200).unwrap().unwrap().send(rows(50));
         assert_eq!(outbox.reserve(200).await.err(), Some(Gone));
-        assert!(outbox.next(0).await.is_none(), "what was queued is dropped");
+        assert!(outbox.queue.next(0).await.is_none(), "what was queued is dropped");
         assert_eq!(outbox.answer(rows(1)), Err(Gone));
     }
 }

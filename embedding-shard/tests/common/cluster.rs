@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunSpec, ShardIndex, Step};
-use polygram_embedding_shard::{Record, Shard, ShardConfig, ShardError};
+use polygram_embedding_shard::{Door, Record, Shard, ShardConfig, ShardError};
+use polygram_handshake::LinkKey;
 use polygram_proto::bulk::{
     ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError, SnapshotOrder,
 };
@@ -20,6 +21,11 @@ use super::Workload;
 
 pub(crate) const GENERATION: Generation = Generation(3);
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Of the token that all members of these runs know.
+pub(crate) fn key() -> LinkKey {
+    LinkKey::of_secret(b"a secret of these tests")
+}
 
 type Served = (oneshot::Sender<()>, JoinHandle<Result<Shard, ShardError>>);
 
@@ -45,7 +51,8 @@ impl Cluster {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             cluster.addresses.push(listener.local_addr().unwrap());
             let (stop, stopped) = oneshot::channel();
-            let served = tokio::spawn(shard.serve(listener, async move {
+            let door = Door::open(listener, shard.config(), key());
+            let served = tokio::spawn(shard.serve(door, async move {
                 let _dropped = stopped.await;
             }));
             cluster.shards.push((stop, served));
@@ -59,6 +66,7 @@ impl Cluster {
             generation: GENERATION,
             rank: Rank(rank),
             workers: self.spec.topology.workers,
+            key: key(),
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 pub(crate) mod cluster;
+pub(crate) mod greeting;
 pub(crate) mod reference;
 
 use std::sync::Arc;

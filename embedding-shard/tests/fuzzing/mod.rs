@@ -39,8 +39,23 @@ impl Dice {
     }
 }
 
-/// CRC32C (Castagnoli, reflected polynomial 0x82f63b78) of a frame: its head up to the checksum, and its payload.
+/// CRC32C (Castagnoli, reflected polynomial 0x82f63b78) of a frame: its head up to the checksums, and its payload.
 pub(crate) fn crc_of(frame: &[u8]) -> u32 {
+    crc32c(frame[..48].iter().chain(&frame[HEADER_BYTES..]))
+}
+
+/// The same of its head alone.
+pub(crate) fn head_crc_of(frame: &[u8]) -> u32 {
+    crc32c(frame[..48].iter())
+}
+
+/// Whether both checksums are true.
+fn is_sound(frame: &[u8]) -> bool {
+    let stated = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
+    frame.len() >= HEADER_BYTES && stated(48) == head_crc_of(frame) && stated(52) == crc_of(frame)
+}
+
+fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
     let step = |mut crc: u32, byte: &u8| {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
@@ -48,7 +63,7 @@ pub(crate) fn crc_of(frame: &[u8]) -> u32 {
         }
         crc
     };
-    !frame[..48].iter().chain(&frame[HEADER_BYTES..]).fold(u32::MAX, step)
+    !bytes.fold(u32::MAX, step)
 }
 
 /// Makes a frame's length and checksum true again.
@@ -60,11 +75,12 @@ pub(crate) fn refit(frame: &mut Frame) {
     }
 }
 
-/// Makes a frame's checksum true, whatever its length says.
+/// Makes a frame's checksums true, whatever its length says.
 fn reseal(frame: &mut Frame) {
     if frame.len() >= HEADER_BYTES {
-        let crc = crc_of(frame);
-        frame[48..52].copy_from_slice(&crc.to_le_bytes());
+        let (head, whole) = (head_crc_of(frame), crc_of(frame));
+        frame[48..52].copy_from_slice(&head.to_le_bytes());
+        frame[52..56].copy_from_slice(&whole.to_le_bytes());
     }
 }
 
@@ -183,7 +199,7 @@ impl Conversation {
     /// Whether a shard whose steps from `open` on are open must not let this frame change anything: it is damaged, of
     /// another run or generation, of a closed step, or of one that is too far ahead.
     fn is_harmless(&self, frame: &[u8], open: u64) -> bool {
-        if frame.len() < HEADER_BYTES || u64_at(frame, 44) >> 32 != u64::from(crc_of(frame)) {
+        if !is_sound(frame) {
             return true;
         }
         let is_of_run = u64_at(frame, 16) == self.run && u64_at(frame, 24) == GENERATION.0;
@@ -218,7 +234,7 @@ fn spoil(frame: &mut Frame, other: &Frame, dice: &mut Dice) {
         2 | 3 if frame.len() >= HEADER_BYTES => {
             let at = [8, 12, 16, 24, 28, 32, 36, 40, 40, 44][dice.below(10) as usize];
             let now = u64_at(frame, at) as u32;
-            let word = if at == 8 { dice.below(20) as u32 } else { dice.word(now) };
+            let word = if at == 8 { dice.below(24) as u32 } else { dice.word(now) };
             frame[at..at + 4].copy_from_slice(&word.to_le_bytes());
             reseal(frame);
         }

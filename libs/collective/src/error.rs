@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_domain::Rank;
+use polygram_domain::{FailureKind, Rank};
 
 use crate::call::{Call, Op};
 
@@ -85,6 +85,16 @@ pub enum CollectiveError {
         /// How it was lost.
         detail: String,
     },
+    /// A peer sent no heartbeat: its host is cut off from this one, or stands still.
+    #[error("{place}: rank {} hears nothing from rank {peer} for {:.1} s", place.rank, waited.as_secs_f64())]
+    Unheard {
+        /// This rank and its call.
+        place: Box<Place>,
+        /// The rank that was not heard.
+        peer: Rank,
+        /// For how long.
+        waited: Duration,
+    },
     /// Another rank failed and said why.
     #[error("{place}: rank {origin} failed: {reason}")]
     PeerFailed {
@@ -142,12 +152,31 @@ pub enum CollectiveError {
 }
 
 impl CollectiveError {
+    /// Whether the program or its environment failed. A peer that failed for a reason of its own reports it itself.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            CollectiveError::Unheard { .. } => FailureKind::Timeout,
+            CollectiveError::PeerLost { .. } | CollectiveError::PeerFailed { .. } => FailureKind::Reset,
+            // A peer that sends heartbeats and does not do its part for so long is a fault of the program.
+            CollectiveError::TimedOut { .. }
+            | CollectiveError::WorldSize { .. }
+            | CollectiveError::Argument { .. }
+            | CollectiveError::Mismatch { .. }
+            | CollectiveError::Aborted { .. }
+            | CollectiveError::Corrupt { .. }
+            | CollectiveError::Overflow { .. }
+            | CollectiveError::Injected { .. }
+            | CollectiveError::Failed { .. } => FailureKind::Program,
+        }
+    }
+
     /// The ranks this error points at, to be reported to whoever decides about members. Empty where it accuses
     /// none (an abort, say).
     pub fn suspects(&self) -> Vec<Rank> {
         match self {
             CollectiveError::Mismatch { peer, .. }
             | CollectiveError::PeerLost { peer, .. }
+            | CollectiveError::Unheard { peer, .. }
             | CollectiveError::Corrupt { peer, .. } => vec![*peer],
             CollectiveError::TimedOut { silent, .. } => silent.clone(),
             CollectiveError::PeerFailed { origin, suspect, .. } => vec![suspect.unwrap_or(*origin)],
@@ -227,6 +256,27 @@ pub enum JoinError {
         /// The system's error.
         source: std::io::Error,
     },
+}
+
+impl JoinError {
+    /// Whether the program or its environment failed.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            JoinError::Unreachable { .. } | JoinError::Missing { .. } => FailureKind::Connect,
+            JoinError::Collective { source, .. } => source.kind(),
+            _ => FailureKind::Program,
+        }
+    }
+
+    /// The ranks of the run that this error points at.
+    pub fn suspects(&self) -> Vec<Rank> {
+        match self {
+            JoinError::Unreachable { peer, .. } => vec![*peer],
+            JoinError::Missing { missing, .. } => missing.clone(),
+            JoinError::Collective { source, .. } => source.suspects(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// "rank 3" or "ranks 1, 3".

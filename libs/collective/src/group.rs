@@ -40,6 +40,9 @@ pub struct Options {
     pub group: String,
     /// A call in which for so long not a byte moves has failed.
     pub failure_detection: Duration,
+    /// Between hosts, a peer that sends no heartbeat for so long is lost, whatever it computes; `None`: nobody gives
+    /// heartbeats. Equal on all ranks. A group within a group relies on the larger one's.
+    pub link_detection: Option<Duration>,
     /// Vectors of up to so many bytes are summed by recursive doubling (tiny ones in one hop), longer ones by
     /// recursive halving. The bits are the same. Equal on all ranks.
     pub short_bytes: usize,
@@ -55,6 +58,7 @@ impl Options {
         Options {
             group: group.into(),
             failure_detection,
+            link_detection: None,
             short_bytes: 64 << 10,
             same_host: SameHost::Auto,
             message_limit_bytes: 16 << 30,

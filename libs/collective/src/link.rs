@@ -79,6 +79,13 @@ pub enum Cause {
         /// The notice.
         notice: Notice,
     },
+    /// `peer` sent no heartbeat.
+    Unheard {
+        /// The rank of the run, not its seat: it may sit in another group.
+        peer: Rank,
+        /// For how long.
+        waited: Duration,
+    },
     /// The connection to `peer` is gone.
     Lost {
         /// The rank lost.

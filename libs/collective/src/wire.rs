@@ -192,7 +192,7 @@ impl Fields<'_> {
         String::from_utf8(text.to_vec()).map_err(|_| "a text is not UTF-8".to_string())
     }
 
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let (field, rest) = self.bytes.split_first_chunk::<N>().ok_or("a frame is cut short")?;
         self.bytes = rest;
         Ok(*field)

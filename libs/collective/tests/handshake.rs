@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use polygram_collective::{Collective, JoinError, Membership, Options, Tcp};
 use polygram_domain::{Generation, Rank};
+use polygram_handshake::LinkKey;
 use suite::{any_port, member, options, tcp_joins};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -47,7 +48,13 @@ fn strangers_are_refused_with_the_reason() {
             2,
             "generation 2 instead of 3",
         ),
-        (Membership { schema: 99, ..usual.clone() }, options(), 2, "schema version 99 instead of"),
+        (Membership { version: 99, ..usual.clone() }, options(), 2, "protocol version 99 instead of"),
+        (
+            Membership { key: LinkKey::of_secret(b"another secret"), ..usual.clone() },
+            options(),
+            2,
+            "does not know the run's token",
+        ),
         (usual.clone(), options(), 4, "a group of size 4 instead of 2"),
         (usual.clone(), other_group, 2, "group \"experts\" instead of \"test\""),
         (usual, other_form, 2, "short_bytes 1 instead of"),
@@ -64,11 +71,14 @@ fn strangers_are_refused_with_the_reason() {
     }
 }
 
-/// The greeting of rank 1 is recorded on its way and said again: the rank that sits keeps its seat.
+/// The handshake of rank 1 is recorded on its way and said again: the rank that sits keeps its seat, and who said it
+/// learns nothing but that.
 #[test]
-fn a_rank_that_sits_already_is_refused() {
-    const HELLO_BYTES: usize = 57;
-    const REPLY_BYTES: usize = 19;
+fn a_replayed_handshake_gets_no_seat() {
+    const HELLO_BYTES: usize = 66;
+    const CHALLENGE_BYTES: usize = 44;
+    const RESPONSE_BYTES: usize = 76;
+    const REPLY_BYTES: usize = 51;
     let mut bound = (0..3).map(|_| Tcp::bind(any_port()).unwrap());
     let (zero, one, two) = (bound.next().unwrap(), bound.next().unwrap(), bound.next().unwrap());
     let addresses = [zero.address(), one.address(), two.address()];
@@ -79,18 +89,32 @@ fn a_rank_that_sits_already_is_refused() {
         let one = scope.spawn(|| Tcp::connect(one, &member(1), &through_relay, options(), SOON));
         let (mut near, _) = relay.accept().unwrap();
         let mut far = TcpStream::connect(addresses[0]).unwrap();
-        let (mut hello, mut reply) = ([0; HELLO_BYTES], [0; REPLY_BYTES]);
-        near.read_exact(&mut hello).unwrap();
-        far.write_all(&hello).unwrap();
-        far.read_exact(&mut reply).unwrap();
-        near.write_all(&reply).unwrap();
+        let (mut hello, mut challenge) = ([0; HELLO_BYTES], [0; CHALLENGE_BYTES]);
+        let (mut response, mut reply) = ([0; RESPONSE_BYTES], [0; REPLY_BYTES]);
+        let pass = |from: &mut TcpStream, bytes: &mut [u8], to: &mut TcpStream| {
+            from.read_exact(bytes).unwrap();
+            to.write_all(bytes).unwrap();
+        };
+        pass(&mut near, &mut hello, &mut far);
+        pass(&mut far, &mut challenge, &mut near);
+        pass(&mut near, &mut response, &mut far);
+        pass(&mut far, &mut reply, &mut near);
 
         let mut again = TcpStream::connect(addresses[0]).unwrap();
         again.write_all(&hello).unwrap();
+        let mut fresh = [0; CHALLENGE_BYTES];
+        again.read_exact(&mut fresh).unwrap();
+        assert_ne!(fresh, challenge, "each connection has a challenge of its own");
+        again.write_all(&response).unwrap();
         let mut answer = Vec::new();
         again.read_to_end(&mut answer).unwrap();
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(answer.contains("rank 1 is connected already"), "{answer:?}");
+        assert!(answer.contains("does not know the run's token"), "{answer:?}");
+
+        // Who knows the token and is a second process with the rank is refused by name.
+        let bound = Tcp::bind(any_port()).unwrap();
+        let second = Tcp::connect(bound, &member(1), &addresses, options(), SOON).err().unwrap();
+        assert!(second.to_string().contains("rank 1 is connected already"), "{second}");
 
         let two = scope.spawn(|| Tcp::connect(two, &member(2), &addresses, options(), SOON));
         for joined in [zero, one, two] {

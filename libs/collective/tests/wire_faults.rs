@@ -88,8 +88,8 @@ fn tampered(tamper: Tamper, options: &Options) -> Vec<suite::Seat> {
     suite::boxed(tcp_joins(2, options, route).into_iter().map(Result::unwrap).collect::<Vec<Tcp>>())
 }
 
-/// Bytes of the greeting of rank 1, so that tampering begins behind it.
-const GREETING: u64 = 57;
+/// Bytes of the hello and the response of rank 1, so that tampering begins behind them.
+const GREETING: u64 = 66 + 76;
 const HEADER: u64 = 60;
 
 #[test]

@@ -9,6 +9,7 @@ pub mod batch;
 pub mod bf16;
 pub mod checkpoint;
 pub mod embedding;
+pub mod failure;
 pub mod float;
 pub mod held_out;
 pub mod hf_config;
@@ -36,6 +37,7 @@ pub mod yarn;
 
 pub use batch::CellBatch;
 pub use checkpoint::CheckpointKind;
+pub use failure::FailureKind;
 pub use held_out::{HeldOutIdentities, HeldOutSets};
 pub use ids::{BucketIndex, Cell, Generation, Rank, RowId, RunName, ShardIndex, Step, TableIndex};
 pub use model::ModelSpec;

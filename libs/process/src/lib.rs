@@ -15,4 +15,4 @@ pub mod signals;
 pub use child::end_with_parent;
 pub use identity::{Presence, ProcessIdentity, unix_ms};
 pub use panics::{JoinedThread, Panicked};
-pub use signals::StopSignal;
+pub use signals::{StopSignal, StopSignals};

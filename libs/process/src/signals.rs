@@ -4,6 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// A stream of one kind of signal; empty for a signal that this process inherited as ignored.
 #[derive(Debug)]
@@ -28,6 +30,51 @@ impl StopSignal {
             return;
         }
         std::future::pending().await
+    }
+}
+
+/// SIGINT and SIGTERM, counted from the beginning: once tokio listens, the system's own answer is gone for good.
+#[derive(Debug)]
+pub struct StopSignals {
+    count: watch::Receiver<u32>,
+    listening: JoinHandle<()>,
+}
+
+impl StopSignals {
+    /// Listens from now on. Must run on a tokio runtime.
+    pub fn listen() -> io::Result<StopSignals> {
+        let mut interrupt = StopSignal::listen(SignalKind::interrupt())?;
+        let mut terminate = StopSignal::listen(SignalKind::terminate())?;
+        let (sender, count) = watch::channel(0);
+        let listening = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = interrupt.recv() => {}
+                    () = terminate.recv() => {}
+                }
+                sender.send_modify(|count| *count += 1);
+            }
+        });
+        Ok(StopSignals { count, listening })
+    }
+
+    /// Signals so far.
+    pub fn count(&self) -> u32 {
+        *self.count.borrow()
+    }
+
+    /// Resolves once there were at least `times` signals. Dropping the future loses nothing.
+    pub async fn at_least(&mut self, times: u32) {
+        if self.count.wait_for(|count| *count >= times).await.is_err() {
+            // The listener is gone, and with it the runtime.
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for StopSignals {
+    fn drop(&mut self) {
+        self.listening.abort();
     }
 }
 

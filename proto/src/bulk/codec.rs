@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::frame::{Check, HEADER_BYTES, Incoming, Outgoing, WireError};
+use super::frame::{Check, HEADER_BYTES, Incoming, MAX_PAYLOAD_BYTES, Outgoing, WireError};
+use super::liveness::{ReadActivity, Watched};
 use super::pool::{Buffers, PooledWords};
 use super::ring::{RingReader, RingWriter};
 
@@ -61,8 +62,10 @@ impl Arriving {
 /// Reads frames.
 #[derive(Debug)]
 pub struct FrameReader<R> {
-    stream: BufReader<R>,
+    stream: BufReader<Watched<R>>,
     buffers: Buffers,
+    /// Longer payloads are refused.
+    limit_bytes: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -73,7 +76,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads from `stream`, into memory of `buffers`.
     pub fn with_buffers(stream: R, buffers: Buffers) -> FrameReader<R> {
-        FrameReader { stream: BufReader::with_capacity(READ_AHEAD_BYTES, stream), buffers }
+        let stream = BufReader::with_capacity(READ_AHEAD_BYTES, Watched::new(stream));
+        FrameReader { stream, buffers, limit_bytes: MAX_PAYLOAD_BYTES }
+    }
+
+    /// Refuses payloads of more than `bytes` from now on.
+    pub fn limit_payload(&mut self, bytes: usize) {
+        self.limit_bytes = bytes.min(MAX_PAYLOAD_BYTES);
+    }
+
+    /// Whether bytes come.
+    pub fn activity(&self) -> ReadActivity {
+        self.stream.get_ref().activity.clone()
     }
 
     /// The next frame and its payload words, checksum verified. Not safe to cancel: a reader whose read was
@@ -93,6 +107,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         self.stream.read_exact(&mut head[first..]).await?;
         let incoming = Incoming::decode(&head)?;
+        let bytes = 4 * incoming.payload_words;
+        if bytes > self.limit_bytes {
+            let (bytes, limit) = (bytes as u64, self.limit_bytes as u64);
+            return Err(WireError::Oversize { bytes, limit }.into());
+        }
         Ok(Arriving { incoming, check: incoming.check(), left: incoming.payload_words })
     }
 

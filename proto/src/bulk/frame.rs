@@ -1,19 +1,21 @@
 //! One frame: a fixed header and a payload of whole 4-byte words, under one CRC32C.
 //!
 //! ```text
-//! byte  0 magic u32   4 schema u32   8 kind u32      12 chunk u32
+//! byte  0 magic u32   4 version u32  8 kind u32      12 chunk u32
 //!      16 run u64    24 generation u64               32 step u64
-//!      40 cell u32   44 payload bytes u32            48 crc u32, over bytes 0..48 and the payload
+//!      40 cell u32   44 payload bytes u32            48 crc u32, over bytes 0..48
+//!      52 crc u32, over bytes 0..48 and the payload
 //! ```
 //! Everything is little endian, so that a payload of f32 rows is read and written without a copy. Decoding is
-//! strict: what it does not know is an error with both numbers in it, never a guess, and a length is believed only
-//! below [`MAX_PAYLOAD_BYTES`]. Magic and schema come first and never move, so that versions can refuse each other.
+//! strict: what it does not know is an error with both numbers in it, never a guess. A length counts only in a header
+//! whose own checksum is right, and below a limit. Magic and version come first and never move, so that versions can
+//! refuse each other.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use polygram_domain::{Cell, Generation, RunName, SCHEMA_VERSION, Step};
+use polygram_domain::{Cell, Generation, RunName, Step};
 use thiserror::Error;
 
 use super::pool::PooledWords;
@@ -22,13 +24,18 @@ use super::pool::PooledWords;
 compile_error!("the bulk protocol casts little-endian payloads in place; this target is big endian");
 
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = 52;
+pub const HEADER_BYTES: usize = 56;
+/// Version of this protocol: 5 has the keyed challenge, heartbeats and a checksum of the header.
+pub const BULK_VERSION: u32 = 5;
 /// Longest payload that is sent or believed.
 pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 /// First four bytes of every frame: `PGBK`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"PGBK");
 
-const CRC_AT: usize = 48;
+/// Where the header's own checksum lies; what it covers ends here.
+const HEAD_CRC_AT: usize = 48;
+/// Where the checksum of the whole frame lies.
+const CRC_AT: usize = 52;
 
 /// Why bytes are not a frame, or a payload is not its message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -36,9 +43,9 @@ pub enum WireError {
     /// The stream does not speak this protocol, or lost its place.
     #[error("frame begins with {0:#010x}, not with the bulk protocol's magic")]
     Magic(u32),
-    /// The peer is built with another schema.
+    /// The peer speaks another version.
     #[error(
-        "the peer speaks bulk schema version {theirs}, this program version {ours}; use one build everywhere"
+        "the peer speaks bulk protocol version {theirs}, this program version {ours}; use one build everywhere"
     )]
     Schema {
         /// Version in the frame.
@@ -132,6 +139,14 @@ kinds! {
     Credit = 16,
     /// Worker to shard: first frame on the path that it has chosen.
     Path = 17,
+    /// Shard to worker: a random number, to be answered under the run's key.
+    Challenge = 18,
+    /// Worker to shard: a random number of its own, and the proof that it knows the key.
+    Response = 19,
+    /// Shard to worker: the proof that the shard knows the key.
+    Vouch = 20,
+    /// Both ways: nothing else was to be said for a while.
+    Heartbeat = 21,
 }
 
 impl Kind {
@@ -233,7 +248,7 @@ impl Outgoing {
         if bytes > MAX_PAYLOAD_BYTES {
             return Err(WireError::Oversize { bytes: bytes as u64, limit: MAX_PAYLOAD_BYTES as u64 });
         }
-        let head = encode_head(header, SCHEMA_VERSION, bytes as u32);
+        let head = encode_head(header, BULK_VERSION, bytes as u32);
         Ok(Outgoing { head, pieces, kind: header.kind, payload_bytes: bytes, is_sealed: false })
     }
 
@@ -243,7 +258,7 @@ impl Outgoing {
         if self.is_sealed {
             return head;
         }
-        let crc = crc32c(std::iter::once(&head[..CRC_AT]).chain(self.payload()));
+        let crc = crc32c(std::iter::once(&head[..HEAD_CRC_AT]).chain(self.payload()));
         head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         head
     }
@@ -268,13 +283,18 @@ impl Outgoing {
         self.payload_bytes
     }
 
+    /// What a handshake proves of this frame: its header up to the checksums, and its payload.
+    pub fn transcript(&self) -> Vec<u8> {
+        std::iter::once(&self.head[..HEAD_CRC_AT]).chain(self.payload()).flatten().copied().collect()
+    }
+
     /// Bytes on the wire.
     pub fn wire_bytes(&self) -> usize {
         HEADER_BYTES + self.payload_bytes
     }
 }
 
-/// A header as it came: lengths checked, checksum not yet.
+/// A header as it came: its own checksum and the length are right, the payload is not checked yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming {
     /// What the frame is about.
@@ -283,8 +303,8 @@ pub struct Incoming {
     pub payload_words: usize,
     /// The checksum, which also tells a repeated frame from a different one.
     pub crc: u32,
-    /// What the checksum covers of the header.
-    head: [u8; CRC_AT],
+    /// What the checksums cover of the header.
+    head: [u8; HEAD_CRC_AT],
 }
 
 impl Incoming {
@@ -295,8 +315,12 @@ impl Incoming {
         if u32_at(0) != MAGIC {
             return Err(WireError::Magic(u32_at(0)));
         }
-        if u32_at(4) != SCHEMA_VERSION {
-            return Err(WireError::Schema { theirs: u32_at(4), ours: SCHEMA_VERSION });
+        if u32_at(4) != BULK_VERSION {
+            return Err(WireError::Schema { theirs: u32_at(4), ours: BULK_VERSION });
+        }
+        let (stated, found) = (u32_at(HEAD_CRC_AT), crc32c(std::iter::once(&head[..HEAD_CRC_AT])));
+        if stated != found {
+            return Err(WireError::Checksum { stated, found });
         }
         let kind = Kind::of(u32_at(8))?;
         let bytes = u32_at(44);
@@ -319,6 +343,11 @@ impl Incoming {
             crc: u32_at(CRC_AT),
             head: std::array::from_fn(|at| head[at]),
         })
+    }
+
+    /// What a handshake proves of this frame, whose payload is `words`.
+    pub fn transcript(&self, words: &[u32]) -> Vec<u8> {
+        [&self.head[..], bytemuck::cast_slice(words)].concat()
     }
 
     /// Begins to check the frame: the header is counted in.
@@ -349,12 +378,12 @@ impl Check {
     }
 }
 
-/// The header's bytes with a checksum of 0. `schema` is a parameter so that tests can play another version.
-fn encode_head(header: &Header, schema: u32, bytes: u32) -> [u8; HEADER_BYTES] {
+/// The header's bytes with a frame checksum of 0. `version` is a parameter so that tests can play another one.
+fn encode_head(header: &Header, version: u32, bytes: u32) -> [u8; HEADER_BYTES] {
     let mut head = [0; HEADER_BYTES];
     let mut put = |at: usize, value: &[u8]| head[at..at + value.len()].copy_from_slice(value);
     put(0, &MAGIC.to_le_bytes());
-    put(4, &schema.to_le_bytes());
+    put(4, &version.to_le_bytes());
     put(8, &(header.kind as u32).to_le_bytes());
     put(12, &header.chunk.to_le_bytes());
     put(16, &header.run.to_le_bytes());
@@ -362,6 +391,8 @@ fn encode_head(header: &Header, schema: u32, bytes: u32) -> [u8; HEADER_BYTES] {
     put(32, &header.step.0.to_le_bytes());
     put(40, &header.cell.0.to_le_bytes());
     put(44, &bytes.to_le_bytes());
+    let crc = crc32c(std::iter::once(&head[..HEAD_CRC_AT]));
+    head[HEAD_CRC_AT..CRC_AT].copy_from_slice(&crc.to_le_bytes());
     head
 }
 
@@ -427,18 +458,30 @@ mod tests {
 
     #[test]
     fn lengths_are_checked_before_they_are_believed() {
-        let oversize = encode_head(&header(), SCHEMA_VERSION, u32::MAX);
+        let oversize = encode_head(&header(), BULK_VERSION, u32::MAX);
         assert!(matches!(Incoming::decode(&oversize), Err(WireError::Oversize { .. })));
-        let ragged = encode_head(&header(), SCHEMA_VERSION, 5);
+        let ragged = encode_head(&header(), BULK_VERSION, 5);
         assert_eq!(Incoming::decode(&ragged).unwrap_err(), WireError::Ragged(5));
         let words = vec![Piece::Words(vec![0; MAX_PAYLOAD_BYTES / 4 + 1])];
         assert!(matches!(Outgoing::seal(&header(), words), Err(WireError::Oversize { .. })));
     }
 
+    /// A damaged length is found before anything is read or allocated for it.
     #[test]
-    fn another_schema_names_both_versions() {
-        let head = encode_head(&header(), SCHEMA_VERSION + 1, 0);
+    fn a_damaged_header_is_refused_before_its_payload_comes() {
+        let good = encode_head(&header(), BULK_VERSION, 12);
+        assert!(Incoming::decode(&good).is_ok());
+        for bit in 64..8 * CRC_AT {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(Incoming::decode(&bad), Err(WireError::Checksum { .. })), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_version_names_both() {
+        let head = encode_head(&header(), BULK_VERSION + 1, 0);
         let error = Incoming::decode(&head).unwrap_err();
-        assert_eq!(error, WireError::Schema { theirs: SCHEMA_VERSION + 1, ours: SCHEMA_VERSION });
+        assert_eq!(error, WireError::Schema { theirs: BULK_VERSION + 1, ours: BULK_VERSION });
     }
 }

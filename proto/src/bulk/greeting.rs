@@ -1,5 +1,7 @@
 //! Greetings: what worker and shard tell each other before the first request.
 
+use std::time::Duration;
+
 use polygram_domain::embedding::{RowType, SameHost, WireSpec};
 use polygram_domain::{Rank, ShardIndex, Step, TableSet};
 
@@ -41,10 +43,13 @@ pub struct HelloBody {
     pub same_host: SameHost,
     /// Payload bytes of rows that may be on their way to the worker.
     pub window_bytes: u32,
+    /// The worker gives up a shard that it has not heard for so long.
+    pub silence_ms: u32,
 }
 
 impl HelloBody {
-    /// A worker with one TCP connection, f32 values and a window of 16 MiB.
+    /// A worker with one TCP connection, f32 values and a window of 16 MiB, which waits
+    /// for half a minute.
     pub fn plain(rank: Rank, workers: u32, tables: &TableSet) -> HelloBody {
         HelloBody {
             rank,
@@ -56,6 +61,7 @@ impl HelloBody {
             wire: WireSpec::default(),
             same_host: SameHost::Tcp,
             window_bytes: 16 << 20,
+            silence_ms: 30_000,
         }
     }
 
@@ -75,6 +81,7 @@ impl HelloBody {
             code_of(self.wire.gradients),
             u32::from(self.same_host == SameHost::Auto),
             self.window_bytes,
+            self.silence_ms,
         ]
     }
 
@@ -93,9 +100,13 @@ impl HelloBody {
             gradients,
             path @ (0 | 1),
             window_bytes,
+            silence_ms @ (1..),
         ] = words
         else {
-            return malformed(NAME, format!("{} words, or a path that is not 0 or 1", words.len()));
+            return malformed(
+                NAME,
+                format!("{} words, a path that is not 0 or 1, or a silence of 0 ms", words.len()),
+            );
         };
         if !(1..=MAX_CONNECTIONS).contains(&connections) || connection >= connections || window_bytes == 0 {
             let rule =
@@ -112,7 +123,13 @@ impl HelloBody {
             wire: WireSpec { rows: type_of(rows)?, gradients: type_of(gradients)? },
             same_host: if path == 1 { SameHost::Auto } else { SameHost::Tcp },
             window_bytes,
+            silence_ms,
         })
+    }
+
+    /// [`HelloBody::silence_ms`] as a duration.
+    pub fn silence(&self) -> Duration {
+        Duration::from_millis(self.silence_ms.into())
     }
 }
 
@@ -127,6 +144,8 @@ pub struct WelcomeBody {
     pub version: Step,
     /// Payload bytes of gradients that may be on their way to the shard.
     pub window_bytes: u32,
+    /// The shard gives up a worker that it has not heard for so long.
+    pub silence_ms: u32,
     /// Where the two could meet to share memory; the worker answers an offer by PATH.
     pub offer: Option<Offer>,
 }
@@ -134,15 +153,15 @@ pub struct WelcomeBody {
 impl WelcomeBody {
     pub(super) fn encode(&self) -> Vec<u32> {
         let [low, high] = halves(self.version.0);
-        let mut words = vec![self.shard.0, self.shards, low, high, self.window_bytes];
+        let mut words = vec![self.shard.0, self.shards, low, high, self.window_bytes, self.silence_ms];
         words.extend(self.offer.iter().flat_map(Offer::encode));
         words
     }
 
     pub(super) fn decode(words: &[u32]) -> Result<WelcomeBody, WireError> {
         const NAME: &str = "welcome";
-        let [shard, shards, low, high, window_bytes @ (1..), offer @ ..] = words else {
-            return malformed(NAME, format!("{} words, or a window of 0 bytes", words.len()));
+        let [shard, shards, low, high, window_bytes @ (1..), silence_ms @ (1..), offer @ ..] = words else {
+            return malformed(NAME, format!("{} words, or a window of 0 bytes or ms", words.len()));
         };
         let offer = match <&[u32; OFFER_WORDS]>::try_from(offer) {
             Ok(words) => Some(Offer::decode(words)),
@@ -154,9 +173,20 @@ impl WelcomeBody {
             shards: *shards,
             version: Step(whole(*low, *high)),
             window_bytes: *window_bytes,
+            silence_ms: *silence_ms,
             offer,
         })
     }
+
+    /// [`WelcomeBody::silence_ms`] as a duration.
+    pub fn silence(&self) -> Duration {
+        Duration::from_millis(self.silence_ms.into())
+    }
+}
+
+/// A duration as whole milliseconds, from 1, for the wire.
+pub fn silence_ms(silence: Duration) -> u32 {
+    u32::try_from(silence.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 fn halves(value: u64) -> [u32; 2] {

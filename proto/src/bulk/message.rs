@@ -1,9 +1,13 @@
 //! Messages: what a frame says, encoded to payload words and decoded strictly.
 
+use polygram_handshake::{Nonce, Proof};
+
 use super::block::BlockShape;
 pub use super::block::RowBlock;
 use super::frame::{Kind, Piece, WireError};
 pub use super::greeting::{HelloBody, WelcomeBody, tables_hash};
+pub use super::handshake::Response;
+use super::handshake::{bytes_of, words_of};
 use super::payload::malformed;
 pub use super::payload::{Commit, PreparedBody, Reason, Refusal, Request, SnapshotOrder};
 use super::pool::PooledWords;
@@ -48,6 +52,14 @@ pub enum Message {
     Credit(u32),
     /// The first frame on the path that the worker has chosen.
     Path,
+    /// To be answered under the run's key.
+    Challenge(Nonce),
+    /// The worker's proof.
+    Response(Response),
+    /// The shard's proof.
+    Vouch(Proof),
+    /// A heartbeat.
+    Heartbeat,
 }
 
 impl Message {
@@ -99,6 +111,19 @@ impl Message {
                 _ => return malformed("credit", "it is not a number of bytes above 0"),
             },
             Kind::Path => empty("path", Message::Path)?,
+            Kind::Challenge => match bytes_of(&words) {
+                Some(nonce) => Message::Challenge(Nonce(nonce)),
+                None => return malformed("challenge", format!("it has {} words", words.len())),
+            },
+            Kind::Response => match Response::decode(&words) {
+                Some(response) => Message::Response(response),
+                None => return malformed("response", format!("it has {} words", words.len())),
+            },
+            Kind::Vouch => match bytes_of(&words) {
+                Some(proof) => Message::Vouch(Proof::from_bytes(proof)),
+                None => return malformed("vouch", format!("it has {} words", words.len())),
+            },
+            Kind::Heartbeat => empty("heartbeat", Message::Heartbeat)?,
         })
     }
 
@@ -133,6 +158,10 @@ impl Message {
             Message::Aborted => (Kind::Aborted, Vec::new()),
             Message::Credit(bytes) => (Kind::Credit, vec![*bytes]),
             Message::Path => (Kind::Path, Vec::new()),
+            Message::Challenge(nonce) => (Kind::Challenge, words_of(&nonce.0)),
+            Message::Response(response) => (Kind::Response, response.encode()),
+            Message::Vouch(proof) => (Kind::Vouch, words_of(proof.as_bytes())),
+            Message::Heartbeat => (Kind::Heartbeat, Vec::new()),
         };
         (kind, vec![Piece::Words(words)])
     }
@@ -160,7 +189,7 @@ mod tests {
         };
         let welcome = |offer| {
             let (shard, version) = (ShardIndex(1), Step(1 << 40));
-            Message::Welcome(WelcomeBody { shard, shards: 3, version, window_bytes: 9, offer })
+            Message::Welcome(WelcomeBody { shard, shards: 3, version, window_bytes: 9, silence_ms: 8, offer })
         };
         let request = Request { offsets: vec![0, 2, 2, 5], rows: vec![3, 9, 0, 1, 4] };
         vec![
@@ -174,6 +203,7 @@ mod tests {
                 wire: WireSpec { rows: RowType::F32, gradients: RowType::Bf16 },
                 same_host: SameHost::Auto,
                 window_bytes: 1 << 20,
+                silence_ms: 3000,
             }),
             welcome(None),
             welcome(Some(Offer::decode(&std::array::from_fn::<u32, OFFER_WORDS, _>(|i| i as u32)))),
@@ -202,6 +232,10 @@ mod tests {
             Message::Aborted,
             Message::Credit(1),
             Message::Path,
+            Message::Challenge(Nonce([7; 32])),
+            Message::Response(Response { nonce: Nonce([8; 32]), proof: Proof::from_bytes([9; 32]) }),
+            Message::Vouch(Proof::from_bytes([10; 32])),
+            Message::Heartbeat,
         ]
     }
 

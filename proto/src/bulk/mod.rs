@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!  worker                                              shard
-//!  HELLO(rank, workers, tables, wire, window) ──────►  WELCOME(shard, version, window, offer) or REFUSED(reason)
+//!  HELLO(rank, workers, tables, wire, window) ──────►  CHALLENGE(nonce)
+//!  RESPONSE(nonce, proof)                     ──────►  VOUCH(proof) or REFUSED(reason)
+//!                                             ◄──────  WELCOME(shard, version, window, offer) or REFUSED(reason)
 //!  PATH, where there was an offer             ──────►
 //!  LOOKUP(step, cell, ids): declares         ───────►  ROWS… in parts: ready rows at once, parked rows when the
 //!                                                      steps that change them are committed
@@ -11,6 +13,7 @@
 //!  PREPARE(step)                             ───────►  PREPARED(finite, sums of squares per bucket)…
 //!  COMMIT(step, scale, lr) | ABORT(step)     ───────►  COMMITTED | ABORTED, once every worker said the same
 //!  CREDIT(bytes of rows taken)               ◄──────►  CREDIT(bytes of gradients taken)
+//!  HEARTBEAT, where there is nothing else    ◄──────►  HEARTBEAT
 //! ```
 //! Any request may be answered by NACK(reason, text); nothing is retried on a connection that saw one. Every
 //! frame names run, generation, step and cell, and every request may come twice: it is answered twice and applied
@@ -19,6 +22,10 @@
 //! A worker and a shard have one connection or several. The first carries everything whose order matters; PUSH and rows
 //! go over whichever is free. Losing one is losing all of them. Bytes of gradients and of rows that are on their way are
 //! bounded by [`credit`] that the receiver grants; nothing else waits for it.
+//!
+//! Worker and shard prove to each other that they know the run's token ([`handshake`]) before anything else. Each sends
+//! the other its time limit for silence, and heartbeats within the other's limit ([`liveness`]); over shared memory there
+//! are none, since a host does not lose itself.
 //!
 //! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`greeting`], [`payload`], [`block`]: with which
 //!   bodies. [`codec`]: frames over a stream. [`queue`]: frames that wait for one. [`pool`]: memory used again.
@@ -32,7 +39,9 @@ pub mod codec;
 pub mod credit;
 pub mod frame;
 pub mod greeting;
+pub mod handshake;
 pub mod ids;
+pub mod liveness;
 pub mod message;
 pub mod payload;
 pub mod pool;

@@ -175,14 +175,30 @@ pub enum Reason {
     Memory = 8,
     /// The shard failed.
     Failed = 9,
+    /// The peer did not prove that it knows the run's token.
+    Stranger = 10,
+    /// The peer was not heard for too long.
+    Silent = 11,
 }
 
 impl Reason {
     fn of(code: u32) -> Option<Reason> {
         use Reason::*;
-        [Malformed, Schema, WrongRun, Generation, Step, Conflict, Disagreement, Memory, Failed]
-            .into_iter()
-            .find(|reason| *reason as u32 == code)
+        [
+            Malformed,
+            Schema,
+            WrongRun,
+            Generation,
+            Step,
+            Conflict,
+            Disagreement,
+            Memory,
+            Failed,
+            Stranger,
+            Silent,
+        ]
+        .into_iter()
+        .find(|reason| *reason as u32 == code)
     }
 }
 

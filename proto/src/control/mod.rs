@@ -40,8 +40,7 @@ pub use operator::{OperatorClient, StopMode, WatchStream};
 pub use progress::Progress;
 pub use recall::Recall;
 pub use report::{
-    Envelope, Evaluation, Failure, FailureCause, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
-    StepProof,
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;

@@ -1,6 +1,6 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{Generation, HeldOutSets, Step, StepOutcome, float};
+use polygram_domain::{FailureKind, Generation, HeldOutSets, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
@@ -130,18 +130,6 @@ fn unnamed_set() -> String {
     HeldOutSets::UNNAMED.to_owned()
 }
 
-/// What a failure lies in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FailureCause {
-    /// The member's program: the same step would bring the same failure.
-    #[default]
-    Program,
-    /// Its surroundings, for the moment: nothing of the program is broken, and the same step may succeed later.
-    Environment,
-    /// The store, in a way that a person has to mend (room, permission, a bucket): starting members again does not help.
-    StoreUnusable,
-}
-
 /// A member's own account of why it cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -158,8 +146,8 @@ pub struct Failure {
     pub roll_back: bool,
     /// The checkpoint that it was to restore, if that is what it could not believe.
     pub damaged: Option<DamagedCheckpoint>,
-    /// What it lies in.
-    pub cause: FailureCause,
+    /// Whether the program or its environment failed.
+    pub kind: FailureKind,
 }
 
 /// What a member reports on its stream.

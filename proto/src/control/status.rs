@@ -127,6 +127,8 @@ reasons! {
     MemberSilent = "member_silent",
     /// A member reported its failure.
     MemberFailed = "member_failed",
+    /// A member reported that its environment failed: a connection, a disk, a store.
+    EnvironmentFailed = "environment_failed",
     /// A member broke the protocol.
     ProtocolBroken = "protocol_broken",
     /// A checkpoint could not be committed.
@@ -137,8 +139,6 @@ reasons! {
     StoreTrouble = "store_trouble",
     /// Another coordinator leads the run.
     TakenOver = "taken_over",
-    /// A member could not reach its store or its peers; its program is not at fault.
-    EnvironmentFailed = "environment_failed",
     /// The operator did not wait for a commit.
     Aborted = "aborted",
 }

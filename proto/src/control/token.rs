@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use polygram_handshake::LinkKey;
 use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 
@@ -70,6 +71,11 @@ impl Token {
             Some(_) => Err(Status::unauthenticated("this is not the run's token")),
             None => Err(Status::unauthenticated("the run's token is missing")),
         }
+    }
+
+    /// The key of the run's data plane: row and rank connections prove that they know it, and never send it.
+    pub fn link_key(&self) -> LinkKey {
+        LinkKey::of_secret(self.0.as_bytes())
     }
 
     /// The value of the `authorization` header.

@@ -14,7 +14,8 @@ use polygram_checkpoint::{NamedTensor, RowRecord};
 use polygram_collective::{Bound, Collective, Membership, Tcp};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Cell, CellBatch, Generation, Rank, RankLayout, RowId, RunFile, ShardIndex, Step};
-use polygram_embedding_shard::{Shard, ShardConfig};
+use polygram_embedding_shard::{Door, Shard, ShardConfig};
+use polygram_handshake::LinkKey;
 use polygram_ngram::{Hasher, UniqueRows, batch_ids};
 use polygram_proto::bulk::{Hello, Prepared, RowClient, UniqueIds};
 use safetensors::SafeTensors;
@@ -97,6 +98,11 @@ fn shard(spec: &RunSpec, index: u32, weights: &SafeTensors<'_>) -> Shard {
     shard
 }
 
+/// Of the token of these runs.
+fn key() -> LinkKey {
+    LinkKey::of_secret(b"golden")
+}
+
 /// What all ranks begin with.
 struct Golden {
     spec: RunSpec,
@@ -134,7 +140,8 @@ async fn on_ranks(
         let (stop, stopped) = oneshot::channel::<()>();
         stops.push(stop);
         let shard = shard(&spec, index, &SafeTensors::deserialize(&weights).unwrap());
-        serving.spawn(shard.serve(listener, async { stopped.await.unwrap_or(()) }));
+        let door = Door::open(listener, shard.config(), key());
+        serving.spawn(shard.serve(door, async { stopped.await.unwrap_or(()) }));
     }
     let bind = |_: &Range<usize>| Tcp::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let bound: Vec<Bound> = sequences.iter().map(bind).collect();
@@ -182,12 +189,17 @@ impl Member {
     fn join(golden: &Golden, rank: Rank, listener: Bound, own: Range<usize>) -> Member {
         let Golden { spec, runtime, seq_len, .. } = golden;
         let time = Duration::from_secs(60);
-        let membership = Membership::new(spec.name.as_str(), Generation(1), rank);
+        let membership = Membership::new(spec.name.as_str(), Generation(1), rank, key());
         let meeting =
             Meeting { membership: &membership, addresses: &golden.ranks, deadline: time, patience: time };
         let Ranks { mut workers, sums, experts } = Ranks::meet(spec, listener, &meeting).unwrap();
-        let hello =
-            Hello { run: spec.name.clone(), generation: Generation(1), rank, workers: spec.topology.workers };
+        let hello = Hello {
+            run: spec.name.clone(),
+            generation: Generation(1),
+            rank,
+            workers: spec.topology.workers,
+            key: key(),
+        };
         let tables = Arc::new(spec.tables());
         let client = runtime.block_on(RowClient::connect(&golden.shards, hello, tables, time)).unwrap();
 

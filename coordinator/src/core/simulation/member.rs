@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step};
+use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step};
 use polygram_proto::control::{
-    Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, FailureCause,
-    Heartbeat, Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
+    Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, Heartbeat,
+    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
 
 use super::world::{Delivery, World};
@@ -138,7 +138,7 @@ impl World {
             suspect,
             roll_back: false,
             damaged: None,
-            cause: FailureCause::Program,
+            kind: FailureKind::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
     }
@@ -229,7 +229,7 @@ impl World {
             suspect: None,
             roll_back: false,
             damaged: Some(damaged),
-            cause: FailureCause::Program,
+            kind: FailureKind::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
         // An answer is not waited for for ever.
@@ -312,7 +312,7 @@ impl World {
             suspect: None,
             roll_back: true,
             damaged: None,
-            cause: FailureCause::Program,
+            kind: FailureKind::Program,
         };
         self.report(agent, MemberReport::Failed(failure));
     }

@@ -136,7 +136,7 @@ fn strangers_and_the_past_change_nothing() {
         suspect: None,
         roll_back: false,
         damaged: None,
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     let member = run.id(W0);
     let report = MemberReport::Failed(failure);

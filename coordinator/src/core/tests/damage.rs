@@ -1,6 +1,7 @@
 //! Past damaged checkpoints.
 
 use polygram_checkpoint::FailureLine;
+use polygram_domain::FailureKind;
 use polygram_domain::spikes::PolicyState;
 use polygram_proto::control::{CheckpointPlace, DamagedCheckpoint};
 
@@ -31,7 +32,7 @@ fn failure(damaged: DamagedCheckpoint) -> Failure {
         suspect: None,
         roll_back: false,
         damaged: Some(damaged),
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     }
 }
 

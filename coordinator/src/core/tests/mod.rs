@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 
 use polygram_domain::run_spec::RecoverySpec;
-use polygram_domain::{CheckpointKind, Generation, SCHEMA_VERSION, Step, Topology};
+use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step, Topology};
 use polygram_proto::control::{
-    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, FailureCause, Heartbeat,
-    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics,
-    StopMode,
+    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
+    JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
 };
 
 use super::{
@@ -156,6 +155,15 @@ impl Run {
     }
 
     fn fail(&mut self, member: MemberRef, message: &str, suspect: Option<MemberRef>) -> Vec<Action> {
+        self.fail_with((member, suspect), message, FailureKind::Program)
+    }
+
+    fn fail_with(
+        &mut self,
+        (member, suspect): (MemberRef, Option<MemberRef>),
+        message: &str,
+        kind: FailureKind,
+    ) -> Vec<Action> {
         let failure = Failure {
             message: message.into(),
             step: Step(7),
@@ -163,7 +171,7 @@ impl Run {
             suspect,
             roll_back: false,
             damaged: None,
-            cause: FailureCause::Program,
+            kind,
         };
         self.report(member, MemberReport::Failed(failure))
     }

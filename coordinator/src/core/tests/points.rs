@@ -156,7 +156,7 @@ fn a_way_back_from_a_spike_forgets_the_recovery_points_behind_it() {
         suspect: None,
         roll_back: true,
         damaged: None,
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     run.report(W0, MemberReport::Failed(failure));
     let rolled = crate::core::RolledBack { to: Some(Step(20)), policy: Default::default() };

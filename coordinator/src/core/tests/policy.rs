@@ -1,8 +1,8 @@
 //! Steps skipped, and ways back from spikes.
 
 use polygram_checkpoint::{FailureLine, RollbackCause};
-use polygram_domain::StepOutcome;
 use polygram_domain::spikes::PolicyState;
+use polygram_domain::{FailureKind, StepOutcome};
 use polygram_proto::control::StepProof;
 
 use super::super::RolledBack;
@@ -18,7 +18,7 @@ impl Run {
             suspect: None,
             roll_back: true,
             damaged: None,
-            cause: FailureCause::Program,
+            kind: FailureKind::Program,
         };
         self.report(member, MemberReport::Failed(failure))
     }
@@ -62,7 +62,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         suspect: None,
         roll_back: true,
         damaged: None,
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));

@@ -114,7 +114,7 @@ fn the_former_generation_is_refused_by_name() {
         suspect: None,
         roll_back: false,
         damaged: None,
-        cause: FailureCause::Program,
+        kind: FailureKind::Program,
     };
     run.apply(Event::Report(Envelope { member, generation, report: MemberReport::Failed(failure) }));
     assert_eq!(run.state.status(run.now).consequences, ["worker 1: shard 1 is gone"]);
@@ -140,6 +140,31 @@ fn the_same_failure_at_the_same_step_ends_the_run() {
     run.start();
     run.told(6);
     run.fail(W0, "rank 0 at port 4712: not finite", None);
+    assert_eq!(run.state.run_state(), RunState::Failed);
+    assert!(run.message().contains("this failure came at step 7 before"), "{}", run.message());
+}
+
+/// A cut link is no bug of the program: the run tries again, ever more slowly, and goes on where it heals.
+#[test]
+fn a_failing_environment_is_tried_again_at_the_same_step() {
+    let mut run = recovering();
+    run.told(6);
+    for outage in 0..8 {
+        run.fail_with((W1, None), "worker 1 hears nothing from shard 0 for 3.0 s", FailureKind::Timeout);
+        assert_eq!(run.state.run_state(), RunState::Recovering, "outage {outage}: {}", run.message());
+        assert_eq!(run.state.status(run.now).last_rollback.unwrap().reason, Reason::EnvironmentFailed);
+        run.apply(Event::Tick);
+        let waits = run.message().contains("pausing");
+        assert_eq!(waits, outage > 0, "outage {outage}: {}", run.message());
+        run.now = run.now.after(120_000);
+        run.start();
+        run.told(6);
+    }
+    // A failure of the program's own is one all the same.
+    run.fail(W1, "not finite", None);
+    run.start();
+    run.told(6);
+    run.fail(W1, "not finite", None);
     assert_eq!(run.state.run_state(), RunState::Failed);
     assert!(run.message().contains("this failure came at step 7 before"), "{}", run.message());
 }

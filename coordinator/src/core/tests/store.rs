@@ -11,7 +11,7 @@ fn recovering() -> Run {
     run
 }
 
-fn failure(cause: FailureCause, message: &str) -> MemberReport {
+fn failure(kind: FailureKind, message: &str) -> MemberReport {
     MemberReport::Failed(Failure {
         message: message.into(),
         step: Step(7),
@@ -19,7 +19,7 @@ fn failure(cause: FailureCause, message: &str) -> MemberReport {
         suspect: None,
         roll_back: false,
         damaged: None,
-        cause,
+        kind,
     })
 }
 
@@ -37,7 +37,7 @@ fn a_store_that_a_person_has_to_mend_ends_the_run_without_a_restart() {
     for who in [W1, S0] {
         let mut run = recovering();
         run.commit(10);
-        run.report(who, failure(FailureCause::StoreUnusable, "cannot write x: the disk is full"));
+        run.report(who, failure(FailureKind::StoreUnusable, "cannot write x: the disk is full"));
         let status = run.state.status(run.now);
         assert_eq!((status.state, status.reason), (RunState::Failed, Reason::StoreFailed));
         assert_eq!((status.restarts, status.last_commit), (0, Some(Step(10))));
@@ -45,7 +45,7 @@ fn a_store_that_a_person_has_to_mend_ends_the_run_without_a_restart() {
             assert!(status.message.contains(words), "{}", status.message);
         }
         // The others' failures are its consequences.
-        run.report(W0, failure(FailureCause::StoreUnusable, "cannot write y"));
+        run.report(W0, failure(FailureKind::StoreUnusable, "cannot write y"));
         assert_eq!(run.culprit(), Some(who));
     }
 }
@@ -54,14 +54,14 @@ fn a_store_that_a_person_has_to_mend_ends_the_run_without_a_restart() {
 fn surroundings_that_fail_twice_at_a_step_are_no_fault_of_the_program() {
     let mut run = recovering();
     for _ in 0..2 {
-        run.report(W1, failure(FailureCause::Environment, "cannot read x: no answer within 30 s"));
+        run.report(W1, failure(FailureKind::Store, "cannot read x: no answer within 30 s"));
         assert_eq!(run.state.run_state(), RunState::Recovering, "{}", run.message());
         run.start();
     }
     let mut run = recovering();
-    run.report(W1, failure(FailureCause::Program, "index out of bounds"));
+    run.report(W1, failure(FailureKind::Program, "index out of bounds"));
     run.start();
-    run.report(W1, failure(FailureCause::Program, "index out of bounds"));
+    run.report(W1, failure(FailureKind::Program, "index out of bounds"));
     assert!(run.message().contains("came at step 7 before"), "{}", run.message());
 }
 
@@ -80,7 +80,7 @@ fn a_recovery_point_that_the_store_refuses_is_gone_on_without() {
     for who in ALL {
         run.attend(who).unwrap();
     }
-    run.report(S1, failure(FailureCause::StoreUnusable, "permission denied"));
+    run.report(S1, failure(FailureKind::StoreUnusable, "permission denied"));
     run.start();
     assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Running, Step(10)));
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use polygram_collective::{Collective, Membership, Options, Tcp, even_edges};
 use polygram_domain::{Generation, Rank};
+use polygram_handshake::LinkKey;
 use serde::Serialize;
 
 use crate::args::RankArgs;
@@ -19,7 +20,8 @@ pub(crate) fn run(args: &RankArgs) -> Outcome {
     let mut lines = stdin().lock().lines();
     let Some(addresses) = lines.next() else { return Ok(()) };
     let addresses: Vec<SocketAddr> = serde_json::from_str(&addresses?)?;
-    let member = Membership::new("bench", Generation(0), args.rank);
+    let key = LinkKey::of_secret(b"a measurement on this machine");
+    let member = Membership::new("bench", Generation(0), args.rank, key);
     let patience = Duration::from_secs(args.patience_seconds);
     let options = Options { same_host: args.same_host, ..Options::new("bench", patience) };
     let seat = Tcp::connect(bound, &member, &addresses, options, DEADLINE)?;

@@ -61,6 +61,7 @@ pub(super) fn reach<L: Link>(
             }
             CollectiveError::PeerLost { place, peer: seat.members.name(peer), detail }
         }
+        Cause::Unheard { peer, waited } => CollectiveError::Unheard { place, peer, waited },
         Cause::Mismatch { peer, theirs } => {
             let (peer, theirs) = (seat.members.name(peer), seat.members.call(theirs));
             CollectiveError::Mismatch { place, peer, theirs }

@@ -2,7 +2,8 @@
 //! before one deadline.
 //!
 //! Nobody waits in a circle: rank 0 dials nobody and so answers at once, rank 1 then gets its answer and answers
-//! in turn, and so on. Strangers (another run, a port scanner) are refused or ignored, and hold nobody up.
+//! in turn, and so on. Strangers (another run, a port scanner) are refused or ignored, and hold nobody up: they are
+//! bounded in number, time and bytes, and a failing `accept` is tried again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use polygram_domain::Rank;
 use polygram_domain::embedding::SameHost;
+use polygram_handshake::{GREETING_TIMEOUT, Proof, Strangers, most_waiting};
 use polygram_same_host::Offer;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::handshake::{Hello, NAME_LIMIT, Reply, Words};
+use super::handshake::{Challenge, Hello, NAME_LIMIT, Purpose, Reply, Words, is_reply, respond};
 use super::link::timespec;
 use super::meet::{self, Ends, Guest, Meeting};
 use super::{Home, Membership};
@@ -26,8 +28,8 @@ use crate::members::Members;
 const RETRY: Duration = Duration::from_millis(20);
 /// The longest wait for one attempt to connect.
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// Connections that may be in the middle of their greeting at once; the oldest goes first.
-const PENDING: usize = 4096;
+/// Who connects and says nothing is looked at this often.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What joining needs to know.
 struct Joining<'a> {
@@ -40,12 +42,30 @@ struct Joining<'a> {
     meeting: Option<Meeting>,
     begun: Instant,
     deadline: Duration,
+    strangers: Strangers,
 }
 
-/// A connection to another rank, and the rings that may go with it.
+/// A connection to another rank, and what may go with it: rings, or a connection for heartbeats.
 pub(super) struct Joined {
     pub(super) socket: TcpStream,
     pub(super) ends: Option<Ends>,
+    pub(super) pulse: Option<TcpStream>,
+}
+
+/// The connections to one rank that are made so far.
+#[derive(Default)]
+struct Made {
+    messages: Option<TcpStream>,
+    pulse: Option<TcpStream>,
+}
+
+impl Made {
+    fn place(&mut self, purpose: Purpose) -> &mut Option<TcpStream> {
+        match purpose {
+            Purpose::Messages => &mut self.messages,
+            Purpose::Pulse => &mut self.pulse,
+        }
+    }
 }
 
 /// Connections to all other ranks, by rank.
@@ -71,20 +91,33 @@ pub(super) fn mesh(
             .ok(),
         SameHost::Auto | SameHost::Tcp => None,
     };
-    let joining = Joining { member, members, addresses, options, meeting, begun: Instant::now(), deadline };
-    let mut sockets = Vec::with_capacity(addresses.len());
+    let strangers = Strangers::default();
+    let begun = Instant::now();
+    let joining = Joining { member, members, addresses, options, meeting, begun, deadline, strangers };
+    let mut made = Vec::with_capacity(addresses.len());
     let mut offers = Vec::with_capacity(addresses.len());
     for peer in 0..member.rank.0 {
-        let (socket, offer) = joining.dial(Rank(peer))?;
-        sockets.push(Some(socket));
+        let (socket, offer) = joining.dial(Rank(peer), Purpose::Messages)?;
+        let pulse = match options.link_detection {
+            Some(_) => Some(joining.dial(Rank(peer), Purpose::Pulse)?.0),
+            None => None,
+        };
+        made.push(Made { messages: Some(socket), pulse });
         offers.push(offer);
     }
-    sockets.resize_with(addresses.len(), || None);
-    joining.answer(&listener, &mut sockets)?;
+    made.resize_with(addresses.len(), Made::default);
+    joining.answer(&listener, &mut made)?;
+    let (sockets, pulses): (Vec<_>, Vec<_>) =
+        made.into_iter().map(|made| (made.messages, made.pulse)).unzip();
     let mut ends = joining.take_up(&offers, &sockets)?;
     ends.extend(joining.hand_out(&sockets)?);
-    let joined = sockets.into_iter().zip(ends);
-    Ok(joined.map(|(socket, ends)| socket.map(|socket| Joined { socket, ends })).collect())
+    let joined = sockets.into_iter().zip(ends).zip(pulses);
+    let join = |((socket, ends), pulse): ((Option<TcpStream>, Option<Ends>), Option<TcpStream>)| {
+        // A host does not lose itself.
+        let pulse = pulse.filter(|_| ends.is_none());
+        socket.map(|socket| Joined { socket, ends, pulse })
+    };
+    Ok(joined.map(join).collect())
 }
 
 /// Why an attempt to join a peer did not succeed.
@@ -107,10 +140,10 @@ impl Joining<'_> {
         self.deadline.saturating_sub(self.begun.elapsed())
     }
 
-    fn dial(&self, peer: Rank) -> Result<(TcpStream, Option<Offer>), JoinError> {
+    fn dial(&self, peer: Rank, purpose: Purpose) -> Result<(TcpStream, Option<Offer>), JoinError> {
         let address = self.addresses[peer.index()];
         loop {
-            let attempt = self.attempt(peer, address);
+            let attempt = self.attempt(peer, address, purpose);
             let (rank, peer) = (self.name(), self.members.name(peer));
             match attempt {
                 Ok(joined) => return Ok(joined),
@@ -126,18 +159,46 @@ impl Joining<'_> {
         }
     }
 
-    fn attempt(&self, peer: Rank, address: SocketAddr) -> Result<(TcpStream, Option<Offer>), Attempt> {
+    fn attempt(
+        &self,
+        peer: Rank,
+        address: SocketAddr,
+        purpose: Purpose,
+    ) -> Result<(TcpStream, Option<Offer>), Attempt> {
         let failed = |error: io::Error| Attempt::Failed(error.to_string());
         let time = self.left().min(ATTEMPT).max(RETRY);
         let mut socket = TcpStream::connect_timeout(&address, time).map_err(failed)?;
         socket.set_write_timeout(Some(time)).map_err(failed)?;
-        socket.write_all(&self.hello(peer).encode()).map_err(failed)?;
+        let hello = Hello { purpose, ..self.hello(peer) }.encode();
+        socket.write_all(&hello).map_err(failed)?;
+        let mut bytes = self.read(&mut socket, Words::Answer)?;
+        let mut expected = None;
+        if !is_reply(&bytes) {
+            let (response, proof) = respond(&self.member.key, &hello, &bytes).map_err(Attempt::Refused)?;
+            socket.write_all(&response).map_err(failed)?;
+            bytes = self.read(&mut socket, Words::Reply)?;
+            expected = Some(proof);
+        }
+        let reply = Reply::decode(&bytes).map_err(Attempt::Refused)?;
+        let (proof, offer) = reply.verdict.map_err(Attempt::Refused)?;
+        if expected != Some(proof) {
+            return Err(Attempt::Refused("whoever listens there does not know the run's token".to_string()));
+        }
+        if reply.sender == peer {
+            Ok((socket, offer))
+        } else {
+            Err(Attempt::Refused(format!("rank {} answers there", self.members.name(reply.sender))))
+        }
+    }
+
+    /// Reads a message of the listener, and not a byte more: the first message of a call can be right behind it.
+    fn read(&self, socket: &mut TcpStream, words: Words) -> Result<Vec<u8>, Attempt> {
+        let failed = |error: io::Error| Attempt::Failed(error.to_string());
         let mut bytes = Vec::new();
-        // Not a byte more than the reply may be read: the first message can be right behind it.
         loop {
-            let missing = Words::Reply.missing(&bytes).map_err(Attempt::Refused)?;
+            let missing = words.missing(&bytes).map_err(Attempt::Refused)?;
             if missing == 0 {
-                break;
+                return Ok(bytes);
             }
             let left = self.left();
             if left.is_zero() {
@@ -154,25 +215,24 @@ impl Joining<'_> {
             };
             bytes.truncate(known + count);
         }
-        let reply = Reply::decode(&bytes).map_err(Attempt::Refused)?;
-        let offer = reply.verdict.map_err(Attempt::Refused)?;
-        if reply.sender == peer {
-            Ok((socket, offer))
-        } else {
-            Err(Attempt::Refused(format!("rank {} answers there", self.members.name(reply.sender))))
-        }
+    }
+
+    /// Whether all that rank `peer` connects for is there.
+    fn is_complete(&self, made: &Made) -> bool {
+        made.messages.is_some() && (made.pulse.is_some() || self.options.link_detection.is_none())
     }
 
     /// Fills the empty places of the higher ranks.
-    fn answer(&self, listener: &TcpListener, sockets: &mut [Option<TcpStream>]) -> Result<(), JoinError> {
+    fn answer(&self, listener: &TcpListener, made: &mut [Made]) -> Result<(), JoinError> {
         let rank = self.name();
         let io = |doing| move |source| JoinError::Io { rank, doing, source };
         listener.set_nonblocking(true).map_err(io("listening"))?;
         let mut pending: Vec<Greeting> = Vec::new();
         let mut refusals = Vec::new();
+        let mut failures = 0u32;
         loop {
-            let missing = (self.member.rank.0 + 1..sockets.len() as u32).map(Rank);
-            let missing: Vec<Rank> = missing.filter(|peer| sockets[peer.index()].is_none()).collect();
+            let missing = (self.member.rank.0 + 1..made.len() as u32).map(Rank);
+            let missing: Vec<Rank> = missing.filter(|peer| !self.is_complete(&made[peer.index()])).collect();
             if missing.is_empty() {
                 return Ok(());
             }
@@ -186,28 +246,51 @@ impl Joining<'_> {
                 let missing = self.members.names(&missing);
                 return Err(JoinError::Missing { rank, missing, waited: self.begun.elapsed(), refused });
             }
-            wait(listener, &pending, left).map_err(io("waiting for ranks to connect"))?;
-            match listener.accept() {
-                Ok((socket, from)) => {
-                    if pending.len() == PENDING {
-                        pending.remove(0);
-                    }
-                    socket.set_nonblocking(true).map_err(io("accepting a connection"))?;
-                    pending.push(Greeting { socket, from, bytes: Vec::new() });
+            wait(listener, &pending, left.min(LOOK)).map_err(io("waiting for ranks to connect"))?;
+            match listener.accept().and_then(|(socket, from)| Greeting::new(socket, from)) {
+                Ok(greeting) => {
+                    failures = 0;
+                    self.make_room(&mut pending);
+                    pending.push(greeting);
                 }
-                Err(error) if would_block(&error) || error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(io("accepting a connection")(error)),
+                Err(error) if would_block(&error) => {}
+                // The peer was gone before it was accepted, or the process is out of files: tried again.
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::error!(%error, "cannot accept a connection; trying again until the deadline");
+                    }
+                    failures += 1;
+                    thread::sleep(RETRY.min(left));
+                }
             }
             let mut unfinished = Vec::with_capacity(pending.len());
             for mut greeting in pending {
-                match greeting.read() {
-                    Ok(Heard::Part) => unfinished.push(greeting),
-                    Ok(Heard::All) => self.judge(greeting, sockets, &mut refusals),
-                    Err(reason) => self.refuse(greeting, reason, &mut refusals),
+                match greeting.advance(self) {
+                    Ok(Heard::Part) if greeting.since.elapsed() < GREETING_TIMEOUT => {
+                        unfinished.push(greeting)
+                    }
+                    Ok(Heard::Part) => {
+                        self.refuse_stranger(greeting, "it did not finish its handshake", &mut refusals)
+                    }
+                    Ok(Heard::All(hello, proof)) => {
+                        self.judge(greeting, (&hello, proof), made, &mut refusals)
+                    }
+                    Err(reason) => self.refuse_stranger(greeting, &reason, &mut refusals),
                 }
             }
             pending = unfinished;
         }
+    }
+
+    /// Ends the oldest connection that said least, where there are too many. A rank that is meant tries again.
+    fn make_room(&self, pending: &mut Vec<Greeting>) {
+        // Messages and heartbeats of every rank.
+        if pending.len() < most_waiting(2 * self.addresses.len()) {
+            return;
+        }
+        let silent = pending.iter().position(|greeting| greeting.challenge.is_none());
+        let greeting = pending.remove(silent.unwrap_or(0));
+        self.strangers.note(greeting.from, &"too many connections have not proved who they are");
     }
 
     /// Takes up the lower ranks' offers, by rank, and tells them so. No rings where there was none, or none that
@@ -259,31 +342,50 @@ impl Joining<'_> {
         Ok(std::iter::once(None).chain(guests.into_iter().map(|guest| guest.ends)).collect())
     }
 
-    fn judge(&self, mut greeting: Greeting, sockets: &mut [Option<TcpStream>], refusals: &mut Vec<String>) {
-        let verdict = Hello::decode(&greeting.bytes, self.member.schema).and_then(|hello| {
-            hello.check(&self.hello(hello.member.rank), self.members)?;
-            match sockets[hello.member.rank.index()] {
-                None => Ok(hello.member.rank),
-                Some(_) => Err(format!("rank {} is connected already", self.members.name(hello.member.rank))),
+    /// Answers a rank that has proved that it is of the run.
+    fn judge(
+        &self,
+        mut greeting: Greeting,
+        (hello, proof): (&Hello, Proof),
+        made: &mut [Made],
+        refusals: &mut Vec<String>,
+    ) {
+        let verdict = hello.check(&self.hello(hello.sender), self.members).and_then(|()| {
+            let place = made[hello.sender.index()].place(hello.purpose);
+            if place.is_none() {
+                Ok(place)
+            } else {
+                Err(format!("rank {} is connected already", self.members.name(hello.sender)))
             }
         });
         match verdict {
-            Err(reason) => self.refuse(greeting, reason, refusals),
-            Ok(peer) => {
+            Err(reason) => {
+                tracing::warn!(from = %greeting.from, reason, group = self.options.group, "refused a rank");
+                self.refuse(greeting, reason, refusals);
+            }
+            Ok(place) => {
                 let offer = self.meeting.as_ref().map(|meeting| meeting.offer);
-                let reply = Reply { sender: self.member.rank, verdict: Ok(offer) };
+                let offer = offer.filter(|_| hello.purpose == Purpose::Messages);
+                let reply = Reply { sender: self.member.rank, verdict: Ok((proof, offer)) };
                 match greeting.socket.write_all(&reply.encode()) {
-                    Ok(()) => sockets[peer.index()] = Some(greeting.socket),
+                    Ok(()) => *place = Some(greeting.socket),
                     // It will try again.
-                    Err(error) => tracing::debug!(%peer, %error, "a rank hung up before it was accepted"),
+                    Err(error) => {
+                        tracing::debug!(peer = %hello.sender, %error, "a rank hung up before it was accepted");
+                    }
                 }
             }
         }
     }
 
+    /// Refuses who has not proved that it is of the run.
+    fn refuse_stranger(&self, greeting: Greeting, reason: &str, refusals: &mut Vec<String>) {
+        self.strangers.note(greeting.from, &reason);
+        self.refuse(greeting, reason.to_string(), refusals);
+    }
+
     fn refuse(&self, mut greeting: Greeting, reason: String, refusals: &mut Vec<String>) {
         const KEPT: usize = 8;
-        tracing::warn!(from = %greeting.from, reason, group = self.options.group, "refused a connection");
         let reply = Reply { sender: self.member.rank, verdict: Err(reason.clone()) };
         if let Err(error) = greeting.socket.write_all(&reply.encode()) {
             tracing::debug!(from = %greeting.from, %error, "could not tell the reason");
@@ -294,34 +396,64 @@ impl Joining<'_> {
     }
 }
 
-/// A connection whose hello is not complete.
+/// A connection in the middle of its handshake.
 struct Greeting {
     socket: TcpStream,
     from: SocketAddr,
+    since: Instant,
+    /// What came of the present message.
     bytes: Vec<u8>,
+    /// After its hello.
+    challenge: Option<(Hello, Challenge)>,
 }
 
 enum Heard {
     Part,
-    All,
+    /// Its hello, and the proof that it is owed.
+    All(Hello, Proof),
 }
 
 impl Greeting {
-    /// Reads what is there; the error is the reason to refuse the connection.
-    fn read(&mut self) -> Result<Heard, String> {
+    fn new(socket: TcpStream, from: SocketAddr) -> io::Result<Greeting> {
+        socket.set_nonblocking(true)?;
+        Ok(Greeting { socket, from, since: Instant::now(), bytes: Vec::new(), challenge: None })
+    }
+
+    /// Reads what is there, and answers it; the error is the reason to refuse the connection.
+    fn advance(&mut self, joining: &Joining<'_>) -> Result<Heard, String> {
+        if self.challenge.is_none() {
+            if !self.read(Words::Hello)? {
+                return Ok(Heard::Part);
+            }
+            let bytes = std::mem::take(&mut self.bytes);
+            let hello = Hello::decode(&bytes, joining.member.version)?;
+            let challenge = Challenge::to(bytes).map_err(|error| error.to_string())?;
+            self.socket.write_all(&challenge.encode()).map_err(|error| error.to_string())?;
+            self.challenge = Some((hello, challenge));
+        }
+        if !self.read(Words::Response)? {
+            return Ok(Heard::Part);
+        }
+        let Some((hello, challenge)) = self.challenge.take() else { return Ok(Heard::Part) };
+        let proof = challenge.verify(&joining.member.key, &self.bytes)?;
+        Ok(Heard::All(hello, proof))
+    }
+
+    /// Reads towards a whole message; whether it is there.
+    fn read(&mut self, words: Words) -> Result<bool, String> {
         loop {
-            let missing = Words::Hello.missing(&self.bytes)?;
+            let missing = words.missing(&self.bytes)?;
             if missing == 0 {
-                return Ok(Heard::All);
+                return Ok(true);
             }
             let known = self.bytes.len();
             self.bytes.resize(known + missing, 0);
             let read = self.socket.read(&mut self.bytes[known..]);
             self.bytes.truncate(known + read.as_ref().copied().unwrap_or(0));
             match read {
-                Ok(0) => return Err("hung up in the middle of its greeting".to_string()),
+                Ok(0) => return Err("hung up in the middle of its handshake".to_string()),
                 Ok(_) => {}
-                Err(error) if would_block(&error) => return Ok(Heard::Part),
+                Err(error) if would_block(&error) => return Ok(false),
                 Err(error) => return Err(error.to_string()),
             }
         }

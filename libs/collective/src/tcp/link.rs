@@ -25,7 +25,7 @@ const SPIN: Duration = Duration::from_micros(3);
 const YIELD: Duration = Duration::from_micros(60);
 
 /// The connections of one rank, shared with its abort handles.
-struct Mesh {
+pub(super) struct Mesh {
     rank: Rank,
     generation: Generation,
     /// By rank; none for this rank.
@@ -88,7 +88,7 @@ impl TcpLink {
         let generation = home.membership.generation;
         let (mut sockets, mut peers) = (Vec::new(), Vec::new());
         for (peer, joined) in (0..).map(Rank).zip(joined) {
-            let Some(Joined { socket, ends }) = joined else {
+            let Some(Joined { socket, ends, pulse: _ }) = joined else {
                 sockets.push(None);
                 peers.push(None);
                 continue;
@@ -104,6 +104,9 @@ impl TcpLink {
         }
         let cut = vec![false; sockets.len()];
         let mesh = Arc::new(Mesh { rank: home.membership.rank, generation, sockets, alarm: bell });
+        if let Some(pulse) = &home.pulse {
+            pulse.wakes(&mesh);
+        }
         Ok(TcpLink { home, mesh, peers, cut, alarm, patience })
     }
 
@@ -254,6 +257,9 @@ impl TcpLink {
                 return Ok(());
             }
             self.check_idle(traffic)?;
+            if let Some((peer, waited)) = self.home.pulse.as_ref().and_then(|pulse| pulse.unheard()) {
+                return Err(Cause::Unheard { peer, waited });
+            }
             let waited = moved.elapsed();
             if waited < SPIN {
                 std::hint::spin_loop();

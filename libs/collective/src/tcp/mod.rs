@@ -3,12 +3,13 @@
 //!
 //! A rank binds a port ([`Tcp::bind`]), learns everybody's address from whoever started it, and joins
 //! ([`Tcp::connect`]): it dials all lower ranks and is dialled by all higher ones. Both sides of a connection
-//! state run, generation, schema version, group and ranks before anything else is said, and refuse what does not
-//! fit, in words.
+//! state run, generation, protocol version, group and ranks before anything else is said, prove to each other that they
+//! know the run's token, and refuse what does not fit, in words.
 //!
 //! One thread moves all bytes: sockets do not block, and sending and receiving take turns until the round is
 //! complete, so no message is too large for two ranks to send each other at once. Messages to ranks of this host go
-//! through [`ring`]s; their sockets then carry notices only, and the end of a rank.
+//! through [`ring`]s; their sockets then carry notices only, and the end of a rank. Between hosts, another connection of
+//! each two ranks carries heartbeats ([`pulse`]), since a rank that computes for minutes says nothing else.
 
 mod handshake;
 mod inbound;
@@ -16,13 +17,16 @@ mod join;
 mod link;
 mod meet;
 mod outbound;
+mod pulse;
 mod ring;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_domain::{Generation, Rank, SCHEMA_VERSION};
+use polygram_domain::{Generation, Rank};
+use polygram_handshake::LinkKey;
 
 use crate::collective::Collective;
 use crate::error::JoinError;
@@ -31,6 +35,10 @@ use crate::members::Members;
 use crate::split::{self, Split};
 
 pub use link::TcpLink;
+use pulse::Pulse;
+
+/// Version of what ranks say to each other: 5 has the keyed challenge and heartbeats.
+const PROTOCOL_VERSION: u32 = 5;
 
 /// A rank of a group of processes.
 pub type Tcp = Group<TcpLink>;
@@ -50,7 +58,7 @@ impl Bound {
 }
 
 /// Who a rank is, as its peers check it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Membership {
     /// The run: its name, or any token that tells it from others.
     pub run: String,
@@ -58,14 +66,16 @@ pub struct Membership {
     pub generation: Generation,
     /// This rank's seat in the group.
     pub rank: Rank,
-    /// Version of the wire format.
-    pub schema: u32,
+    /// Version of the protocol.
+    pub version: u32,
+    /// Of the run's token, which all ranks know.
+    pub key: LinkKey,
 }
 
 impl Membership {
-    /// `rank` of `run` in `generation`, speaking this build's wire format.
-    pub fn new(run: impl Into<String>, generation: Generation, rank: Rank) -> Membership {
-        Membership { run: run.into(), generation, rank, schema: SCHEMA_VERSION }
+    /// `rank` of `run` in `generation`, speaking this build's protocol.
+    pub fn new(run: impl Into<String>, generation: Generation, rank: Rank, key: LinkKey) -> Membership {
+        Membership { run: run.into(), generation, rank, version: PROTOCOL_VERSION, key }
     }
 }
 
@@ -77,6 +87,8 @@ struct Home {
     ip: IpAddr,
     /// The longest time that joining may take.
     deadline: Duration,
+    /// Heartbeats of all ranks of the run on other hosts.
+    pulse: Option<Arc<Pulse>>,
 }
 
 impl Group<TcpLink> {
@@ -98,7 +110,8 @@ impl Group<TcpLink> {
         options: Options,
         deadline: Duration,
     ) -> Result<Tcp, JoinError> {
-        let home = Home { membership: membership.clone(), ip: bound.address.ip(), deadline };
+        let ip = bound.address.ip();
+        let home = Home { membership: membership.clone(), ip, deadline, pulse: None };
         let members = Members::all(addresses.len() as u32);
         Tcp::meet(Some(bound.listener), home, members, addresses, options)
     }
@@ -111,6 +124,8 @@ impl Group<TcpLink> {
     /// Those of [`Split::split`].
     pub fn split(&mut self, members: &[Rank], options: Options) -> Result<Tcp, JoinError> {
         let mut home = self.link().home().clone();
+        // Heartbeats come over the larger group's connections.
+        let options = Options { link_detection: None, ..options };
         let bound = (members.len() > 1).then(|| Tcp::bind((home.ip, 0).into()));
         let (listener, address) = match bound {
             None => (None, None),
@@ -132,7 +147,7 @@ impl Group<TcpLink> {
         options: Options,
     ) -> Result<Tcp, JoinError> {
         let rank = members.name(home.membership.rank);
-        let joined = match listener {
+        let mut joined = match listener {
             Some(listener) => join::mesh(listener, &home, &members, addresses, &options)?,
             None => vec![None],
         };
@@ -142,6 +157,14 @@ impl Group<TcpLink> {
             tune(socket).map_err(source)?;
         }
         home.ip = reachable(home.ip, sockets()).map_err(source)?;
+        let pulses = (0..).map(Rank).zip(&mut joined).filter_map(|(seat, joined)| {
+            let pulse = joined.as_mut()?.pulse.take()?;
+            Some((members.name(seat), pulse))
+        });
+        let pulses: Vec<_> = pulses.collect();
+        if let (Some(detection), false) = (options.link_detection, pulses.is_empty()) {
+            home.pulse = Some(Arc::new(Pulse::start(pulses, detection).map_err(source)?));
+        }
         let link = TcpLink::new(joined, home, options.failure_detection).map_err(source)?;
         Ok(Group::of_members(members, link, options))
     }

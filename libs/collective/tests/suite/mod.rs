@@ -20,6 +20,7 @@ use polygram_collective::{
 };
 use polygram_domain::embedding::SameHost;
 use polygram_domain::{Generation, Rank};
+use polygram_handshake::LinkKey;
 
 /// `failure_detection` of groups that are meant to fail.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -117,7 +118,7 @@ pub(crate) fn any_port() -> SocketAddr {
 }
 
 pub(crate) fn member(rank: u32) -> Membership {
-    Membership::new("suite", Generation(3), Rank(rank))
+    Membership::new("suite", Generation(3), Rank(rank), LinkKey::of_secret(b"a secret of these tests"))
 }
 
 pub(crate) fn tcp_ranks(world_size: u32, options: &Options) -> Vec<Tcp> {

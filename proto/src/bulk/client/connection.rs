@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Generation, Step};
+use polygram_handshake::{GREETING_BYTES, LinkKey};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::error::Cause;
 use super::gather::Claim;
@@ -16,7 +18,9 @@ use super::pending::{Key, Registry};
 use crate::bulk::block::BlockShape;
 use crate::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
 use crate::bulk::credit::Inflow;
-use crate::bulk::frame::{Header, Incoming, Kind, Outgoing};
+use crate::bulk::frame::{Header, Incoming, Kind, MAX_PAYLOAD_BYTES, Outgoing};
+use crate::bulk::handshake::{HandshakeError, greet};
+use crate::bulk::liveness::{Heartbeats, ReadActivity, write_queue};
 use crate::bulk::message::{HelloBody, Message, RowBlock, WelcomeBody};
 use crate::bulk::pool::{Buffers, PooledWords};
 use crate::bulk::queue::SendQueue;
@@ -26,6 +30,8 @@ use crate::bulk::same_host::{Offer, accept};
 const DIRECT_WORDS: usize = 4 << 10;
 /// As are rows in more runs than this.
 const MOST_RUNS: usize = 1 << 10;
+/// Pause between attempts to reach a shard.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// What every frame of a client says, and what the payloads of its answers mean.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +52,19 @@ impl Identity {
         let (kind, pieces) = message.encode();
         Ok(Outgoing::seal(&self.header(kind, Step(0), Cell(0)), pieces)?)
     }
+
+    /// Nothing came from `shard` for so long.
+    fn silent(&self, shard: usize, waited: Duration) -> Cause {
+        Cause::Silent { rank: self.hello.rank, shard, waited }
+    }
 }
 
 /// How connections are made.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
+    pub(super) shard: usize,
     pub(super) address: SocketAddr,
+    pub(super) key: LinkKey,
     pub(super) identity: Identity,
     pub(super) limits: ClientLimits,
     pub(super) buffers: Buffers,
@@ -75,8 +88,19 @@ impl From<LinkError> for Cause {
     fn from(error: LinkError) -> Cause {
         match error {
             LinkError::Wire(error) => error.into(),
-            LinkError::Deadline(patience) => Cause::Lost(format!("it took no data for {patience:?}")),
+            LinkError::Deadline(patience) => Cause::Stalled(patience),
             other => Cause::Lost(other.to_string()),
+        }
+    }
+}
+
+impl From<HandshakeError> for Cause {
+    fn from(error: HandshakeError) -> Cause {
+        match error {
+            HandshakeError::Link(error) => error.into(),
+            HandshakeError::Refused(refusal) => Cause::NotAdmitted(refusal),
+            HandshakeError::Unexpected(_) => Cause::Answer(error.to_string()),
+            HandshakeError::Stranger => Cause::Stranger(error.to_string()),
         }
     }
 }
@@ -108,26 +132,74 @@ impl Dial {
         Ok(Admitted { welcome, links })
     }
 
-    /// Connects within `limits.connect` and is welcomed within `limits.reply`: a shard that restores its rows admits
-    /// workers afterwards.
+    /// Connects and goes through the handshake within `limits.connect`; is then welcomed within `limits.reply`: a
+    /// shard that restores its rows sends heartbeats, and admits workers afterwards.
     async fn hello(&self, connection: u32) -> Result<(WelcomeBody, Link), Cause> {
         let limits = self.limits;
-        let stream = timeout(limits.connect, TcpStream::connect(self.address))
-            .await
-            .map_err(|_| Cause::Deadline(limits.connect))?
-            .map_err(|error| Cause::Connect(error.to_string()))?;
-        let handshake = async {
-            let (mut reader, mut writer) = over_tcp(stream, limits.connect, &self.buffers);
-            let hello = HelloBody { connection, ..self.identity.hello };
-            writer.write(&self.identity.frame(&Message::Hello(hello))?).await?;
-            let (incoming, payload) = reader.read().await?;
-            match Message::decode(incoming.header.kind, payload, self.identity.rows)? {
-                Message::Welcome(welcome) => Ok((welcome, Link { reader, writer, _greeted_over: None })),
-                Message::Refused(refusal) | Message::Nack(refusal) => Err(Cause::NotAdmitted(refusal)),
-                other => Err(Cause::Answer(format!("{:?} instead of a welcome", other.encode().0))),
+        let (mut reader, writer) = self.greeted(connection).await?;
+        let activity = reader.activity();
+        let welcomed = async {
+            loop {
+                let (incoming, payload) = reader.read().await?;
+                match Message::decode(incoming.header.kind, payload, self.identity.rows)? {
+                    Message::Heartbeat => {}
+                    Message::Welcome(welcome) => return Ok::<_, Cause>(welcome),
+                    Message::Refused(refusal) | Message::Nack(refusal) => {
+                        return Err(Cause::NotAdmitted(refusal));
+                    }
+                    other => {
+                        return Err(Cause::Answer(format!("{:?} instead of a welcome", other.encode().0)));
+                    }
+                }
             }
         };
-        timeout(limits.reply, handshake).await.unwrap_or(Err(Cause::Deadline(limits.reply)))
+        let welcome = tokio::select! {
+            welcomed = timeout(limits.reply, welcomed) => {
+                welcomed.unwrap_or(Err(Cause::Deadline(limits.reply)))?
+            }
+            () = activity.silent_for(limits.connect) => {
+                return Err(self.identity.silent(self.shard, limits.connect));
+            }
+        };
+        reader.limit_payload(MAX_PAYLOAD_BYTES);
+        Ok((welcome, Link { reader, writer, _greeted_over: None }))
+    }
+
+    /// Connects and goes through the handshake. A shard that is not there yet, cannot be reached yet, or hangs up because
+    /// too many connect at once, is tried again.
+    async fn greeted(&self, connection: u32) -> Result<(LinkReader, LinkWriter), Cause> {
+        let (begun, limit) = (Instant::now(), self.limits.connect);
+        let hello = Message::Hello(HelloBody { connection, ..self.identity.hello });
+        let header = self.identity.header(Kind::Hello, Step(0), Cell(0));
+        loop {
+            let left = limit.saturating_sub(begun.elapsed());
+            let cause = match timeout(left, TcpStream::connect(self.address)).await {
+                Err(_) => {
+                    let seconds = limit.as_secs_f64();
+                    Cause::Connect(format!("no answer within {seconds:.1} s"))
+                }
+                Ok(Err(error)) => Cause::Connect(error.to_string()),
+                Ok(Ok(stream)) => {
+                    let (mut reader, mut writer) = over_tcp(stream, limit, &self.buffers);
+                    reader.limit_payload(GREETING_BYTES);
+                    let greeted =
+                        greet((&mut reader, &mut writer), &self.key, (&header, &hello), self.identity.rows);
+                    let left = limit.saturating_sub(begun.elapsed());
+                    match timeout(left, greeted).await {
+                        Ok(Ok(())) => return Ok((reader, writer)),
+                        Ok(Err(HandshakeError::Link(error @ (LinkError::Closed | LinkError::Io(_))))) => {
+                            error.into()
+                        }
+                        Ok(Err(error)) => return Err(error.into()),
+                        Err(_) => return Err(self.identity.silent(self.shard, limit)),
+                    }
+                }
+            };
+            if begun.elapsed() + RETRY >= limit {
+                return Err(cause);
+            }
+            sleep(RETRY).await;
+        }
     }
 
     /// Moves to shared memory if that can be had, and says so by PATH on the chosen path.
@@ -153,6 +225,13 @@ impl Dial {
     }
 }
 
+/// Whether a connection carries heartbeats.
+#[derive(Clone, Copy, Debug)]
+enum Beats {
+    None,
+    Sent,
+}
+
 /// What the tasks of one shard's connections share.
 #[derive(Clone)]
 pub(super) struct Context {
@@ -161,6 +240,10 @@ pub(super) struct Context {
     pub(super) registry: Arc<Registry>,
     pub(super) queue: SendQueue,
     pub(super) inflow: Arc<Inflow>,
+    /// After so long without a heartbeat the shard is given up.
+    pub(super) silence: Duration,
+    /// The shard gives this worker up after so long.
+    pub(super) heard_within: Duration,
 }
 
 impl Link {
@@ -172,15 +255,18 @@ impl Link {
     ) -> (impl Future<Output = ()> + Send, impl Future<Output = ()> + Send) {
         let Link { reader, writer, _greeted_over } = self;
         let for_writer = context.clone();
+        // A host does not lose itself: over memory nobody has to send heartbeats.
+        let activity = _greeted_over.is_none().then(|| reader.activity());
+        let beats = if activity.is_some() { Beats::Sent } else { Beats::None };
         let reads = async move {
-            let cause = context.read_all(reader).await;
+            let cause = context.read_watched(reader, activity).await;
             context.registry.fail(context.shard, &cause);
             context.queue.close();
             drop(_greeted_over);
         };
         let writes = async move {
-            if let Err(error) = for_writer.write_all(writer, connection).await {
-                for_writer.registry.fail(for_writer.shard, &error.into());
+            if let Err(cause) = for_writer.write_all(writer, connection, beats).await {
+                for_writer.registry.fail(for_writer.shard, &cause);
                 for_writer.queue.abandon();
             }
         };
@@ -189,11 +275,24 @@ impl Link {
 }
 
 impl Context {
-    async fn write_all(&self, mut writer: LinkWriter, connection: u32) -> Result<(), LinkError> {
-        while let Some(frame) = self.queue.next(connection).await {
-            writer.write(&frame).await?;
+    async fn write_all(&self, writer: LinkWriter, connection: u32, beats: Beats) -> Result<(), Cause> {
+        let heartbeats = match beats {
+            Beats::None => None,
+            Beats::Sent => {
+                Some(Heartbeats::new(self.heard_within, self.identity.frame(&Message::Heartbeat)?))
+            }
+        };
+        Ok(write_queue(writer, &self.queue, connection, heartbeats).await?)
+    }
+
+    /// Reads until the connection ends, or is silent.
+    async fn read_watched(&self, reader: LinkReader, activity: Option<ReadActivity>) -> Cause {
+        let Some(activity) = activity else { return self.read_all(reader).await };
+        tokio::select! {
+            biased;
+            cause = self.read_all(reader) => cause,
+            () = activity.silent_for(self.silence) => self.identity.silent(self.shard, self.silence),
         }
-        writer.close().await
     }
 
     async fn read_all(&self, mut reader: LinkReader) -> Cause {
@@ -272,6 +371,7 @@ impl Context {
             Message::Committed(rows) => registry.acknowledge(shard, Key::Commit(step), rows),
             Message::Aborted => registry.acknowledge(shard, Key::Abort(step), 0),
             Message::Credit(bytes) => Ok(self.queue.give_back(bytes)?),
+            Message::Heartbeat => Ok(()),
             Message::Nack(refusal) => Err(Cause::Refused { step, cell, refusal }),
             other => Err(Cause::Answer(format!("a {:?} frame is not for workers", other.encode().0))),
         }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use polygram_domain::{Cell, ShardIndex, Step};
+use polygram_domain::{Cell, FailureKind, Rank, ShardIndex, Step};
 
 use crate::bulk::frame::WireError;
-use crate::bulk::message::Refusal;
+use crate::bulk::message::{Reason, Refusal};
 
 /// Why.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,6 +31,22 @@ pub enum Cause {
     /// The connection ended.
     #[error("connection lost: {0}")]
     Lost(String),
+    /// Whoever listens at the shard's address is none of the run.
+    #[error("{0}")]
+    Stranger(String),
+    /// The shard took nothing for too long.
+    #[error("connection lost: it took no data for {:.1} s", .0.as_secs_f64())]
+    Stalled(Duration),
+    /// Nothing came from the shard for too long, not even a heartbeat.
+    #[error("worker {rank} hears nothing from shard {shard} for {:.1} s", waited.as_secs_f64())]
+    Silent {
+        /// The worker that waited.
+        rank: Rank,
+        /// The shard that was not heard.
+        shard: usize,
+        /// How long.
+        waited: Duration,
+    },
     /// The shard sent what this program cannot take.
     #[error("bad answer: {0}")]
     Answer(String),
@@ -40,6 +56,29 @@ pub enum Cause {
     /// The call itself is wrong.
     #[error("bad call: {0}")]
     Call(String),
+}
+
+impl Cause {
+    /// Whether the program or its environment failed.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Cause::Connect(_) => FailureKind::Connect,
+            Cause::Silent { .. } | Cause::Stalled(_) => FailureKind::Timeout,
+            Cause::Lost(_) => FailureKind::Reset,
+            Cause::NotAdmitted(refusal) | Cause::Refused { refusal, .. }
+                if refusal.reason == Reason::Silent =>
+            {
+                FailureKind::Timeout
+            }
+            // A shard that sends heartbeats and does not answer for so long is a fault of the program.
+            Cause::Deadline(_)
+            | Cause::NotAdmitted(_)
+            | Cause::Refused { .. }
+            | Cause::Stranger(_)
+            | Cause::Answer(_)
+            | Cause::Call(_) => FailureKind::Program,
+        }
+    }
 }
 
 impl From<WireError> for Cause {

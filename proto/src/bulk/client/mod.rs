@@ -37,8 +37,9 @@ use push::Push;
 use super::block::BlockShape;
 use super::credit::Inflow;
 use super::frame::{Outgoing, run_hash};
+use super::greeting::silence_ms;
 use super::ids::{ShardRows, UniqueIds, divide};
-use super::message::{Commit, HelloBody, Message, SnapshotOrder, tables_hash};
+use super::message::{Commit, HelloBody, Message, SnapshotOrder, WelcomeBody, tables_hash};
 use super::pool::Buffers;
 use super::queue::SendQueue;
 use super::same_host::incarnation;
@@ -100,24 +101,43 @@ impl RowClient {
                 wire: options.wire,
                 same_host: options.same_host,
                 window_bytes: options.row_window_bytes,
+                silence_ms: silence_ms(options.limits.connect),
             },
             rows: BlockShape { sites, width, kind: options.wire.rows },
         };
         let payloads = Buffers::new(PAYLOADS_KEPT_BYTES);
         let mut handshakes = JoinSet::new();
-        for (index, &address) in shards.iter().enumerate() {
-            let dial = Dial { address, identity, limits: options.limits, buffers: payloads.clone() };
-            handshakes.spawn(async move { (index, dial.admit().await) });
-        }
-        let mut admitted: Vec<Option<Admitted>> = shards.iter().map(|_| None).collect();
-        while let Some(joined) = handshakes.join_next().await {
-            let (index, result) = joined.map_err(|error| nowhere(error.into()))?;
-            admitted[index] = Some(result.map_err(|cause| registry.error(index, None, cause))?);
+        for (shard, &address) in shards.iter().enumerate() {
+            let (limits, buffers) = (options.limits, payloads.clone());
+            let dial = Dial { shard, address, key: hello.key, identity, limits, buffers };
+            handshakes.spawn(async move { (shard, dial.admit().await) });
         }
         let mut tasks = JoinSet::new();
+        let mut admitted: Vec<Option<(WelcomeBody, SendQueue)>> = shards.iter().map(|_| None).collect();
+        while let Some(joined) = handshakes.join_next().await {
+            let (shard, result) = joined.map_err(|error| nowhere(error.into()))?;
+            let Admitted { welcome, links } = result.map_err(|cause| registry.error(shard, None, cause))?;
+            let queue = SendQueue::new(welcome.window_bytes);
+            let context = Context {
+                shard,
+                identity,
+                registry: Arc::clone(&registry),
+                queue: queue.clone(),
+                inflow: Arc::new(Inflow::new(options.row_window_bytes)),
+                silence: options.limits.connect,
+                heard_within: welcome.silence(),
+            };
+            // At once: other shards may let this worker wait for long, and this one is to hear of it meanwhile.
+            for (connection, link) in (0..).zip(links) {
+                let (reads, writes) = link.into_tasks(connection, context.clone());
+                tasks.spawn(reads);
+                tasks.spawn(writes);
+            }
+            admitted[shard] = Some((welcome, queue));
+        }
         let mut queues = Vec::with_capacity(shards.len());
         let mut version: Option<Step> = None;
-        for (shard, Admitted { welcome, links }) in admitted.into_iter().flatten().enumerate() {
+        for (shard, (welcome, queue)) in admitted.into_iter().flatten().enumerate() {
             let expected = *version.get_or_insert(welcome.version);
             let refuse = |text: String| Err(registry.error(shard, None, Cause::Answer(text)));
             if (welcome.shard.index(), welcome.shards as usize) != (shard, shards.len()) {
@@ -134,19 +154,7 @@ impl RowClient {
                     welcome.version
                 ));
             }
-            let context = Context {
-                shard,
-                identity,
-                registry: Arc::clone(&registry),
-                queue: SendQueue::new(welcome.window_bytes),
-                inflow: Arc::new(Inflow::new(options.row_window_bytes)),
-            };
-            queues.push(context.queue.clone());
-            for (connection, link) in (0..).zip(links) {
-                let (reads, writes) = link.into_tasks(connection, context.clone());
-                tasks.spawn(reads);
-                tasks.spawn(writes);
-            }
+            queues.push(queue);
         }
         let inner = Inner {
             identity,

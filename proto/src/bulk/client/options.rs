@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polygram_domain::embedding::{EmbeddingSpec, SameHost, WireSpec};
 use polygram_domain::{Generation, Rank, RunName};
+use polygram_handshake::LinkKey;
 
 /// Rows that one shard may have on their way to a client, in payload bytes.
 const ROW_WINDOW_BYTES: u32 = 32 << 20;
@@ -19,12 +20,14 @@ pub struct Hello {
     pub rank: Rank,
     /// Workers in the run.
     pub workers: u32,
+    /// Of the run's token: worker and shard prove to each other that they know it.
+    pub key: LinkKey,
 }
 
 /// A client's deadlines and sizes. A `Duration` stands for both deadlines.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
-    /// For a connection to be made, and for a socket that takes no data.
+    /// For a connection to be made, a socket that takes no data, and a shard that sends no heartbeat.
     pub connect: Duration,
     /// For an answer, the welcome of a shard that still restores its rows included. A lookup's answer may wait for
     /// the commits of earlier steps: allow for `prefetch_steps` whole steps.

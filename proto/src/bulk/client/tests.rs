@@ -6,12 +6,14 @@ use std::time::Duration;
 use polygram_domain::bf16::round_to_nearest;
 use polygram_domain::embedding::{RowType, SameHost, WireSpec};
 use polygram_domain::{Generation, Rank, RunName, ShardIndex};
+use polygram_handshake::LinkKey;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::bulk::block::{RowBlock, Values};
 use crate::bulk::codec::{LinkReader, LinkWriter, over_tcp};
 use crate::bulk::frame::{Header, Kind, Piece};
+use crate::bulk::handshake::Challenge;
 use crate::bulk::message::WelcomeBody;
 use crate::bulk::same_host::{Meeting, Offer};
 use crate::bulk::testing::tiny_tables;
@@ -24,6 +26,10 @@ struct Played {
     reader: LinkReader,
     writer: LinkWriter,
     shape: BlockShape,
+}
+
+fn key() -> LinkKey {
+    LinkKey::of_secret(b"a secret of these tests")
 }
 
 fn run() -> RunName {
@@ -63,11 +69,24 @@ impl Played {
         self.writer.write(&Outgoing::seal(&header, vec![Piece::Words(words)]).unwrap()).await.unwrap();
     }
 
+    async fn tell(&mut self, message: &Message) {
+        let (kind, pieces) = message.encode();
+        let words = pieces.iter().flat_map(|piece| bytemuck::pod_collect_to_vec(piece.bytes())).collect();
+        self.say(Step(0), Cell(0), kind, words).await;
+    }
+
     async fn welcome(&mut self, window_bytes: u32, offer: Option<Offer>) -> HelloBody {
-        let (_, hello) = self.next().await;
+        let (incoming, payload) = timeout(PATIENCE, self.reader.read()).await.expect("a hello").unwrap();
+        let challenge = Challenge::to(&incoming, &payload).unwrap();
+        let hello = Message::decode(incoming.header.kind, payload, self.shape).unwrap();
         let Message::Hello(hello) = hello else { panic!("{hello:?} is no hello") };
+        self.tell(&challenge.message()).await;
+        let (_, response) = self.next().await;
+        let Message::Response(response) = response else { panic!("{response:?} is no response") };
+        self.tell(&challenge.verify(&key(), &response).expect("the right key")).await;
         let (shard, version) = (ShardIndex(0), Step(0));
-        let welcome = WelcomeBody { shard, shards: 1, version, window_bytes, offer };
+        let silence_ms = silence_ms(PATIENCE);
+        let welcome = WelcomeBody { shard, shards: 1, version, window_bytes, silence_ms, offer };
         self.say(Step(0), Cell(0), Kind::Welcome, welcome.encode()).await;
         hello
     }
@@ -82,7 +101,7 @@ impl Played {
 }
 
 async fn connect(address: SocketAddr, options: ClientOptions) -> Result<RowClient, RowError> {
-    let hello = Hello { run: run(), generation: GENERATION, rank: Rank(0), workers: 1 };
+    let hello = Hello { run: run(), generation: GENERATION, rank: Rank(0), workers: 1, key: key() };
     RowClient::connect(&[address], hello, Arc::new(tiny_tables()), options).await
 }
 

@@ -1,6 +1,6 @@
 //! What members report.
 
-use polygram_domain::{Generation, Step, StepOutcome, held_out};
+use polygram_domain::{FailureKind, Generation, Step, StepOutcome, held_out};
 
 use super::{malformed, phase, phase_number, present, text};
 use crate::control::assignment::AssignmentHash;
@@ -9,10 +9,28 @@ use crate::control::damage::DamagedCheckpoint;
 use crate::control::error::Malformed;
 use crate::control::membership::{MemberId, MemberRef};
 use crate::control::report::{
-    Envelope, Evaluation, Failure, FailureCause, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
-    StepProof,
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 use crate::control::wire;
+
+impl From<FailureKind> for wire::FailureKind {
+    fn from(kind: FailureKind) -> wire::FailureKind {
+        match kind {
+            FailureKind::Program => wire::FailureKind::Program,
+            FailureKind::Connect => wire::FailureKind::Connect,
+            FailureKind::Timeout => wire::FailureKind::Timeout,
+            FailureKind::Reset => wire::FailureKind::Reset,
+            FailureKind::Disk => wire::FailureKind::Disk,
+            FailureKind::Store => wire::FailureKind::Store,
+            FailureKind::StoreUnusable => wire::FailureKind::StoreUnusable,
+        }
+    }
+}
+
+fn failure_kind(number: i32) -> Result<FailureKind, Malformed> {
+    let known = FailureKind::ALL.into_iter().find(|kind| wire::FailureKind::from(*kind) as i32 == number);
+    known.ok_or_else(|| Malformed { message: "Failed", what: format!("unknown failure kind {number}") })
+}
 
 impl From<StepMetrics> for wire::StepMetrics {
     fn from(m: StepMetrics) -> wire::StepMetrics {
@@ -103,26 +121,6 @@ impl TryFrom<wire::StepProof> for StepProof {
     }
 }
 
-impl From<FailureCause> for wire::FailureCause {
-    fn from(cause: FailureCause) -> wire::FailureCause {
-        match cause {
-            FailureCause::Program => wire::FailureCause::Program,
-            FailureCause::Environment => wire::FailureCause::Environment,
-            FailureCause::StoreUnusable => wire::FailureCause::StoreUnusable,
-        }
-    }
-}
-
-impl From<wire::FailureCause> for FailureCause {
-    fn from(cause: wire::FailureCause) -> FailureCause {
-        match cause {
-            wire::FailureCause::Program => FailureCause::Program,
-            wire::FailureCause::Environment => FailureCause::Environment,
-            wire::FailureCause::StoreUnusable => FailureCause::StoreUnusable,
-        }
-    }
-}
-
 impl From<PhaseSeconds> for wire::PhaseSeconds {
     fn from(p: PhaseSeconds) -> wire::PhaseSeconds {
         let PhaseSeconds { lookup, computing, pushing, reducing, updating } = p;
@@ -169,7 +167,7 @@ impl From<Envelope> for wire::MemberReport {
             }
             MemberReport::Metrics(metrics) => Report::Metrics(metrics.into()),
             MemberReport::Evaluation(evaluation) => Report::Evaluation(evaluation.into()),
-            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged, cause }) => {
+            MemberReport::Failed(Failure { message, step, phase, suspect, roll_back, damaged, kind }) => {
                 Report::Failed(wire::Failed {
                     message,
                     step: step.0,
@@ -177,7 +175,7 @@ impl From<Envelope> for wire::MemberReport {
                     suspect: suspect.map(Into::into),
                     roll_back,
                     damaged: damaged.map(Into::into),
-                    cause: wire::FailureCause::from(cause).into(),
+                    kind: wire::FailureKind::from(kind) as i32,
                 })
             }
             MemberReport::Finished { step } => Report::Finished(wire::Finished { step: step.0 }),
@@ -219,9 +217,7 @@ impl TryFrom<wire::MemberReport> for Envelope {
                 suspect: f.suspect.map(MemberRef::try_from).transpose()?,
                 roll_back: f.roll_back,
                 damaged: f.damaged.map(DamagedCheckpoint::try_from).transpose()?,
-                cause: wire::FailureCause::try_from(f.cause)
-                    .map_err(|_| malformed("Failed", format!("there is no cause number {}", f.cause)))?
-                    .into(),
+                kind: failure_kind(f.kind)?,
             }),
             Report::Finished(f) => MemberReport::Finished { step: Step(f.step) },
             Report::Shard(report) => MemberReport::Shard(Box::new(report.try_into()?)),

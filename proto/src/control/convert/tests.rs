@@ -1,7 +1,7 @@
 //! Everything survives the wire; nonsense is refused by name.
 
 use polygram_domain::spikes::LeftOut;
-use polygram_domain::{Generation, Step, StepOutcome};
+use polygram_domain::{FailureKind, Generation, Step, StepOutcome};
 
 use super::status::state;
 use super::*;
@@ -11,8 +11,7 @@ use crate::control::damage::{CheckpointPlace, DamagedCheckpoint};
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
 use crate::control::membership::MemberId;
 use crate::control::report::{
-    Envelope, Evaluation, Failure, FailureCause, Heartbeat, MemberReport, PhaseSeconds, StepMetrics,
-    StepProof,
+    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
 use crate::control::status::RunState;
 
@@ -86,7 +85,7 @@ fn reports_survive_the_wire() {
                 key: "ckpt/data/ab/x.rows".into(),
                 reason: "its CRC-32C is another".into(),
             }),
-            cause: FailureCause::StoreUnusable,
+            kind: FailureKind::Timeout,
         }),
         MemberReport::Finished { step: Step(60) },
     ];
