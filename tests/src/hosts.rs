@@ -2,7 +2,7 @@
 //! Making them needs root and `ip` of iproute2. What was made is removed when it is dropped.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ impl Hosts {
     }
 
     /// A command on a host.
-    pub fn command(&self, host: usize, program: &PathBuf) -> Command {
+    pub fn command(&self, host: usize, program: &Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace(host)]).arg(program);
         command

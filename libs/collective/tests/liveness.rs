@@ -86,7 +86,7 @@ fn a_link_that_carries_nothing_is_noticed_and_named() {
         let held = Held::default();
         let mut ranks = ranks(&held);
         thread::scope(|scope| {
-            ranks.iter_mut().for_each(|rank| drop(scope.spawn(|| rank.barrier().unwrap())))
+            ranks.iter_mut().for_each(|rank| drop(scope.spawn(move || rank.barrier().unwrap())))
         });
         held.up.store(up, Ordering::Relaxed);
         held.down.store(down, Ordering::Relaxed);
