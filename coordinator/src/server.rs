@@ -129,7 +129,8 @@ pub async fn serve(
     }
     released.cancel();
     // One that the store does not take in time is not renewed either.
-    bounded(leading, CLOSING, "renewal of the lease").await?;
+    let patience = if recorded.is_some() { CLOSING } else { Duration::ZERO };
+    bounded(leading, patience, "renewal of the lease").await?;
     closing.cancel();
     // A connection that somebody keeps open does not keep the coordinator.
     if let Some(result) = bounded(serving, CLOSING, "control server").await? {

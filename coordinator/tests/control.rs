@@ -197,7 +197,7 @@ async fn a_run_goes_on_with_another_generation() {
     let story = store.read_failure_log().await.unwrap();
     let kinds: Vec<_> =
         story[0].lines.iter().map(|line| serde_json::to_value(line).unwrap()["kind"].clone()).collect();
-    assert_eq!(kinds, ["opened", "lost", "went_back", "started", "caught_up", "ended"]);
+    assert_eq!(kinds, ["opened", "lost", "rolled_back", "started", "caught_up", "ended"]);
 }
 
 #[tokio::test]

@@ -115,7 +115,7 @@ fn bad_input_is_one_clear_message() {
         (&unknown_key, &|_| (), "seq_length", 2),
         (&tiny(&[]), &|files| std::fs::remove_file(files.path("run.toml")).unwrap(), "run.toml", 1),
         (&tiny(&[]), &|files| std::fs::remove_file(files.path("token")).unwrap(), "token", 1),
-        (&tiny(&[]), &|files| std::fs::write(files.path("root"), "a file").unwrap(), "root", 1),
+        (&tiny(&[]), &|files| std::fs::write(files.path("root"), "a file").unwrap(), "is a file", 2),
     ];
     for (config, spoil, words, code) in cases {
         let files = Files::new(config);
