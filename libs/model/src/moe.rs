@@ -21,7 +21,6 @@ use crate::experts::Message;
 use crate::ffn::split;
 use crate::gradient::BucketGradient;
 use crate::kernels::{Gated, Owners, Products, combine, row_products, silu_gated, silu_gated_backward};
-use crate::layer::AuxiliaryScale;
 use crate::linear::Linear;
 use crate::options::Options;
 use crate::parameters::{Precision, Weights};

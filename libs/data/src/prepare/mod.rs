@@ -17,6 +17,7 @@ mod json_line;
 mod meta;
 mod monitor;
 mod output;
+mod reading;
 mod split;
 mod table;
 mod text;
@@ -38,12 +39,13 @@ use crate::error::DataError;
 use crate::identity::DataIdentity;
 use crate::segment::{Dtype, Existing, SegmentWriter};
 use content::Records;
-use corpus::{Corpus, Pass, PassReport};
+use corpus::Corpus;
 use encode::{Encoded, encode};
 use files::{FileState, Search};
 use meta::PartCount;
 use monitor::Unattended;
 use output::{Staging, check_outputs};
+use reading::{Pass, PassReport};
 use split::{Sample, Side, Split};
 use tokenizer::TextTokenizer;
 
@@ -140,10 +142,6 @@ impl PrepareOptions {
         check_outputs(&self.output, self.existing)
     }
 }
-
-/// Everything a preparation may leave in its folder.
-const OUTPUTS: [&str; 6] =
-    ["train.bin", "train.idx", "held_out.bin", "held_out.idx", "tokenizer.json", "meta.json"];
 
 /// Prepares a corpus; returns what `meta.json` says.
 pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
