@@ -1,5 +1,5 @@
-//! The processes of one launch and what they need: files, logs, signals. They are started here, again where they died, and
-//! ended here.
+//! The processes of one launch and what they need: files, logs and signals. [`Launch`] starts the processes,
+//! starts them again, and ends them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

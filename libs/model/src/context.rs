@@ -85,6 +85,7 @@ impl<'a> CellContext<'a> {
             rotation,
         })
     }
+
     /// P.
     pub(crate) fn positions(&self) -> i64 {
         self.batch * self.seq_len

@@ -13,7 +13,7 @@ use polygram_domain::{ModelSpec, RankLayout};
 use tch::{Tensor, no_grad, with_grad};
 
 use crate::adamw::{AdamW, Update};
-use crate::balance::bias_delta;
+use crate::balance::{AuxiliaryScale, bias_delta};
 use crate::cell::{Auxiliary, CellInput, CellOutput};
 use crate::context::CellContext;
 use crate::embedding::{Gathered, Site};

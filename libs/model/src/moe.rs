@@ -14,7 +14,7 @@ use polygram_domain::model::MoeSpec;
 use polygram_domain::run_spec::Determinism;
 use tch::{Kind, Tensor};
 
-use crate::balance::{BalanceAim, loss_coefficients};
+use crate::balance::{AuxiliaryScale, BalanceAim, loss_coefficients};
 use crate::context::CellContext;
 use crate::error::{ModelError, Result};
 use crate::experts::Message;

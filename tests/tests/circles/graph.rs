@@ -1,9 +1,9 @@
 //! Who uses whom among the modules of a tree, and the circles in it.
 //!
-//! At each level the nodes are the children of a module, each with all that is below it, and the module's own file.
-//! A module uses another if it names something that the other **defines**: a name that is handed on by `pub use` counts
-//! for the file that defines it, and handing a name on is not using it. So a parent may use its children, and children
-//! may use what their parent's file defines, but not both within one circle.
+//! At each level the nodes are the children of a module, each with all that is below it, and the module's own
+//! file. A module uses another if it names something that the other **defines**. A name that is handed on by
+//! `pub use` counts for the file that defines it, and handing a name on is not using it. So a parent may use
+//! its children, and children may use what their parent's file defines, but not both in one circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,5 +1,5 @@
-//! Tokens of a Rust file: names, `::` and single punctuation marks, each with its line. Comments, literals and
-//! lifetimes are left out, and so are the items under `#[cfg(test)]`.
+//! Tokens of a Rust file: names, `::` and single punctuation marks, each with its line. Comments, literals
+//! and lifetimes are left out, and so are the items under `#[cfg(test)]`.
 
 /// A name or a mark of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -74,7 +74,10 @@ impl Tree {
             match token.text {
                 "{" | "(" | "[" => depth += 1,
                 "}" | ")" | "]" => depth -= 1,
-                "mod" if text(at + 2) == ";" => self.child_file(module, text(at + 1))?,
+                "mod" if text(at + 2) == ";" => {
+                    self.child_file(module, text(at + 1))?;
+                    at += 1;
+                }
                 "mod" if text(at + 2) == "{" => {
                     let end = closing(tokens, at + 2);
                     let child = self.child(module, text(at + 1), self.modules[module].file.clone());
@@ -82,7 +85,8 @@ impl Tree {
                     self.read_tokens(child, &tokens[at + 3..end])?;
                     at = end;
                 }
-                "use" if depth == 0 || [";", "{", "}"].contains(&text(at.wrapping_sub(1))) => {
+                // Not the `use<'a>` of a return type.
+                "use" if text(at + 1) != "<" => {
                     let visible = at > 0 && [")", "pub"].contains(&text(at - 1));
                     let mut leaves = Leaves { tokens, at: at + 1, is_reexport: visible };
                     leaves.read(&mut Vec::new(), &mut self.modules[module]);
@@ -159,7 +163,7 @@ impl Tree {
         }
     }
 
-    /// Follows `path` from within module `at`. A name that is not found is taken for one that a macro defines there.
+    /// Follows `path` from within module `at`. A name that is not found is taken for one that a macro defines.
     fn walk(&self, at: usize, path: &[String], budget: usize) -> Option<Target> {
         let Some(first) = path.first() else { return Some(Target::Module(at)) };
         if let Some(found) = self.lookup(at, path, budget) {

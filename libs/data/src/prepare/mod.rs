@@ -178,7 +178,7 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
             TextTokenizer::train(*vocab_size, texts, monitor)?
         }
         (None, TokenizerChoice::Given { path, .. }) => {
-            return Err(tokenizer::failed(&path.display().to_string(), "it was not read".into()));
+            return Err(train::failed(&path.display().to_string(), "it was not read".into()));
         }
     };
 
