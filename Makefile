@@ -23,7 +23,7 @@ build: ## the programs, in target/release
 quick: ## tests of everything that needs no libtorch
 	unset LIBTORCH; $(CARGO) test --release --locked $(FREE_OF_LIBTORCH:%=-p polygram-%)
 	unset LIBTORCH; $(CARGO) test --release --locked -p polygram-worker --no-default-features --lib
-	unset LIBTORCH; $(CARGO) test --release --locked -p polygram-tests --lib --test rules
+	unset LIBTORCH; $(CARGO) test --release --locked -p polygram-tests --lib --test rules --test circles
 
 lint: ## formatting, and clippy with warnings as errors
 	$(CARGO) fmt --all --check

@@ -8,9 +8,9 @@ use polygram_checkpoint::{CheckpointError, Leadership, RunStore};
 use polygram_domain::RunName;
 use polygram_proto::control::OperatorClient;
 
-use crate::commands::stored;
 use crate::exit::{Failure, Outcome};
 use crate::settings::Root;
+use crate::stored;
 
 /// A coordinator that leads a run answers within this.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);

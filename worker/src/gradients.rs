@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use polygram_collective::{Collective, CollectiveError};
 use polygram_domain::RankLayout;
-use polygram_domain::rank_layout::SumGroup;
+use polygram_domain::topology::SumGroup;
 use polygram_faults::{Point, pass};
 use polygram_process::{JoinedThread, Panicked};
 

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_collective::{AbortHandle, Bound, Collective, JoinError, Membership, Options, Solo, Split, Tcp};
-use polygram_domain::rank_layout::SumGroup;
 use polygram_domain::run_spec::RunSpec;
+use polygram_domain::topology::SumGroup;
 
 use crate::counted::Counted;
 use crate::gradients::SumRanks;

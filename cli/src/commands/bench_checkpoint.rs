@@ -12,10 +12,11 @@ use polygram_domain::{RunName, SCHEMA_VERSION, Step};
 use serde::Serialize;
 
 use crate::args::{BenchCheckpointArgs, CheckpointWork};
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::Root;
+use crate::stored;
 use crate::units;
 
 /// Tensors of the state are of this size: 32 MiB.

@@ -2,10 +2,11 @@
 
 use crate::args::CheckpointArgs;
 use crate::byte_progress::ByteProgress;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 
 pub(crate) fn run(args: &CheckpointArgs, printer: &mut Printer) -> Outcome {
     let place = RunPlace::resolve(&args.run)?;

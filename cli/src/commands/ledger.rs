@@ -4,10 +4,11 @@ use polygram_checkpoint::Entry;
 use polygram_domain::OutputFormat;
 
 use crate::args::LedgerArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units::columns;
 
 pub(crate) fn run(args: &LedgerArgs, printer: &mut Printer) -> Outcome {

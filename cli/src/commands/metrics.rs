@@ -15,11 +15,12 @@ use polygram_proto::control::OperatorClient;
 use serde::Serialize;
 
 use crate::args::MetricsArgs;
-use crate::commands::stored::StoredRun;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
+use crate::stored::StoredRun;
 use crate::units::{columns, count, grouped};
 
 /// How long a living coordinator may take to answer.

@@ -6,7 +6,6 @@ pub(crate) mod bench_step;
 pub(crate) mod ckpt;
 pub(crate) mod data;
 pub(crate) mod digest;
-pub(crate) mod evaluations;
 pub(crate) mod ledger;
 pub(crate) mod logits;
 pub(crate) mod metrics;
@@ -14,19 +13,19 @@ pub(crate) mod ngram;
 pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod runs;
+mod runtime;
 pub(crate) mod status;
 pub(crate) mod status_text;
-pub(crate) mod stored;
 pub(crate) mod train;
 pub(crate) mod verify_replay;
 pub(crate) mod why;
 
-use std::future::Future;
-
 use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand, PoolCommand};
-use crate::exit::{Failure, Outcome};
+pub(crate) use crate::evaluations;
+use crate::exit::Outcome;
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;
+use runtime::block_on;
 
 /// Runs one command to its end.
 pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
@@ -64,13 +63,4 @@ pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
         Command::Bench(BenchCommand::Checkpoint(args)) => bench_checkpoint::run(args, printer),
         Command::Bench(BenchCommand::Step(args)) => bench_step::run(args, printer),
     }
-}
-
-/// Drives `work` on this thread. Children are started from it, and must not die with a pool thread.
-fn block_on<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed("cannot start the I/O runtime").because(error))?
-        .block_on(work)
 }

@@ -8,12 +8,13 @@ use polygram_proto::pool::{JobId, JobStatus, PoolAnnouncement, PoolClient, PoolM
 use serde::Serialize;
 
 use crate::args::{CancelArgs, JobsArgs, PoolArgs, PoolUpArgs, SubmitArgs};
-use crate::commands::{block_on, plan, stored};
+use crate::commands::{block_on, plan};
 use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
 use crate::settings::{Configuration, PoolFolder, PoolPlace, Root, current_folder};
+use crate::stored;
 use crate::units::{columns, moment};
 
 /// A pool's coordinator that lives answers within this.

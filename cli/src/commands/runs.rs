@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use crate::args::RootArgs;
-use crate::commands::{block_on, status, stored};
+use crate::commands::{block_on, status};
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::{Root, RunPlace};
+use crate::stored;
 use crate::units::columns;
 
 #[derive(Debug, Serialize)]

@@ -11,12 +11,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::RunArgs;
+use crate::commands::block_on;
 use crate::commands::status_text::{self, Age};
-use crate::commands::stored::StoredRun;
-use crate::commands::{block_on, stored};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
+use crate::stored::StoredRun;
 use crate::units::counted;
 
 /// How long a living coordinator may take to answer.

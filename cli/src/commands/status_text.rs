@@ -4,7 +4,7 @@ use polygram_proto::control::{
     CollisionStatus, MemberStatus, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus,
 };
 
-use crate::commands::evaluations;
+use crate::evaluations;
 use crate::units;
 
 /// How old a status is.

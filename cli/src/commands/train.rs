@@ -10,13 +10,15 @@ use polygram_proto::control::{Evaluation, Reason, RunState, RunStatus};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
+use crate::commands::block_on;
 use crate::commands::plan::{check_memory, machine_warning, warnings};
-use crate::commands::{block_on, evaluations, stored};
+use crate::evaluations;
 use crate::exit::{ExitStatus, Outcome};
 use crate::launcher::progress::MeanLoss;
 use crate::launcher::{self, Claim, Ending, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope, Root, RunPlace};
+use crate::stored;
 use crate::units::{self, counted};
 use crate::{data_check, device_check, lead_check, resume_check, train_on};
 

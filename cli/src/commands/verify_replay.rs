@@ -10,11 +10,12 @@ use polygram_faults::FaultInjection;
 use serde::Serialize;
 
 use crate::args::{RootArgs, VerifyReplayArgs};
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Claim, Plan};
 use crate::printer::Printer;
 use crate::settings::{Configuration, Root, RunPlace};
+use crate::stored;
 use crate::{data_check, device_check};
 
 /// What came out.

@@ -5,10 +5,11 @@ use polygram_domain::{OutputFormat, Step, StepOutcome};
 use serde::Serialize;
 
 use crate::args::RunArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units;
 
 /// A loss and what followed.

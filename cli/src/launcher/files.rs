@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use polygram_domain::RunName;
 use polygram_proto::control::{Announcement, Token};
 
-use super::Claim;
+use super::claim::Claim;
 use crate::exit::{Failure, Outcome};
 use crate::settings::{Configuration, Root, state_folder};
 

@@ -16,6 +16,7 @@ pub mod hf_config;
 pub mod ids;
 pub mod layout;
 pub mod model;
+mod model_check;
 pub mod outcome;
 pub mod output_format;
 pub mod philox;

@@ -16,7 +16,7 @@ use crate::ids::Rank;
 use crate::layout::{ParameterSpec, StatePart, dense_parameters, state_part};
 use crate::model::ModelSpec;
 use crate::square_sum::BLOCK;
-use crate::topology::Topology;
+use crate::topology::{SumGroup, Topology};
 use crate::word_hash::{mix, word_hash};
 
 /// One named tensor of a rank's flat buffers.
@@ -28,15 +28,6 @@ pub struct Entry {
     pub number: usize,
     /// Its elements in the flat buffer.
     pub range: Range<usize>,
-}
-
-/// The ranks that a bucket's gradient is summed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SumGroup {
-    /// All workers.
-    Workers,
-    /// The workers that hold the same experts.
-    SameExperts,
 }
 
 /// A run of the flat buffer whose gradient is summed at once.

@@ -5,7 +5,6 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Cell, Rank};
-use crate::rank_layout::SumGroup;
 
 /// Numbers of processes. Worker rank = data-parallel index · expert_parallel + expert index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +15,15 @@ pub struct Topology {
     pub expert_parallel: u32,
     /// Embedding shards (S), 1 to 4096.
     pub shards: u32,
+}
+
+/// The ranks that a bucket's gradient is summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SumGroup {
+    /// All workers.
+    Workers,
+    /// The workers that hold the same experts.
+    SameExperts,
 }
 
 impl Topology {

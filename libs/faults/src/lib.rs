@@ -23,11 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
+pub use order::{FaultError, VARIABLE};
 use order::{Kind, Order, Place, Poison};
 pub use point::Point;
 
-/// The variable that orders faults.
-pub const VARIABLE: &str = "POLYGRAM_FAULT";
 /// Time in a phase before its fault, so that others learn of the phase.
 const STAY: Duration = Duration::from_millis(1500);
 
@@ -73,19 +72,6 @@ impl FaultInjection {
             }
         }
     }
-}
-
-/// The variable holds something else than faults.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill, \
-     freeze, terminate or panic, and a folder, or rank, step, phase, and kill, freeze, terminate or panic: {rule}"
-)]
-pub struct FaultError {
-    /// What was ordered.
-    pub order: String,
-    /// What does not hold.
-    pub rule: String,
 }
 
 /// Orders for this process, and how often their places were passed.

@@ -2,8 +2,23 @@
 
 use std::path::PathBuf;
 
-use crate::FaultError;
 use crate::point::Point;
+
+/// The variable that orders faults.
+pub const VARIABLE: &str = "POLYGRAM_FAULT";
+
+/// The variable holds something else than faults.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{VARIABLE} orders {order:?}; an order is a sample and a factor, or a crash point, how often it is passed, kill, \
+     freeze, terminate or panic, and a folder, or rank, step, phase, and kill, freeze, terminate or panic: {rule}"
+)]
+pub struct FaultError {
+    /// What was ordered.
+    pub order: String,
+    /// What does not hold.
+    pub rule: String,
+}
 
 /// What happens to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

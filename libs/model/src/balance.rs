@@ -58,6 +58,13 @@ pub(crate) struct BalanceAim {
     pub(crate) groups: u32,
 }
 
+/// What the auxiliary losses of a layer are multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct AuxiliaryScale {
+    pub(crate) balance: f64,
+    pub(crate) router_z: f64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

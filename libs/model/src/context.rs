@@ -1,11 +1,12 @@
 //! One cell as the segments want it: tensors on the device, made from checked plain buffers.
 
+use polygram_domain::ModelSpec;
 use tch::{Device, Tensor};
 
 use crate::cell::{CellInput, RowShape};
-use crate::decoder::Model;
 use crate::error::Result;
 use crate::kernels::Products;
+use crate::options::Options;
 
 /// One cell as the segments want it.
 pub(crate) struct CellContext<'a> {
@@ -36,23 +37,21 @@ pub(crate) struct CellRows<'a> {
     pub(crate) width: usize,
 }
 
-impl CellContext<'_> {
-    /// P.
-    pub(crate) fn positions(&self) -> i64 {
-        self.batch * self.seq_len
-    }
-}
-
-impl Model {
-    /// Moves a checked cell to the device.
-    pub(crate) fn context<'a>(&mut self, input: &CellInput<'a>) -> Result<CellContext<'a>> {
-        let device = self.options.device;
+impl<'a> CellContext<'a> {
+    /// Moves a checked cell to the device. `rotation` is that of its positions.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        options: &Options,
+        input: &CellInput<'a>,
+        rotation: Tensor,
+    ) -> Result<CellContext<'a>> {
+        let device = options.device;
         let batch = input.batch;
         let to_device = |values: &[u32]| -> Result<Tensor> {
             let wide: Vec<i64> = values.iter().map(|&value| i64::from(value)).collect();
             Ok(Tensor::f_from_slice(&wide)?.f_to_device(device)?)
         };
-        let shape = RowShape::of(&self.spec);
+        let shape = RowShape::of(spec);
         let rows = match shape.sites {
             0 => None,
             sites => Some(CellRows {
@@ -67,7 +66,7 @@ impl Model {
                 width: shape.width,
             }),
         };
-        let ignored = &self.spec.ngram.ignored_tokens;
+        let ignored = &spec.ngram.ignored_tokens;
         let plain_words = if ignored.is_empty() || shape.sites == 0 {
             None
         } else {
@@ -77,26 +76,18 @@ impl Model {
         Ok(CellContext {
             batch: batch.batch() as i64,
             seq_len: batch.seq_len() as i64,
-            products: self.options.products,
+            products: options.products,
             device,
             tokens: to_device(batch.tokens_bt())?,
             token_rows: batch.tokens_bt(),
             rows,
             plain_words,
-            rotation: self.rotation(batch.seq_len())?,
+            rotation,
         })
     }
 
-    /// cos + i·sin of every position, `[T, 1, rope / 2]`.
-    fn rotation(&mut self, seq_len: usize) -> Result<Tensor> {
-        if let Some((_, rotation)) = self.rotation.as_ref().filter(|(known, _)| *known == seq_len) {
-            return Ok(rotation.shallow_clone());
-        }
-        let (cos, sin) = self.rotary.tables(seq_len);
-        let shape = [seq_len as i64, 1, i64::from(self.spec.attention.qk_rope_head_dim) / 2];
-        let tensor = |values: &[f32]| Tensor::f_from_slice(values)?.f_view(shape);
-        let rotation = Tensor::f_complex(&tensor(&cos)?, &tensor(&sin)?)?.f_to_device(self.options.device)?;
-        self.rotation = Some((seq_len, rotation.shallow_clone()));
-        Ok(rotation)
+    /// P.
+    pub(crate) fn positions(&self) -> i64 {
+        self.batch * self.seq_len
     }
 }

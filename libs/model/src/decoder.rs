@@ -13,14 +13,14 @@ use polygram_domain::{ModelSpec, RankLayout};
 use tch::{Tensor, no_grad, with_grad};
 
 use crate::adamw::{AdamW, Update};
-use crate::balance::bias_delta;
+use crate::balance::{AuxiliaryScale, bias_delta};
 use crate::cell::{Auxiliary, CellInput, CellOutput};
 use crate::context::CellContext;
 use crate::embedding::{Gathered, Site};
 use crate::error::{ModelError, Result};
 use crate::experts::{ExchangeWatch, ExpertGroup, MessageShape};
 use crate::gradient::{CellGradients, GradientFold, TakeBucket};
-use crate::layer::{AuxiliaryScale, Kept, Layer, Received};
+use crate::layer::{Kept, Layer, Received};
 use crate::loss::{Head, HeadOutput, Targets};
 use crate::options::Options;
 use crate::parameters::{Leaf, Leaves, Weights};
@@ -174,6 +174,25 @@ impl Model {
         let mut gradients = CellGradients { fold, rows_suw: vec![0.0; input.rows_suw.len()], take };
         with_grad(|| network.differentiate(input, &cell, experts, &mut gradients))
             .map(|output| CellOutput { row_grads_suw: gradients.rows_suw, ..output })
+    }
+
+    /// Moves a checked cell to the device.
+    pub(crate) fn context<'a>(&mut self, input: &CellInput<'a>) -> Result<CellContext<'a>> {
+        let rotation = self.rotation(input.batch.seq_len())?;
+        CellContext::new(&self.spec, &self.options, input, rotation)
+    }
+
+    /// cos + i·sin of every position, `[T, 1, rope / 2]`.
+    fn rotation(&mut self, seq_len: usize) -> Result<Tensor> {
+        if let Some((_, rotation)) = self.rotation.as_ref().filter(|(known, _)| *known == seq_len) {
+            return Ok(rotation.shallow_clone());
+        }
+        let (cos, sin) = self.rotary.tables(seq_len);
+        let shape = [seq_len as i64, 1, i64::from(self.spec.attention.qk_rope_head_dim) / 2];
+        let tensor = |values: &[f32]| Tensor::f_from_slice(values)?.f_view(shape);
+        let rotation = Tensor::f_complex(&tensor(&cos)?, &tensor(&sin)?)?.f_to_device(self.options.device)?;
+        self.rotation = Some((seq_len, rotation.shallow_clone()));
+        Ok(rotation)
     }
 
     /// Computes this rank's experts for a cell of the other ranks of the expert group, without a cell of its own: what is

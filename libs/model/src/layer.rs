@@ -20,7 +20,7 @@ use polygram_domain::ModelSpec;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::attention::{Attention, AttentionPass};
-use crate::balance::BalanceAim;
+use crate::balance::{AuxiliaryScale, BalanceAim};
 use crate::context::CellContext;
 use crate::error::{ModelError, Result};
 use crate::experts::{ExpertGroup, Message};
@@ -91,13 +91,6 @@ pub(crate) struct Kept {
 
 /// What a forward pass is made anew from: what came from other ranks. They are not asked twice.
 pub(crate) struct Received(Vec<Work>);
-
-/// What the auxiliary losses of a layer are multiplied with.
-#[derive(Clone, Copy)]
-pub(crate) struct AuxiliaryScale {
-    pub(crate) balance: f64,
-    pub(crate) router_z: f64,
-}
 
 impl Layer {
     /// Layer `index` of `model`, with this rank's experts.

@@ -14,14 +14,13 @@ use polygram_domain::model::MoeSpec;
 use polygram_domain::run_spec::Determinism;
 use tch::{Kind, Tensor};
 
-use crate::balance::{BalanceAim, loss_coefficients};
+use crate::balance::{AuxiliaryScale, BalanceAim, loss_coefficients};
 use crate::context::CellContext;
 use crate::error::{ModelError, Result};
 use crate::experts::Message;
 use crate::ffn::split;
 use crate::gradient::BucketGradient;
 use crate::kernels::{Gated, Owners, Products, combine, row_products, silu_gated, silu_gated_backward};
-use crate::layer::AuxiliaryScale;
 use crate::linear::Linear;
 use crate::options::Options;
 use crate::parameters::{Precision, Weights};

@@ -115,7 +115,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::logging::{Identity, Role};
+    use crate::identity::{Identity, Role};
     use crate::metrics::{Page, Sample, Source};
     use crate::names;
 

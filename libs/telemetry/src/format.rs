@@ -7,7 +7,7 @@ use tracing_subscriber::fmt::format::{Format, Full, Json, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::logging::Identity;
+use crate::identity::Identity;
 
 /// A format with a fixed prefix.
 pub(crate) struct Labelled<L> {

@@ -10,6 +10,7 @@ pub mod allocator;
 pub mod collisions;
 pub mod endpoint;
 mod format;
+pub mod identity;
 pub mod logging;
 pub mod metrics;
 pub mod names;
@@ -19,7 +20,8 @@ pub mod stderr;
 
 pub use allocator::keep_freed_memory;
 pub use collisions::Collisions;
-pub use logging::{Format, Identity, Logging, Role, TelemetryError, init};
+pub use identity::{Identity, Role};
+pub use logging::{Format, Logging, TelemetryError, init};
 pub use metrics::{Histogram, Metric, Metrics, Page, Sample, Source};
 pub use sketch::HyperLogLog;
 pub use stderr::lossy_stderr;

@@ -1,47 +1,11 @@
 //! The subscriber: who speaks, how loudly, in which form.
 
-use std::fmt;
-
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::format::Labelled;
+use crate::identity::Identity;
 use crate::stderr::lossy_stderr;
-
-/// What a process does in a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Schedules the run.
-    Coordinator,
-    /// Computes.
-    Worker,
-    /// Owns table rows.
-    Shard,
-    /// The operator's program.
-    Cli,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Coordinator => "coordinator",
-            Role::Worker => "worker",
-            Role::Shard => "shard",
-            Role::Cli => "cli",
-        })
-    }
-}
-
-/// Who speaks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Run, as named.
-    pub run: String,
-    /// Role.
-    pub role: Role,
-    /// Rank of a worker, index of a shard; others have none.
-    pub index: Option<u32>,
-}
 
 /// Form of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +107,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::identity::Role;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::logging::Identity;
+use crate::identity::Identity;
 
 /// A metric's name and what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Collector for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logging::Role;
+    use crate::identity::Role;
 
     #[derive(Debug)]
     struct Numbers;

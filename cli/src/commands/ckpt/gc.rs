@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use crate::args::CkptGcArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units;
 
 #[derive(Debug, Serialize)]

@@ -7,10 +7,11 @@ use polygram_domain::Step;
 use serde::Serialize;
 
 use crate::args::RunArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units;
 
 #[derive(Debug, Serialize)]

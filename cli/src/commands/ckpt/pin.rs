@@ -5,10 +5,11 @@ use polygram_domain::Step;
 use serde::Serialize;
 
 use crate::args::CkptPinArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 
 #[derive(Debug, Serialize)]
 struct Document {

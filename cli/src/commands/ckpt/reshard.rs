@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use crate::args::{CkptReshardArgs, RootArgs, RunArgs};
 use crate::byte_progress::ByteProgress;
-use crate::commands::{block_on, status, stored};
+use crate::commands::{block_on, status};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units;
 
 #[derive(Debug, Serialize)]

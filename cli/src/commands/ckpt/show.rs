@@ -6,10 +6,11 @@ use polygram_checkpoint::{Content, Manifest, TensorClass, keys};
 use serde::Serialize;
 
 use crate::args::CheckpointArgs;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units;
 
 #[derive(Debug, Serialize)]

@@ -6,10 +6,11 @@ use serde::Serialize;
 
 use crate::args::CkptVerifyArgs;
 use crate::byte_progress::ByteProgress;
-use crate::commands::{block_on, stored};
+use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
+use crate::stored;
 use crate::units::{self, counted};
 
 #[derive(Debug, Serialize)]

@@ -1,17 +1,15 @@
 //! Documents of a corpus, one after another, the same in every pass.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 
 use super::content::{self, Content, Opened, Records, content_of, not_text, reading_failed};
 use super::files::{Compression, FileState, Format, InputFile, Inputs, UNREADABLE};
 use super::json_line::{self, Line};
-use super::meta::{LeftOutCount, SourceCount};
-use super::monitor::{Monitor, Progress, Stage};
-use super::split::PREFIX_BYTES;
+use super::meta::SourceCount;
+use super::reading::{FileCount, Offered, Pass, PassReport, Reading, Visit};
 use super::table::read_parquet;
-use super::text::{CHUNK_BYTES, Text, TextError, Utf8Chunks};
+use super::text::{CHUNK_BYTES, TextError, Utf8Chunks};
 use crate::error::DataError;
 
 /// A line of JSON, and a text that cannot be cut, may have so many bytes.
@@ -28,38 +26,6 @@ pub(crate) struct Corpus {
     pub(crate) max_bytes: u64,
 }
 
-/// What a pass found.
-#[derive(Debug, Default)]
-pub(crate) struct PassReport {
-    /// Counts per kind of file that was read.
-    pub(crate) sources: BTreeMap<String, SourceCount>,
-    /// Files left out, with those that have no text.
-    pub(crate) left_out: BTreeMap<String, LeftOutCount>,
-    /// Files that were taken as one text and may hold records, by what they look like.
-    pub(crate) doubts: BTreeMap<&'static str, LeftOutCount>,
-    /// A hash of each file's documents: their starts and lengths.
-    pub(crate) prints: Vec<[u8; 32]>,
-}
-
-impl PassReport {
-    pub(crate) fn documents(&self) -> u64 {
-        self.sources.values().map(|count| count.documents).sum()
-    }
-}
-
-/// Who a pass serves.
-pub(crate) struct Pass<'a> {
-    /// What it is for.
-    pub(crate) stage: Stage,
-    /// Who follows it.
-    pub(crate) monitor: &'a dyn Monitor,
-    /// What the pass before found; the same must be found again.
-    pub(crate) before: Option<&'a PassReport>,
-}
-
-/// Takes documents.
-pub(crate) type Visit<'v> = dyn FnMut(&mut dyn Text) -> Result<(), DataError> + 'v;
-
 impl Corpus {
     /// Calls `visit` with every document, in order, until the byte limit, which cuts the last one. Documents
     /// of white space only are passed over. Refuses files that change from their listing to the end of the
@@ -67,15 +33,7 @@ impl Corpus {
     pub(crate) fn read(&self, pass: &Pass<'_>, visit: &mut Visit<'_>) -> Result<PassReport, DataError> {
         let report = PassReport { left_out: self.inputs.left_out.clone(), ..PassReport::default() };
         let total_bytes = self.inputs.files.iter().map(|file| file.state.length()).sum();
-        let mut reading = Reading {
-            report,
-            left: self.max_bytes,
-            documents: 0,
-            base: 0,
-            within: Cell::new(0),
-            total_bytes,
-            pass,
-        };
+        let mut reading = Reading::new(report, self.max_bytes, total_bytes, pass);
         for (index, file) in self.inputs.files.iter().enumerate() {
             if reading.is_full() {
                 break;
@@ -94,20 +52,6 @@ impl Corpus {
     }
 }
 
-/// A pass at work.
-pub(crate) struct Reading<'a> {
-    report: PassReport,
-    /// Bytes of text that may still be read.
-    left: u64,
-    documents: u64,
-    /// Bytes of the files before the current one.
-    base: u64,
-    /// Bytes of the current file.
-    within: Cell<u64>,
-    total_bytes: u64,
-    pass: &'a Pass<'a>,
-}
-
 /// What became of one file.
 struct FileRead {
     /// Its format, where it has one.
@@ -116,24 +60,7 @@ struct FileRead {
     left_out: Option<&'static str>,
 }
 
-/// What is counted of one file.
-#[derive(Default)]
-pub(crate) struct FileCount {
-    count: SourceCount,
-    print: blake3::Hasher,
-}
-
 impl Reading<'_> {
-    /// A rest smaller than a character would never be used up.
-    pub(crate) fn is_full(&self) -> bool {
-        self.left < 4
-    }
-
-    /// Notes how much of the current file was read, where no reader counts it.
-    pub(crate) fn advance_to(&self, bytes: u64) {
-        self.within.set(bytes);
-    }
-
     fn file(&mut self, file: &InputFile, records: &Records, visit: &mut Visit<'_>) -> Result<(), DataError> {
         let mut count = FileCount::default();
         let read = match self.documents(file, records, (&mut count, visit)) {
@@ -280,98 +207,6 @@ impl Reading<'_> {
         }
         Ok(())
     }
-
-    /// Offers one document.
-    pub(crate) fn offer(
-        &mut self,
-        offered: Offered<'_>,
-        count: &mut FileCount,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), DataError> {
-        let Offered { mut first, repaired, place, rest } = offered;
-        if first.starts_with('\u{feff}') {
-            first.remove(0);
-        }
-        first.truncate(boundary_below(&first, self.left));
-        self.tick()?;
-        if first.trim().is_empty() {
-            return Ok(());
-        }
-        self.documents += 1;
-        count.count.documents += 1;
-        count.count.repaired_documents += u64::from(repaired);
-        count.print.update(&first.as_bytes()[..boundary_below(&first, PREFIX_BYTES as u64)]);
-        let mut document = Document { reading: self, first: Some(first), rest, place, bytes: 0 };
-        visit(&mut document)?;
-        while document.next_chunk()?.is_some() {}
-        let bytes = document.bytes;
-        count.count.bytes += bytes;
-        count.print.update(&bytes.to_le_bytes());
-        Ok(())
-    }
-
-    /// Reports progress; ends the pass where it is to stop.
-    fn tick(&self) -> Result<(), DataError> {
-        let Pass { stage, monitor, .. } = self.pass;
-        if monitor.stop_requested() {
-            return Err(DataError::Stopped);
-        }
-        monitor.progress(&Progress {
-            stage: *stage,
-            bytes: self.base + self.within.get(),
-            total_bytes: self.total_bytes,
-            documents: self.documents,
-            tokens: 0,
-        });
-        Ok(())
-    }
-}
-
-/// Gives the next chunk and how many bytes of the file it took.
-type Rest<'a> = dyn FnMut() -> Result<Option<(String, u64)>, DataError> + 'a;
-
-/// A document as it is read.
-pub(crate) struct Offered<'a> {
-    /// Its first chunk.
-    pub(crate) first: String,
-    /// Something of it was broken and is replaced.
-    pub(crate) repaired: bool,
-    /// Where it stands.
-    pub(crate) place: &'a dyn Fn() -> String,
-    /// Its other chunks; `None` when the first is all.
-    pub(crate) rest: Option<&'a mut Rest<'a>>,
-}
-
-/// A document that counts itself, up to the byte limit.
-struct Document<'a, 'r, 'p> {
-    reading: &'a mut Reading<'p>,
-    first: Option<String>,
-    rest: Option<&'r mut Rest<'r>>,
-    place: &'a dyn Fn() -> String,
-    bytes: u64,
-}
-
-impl Text for Document<'_, '_, '_> {
-    fn next_chunk(&mut self) -> Result<Option<String>, DataError> {
-        let mut chunk = match (self.first.take(), &mut self.rest) {
-            (Some(first), _) => first,
-            (None, Some(rest)) if !self.reading.is_full() => {
-                let Some((chunk, within)) = rest()? else { return Ok(None) };
-                self.reading.advance_to(within);
-                self.reading.tick()?;
-                chunk
-            }
-            _ => return Ok(None),
-        };
-        chunk.truncate(boundary_below(&chunk, self.reading.left));
-        self.bytes += chunk.len() as u64;
-        self.reading.left -= chunk.len() as u64;
-        Ok((!chunk.is_empty()).then_some(chunk))
-    }
-
-    fn place(&self) -> String {
-        (self.place)()
-    }
 }
 
 /// The name under which a file is counted: its extension, and its format where that does not say it.
@@ -385,10 +220,4 @@ fn kind_of(file: &InputFile, format: Option<Format>) -> String {
         Some(Format::Text) if file.promised.is_some() => format!("{kind} (text)"),
         _ => kind,
     }
-}
-
-/// The last character boundary of `text` at or below `limit` bytes.
-pub(crate) fn boundary_below(text: &str, limit: u64) -> usize {
-    let limit = usize::try_from(limit).map_or(text.len(), |limit| limit.min(text.len()));
-    (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }

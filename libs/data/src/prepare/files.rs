@@ -6,8 +6,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::OUTPUTS;
 use super::meta::LeftOutCount;
+use super::output::OUTPUTS;
 use crate::error::DataError;
 
 /// Extensions of text files that are taken from folders unless others are asked for.

@@ -17,6 +17,7 @@ mod json_line;
 mod meta;
 mod monitor;
 mod output;
+mod reading;
 mod split;
 mod table;
 mod text;
@@ -38,12 +39,13 @@ use crate::error::DataError;
 use crate::identity::DataIdentity;
 use crate::segment::{Dtype, Existing, SegmentWriter};
 use content::Records;
-use corpus::{Corpus, Pass, PassReport};
+use corpus::Corpus;
 use encode::{Encoded, encode};
 use files::{FileState, Search};
 use meta::PartCount;
 use monitor::Unattended;
 use output::{Staging, check_outputs};
+use reading::{Pass, PassReport};
 use split::{Sample, Side, Split};
 use tokenizer::TextTokenizer;
 
@@ -141,10 +143,6 @@ impl PrepareOptions {
     }
 }
 
-/// Everything a preparation may leave in its folder.
-const OUTPUTS: [&str; 6] =
-    ["train.bin", "train.idx", "held_out.bin", "held_out.idx", "tokenizer.json", "meta.json"];
-
 /// Prepares a corpus; returns what `meta.json` says.
 pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
     prepare_with(options, &Unattended)
@@ -180,7 +178,7 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
             TextTokenizer::train(*vocab_size, texts, monitor)?
         }
         (None, TokenizerChoice::Given { path, .. }) => {
-            return Err(tokenizer::failed(&path.display().to_string(), "it was not read".into()));
+            return Err(train::failed(&path.display().to_string(), "it was not read".into()));
         }
     };
 

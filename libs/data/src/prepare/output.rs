@@ -11,10 +11,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::OUTPUTS;
 use crate::error::DataError;
 use crate::segment::Existing;
 
+/// Everything a preparation may leave in its folder.
+pub(crate) const OUTPUTS: [&str; 6] =
+    ["train.bin", "train.idx", "held_out.bin", "held_out.idx", "tokenizer.json", "meta.json"];
 const STAGING: &str = ".preparing";
 const LOCK: &str = "lock";
 /// The files in the order in which they get their names.

@@ -6,7 +6,7 @@
 
 use polygram_domain::philox::{Purpose, Stream};
 
-use super::corpus::boundary_below;
+use super::text::boundary_below;
 
 /// Bytes of a document's start that are hashed: all of most documents, and known before a long one is read to
 /// its end.

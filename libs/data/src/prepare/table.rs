@@ -6,8 +6,8 @@ use arrow_array::{Array, BinaryArray, RecordBatch, StringArray};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use super::corpus::{Offered, Reading};
 use super::files::InputFile;
+use super::reading::{Offered, Reading};
 use crate::error::DataError;
 use crate::guard::guarded;
 

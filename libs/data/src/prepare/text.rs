@@ -123,6 +123,12 @@ impl<R: Read> Utf8Chunks<R> {
     }
 }
 
+/// The last character boundary of `text` at or below `limit` bytes.
+pub(crate) fn boundary_below(text: &str, limit: u64) -> usize {
+    let limit = usize::try_from(limit).map_or(text.len(), |limit| limit.min(text.len()));
+    (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,14 +17,11 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::byte_level::{ByteLevel, Memory, Piece};
 use super::corpus::MOST_RECORD_BYTES;
 use super::monitor::Monitor;
-use super::train;
+use super::train::{SPECIAL, failed, train};
 use crate::error::DataError;
 use crate::guard::guarded;
 use crate::source::Vocabulary;
 
-/// Special tokens of a trained tokenizer, from id 0. Id 0 is left unused, since in the n-gram hash it cannot
-/// be told from "no context".
-pub(crate) const SPECIAL: [&str; 3] = ["<pad>", "<bos>", "<eos>"];
 /// Bytes, and the special tokens.
 const SMALLEST_VOCAB: u32 = 256 + SPECIAL.len() as u32;
 /// A larger vocabulary is a mistake: its embedding alone would not fit anywhere.
@@ -115,7 +112,7 @@ impl TextTokenizer {
         monitor: &dyn Monitor,
     ) -> Result<TextTokenizer, DataError> {
         let bytes: usize = sample.iter().map(String::len).sum();
-        let tokenizer = train::train(vocab_size, sample, monitor)?;
+        let tokenizer = train(vocab_size, sample, monitor)?;
         let mut tokenizer = TextTokenizer::of(tokenizer, "to be trained", Some(SPECIAL[2]))?;
         let size = tokenizer.vocab.size;
         if size < vocab_size {
@@ -317,10 +314,6 @@ fn words_begin_with_spaces(json: &Value) -> bool {
         && json["pre_tokenizer"]["type"] == "Metaspace"
         && json["pre_tokenizer"]["split"] == true
         && added.is_none_or(|tokens| tokens.iter().all(special))
-}
-
-pub(crate) fn failed(name: &str, problem: String) -> DataError {
-    DataError::Tokenizer { name: name.to_owned(), problem }
 }
 
 #[cfg(test)]

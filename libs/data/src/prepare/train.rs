@@ -9,10 +9,12 @@ use tokenizers::{AddedToken, Tokenizer, Trainer};
 
 use super::byte_level::{Words, letters};
 use super::monitor::{Monitor, Progress, Stage};
-use super::tokenizer::{SPECIAL, failed};
 use crate::error::DataError;
 use crate::guard::guarded;
 
+/// Special tokens of a trained tokenizer, from id 0. Id 0 is left unused, since in the n-gram hash it cannot
+/// be told from "no context".
+pub(crate) const SPECIAL: [&str; 3] = ["<pad>", "<bos>", "<eos>"];
 /// Longer words are divided for training: the crate's merges take quadratic time in the longest word, and no
 /// token of use is as long.
 const MOST_WORD_BYTES: usize = 256;
@@ -84,6 +86,11 @@ fn train_on(vocab_size: u32, sample: &[String], words: &Words) -> tokenizers::Re
         .with_decoder(Some(ByteLevel::new(false, true, true)));
     tokenizer.add_special_tokens(special)?;
     Ok(tokenizer)
+}
+
+/// The error of the tokenizer `name`.
+pub(crate) fn failed(name: &str, problem: String) -> DataError {
+    DataError::Tokenizer { name: name.to_owned(), problem }
 }
 
 /// `text` in parts that end where words end.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::config::HfConfig;
 use super::keys::{Keys, shown};
 use crate::model::{Amplification, MAX_HEADS, MAX_ORDER, NgramSpec, Normalizer};
 
@@ -35,7 +36,7 @@ impl HashConfig {
     /// Reads the hashing keys of a `config.json`; keys that do not change hashing are not looked at. The
     /// error names the key.
     pub fn parse(text: &str) -> Result<HashConfig, String> {
-        let config = super::HfConfig::parse(text)?;
+        let config = HfConfig::parse(text)?;
         HashConfig::read(&config.keys())
     }
 

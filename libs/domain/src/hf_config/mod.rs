@@ -3,6 +3,7 @@
 //! Every key is read here, or is known not to change the logits (`known.rs`), or is refused by its name. A
 //! number outside its range is refused, too. Keys have the meaning that they have in transformers 4.57.6.
 
+mod config;
 mod hash;
 mod keys;
 mod known;
@@ -10,8 +11,9 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub use config::HfConfig;
 pub use hash::HashConfig;
 use hash::{token_of, token_range};
 use keys::{Keys, shown};
@@ -32,25 +34,7 @@ const MAX_LAYERS: u32 = 1 << 12;
 const MAX_EXPERTS: u32 = 1 << 16;
 const MAX_EXPERTS_IN_ALL: u32 = 1 << 18;
 
-/// A `config.json`: a JSON object whose keys [`HfConfig::to_model`] reads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HfConfig {
-    object: Map<String, Value>,
-}
-
 impl HfConfig {
-    /// Reads the JSON. The error names line and column.
-    pub fn parse(text: &str) -> Result<HfConfig, String> {
-        match serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))? {
-            Value::Object(object) => Ok(HfConfig { object }),
-            other => Err(format!("is {}; it must be a JSON object", shown(&other))),
-        }
-    }
-
-    fn keys(&self) -> Keys<'_> {
-        Keys::new("", &self.object)
-    }
-
     /// The model it describes; the error names the key that this project cannot follow.
     pub fn to_model(&self) -> Result<ModelSpec, String> {
         let keys = self.keys();

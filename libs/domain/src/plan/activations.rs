@@ -9,7 +9,7 @@
 use crate::model::{ModelSpec, Placement};
 use crate::run_spec::{DeviceKind, RunSpec};
 
-use super::memory::Operands;
+use super::operands::Operands;
 
 /// Values of f32 logits that exist at one time, about, and the positions that they are of (`libs/model/src/loss.rs`).
 const LOGITS: u128 = 4 << 20;

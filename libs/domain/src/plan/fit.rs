@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::memory::{MemoryPlan, Operands, memory_plan};
+use super::memory::{MemoryPlan, memory_plan};
+use super::operands::Operands;
 use crate::run_spec::{Determinism, DeviceKind, RunSpec};
 
 /// Memory of a device where `device.memory_gib` says nothing.

@@ -6,6 +6,7 @@
 mod activations;
 mod fit;
 mod memory;
+mod operands;
 mod parameters;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 pub use fit::{DEVICE_MEMORY_GIB, Misfit, misfit};
-pub use memory::{MemoryPlan, Operands, PartBytes, WorkerPart, memory_plan, row_record_bytes};
+pub use memory::{MemoryPlan, PartBytes, WorkerPart, memory_plan, row_record_bytes};
+pub use operands::Operands;
 pub use parameters::{MAX_PARAMETERS, MAX_TENSORS, ParameterCounts, check_model, count_parameters};
 
 use crate::run_spec::{DataSpec, RunSpec};

@@ -2,10 +2,14 @@
 
 use std::marker::PhantomData;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use super::are_plain;
 use crate::error::{ModelError, Result};
+
+/// Whether these are f32 in host memory, so that plain code works on them.
+pub(crate) fn are_plain(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| x.device() == Device::Cpu && matches!(x.f_kind(), Ok(Kind::Float)))
+}
 
 /// Rows of a tensor: all dimensions but the last, in order; rows may lie apart. Whoever writes one is the only one who
 /// uses it meanwhile.
