@@ -30,7 +30,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     assert_eq!(said.code, Some(2), "{}", said.stderr);
     let plan: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert!(plan["misfit"]["needed_bytes"].as_u64() > plan["misfit"]["limit_bytes"].as_u64(), "{plan}");
-    assert_eq!(plan["memory"]["worker"].as_array().unwrap().len(), 6);
+    assert_eq!(plan["memory"]["worker"].as_array().unwrap().len(), 7);
     for words in ["device memory", "device.memory_gib allows 80.0 GiB", "--set topology.expert_parallel="] {
         assert!(said.stderr.contains(words), "{words:?} is missing: {}", said.stderr);
     }

@@ -143,7 +143,8 @@ fn the_next_session_goes_on_from_a_point_in_another_topology() {
         let committed = cluster.commits().unwrap().last().copied();
         let from = committed.unwrap_or(0).max(newest);
         let finished = cluster.train(sets).unwrap();
-        assert!(finished.said().contains(&format!("step {from}")), "from {from}: {}", finished.said());
+        let told = finished.said().contains(&format!("step {from}"));
+        assert!(told, "from {from}: {}\n{}", finished.said(), logged(&cluster));
         ends_as_plain(&cluster, finished).unwrap();
         // They read as any checkpoint does.
         let root = format!("file://{}", points_root(&cluster).display());
@@ -220,7 +221,7 @@ fn damaged_points_are_passed_over_loudly() {
         objects(&data(&cluster)).iter().for_each(|path| harm(path));
         let finished = cluster.train(&[]).unwrap();
         let log = logged(&cluster);
-        let is_told = log.contains("recovery point set aside") || log.contains("is not gone on from again");
+        let is_told = log.contains("recovery point quarantined") || log.contains("is not gone on from again");
         assert!(is_told, "{name}: {log}");
         ends_as_plain(&cluster, finished).context(name).unwrap();
     }

@@ -201,7 +201,7 @@ fn what_cannot_be_is_refused_by_name() {
     // The same file for a second pool.
     let second = pool.up(1, 1).unwrap().wait(END_LIMIT).unwrap();
     let message = second.refusal().unwrap();
-    assert!(message.contains("state.sqlite") && message.contains("in use"), "{message}");
+    assert!(message.contains("is up already") && message.contains("--folder"), "{message}");
     let waiting = pool.job(job).unwrap();
     assert!(waiting.state == "queued" && waiting.reason.contains("it needs 2 workers"), "{waiting:?}");
     pool.polygram(&["cancel", &job.to_string()]).unwrap().success().unwrap();

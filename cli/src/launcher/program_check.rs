@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use polygram_process::end_with_parent;
+use polygram_process::{end_with_parent, limits};
 
 use crate::exit::{Failure, Outcome};
 
@@ -44,6 +44,10 @@ fn ask(path: &Path) -> Outcome<Child> {
     let mut command = Command::new(path);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     end_with_parent(&mut command).spawn().map_err(|error| {
+        if limits::advice(&error).is_some() {
+            // The program is not at fault; the limit is named as everywhere.
+            return Failure::failed(format!("cannot start {}", path.display())).because(error);
+        }
         let hint = match error.kind() {
             ErrorKind::PermissionDenied => format!("make it executable (chmod +x), or {REBUILD}"),
             _ => REBUILD.to_owned(),

@@ -5,8 +5,9 @@ use polygram_handshake::{Handshake, Nonce, Side};
 use polygram_proto::bulk::block::BlockShape;
 use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
 use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Outgoing};
-use polygram_proto::bulk::handshake::{Challenge, Response, greet};
+use polygram_proto::bulk::handshake::{Challenge, greet};
 use polygram_proto::bulk::message::{HelloBody, Message};
+use polygram_proto::bulk::response::Response;
 use tokio::net::TcpStream;
 
 use super::cluster::{DEADLINE, key};

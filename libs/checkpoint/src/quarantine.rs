@@ -4,15 +4,12 @@
 //! What always holds: a manifest that another build or another run wrote is never moved; one that is not there any more is no
 //! error. For the one coordinator of the run, where there is another checkpoint to go on from.
 
-use bytes::Bytes;
 use polygram_domain::Step;
 
-use crate::commit::Damaged;
 use crate::error::CheckpointError;
 use crate::fault::Fault;
 use crate::keys;
 use crate::manifest::Manifest;
-use crate::rollback::RollbackRecord;
 use crate::store::RunStore;
 
 /// Why a checkpoint is quarantined.
@@ -54,24 +51,5 @@ impl RunStore {
         self.delete(&key).await?;
         tracing::debug!(step = step.0, ?reason, "quarantined");
         Ok(true)
-    }
-
-    /// Quarantined checkpoints, newest first, but for those that a rollback has ended: a run that has any had more to go on
-    /// from than its beginning.
-    pub async fn quarantined_as_damaged(
-        &self,
-        rollbacks: &[RollbackRecord],
-    ) -> Result<Vec<Damaged>, CheckpointError> {
-        let mut found = Vec::new();
-        for object in self.list(keys::DAMAGED).await?.into_iter().rev() {
-            let Some(step) = keys::step_of_damaged(&object.key) else { continue };
-            let bytes: Bytes = self.get(&object.key).await?;
-            let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
-            let is_ended = |manifest: &Manifest| rollbacks.iter().any(|back| back.supersedes(manifest));
-            if !manifest.is_ok_and(|manifest| is_ended(&manifest)) {
-                found.push(Damaged { step, key: object.key, reason: "it was quarantined as damaged".into() });
-            }
-        }
-        Ok(found)
     }
 }

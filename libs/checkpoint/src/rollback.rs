@@ -122,6 +122,25 @@ impl RunStore {
         Ok(gone)
     }
 
+    /// Quarantined checkpoints, newest first, but for those that a rollback has ended: a run that has any had more to go on
+    /// from than its beginning.
+    pub async fn quarantined_as_damaged(
+        &self,
+        rollbacks: &[RollbackRecord],
+    ) -> Result<Vec<Damaged>, CheckpointError> {
+        let mut found = Vec::new();
+        for object in self.list(keys::DAMAGED).await?.into_iter().rev() {
+            let Some(step) = keys::step_of_damaged(&object.key) else { continue };
+            let bytes: Bytes = self.get(&object.key).await?;
+            let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
+            let is_ended = |manifest: &Manifest| rollbacks.iter().any(|back| back.supersedes(manifest));
+            if !manifest.is_ok_and(|manifest| is_ended(&manifest)) {
+                found.push(Damaged { step, key: object.key, reason: "it was quarantined as damaged".into() });
+            }
+        }
+        Ok(found)
+    }
+
     /// The newest checkpoint at or before `step` whose manifest verifies and whose objects have their lengths.
     pub async fn sound_at_or_before(&self, step: Step) -> Result<Option<Manifest>, CheckpointError> {
         let sizes = self.data_sizes().await?;

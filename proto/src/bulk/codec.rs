@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::activity::{ReadActivity, Watched};
 use super::frame::{Check, HEADER_BYTES, Incoming, MAX_PAYLOAD_BYTES, Outgoing, WireError};
-use super::liveness::{ReadActivity, Watched};
 use super::pool::{Buffers, PooledWords};
 use super::ring::{RingReader, RingWriter};
 

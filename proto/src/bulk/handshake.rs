@@ -2,7 +2,7 @@
 
 use std::io;
 
-use polygram_handshake::{Handshake, LinkKey, NONCE_BYTES, Nonce, PROOF_BYTES, Proof, Side};
+use polygram_handshake::{Handshake, LinkKey, Nonce, Proof, Side};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -10,41 +10,10 @@ use super::block::BlockShape;
 use super::codec::{FrameReader, FrameWriter, LinkError};
 use super::frame::{Header, Incoming, Kind, Outgoing};
 use super::message::{Message, Refusal};
+use super::response::Response;
 
 /// Name of this protocol in proofs.
 const PROTOCOL: &str = "rows";
-/// Words of a nonce and of a proof.
-const WORDS: usize = NONCE_BYTES / 4;
-const _: () = assert!(NONCE_BYTES == PROOF_BYTES);
-
-/// A worker's answer to a challenge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// The worker's own random number.
-    pub nonce: Nonce,
-    /// That it knows the key.
-    pub proof: Proof,
-}
-
-impl Response {
-    pub(super) fn encode(&self) -> Vec<u32> {
-        [words_of(&self.nonce.0), words_of(self.proof.as_bytes())].concat()
-    }
-
-    pub(super) fn decode(words: &[u32]) -> Option<Response> {
-        let (nonce, proof) = words.split_at_checked(WORDS)?;
-        Some(Response { nonce: Nonce(bytes_of(nonce)?), proof: Proof::from_bytes(bytes_of(proof)?) })
-    }
-}
-
-pub(super) fn words_of(bytes: &[u8; 4 * WORDS]) -> Vec<u32> {
-    bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
-}
-
-pub(super) fn bytes_of(words: &[u32]) -> Option<[u8; 4 * WORDS]> {
-    let words: &[u32; WORDS] = words.try_into().ok()?;
-    Some(std::array::from_fn(|at| words[at / 4].to_le_bytes()[at % 4]))
-}
 
 /// A shard's challenge to one connection.
 #[derive(Debug)]

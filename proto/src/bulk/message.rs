@@ -6,11 +6,11 @@ use super::block::BlockShape;
 pub use super::block::RowBlock;
 use super::frame::{Kind, Piece, WireError};
 pub use super::greeting::{HelloBody, WelcomeBody, tables_hash};
-pub use super::handshake::Response;
-use super::handshake::{bytes_of, words_of};
 use super::payload::malformed;
 pub use super::payload::{Commit, PreparedBody, Reason, Refusal, Request, SnapshotOrder};
 use super::pool::PooledWords;
+pub use super::response::Response;
+use super::response::{bytes_of, words_of};
 
 /// A decoded payload. The header says which run, generation, step and cell it belongs to.
 #[derive(Clone, Debug, PartialEq)]

@@ -24,8 +24,8 @@
 //! bounded by [`credit`] that the receiver grants; nothing else waits for it.
 //!
 //! Worker and shard prove to each other that they know the run's token ([`handshake`]) before anything else. Each sends
-//! the other its time limit for silence, and heartbeats within the other's limit ([`liveness`]); over shared memory there
-//! are none, since a host does not lose itself.
+//! the other its time limit for silence, and heartbeats within the other's limit ([`liveness`], [`activity`]); over
+//! shared memory there are none, since a host does not lose itself.
 //!
 //! * [`frame`]: header, checksum, limits. [`message`]: what frames say, [`greeting`], [`payload`], [`block`]: with which
 //!   bodies. [`codec`]: frames over a stream. [`queue`]: frames that wait for one. [`pool`]: memory used again.
@@ -33,6 +33,7 @@
 //! * [`ids`]: a cell's unique rows and their division among shards.
 //! * [`client`]: [`client::RowClient`], what a worker holds.
 
+pub mod activity;
 pub mod block;
 pub mod client;
 pub mod codec;
@@ -46,6 +47,7 @@ pub mod message;
 pub mod payload;
 pub mod pool;
 pub mod queue;
+pub mod response;
 pub mod ring;
 pub mod same_host;
 #[cfg(test)]

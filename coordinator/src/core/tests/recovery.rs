@@ -162,6 +162,7 @@ fn a_failing_environment_is_tried_again_at_the_same_step() {
     }
     // A failure of the program's own is one all the same.
     run.fail(W1, "not finite", None);
+    run.now = run.now.after(120_000);
     run.start();
     run.told(6);
     run.fail(W1, "not finite", None);

@@ -56,6 +56,7 @@ fn surroundings_that_fail_twice_at_a_step_are_no_fault_of_the_program() {
     for _ in 0..2 {
         run.report(W1, failure(FailureKind::Store, "cannot read x: no answer within 30 s"));
         assert_eq!(run.state.run_state(), RunState::Recovering, "{}", run.message());
+        run.now = run.now.after(120_000);
         run.start();
     }
     let mut run = recovering();
