@@ -36,6 +36,8 @@ pub(super) const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 const LOST_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the store may take to say what is committed, after everything was killed.
 const STORE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take to note that the run was killed: who asks twice wants the prompt.
+const RECORD_DEADLINE: Duration = Duration::from_secs(3);
 /// Lines of a log that are shown with a failure.
 pub(super) const TAIL_LINES: usize = 12;
 
@@ -144,7 +146,7 @@ impl Launch<'_> {
             }
             store.put_status(status).await.ok()
         };
-        matches!(tokio::time::timeout(STORE_DEADLINE, record).await, Ok(Some(())))
+        matches!(tokio::time::timeout(RECORD_DEADLINE, record).await, Ok(Some(())))
     }
 
     /// The newest commit in the store; `None` where there is none, or the store does not answer in time.
