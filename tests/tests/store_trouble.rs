@@ -125,7 +125,7 @@ fn one_signal_during_a_wait_ends_within_the_grace_and_a_second_one_at_once() {
             line.unwrap_or_else(|| panic!("{word:?} is not in\n{said}")).trim().parse().unwrap()
         };
         assert_eq!(second("status "), status, "{said}");
-        // The grace, and some seconds for a last attempt to record how the run ended.
-        assert!(second("ended ") - second("begun ") <= 10, "{said}");
+        // The grace, and some seconds for a last attempt to record how the run ended; the store's own patience is 300 s.
+        assert!(second("ended ") - second("begun ") <= 30, "{said}");
     }
 }
