@@ -174,6 +174,9 @@ pub enum WorkerError {
     /// The other half of this process is gone; its own error is the cause.
     #[error("the {0} side of this worker has ended")]
     OtherSide(&'static str),
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
     /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {

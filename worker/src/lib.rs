@@ -32,7 +32,6 @@ pub mod ranks;
 pub mod restore;
 pub mod row_desk;
 pub mod session;
-pub mod signals;
 pub mod snapshot;
 pub mod step;
 pub mod stop_request;

@@ -25,10 +25,10 @@ use crate::policy::Policy;
 use crate::ranks::{Meeting, Ranks};
 use crate::restore;
 use crate::row_desk::row_desk;
-use crate::signals::Signals;
 use crate::snapshot::{self, Stores};
 use crate::stop_request::StopRequest;
 use crate::training::Training;
+use polygram_process::StopSignals;
 
 /// One membership.
 pub struct Life {
@@ -58,7 +58,7 @@ impl Life {
         &self,
         listener: Bound,
         directives: &mut Directives,
-        signals: &mut Signals,
+        signals: &mut StopSignals,
     ) -> Result<(), WorkerError> {
         let file = RunFile::parse(&self.joined.config_toml, "configuration from the coordinator", &[])?;
         let spec = Arc::new(file.resolve()?);
@@ -243,7 +243,7 @@ impl Life {
 /// What may end a membership at any time.
 struct Inbox<'a> {
     directives: &'a mut Directives,
-    signals: &'a mut Signals,
+    signals: &'a mut StopSignals,
 }
 
 /// What a membership works with from its first moment.
@@ -270,7 +270,7 @@ fn assigned(directive: Directive) -> Option<Assignment> {
 /// the end of the session are errors.
 async fn before_start<T>(
     directives: &mut Directives,
-    signals: &mut Signals,
+    signals: &mut StopSignals,
     mut pick: impl FnMut(Directive) -> Option<T>,
 ) -> Result<Option<T>, WorkerError> {
     loop {

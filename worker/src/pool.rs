@@ -8,7 +8,7 @@ use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 use crate::error::WorkerError;
 use crate::observe::MetricsDesk;
 use crate::session::{Listen, WorkerOptions, take_part};
-use crate::signals::Signals;
+use polygram_process::StopSignals;
 
 /// How a worker finds its pool.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct PoolWorkerOptions {
 /// better start.
 pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
     let PoolWorkerOptions { pool, token, listen, metrics, faults } = options;
-    let mut signals = Signals::listen()?;
+    let mut signals = StopSignals::listen().map_err(WorkerError::Signals)?;
     let mut offer = PoolOffer::begin(OfferOptions { pool, token: token.clone(), role: Role::Worker })?;
     loop {
         let engaged = tokio::select! {
@@ -59,7 +59,7 @@ pub async fn serve(options: PoolWorkerOptions) -> Result<(), WorkerError> {
             Err(error) => tracing::info!(%error, "left the run"),
             Ok(()) => tracing::info!("left the run, which is over"),
         }
-        if signals.were_any() {
+        if signals.count() > 0 {
             return Ok(());
         }
     }

@@ -16,7 +16,7 @@ use polygram_proto::control::{
 use crate::error::WorkerError;
 use crate::life::Life;
 use crate::observe::MetricsDesk;
-use crate::signals::Signals;
+use polygram_process::StopSignals;
 
 /// A worker that failed waits so long for the coordinator's answer.
 const CONFESSION: Duration = Duration::from_secs(5);
@@ -47,14 +47,14 @@ pub struct WorkerOptions {
 
 /// Takes part in a run until its end. Errors have been reported to the coordinator.
 pub async fn run(options: WorkerOptions) -> Result<(), WorkerError> {
-    take_part(&options, &Recall::default(), &mut Signals::listen()?).await
+    take_part(&options, &Recall::default(), &mut StopSignals::listen().map_err(WorkerError::Signals)?).await
 }
 
 /// The same, until `recall` is called.
 pub(crate) async fn take_part(
     options: &WorkerOptions,
     recall: &Recall,
-    signals: &mut Signals,
+    signals: &mut StopSignals,
 ) -> Result<(), WorkerError> {
     let mut patience = None;
     loop {
@@ -85,7 +85,7 @@ async fn member(
     options: &WorkerOptions,
     recall: &Recall,
     patience: Option<Duration>,
-    signals: &mut Signals,
+    signals: &mut StopSignals,
 ) -> Result<(), Ended> {
     let address = SocketAddr::new(options.listen.ip, 0);
     let listener = Tcp::bind(address)

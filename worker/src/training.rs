@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::checkpoints::CheckpointProgress;
 use crate::error::WorkerError;
-use crate::signals::Signals;
 use crate::stop_request::StopRequest;
+use polygram_process::StopSignals;
 
 /// Another part of this process may take so long to say why it has ended.
 const BETTER_WORD: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ impl Training {
         mut self,
         reporter: &Reporter,
         directives: &mut Directives,
-        signals: &mut Signals,
+        signals: &mut StopSignals,
     ) -> Result<(), WorkerError> {
         let mut finished = false;
         let mut signalled = 0;
