@@ -225,7 +225,14 @@ mod tests {
     async fn some_are_ended_and_the_others_live_on() {
         let mut children = Children::default();
         shell(&mut children, "willing", "exec sleep 600");
-        shell(&mut children, "deaf", "trap '' TERM; while :; do sleep 0.01; done");
+        // It is deaf once the file is there.
+        let deaf = tempfile::tempdir().unwrap();
+        let ready = deaf.path().join("ready");
+        let script = format!("trap '' TERM; : > {}; while :; do sleep 0.01; done", ready.display());
+        shell(&mut children, "deaf", &script);
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         shell(&mut children, "busy", "exec sleep 600");
         let pid = |children: &Children, name: &str| children.pid_of(name).unwrap();
         let pids = [pid(&children, "willing"), pid(&children, "deaf")];
