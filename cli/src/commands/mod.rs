@@ -21,7 +21,6 @@ pub(crate) mod verify_replay;
 pub(crate) mod why;
 
 use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand, PoolCommand};
-pub(crate) use crate::evaluations;
 use crate::exit::Outcome;
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;

@@ -21,7 +21,7 @@ use super::progress::{MeanLoss, ProgressLine};
 use super::store_trouble::StoreTrouble;
 use super::supervisor::{AT_ONCE, Verdict};
 use super::{COORDINATOR, IDLE_PATIENCE, Launch};
-use crate::commands::evaluations;
+use crate::evaluations;
 use crate::exit::{ExitStatus, Outcome};
 use crate::printer::Printer;
 

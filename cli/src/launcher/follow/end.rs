@@ -110,12 +110,7 @@ impl Follower<'_, '_, '_> {
                 .warn("`polygram status` does not know that the run was killed: its last record is older");
         }
         if done.is_some() && status.last_commit.is_none_or(|committed| committed < status.step) {
-            let failure = Failure::failed(status.message);
-            return Err(match committed {
-                Some(step) => failure
-                    .hint(format!("the run is committed at step {step}; the same command continues there")),
-                None => failure.hint("nothing is committed yet; the same command starts from the beginning"),
-            });
+            return Err(way_back(Failure::failed(status.message), committed));
         }
         let seconds = self.launch.elapsed_seconds();
         let (goodput, mean_loss) = (self.line.goodput(seconds), self.line.mean_loss());
@@ -124,12 +119,17 @@ impl Follower<'_, '_, '_> {
     }
 
     fn with_way_back(&self, failure: Failure) -> Failure {
-        match self.line.last_commit() {
-            Some(step) => {
-                failure.hint(format!("the run is committed at step {step}; the same command continues there"))
-            }
-            None => failure.hint("nothing is committed yet; the same command starts from the beginning"),
+        way_back(failure, self.line.last_commit())
+    }
+}
+
+/// `failure`, with where the same command goes on.
+fn way_back(failure: Failure, committed: Option<u64>) -> Failure {
+    match committed {
+        Some(step) => {
+            failure.hint(format!("the run is committed at step {step}; the same command continues there"))
         }
+        None => failure.hint("nothing is committed yet; the same command starts from the beginning"),
     }
 }
 
