@@ -9,10 +9,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use polygram_domain::Rank;
+use polygram_process::JoinedThread;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::link::{Mesh, timespec};
@@ -21,13 +21,13 @@ use crate::abort::AbortTarget;
 /// Looks within the time after which a peer is lost; a byte is written at every second one.
 const LOOKS: u32 = 8;
 
-/// The heartbeats of one rank. Its thread ends with it.
+/// The heartbeats of one rank. Its thread ends with it: fields are dropped in their order, and the thread is joined last.
 #[derive(Debug)]
 pub(super) struct Pulse {
     shared: Arc<Shared>,
     /// Its end wakes and ends the thread.
-    stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    _stop: UnixStream,
+    _thread: JoinedThread,
 }
 
 #[derive(Debug, Default)]
@@ -59,8 +59,8 @@ impl Pulse {
         let shared = Arc::new(Shared::default());
         let watched = Arc::clone(&shared);
         let work = move || watch(peers, detection, &watched, &stopped);
-        let thread = std::thread::Builder::new().name("pulse".into()).spawn(work)?;
-        Ok(Pulse { shared, stop: Some(stop), thread: Some(thread) })
+        let thread = JoinedThread::spawn("pulse", work)?;
+        Ok(Pulse { shared, _stop: stop, _thread: thread })
     }
 
     /// A call of the group of `mesh` ends when a peer is not heard.
@@ -73,17 +73,6 @@ impl Pulse {
     /// The peer that was not heard, and for how long.
     pub(super) fn unheard(&self) -> Option<(Rank, Duration)> {
         self.shared.unheard.get().copied()
-    }
-}
-
-impl Drop for Pulse {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that sends heartbeats ended abnormally");
-        }
     }
 }
 
