@@ -81,6 +81,38 @@ pub struct Zombie {
     pub running: Running,
 }
 
+/// A coordinator that a test started itself, and how members reach it.
+pub(crate) struct Coordinator {
+    pub(crate) running: Running,
+    pub(crate) address: SocketAddr,
+    pub(crate) token: PathBuf,
+}
+
+impl Coordinator {
+    /// Starts `command` for `cluster`'s run, to listen on `listen`, and waits for its address.
+    pub(crate) fn start(cluster: &Cluster, mut command: Command, listen: &str) -> Result<Coordinator> {
+        let folder = cluster.folder();
+        let [config, token, announcement] =
+            ["by-hand.toml", "token", "coordinator.json"].map(|name| folder.join(name));
+        std::fs::write(&config, cluster.effective_toml()?)?;
+        std::fs::write(&token, "a-secret-of-this-test-alone\n")?;
+        command.current_dir(folder).arg("--config").arg(&config).args(["--root", cluster.root_url()]);
+        command.args(["--listen", listen]).arg("--token-file").arg(&token);
+        command.arg("--announce-file").arg(&announcement);
+        let mut running = Running::start(command, folder)?;
+        let address = wait_until("the coordinator to listen", LIMIT, || {
+            if let Some(finished) = running.poll()? {
+                bail!("the coordinator ended: {}", finished.said());
+            }
+            let Ok(text) = std::fs::read_to_string(&announcement) else { return Ok(None) };
+            let value: Value = serde_json::from_str(&text)?;
+            let address = value["address"].as_str().context("no address is announced")?;
+            Ok(Some(address.parse::<SocketAddr>()?))
+        })?;
+        Ok(Coordinator { running, address, token })
+    }
+}
+
 impl<'a> ByHand<'a> {
     /// Starts the coordinator of `cluster`'s run, and so many members.
     pub fn start(cluster: &'a Cluster, members: (u32, u32)) -> Result<ByHand<'a>> {
@@ -93,26 +125,10 @@ impl<'a> ByHand<'a> {
         (workers, shards): (u32, u32),
         variables: &[(Slot, &str, &str)],
     ) -> Result<ByHand<'a>> {
-        let folder = cluster.folder();
-        let [config, token, announcement] =
-            ["by-hand.toml", "token", "coordinator.json"].map(|name| folder.join(name));
-        std::fs::write(&config, cluster.effective_toml()?)?;
-        std::fs::write(&token, "a-secret-of-this-test-alone\n")?;
         let mut command = Command::new(program("polygram-coordinator")?);
         command.envs(cluster.variables().iter().map(|(key, value)| (key, value)));
-        command.current_dir(folder).arg("--config").arg(&config).args(["--root", cluster.root_url()]);
-        command.args(["--listen", "127.0.0.1:0"]).arg("--token-file").arg(&token);
-        command.arg("--announce-file").arg(&announcement);
-        let mut coordinator = Running::start(command, folder)?;
-        let address = wait_until("the coordinator to listen", LIMIT, || {
-            if let Some(finished) = coordinator.poll()? {
-                bail!("the coordinator ended: {}", finished.said());
-            }
-            let Ok(text) = std::fs::read_to_string(&announcement) else { return Ok(None) };
-            let value: Value = serde_json::from_str(&text)?;
-            let address = value["address"].as_str().context("no address is announced")?;
-            Ok(Some(address.parse::<SocketAddr>()?))
-        })?;
+        let Coordinator { running: coordinator, address, token } =
+            Coordinator::start(cluster, command, "127.0.0.1:0")?;
         let owned = |(slot, key, value): &(Slot, &str, &str)| (*slot, (*key).to_owned(), (*value).to_owned());
         let variables = variables.iter().map(owned).collect();
         let mut run = ByHand { cluster, token, address, coordinator, members: Vec::new(), variables };

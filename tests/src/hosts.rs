@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::by_hand::Coordinator;
 use crate::{Cluster, Finished, Running, Slot, program, wait_until};
 
 /// A session ends long before this, on a busy machine too.
@@ -123,24 +124,10 @@ impl<'a> OnHosts<'a> {
         hosts: &'a Hosts,
         (workers, shards): (u32, u32),
     ) -> Result<OnHosts<'a>> {
-        let folder = cluster.folder();
-        let [config, token, announcement] =
-            ["on-hosts.toml", "token", "coordinator.json"].map(|name| folder.join(name));
-        std::fs::write(&config, cluster.effective_toml()?)?;
-        std::fs::write(&token, "a-secret-of-this-test-alone\n")?;
-        let mut command = hosts.command(0, &program("polygram-coordinator")?);
-        command.current_dir(folder).arg("--config").arg(&config).args(["--root", cluster.root_url()]);
-        command.args(["--listen", &format!("{}:0", Hosts::address(0))]).arg("--token-file").arg(&token);
-        command.arg("--announce-file").arg(&announcement);
-        let mut coordinator = Running::start(command, folder)?;
-        let address = wait_until("the coordinator to listen", LIMIT, || {
-            if let Some(finished) = coordinator.poll()? {
-                bail!("the coordinator ended: {}", finished.said());
-            }
-            let Ok(text) = std::fs::read_to_string(&announcement) else { return Ok(None) };
-            let value: Value = serde_json::from_str(&text)?;
-            Ok(Some(value["address"].as_str().context("no address is announced")?.parse::<SocketAddr>()?))
-        })?;
+        let command = hosts.command(0, &program("polygram-coordinator")?);
+        let listen = format!("{}:0", Hosts::address(0));
+        let Coordinator { running: coordinator, address, token } =
+            Coordinator::start(cluster, command, &listen)?;
         let mut run = OnHosts { cluster, hosts, token, coordinator, address, members: Vec::new() };
         let slots =
             (0..shards).map(|index| ("shard", index)).chain((0..workers).map(|rank| ("worker", rank)));
