@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use polygram_checkpoint::CheckpointError;
+use polygram_checkpoint::{CheckpointError, StoreProblem};
 use polygram_domain::{ConfigError, FailureKind, ShardIndex, Step};
 use polygram_faults::{Point, pass};
 use polygram_process::address::{AddressError, for_peers};
@@ -129,11 +129,7 @@ impl MemberError {
             MemberError::Shard(ShardError::Snapshot { problem, .. }) => *problem,
             _ => None,
         };
-        match problem {
-            Some(problem) if problem.needs_operator() => FailureKind::StoreUnusable,
-            Some(_) => FailureKind::Store,
-            None => FailureKind::Program,
-        }
+        problem.map_or(FailureKind::Program, StoreProblem::failure_kind)
     }
 }
 

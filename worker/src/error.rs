@@ -1,6 +1,6 @@
 //! Why a worker leaves a run.
 
-use polygram_checkpoint::CheckpointError;
+use polygram_checkpoint::{CheckpointError, StoreProblem};
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
@@ -234,11 +234,7 @@ impl WorkerError {
     pub fn kind(&self) -> FailureKind {
         match self {
             WorkerError::Checkpoint(error) | WorkerError::Unrestored { source: error, .. } => {
-                match error.store_problem() {
-                    Some(problem) if problem.needs_operator() => FailureKind::StoreUnusable,
-                    Some(_) => FailureKind::Store,
-                    None => FailureKind::Program,
-                }
+                error.store_problem().map_or(FailureKind::Program, StoreProblem::failure_kind)
             }
             WorkerError::Rows(error) => error.cause.kind(),
             WorkerError::Collective(error) => error.kind(),

@@ -287,9 +287,9 @@ impl State {
             return Reason::MemberFailed;
         }
         match failure.kind {
-            FailureKind::Program => Reason::MemberFailed,
             FailureKind::StoreUnusable => Reason::StoreFailed,
-            _ => Reason::EnvironmentFailed,
+            kind if kind.is_environment() => Reason::EnvironmentFailed,
+            _ => Reason::MemberFailed,
         }
     }
 

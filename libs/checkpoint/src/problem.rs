@@ -4,6 +4,7 @@ use std::io;
 
 use object_store::Error;
 use object_store::client::{HttpError, HttpErrorKind};
+use polygram_domain::FailureKind;
 
 /// What an error of an object of this machine's disk calls its store.
 pub(crate) const LOCAL: &str = "LocalFileSystem";
@@ -63,6 +64,11 @@ impl StoreProblem {
             | StoreProblem::StaleSignature => true,
             StoreProblem::Unreachable | StoreProblem::Other => false,
         }
+    }
+
+    /// What kind of failure a member ends with that met it.
+    pub fn failure_kind(self) -> FailureKind {
+        if self.needs_operator() { FailureKind::StoreUnusable } else { FailureKind::Store }
     }
 
     /// The problem as a sentence without an end.

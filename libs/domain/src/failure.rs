@@ -1,7 +1,5 @@
 //! What kind of failure ends a member's part in a run.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 /// Whether a failure is one of the program or of its environment. The same program fails again where it failed before; an
@@ -18,8 +16,6 @@ pub enum FailureKind {
     Timeout,
     /// A connection to a peer broke.
     Reset,
-    /// A disk had no room, or failed.
-    Disk,
     /// The object store did not answer, or answered with an error of its own.
     Store,
     /// The store is full, or refuses, or is gone: a person has to mend it.
@@ -28,12 +24,11 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [FailureKind; 7] = [
+    pub const ALL: [FailureKind; 6] = [
         FailureKind::Program,
         FailureKind::Connect,
         FailureKind::Timeout,
         FailureKind::Reset,
-        FailureKind::Disk,
         FailureKind::Store,
         FailureKind::StoreUnusable,
     ];
@@ -41,24 +36,5 @@ impl FailureKind {
     /// Whether the environment failed, and not the program.
     pub fn is_environment(self) -> bool {
         self != FailureKind::Program
-    }
-
-    /// The kind as one word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FailureKind::Program => "program",
-            FailureKind::Connect => "connect",
-            FailureKind::Timeout => "timeout",
-            FailureKind::Reset => "reset",
-            FailureKind::Disk => "disk",
-            FailureKind::Store => "store",
-            FailureKind::StoreUnusable => "store_unusable",
-        }
-    }
-}
-
-impl fmt::Display for FailureKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }

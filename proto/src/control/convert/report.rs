@@ -20,7 +20,6 @@ impl From<FailureKind> for wire::FailureKind {
             FailureKind::Connect => wire::FailureKind::Connect,
             FailureKind::Timeout => wire::FailureKind::Timeout,
             FailureKind::Reset => wire::FailureKind::Reset,
-            FailureKind::Disk => wire::FailureKind::Disk,
             FailureKind::Store => wire::FailureKind::Store,
             FailureKind::StoreUnusable => wire::FailureKind::StoreUnusable,
         }
