@@ -123,36 +123,51 @@ fn a_link_that_carries_nothing_is_noticed_and_named() {
 fn a_rank_that_computes_is_waited_for() {
     let held = Held::default();
     let mut ranks = ranks(&held);
-    // Nobody leaves before rank 2 has seen what it is to see.
-    let seen = Barrier::new(4);
-    thread::scope(|scope| {
-        for (index, rank) in ranks.iter_mut().enumerate() {
-            let (held, seen) = (&held, &seen);
-            scope.spawn(move || {
-                let mut pairs =
-                    Split::split(rank, &[[0, 2], [1, 3]][index % 2].map(Rank), options()).unwrap();
-                if index == 0 {
-                    thread::sleep(DETECTION * 3);
-                }
-                rank.barrier().unwrap();
-                pairs.barrier().unwrap();
-                rank.barrier().unwrap();
-                if index == 0 {
+    // A rank that fails leaves its error here, and still comes to every gate: no other rank waits for it in vain.
+    let (all_heard, all_seen) = (Barrier::new(4), Barrier::new(4));
+    let ended: Vec<_> = thread::scope(|scope| {
+        let ranks: Vec<_> = ranks
+            .iter_mut()
+            .enumerate()
+            .map(|(index, rank)| {
+                let (held, all_heard, all_seen) = (&held, &all_heard, &all_seen);
+                scope.spawn(move || {
+                    let mut pairs = heard_after_computing(index, rank);
+                    // The link is cut when everybody is through: who leaves a barrier first is not the last to be served.
+                    all_heard.wait();
                     held.up.store(true, Ordering::Relaxed);
                     held.down.store(true, Ordering::Relaxed);
-                }
-                // Only its partner never comes: the smaller group's call ends with the larger one's link.
-                let begun = Instant::now();
-                let error = (index == 2).then(|| pairs.barrier().unwrap_err());
-                let waited = begun.elapsed();
-                seen.wait();
-                if let Some(error) = error {
-                    assert!(waited < DETECTION * 3, "{error}");
-                    assert!(error.to_string().contains("rank 2 hears nothing from rank 0"), "{error}");
-                }
-            });
-        }
+                    let begun = Instant::now();
+                    // Only its partner never comes: the smaller group's call ends with the larger one's link.
+                    let ended = match (&mut pairs, index) {
+                        (Ok(pairs), 2) => Ok(Some(pairs.barrier().unwrap_err())),
+                        _ => Ok(None),
+                    };
+                    let waited = begun.elapsed();
+                    all_seen.wait();
+                    (pairs.and(ended), waited)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
     held.up.store(false, Ordering::Relaxed);
     held.down.store(false, Ordering::Relaxed);
+    for (index, (ended, waited)) in ended.into_iter().enumerate() {
+        let Some(error) = ended.unwrap_or_else(|error| panic!("rank {index}: {error}")) else { continue };
+        assert!(waited < DETECTION * 3, "after {waited:?}: {error}");
+        assert!(error.to_string().contains("rank 2 hears nothing from rank 0"), "{error}");
+    }
+}
+
+/// Rank 0 computes for three times the detection before it joins the others' calls.
+fn heard_after_computing(index: usize, rank: &mut Tcp) -> Result<Box<dyn Collective>, CollectiveError> {
+    let mut pairs = Split::split(rank, &[[0, 2], [1, 3]][index % 2].map(Rank), options()).unwrap();
+    if index == 0 {
+        thread::sleep(DETECTION * 3);
+    }
+    rank.barrier()?;
+    pairs.barrier()?;
+    rank.barrier()?;
+    Ok(pairs)
 }
