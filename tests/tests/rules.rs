@@ -13,7 +13,7 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 18] = [
+const ARROWS: [(&str, &str, &[&str]); 19] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
@@ -27,12 +27,23 @@ const ARROWS: [(&str, &str, &[&str]); 18] = [
     ("libs/collective", "collective", &["same-host", "handshake", "process", "domain"]),
     ("libs/checkpoint", "checkpoint", &["process", "domain"]),
     ("libs/model", "model", &["collective", "process", "domain"]),
-    ("proto", "proto", &["same-host", "handshake", "domain"]),
+    ("libs/row-exchange", "row-exchange", &["same-host", "handshake", "domain"]),
+    ("proto", "proto", &["handshake", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
-        &["proto", "handshake", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
+        &[
+            "proto",
+            "row-exchange",
+            "handshake",
+            "checkpoint",
+            "ngram",
+            "telemetry",
+            "process",
+            "faults",
+            "domain",
+        ],
     ),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "faults", "domain"]),
     (
@@ -40,6 +51,7 @@ const ARROWS: [(&str, &str, &[&str]); 18] = [
         "worker",
         &[
             "proto",
+            "row-exchange",
             "handshake",
             "checkpoint",
             "ngram",

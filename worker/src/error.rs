@@ -8,10 +8,10 @@ use polygram_domain::{CheckpointRef, ConfigError, FailureKind, MicroBatchRef, Ra
 use polygram_ngram::NgramError;
 use polygram_process::Panicked;
 use polygram_process::address::AddressError;
-use polygram_proto::bulk::RowError;
 use polygram_proto::control::{
     Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
 };
+use polygram_row_exchange::RowError;
 
 use crate::compute::ComputeError;
 use crate::gradients::GradientError;

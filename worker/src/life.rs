@@ -11,8 +11,8 @@ use polygram_domain::{CheckpointKind, CheckpointRef, Rank, RankLayout, RunFile};
 use polygram_faults::{Point, pass};
 use polygram_handshake::LinkKey;
 use polygram_process::Panicked;
-use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::{Assignment, Directive, Directives, Joined, MemberReport, Phase, Reporter};
+use polygram_row_exchange::{ClientLimits, ClientOptions, Hello, RowClient, RowExchange};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
