@@ -78,6 +78,8 @@ fn a_second_signal_does_not_wait_for_the_commit() {
     let status = cluster.polygram(&["status", "tiny", "--root", cluster.root_url()]).unwrap();
     assert!(status.stdout.contains("run tiny: stopped, step"), "{}", status.said());
     assert!(status.stdout.contains("killed on request at step"), "{}", status.said());
+    let why = cluster.polygram(&["why", "tiny", "--root", cluster.root_url()]).unwrap();
+    assert!(why.stdout.contains("stopped: killed on request at step"), "{}", why.said());
     assert!(cluster.status().unwrap().step > 10, "{}", status.said());
     continues_undisturbed(&cluster).unwrap();
 }

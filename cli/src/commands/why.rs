@@ -1,12 +1,13 @@
 //! `polygram why`: the chain of causes of every loss of a run, from the store alone.
 
 use polygram_checkpoint::{AttemptLog, CulpritRecord, FailureLine, LossRecord, RollbackCause};
+use polygram_domain::control::RunStatus;
 use polygram_domain::{OutputFormat, Step, StepOutcome};
 use serde::Serialize;
 
 use crate::args::RunArgs;
 use crate::commands::block_on;
-use crate::exit::{ExitStatus, Outcome};
+use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::RunPlace;
 use crate::stored;
@@ -48,11 +49,16 @@ struct Attempt {
 
 pub(crate) fn run(args: &RunArgs, printer: &mut Printer) -> Outcome {
     let place = RunPlace::resolve(args)?;
-    let logs = block_on(async {
+    let (logs, status) = block_on(async {
         let run = stored::open(&place).await?;
-        run.store.read_failure_log().await.map_err(|error| stored::refused(&place.root, error))
+        let logs = run.store.read_failure_log().await.map_err(|error| stored::refused(&place.root, error))?;
+        // The log tells enough without the status: one that cannot be read is `polygram status`'s to name.
+        Ok::<_, Failure>((logs, run.store.read_status::<RunStatus>().await.ok().flatten()))
     })?;
-    let attempts: Vec<Attempt> = logs.into_iter().filter_map(attempt).collect();
+    let mut attempts: Vec<Attempt> = logs.into_iter().filter_map(attempt).collect();
+    if let (Some(last), Some(status)) = (attempts.last_mut(), status) {
+        last.ends_as(&status);
+    }
     match printer.format() {
         OutputFormat::Jsonl => printer.json_lines(&attempts)?,
         OutputFormat::Json => printer.result(&attempts, String::new)?,
@@ -95,6 +101,13 @@ enum Follows {
 }
 
 impl Attempt {
+    /// An end that the coordinator could not record, since the launcher killed it, is in the run's last status.
+    fn ends_as(&mut self, status: &RunStatus) {
+        if self.ended.is_none() && status.state.is_over() && u64::from(status.attempt) == self.attempt {
+            self.ended = Some((status.state.to_string(), status.message.clone()));
+        }
+    }
+
     /// Takes the next line.
     fn take(&mut self, line: FailureLine, follows: Follows) -> Follows {
         let at_unix_ms = line.at_unix_ms();
@@ -212,7 +225,9 @@ fn human(run: &str, attempts: &[Attempt]) -> String {
             None if at + 1 < attempts.len() => {
                 text.push_str("  no end is recorded: its coordinator was killed, or lost with its machine\n");
             }
-            None => text.push_str("  no end is recorded: it goes on, or its coordinator was killed\n"),
+            None => text.push_str(
+                "  no end is recorded: it goes on, or its coordinator was killed (polygram status says which)\n",
+            ),
         }
     }
     text
