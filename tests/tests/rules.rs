@@ -13,7 +13,7 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 18] = [
+const ARROWS: [(&str, &str, &[&str]); 19] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
@@ -28,17 +28,19 @@ const ARROWS: [(&str, &str, &[&str]); 18] = [
     ("libs/checkpoint", "checkpoint", &["process", "domain"]),
     ("libs/model", "model", &["collective", "process", "domain"]),
     ("proto", "proto", &["same-host", "handshake", "domain"]),
+    ("libs/member", "member", &["proto", "checkpoint", "process", "faults", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
-        &["proto", "handshake", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
+        &["member", "proto", "handshake", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
     ),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "faults", "domain"]),
     (
         "worker",
         "worker",
         &[
+            "member",
             "proto",
             "handshake",
             "checkpoint",
