@@ -1,9 +1,9 @@
 //! The shard's command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use clap::{Args as ArgGroup, Parser, Subcommand};
+use polygram_member::args::MemberArgs;
 
 use crate::bench::BenchArgs;
 
@@ -30,21 +30,12 @@ pub enum Command {
 /// A member of a run.
 #[derive(Debug, ArgGroup)]
 pub struct Args {
-    /// The coordinator's host:port.
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = "pool", conflicts_with = "pool")]
-    pub coordinator: Option<String>,
+    /// As for every role.
+    #[command(flatten)]
+    pub shared: MemberArgs,
     /// This shard's index, from 0.
     #[arg(long, required_unless_present = "pool", conflicts_with = "pool")]
     pub index: Option<u32>,
-    /// The host:port of a pool to offer this process to, instead of a shard of one run.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub pool: Option<String>,
-    /// File with the run's secret.
-    #[arg(long, value_name = "FILE")]
-    pub token_file: PathBuf,
-    /// The run's name, for log lines.
-    #[arg(long, default_value = "")]
-    pub run: String,
     /// Address to listen on for the workers; port 0: the system chooses. With 0.0.0.0 they are given the address on the route
     /// to the coordinator.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
@@ -56,12 +47,6 @@ pub struct Args {
     /// Address to answer reads on (gRPC, with the run's token); none unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub query_listen: Option<SocketAddr>,
-    /// Address to tell metrics on, at /metrics; none unless given.
-    #[arg(long, value_name = "IP:PORT")]
-    pub metrics_listen: Option<SocketAddr>,
-    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself.
-    #[arg(long, hide = true)]
-    pub fault_injection: bool,
 }
 
 #[cfg(test)]
@@ -78,7 +63,7 @@ mod tests {
         let cli = parse("shard --coordinator a:1 --index 2 --token-file t").unwrap();
         assert!(cli.command.is_none() && cli.member.is_some_and(|member| member.index == Some(2)));
         let cli = parse("shard --pool a:1 --token-file t").unwrap();
-        assert!(cli.member.is_some_and(|member| member.pool.is_some() && member.index.is_none()));
+        assert!(cli.member.is_some_and(|member| member.shared.pool.is_some() && member.index.is_none()));
         assert!(parse("shard --pool a:1 --index 2 --token-file t").is_err());
         let cli = parse("shard bench gather -o json").unwrap();
         assert!(cli.member.is_none() && matches!(cli.command, Some(Command::Bench(_))));

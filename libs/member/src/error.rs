@@ -55,7 +55,9 @@ pub enum MemberError {
     #[error("the run resumes from its last checkpoint: {}", .0.reason)]
     RunRestarts(Abort),
     /// A second signal came, or the run could not be asked to stop.
-    #[error("ended by a signal, without a commit; steps since the last commit are done again when the run goes on")]
+    #[error(
+        "ended by a signal, without a commit; steps since the last commit are done again when the run goes on"
+    )]
     Signalled,
     /// A task of this process panicked: a bug.
     #[error(transparent)]

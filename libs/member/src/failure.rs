@@ -101,9 +101,9 @@ impl MemberFailure {
     /// Whether the coordinator has to learn of it. What it caused itself, it knows.
     pub fn is_reported(&self) -> bool {
         match self.cause {
-            FailureCause::Fault(_)
-            | FailureCause::DamagedCheckpoint(_)
-            | FailureCause::RollbackRequest => true,
+            FailureCause::Fault(_) | FailureCause::DamagedCheckpoint(_) | FailureCause::RollbackRequest => {
+                true
+            }
             FailureCause::RunEnded
             | FailureCause::RunRestarts
             | FailureCause::SessionLost
