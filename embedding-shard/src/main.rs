@@ -4,9 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use polygram_embedding_shard::args::{Args, Cli, Command};
+use polygram_embedding_shard::args::{Cli, Command, ShardArgs};
 use polygram_embedding_shard::{ShardMemberError, ShardRole, bench};
 use polygram_member::MemberError;
+use polygram_member::args::MemberArgs;
 use polygram_process::{limits, panics};
 use polygram_proto::control;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
@@ -38,21 +39,21 @@ fn main() -> ExitCode {
 fn act(cli: Cli) -> anyhow::Result<()> {
     match (cli.command, cli.member) {
         (Some(Command::Bench(args)), _) => Ok(bench::run(&args)?),
-        (None, Some(member)) => take_part(member),
+        (None, Some(member)) => take_part(member, cli.shard),
         (None, None) => Ok(Cli::command().print_help()?),
     }
 }
 
-fn take_part(args: Args) -> anyhow::Result<()> {
-    let Args { shared, index, listen, advertise, query_listen } = args;
-    let identity = Identity { run: shared.run.clone(), role: Role::Shard, index };
+fn take_part(member: MemberArgs, shard: ShardArgs) -> anyhow::Result<()> {
+    let ShardArgs { index, listen, advertise, query_listen } = shard;
+    let identity = Identity { run: member.run.clone(), role: Role::Shard, index };
     polygram_telemetry::init(&identity, &Logging::default())?;
     if advertise.is_some() && listen.port() == 0 {
         anyhow::bail!("--advertise leads to one port: give --listen with a port that is not 0");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut role = ShardRole { listen, advertise, query_listen, metrics_listen: shared.metrics_listen };
-    let ended = runtime.block_on(shared.take_part((control::Role::Shard, index), &mut role));
+    let mut role = ShardRole { listen, advertise, query_listen, metrics_listen: member.metrics_listen };
+    let ended = runtime.block_on(member.take_part((control::Role::Shard, index), &mut role));
     // Whoever leaves at once does not wait for reads of the store.
     runtime.shutdown_background();
     Ok(ended?)
