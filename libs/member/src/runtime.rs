@@ -7,6 +7,7 @@
 //!   lose it: a Ready that cannot be sent is no error here, [`Inbox::next`] tells the role why the session is over.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::{RunFile, RunSpec};
@@ -55,7 +56,7 @@ pub struct Membership {
     /// What the coordinator said when it admitted this member.
     pub joined: Joined,
     /// The run's configuration.
-    pub spec: RunSpec,
+    pub spec: Arc<RunSpec>,
     /// Reports to the coordinator.
     pub reporter: Reporter,
 }
@@ -248,7 +249,7 @@ impl MemberOptions {
     ) -> Result<Membership, MemberError> {
         let file = RunFile::parse(&joined.config_toml, "configuration from the coordinator", &[])?;
         let (member, token) = (self.member, self.token.clone());
-        Ok(Membership { member, token, address, spec: file.resolve()?, joined, reporter })
+        Ok(Membership { member, token, address, spec: Arc::new(file.resolve()?), joined, reporter })
     }
 }
 
