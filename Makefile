@@ -9,7 +9,7 @@ CARGO ?= cargo
 WITH_LIBTORCH := LIBTORCH="$$(scripts/libtorch.sh)"; export LIBTORCH;
 # Every crate that neither is nor links the model. `quick` names its crates one by one: cargo unites the features of
 # all crates it is asked for, and one crate that wants libtorch would bring it in for all.
-FREE_OF_LIBTORCH := domain process files same-host handshake ngram data collective checkpoint telemetry proto coordinator embedding-shard cli
+FREE_OF_LIBTORCH := domain process files same-host handshake row-exchange ngram data collective checkpoint telemetry proto coordinator embedding-shard cli
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16

@@ -8,7 +8,7 @@ use polygram_checkpoint::{
 };
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::bulk::SnapshotOrder;
+use polygram_row_exchange::SnapshotOrder;
 use thiserror::Error;
 use tokio::sync::mpsc;
 

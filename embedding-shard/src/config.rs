@@ -7,7 +7,7 @@ use std::time::Duration;
 use polygram_domain::embedding::{EmbeddingSpec, RowType};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{BucketIndex, Generation, RunName, RunSpec, ShardIndex, TableSet, TableSpec, Topology};
-use polygram_proto::bulk::block::BlockShape;
+use polygram_row_exchange::block::BlockShape;
 
 /// A shard's place in a run.
 #[derive(Clone, Debug)]

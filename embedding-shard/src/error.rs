@@ -5,7 +5,7 @@ use std::io;
 use polygram_checkpoint::StoreProblem;
 use polygram_domain::{RowId, Step, TableIndex};
 use polygram_process::Panicked;
-use polygram_proto::bulk::Refusal;
+use polygram_row_exchange::Refusal;
 use thiserror::Error;
 
 /// Why a shard stops.

@@ -14,12 +14,12 @@ use polygram_domain::embedding::RowType;
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunName, Step};
 use polygram_embedding_shard::ShardError;
-use polygram_proto::bulk::block::BlockShape;
-use polygram_proto::bulk::client::Cause;
-use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
-use polygram_proto::bulk::frame::{BULK_VERSION, Header, Kind, Outgoing, Piece, run_hash};
-use polygram_proto::bulk::message::{HelloBody, Message, PreparedBody, Request, RowBlock};
-use polygram_proto::bulk::{Commit, Hello, Reason, RowClient, SnapshotOrder};
+use polygram_row_exchange::block::BlockShape;
+use polygram_row_exchange::codec::{FrameReader, FrameWriter};
+use polygram_row_exchange::error::Cause;
+use polygram_row_exchange::frame::{BULK_VERSION, Header, Kind, Outgoing, Piece, run_hash};
+use polygram_row_exchange::message::{HelloBody, Message, PreparedBody, Request, RowBlock};
+use polygram_row_exchange::{Commit, Hello, Reason, RowClient, RowExchange, SnapshotOrder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

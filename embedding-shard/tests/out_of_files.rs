@@ -7,6 +7,7 @@ mod common;
 use common::cluster::{Cluster, DEADLINE};
 use common::{Workload, overrides, spec};
 use polygram_domain::{Cell, Step};
+use polygram_row_exchange::RowExchange;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -14,7 +14,7 @@ use polygram_domain::{CheckpointKind, RunSpec, SCHEMA_VERSION, Step};
 use polygram_embedding_shard::Shard;
 use polygram_embedding_shard::archive::{Chain, PointArchive, Shipment, StoreArchive};
 use polygram_embedding_shard::restore::{chain_of, restore};
-use polygram_proto::bulk::SnapshotOrder;
+use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::mpsc;
 
 const WORKLOAD: Workload = Workload { seed: 9, poisoned: None };

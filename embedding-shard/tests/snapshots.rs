@@ -15,7 +15,7 @@ use polygram_domain::{CheckpointKind, RunSpec, Step, TableIndex};
 use polygram_embedding_shard::archive::{ArchiveError, RowArchive, Shipment, StoreArchive};
 use polygram_embedding_shard::rows::DecayLog;
 use polygram_embedding_shard::{Record, Shard, ShardError, SnapshotRows};
-use polygram_proto::bulk::SnapshotOrder;
+use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::mpsc;
 
 const WORKLOAD: Workload = Workload { seed: 9, poisoned: None };

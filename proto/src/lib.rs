@@ -1,8 +1,6 @@
-//! The wire: gRPC schemas (control, pool, reading rows) with validated conversions, and the framed bulk protocol of the
-//! embedding shards.
+//! The gRPC wire: schemas (control, pool, reading rows) with validated conversions and typed clients.
 
 pub mod accept;
-pub mod bulk;
 pub mod control;
 pub mod pool;
 pub mod rows;

@@ -13,7 +13,7 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 19] = [
+const ARROWS: [(&str, &str, &[&str]); 20] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
@@ -27,13 +27,25 @@ const ARROWS: [(&str, &str, &[&str]); 19] = [
     ("libs/collective", "collective", &["same-host", "handshake", "process", "domain"]),
     ("libs/checkpoint", "checkpoint", &["process", "domain"]),
     ("libs/model", "model", &["collective", "process", "domain"]),
-    ("proto", "proto", &["same-host", "handshake", "domain"]),
+    ("libs/row-exchange", "row-exchange", &["same-host", "handshake", "domain"]),
+    ("proto", "proto", &["handshake", "domain"]),
     ("libs/member", "member", &["proto", "checkpoint", "process", "faults", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
-        &["member", "proto", "handshake", "checkpoint", "ngram", "telemetry", "process", "faults", "domain"],
+        &[
+            "member",
+            "proto",
+            "row-exchange",
+            "handshake",
+            "checkpoint",
+            "ngram",
+            "telemetry",
+            "process",
+            "faults",
+            "domain",
+        ],
     ),
     ("cli", "cli", &["proto", "checkpoint", "ngram", "data", "telemetry", "process", "faults", "domain"]),
     (
@@ -42,7 +54,7 @@ const ARROWS: [(&str, &str, &[&str]); 19] = [
         &[
             "member",
             "proto",
-            "handshake",
+            "row-exchange",
             "checkpoint",
             "ngram",
             "data",

@@ -9,8 +9,8 @@ use polygram_member::stores::kind_of;
 use polygram_member::{FailureCause, FailureOrigin, MemberError, MemberFailure, RestoreError, RoleError};
 use polygram_ngram::NgramError;
 use polygram_process::Panicked;
-use polygram_proto::bulk::RowError;
 use polygram_proto::control::{ControlError, MemberRef};
+use polygram_row_exchange::RowError;
 
 use crate::compute::ComputeError;
 use crate::gradients::GradientError;

@@ -22,8 +22,8 @@ use polygram_domain::spikes::LeftOut;
 use polygram_domain::{Cell, CellBatch, MicroBatchRef, Rank, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_ids};
 use polygram_process::Panicked;
-use polygram_proto::bulk::{RowClient, RowError, UniqueIds};
 use polygram_proto::control::Reporter;
+use polygram_row_exchange::{RowError, RowExchange, UniqueIds};
 use tokio::sync::{mpsc, watch};
 
 use crate::compute::CellWork;
@@ -157,7 +157,7 @@ pub struct InputQueue {
 /// The queue and the two tasks that fill it, to be spawned by the caller.
 pub fn input_queue(
     cells: Cells,
-    client: RowClient,
+    exchange: impl RowExchange,
     reporter: Reporter,
     start: Step,
 ) -> (InputQueue, impl Future<Output = Result<(), WorkerError>>, impl Future<Output = Result<(), WorkerError>>)
@@ -170,13 +170,13 @@ pub fn input_queue(
     let targets = cells.spec.tokens_per_step();
     let counts = InputCounts::new(Arc::clone(&cells.hasher), reporter, start);
     let queue = InputQueue { ready, committed, cells: cells.clone() };
-    (queue, declare(cells, client, commits, declared), fetch(targets, counts, to_fetch, fetched))
+    (queue, declare(cells, exchange, commits, declared), fetch(targets, counts, to_fetch, fetched))
 }
 
 /// Hashes and declares this rank's cells in order, never more than `prefetch_steps` ahead of the committed step.
 async fn declare(
     cells: Cells,
-    client: RowClient,
+    exchange: impl RowExchange,
     mut commits: watch::Receiver<Step>,
     declared: mpsc::Sender<DeclaredCell>,
 ) -> Result<(), WorkerError> {
@@ -192,7 +192,7 @@ async fn declare(
             let loaded = tokio::task::spawn_blocking(move || loading.load(at)).await;
             let (batch, unique) = loaded.map_err(|error| Panicked::of_task("data loading", error))??;
             let unique = Arc::new(unique);
-            let rows = Box::pin(client.lookup(step, index, row_ids(&unique)));
+            let rows = Box::pin(exchange.lookup(step, index, row_ids(&unique)));
             let samples = cells.samples_of(at);
             if declared.send(DeclaredCell { at, samples, batch, unique, rows }).await.is_err() {
                 return Ok(());

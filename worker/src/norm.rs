@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use polygram_domain::run_spec::{RunSpec, TrainingSpec};
 use polygram_domain::{Rank, RankLayout};
-use polygram_proto::bulk::Prepared;
+use polygram_row_exchange::Prepared;
 
 /// The row gradients of a step, as the shards report them.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -12,8 +12,8 @@ use polygram_domain::{Rank, Step};
 use polygram_faults::{Point, pass};
 use polygram_member::{Inbox, Listening, MemberError, Membership, Role, Stage, Stores, stores::Resumption};
 use polygram_process::Panicked;
-use polygram_proto::bulk::{ClientLimits, ClientOptions, Hello, RowClient};
 use polygram_proto::control::Assignment;
+use polygram_row_exchange::{ClientLimits, ClientOptions, Hello, RowClient, RowExchange};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 

@@ -1,6 +1,6 @@
 //! The compute thread's side of the shards: orders go out, plain buffers come back.
 //!
-//! A task owns the client and carries out orders one after the other; the compute thread waits on replies only. Orders
+//! A task owns the exchange and carries out orders one after the other; the compute thread waits on replies only. Orders
 //! are bounded, so a slow shard holds compute back instead of filling memory. When the task fails its own result says
 //! why; this side then only learns that the other one has ended.
 
@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use polygram_domain::{MicroBatchRef, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::bulk::{Commit, Prepared, RowClient, SnapshotOrder, UniqueIds};
+use polygram_row_exchange::{Commit, Prepared, RowExchange, SnapshotOrder, UniqueIds};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::WorkerError;
 
-/// Orders that may wait for the client.
+/// Orders that may wait for the exchange.
 const ORDERS: usize = 8;
 
 /// What a commit says to the shards.
@@ -52,9 +52,9 @@ impl<T> Reply<T> {
 }
 
 /// The desk and the task behind it, to be spawned by the caller.
-pub fn row_desk(client: RowClient) -> (RowDesk, impl Future<Output = Result<(), WorkerError>>) {
+pub fn row_desk(exchange: impl RowExchange) -> (RowDesk, impl Future<Output = Result<(), WorkerError>>) {
     let (orders, queue) = mpsc::channel(ORDERS);
-    (RowDesk { orders }, carry_out(client, queue))
+    (RowDesk { orders }, carry_out(exchange, queue))
 }
 
 impl RowDesk {
@@ -95,25 +95,25 @@ impl RowDesk {
 
 /// Carries out orders until the compute thread drops its handle. It may drop a reply's other end first: then nobody
 /// waits for that answer.
-async fn carry_out(client: RowClient, mut queue: mpsc::Receiver<Order>) -> Result<(), WorkerError> {
+async fn carry_out(exchange: impl RowExchange, mut queue: mpsc::Receiver<Order>) -> Result<(), WorkerError> {
     while let Some(order) = queue.recv().await {
         match order {
             Order::Push { at, row_gradients_suw } => {
-                client.push(at.step, at.index, row_gradients_suw).await?
+                exchange.push(at.step, at.index, row_gradients_suw).await?
             }
             Order::Prepare { step, reply } => {
-                reply.send(client.prepare(step).await?).ok();
+                reply.send(exchange.prepare(step).await?).ok();
             }
             Order::Commit { step, order, reply } if order.skip => {
-                client.abort(step, order.snapshot).await?;
+                exchange.abort(step, order.snapshot).await?;
                 reply.send(0).ok();
             }
             Order::Commit { step, order, reply } => {
                 let commit = Commit { scale: order.scale, lr: order.lr, snapshot: order.snapshot };
-                reply.send(client.commit(step, commit).await?).ok();
+                reply.send(exchange.commit(step, commit).await?).ok();
             }
             Order::Read { step, ids, reply } => {
-                reply.send(client.read(step, ids).await?).ok();
+                reply.send(exchange.read(step, ids).await?).ok();
             }
         }
     }

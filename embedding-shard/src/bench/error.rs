@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use polygram_domain::ConfigError;
-use polygram_proto::bulk::RowError;
+use polygram_row_exchange::RowError;
 use thiserror::Error;
 
 use crate::error::ShardError;

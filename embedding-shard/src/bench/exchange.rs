@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Rank, RunSpec, ShardIndex, Step, TableSet};
 use polygram_ngram::UniqueRows;
-use polygram_proto::bulk::{
-    ClientLimits, ClientOptions, Commit, Hello, RowClient, SnapshotOrder, UniqueIds, rows_of_shard,
+use polygram_row_exchange::{
+    ClientLimits, ClientOptions, Commit, Hello, RowClient, RowExchange, SnapshotOrder, UniqueIds,
+    rows_of_shard,
 };
 
 use super::args::{ExchangeArgs, Sizes};

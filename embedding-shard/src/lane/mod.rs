@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polygram_domain::{BucketIndex, RowId, Step, TableIndex};
-use polygram_proto::bulk::message::{Request, RowBlock};
+use polygram_row_exchange::message::{Request, RowBlock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 

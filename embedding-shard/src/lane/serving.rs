@@ -10,10 +10,10 @@ use std::time::Instant;
 use futures::future::{FutureExt, select_all};
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Step, TableIndex};
-use polygram_proto::bulk::block::BlockShape;
-use polygram_proto::bulk::frame::{Header, Outgoing, Piece};
-use polygram_proto::bulk::message::RowBlock;
-use polygram_proto::bulk::pool::Buffers;
+use polygram_row_exchange::block::BlockShape;
+use polygram_row_exchange::frame::{Header, Outgoing, Piece};
+use polygram_row_exchange::message::RowBlock;
+use polygram_row_exchange::pool::Buffers;
 
 use crate::config::ShardConfig;
 use crate::rows::{RowStore, RowsOut};

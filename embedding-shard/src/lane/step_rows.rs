@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use multiversion::multiversion;
 use polygram_domain::{BucketIndex, RowId, TableIndex, TableSet};
-use polygram_proto::bulk::block::Values;
-use polygram_proto::bulk::message::{Request, RowBlock};
+use polygram_row_exchange::block::Values;
+use polygram_row_exchange::message::{Request, RowBlock};
 
 use crate::rows::{Gradients, prefetch, square_sum};
 

@@ -1,7 +1,7 @@
 //! What a request must satisfy before the ledger looks at it.
 
 use polygram_domain::{Cell, Step};
-use polygram_proto::bulk::message::{Reason, Refusal, Request};
+use polygram_row_exchange::message::{Reason, Refusal, Request};
 
 use super::{Ledger, Peer, refuse};
 

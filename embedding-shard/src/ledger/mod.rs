@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use polygram_domain::{BucketIndex, Cell, Rank, Step, TableIndex};
-use polygram_proto::bulk::message::{Message, Reason, Refusal, Request, RowBlock};
+use polygram_row_exchange::message::{Message, Reason, Refusal, Request, RowBlock};
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::memory_message;

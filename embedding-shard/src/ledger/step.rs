@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use polygram_domain::{BucketIndex, Rank, TableIndex};
-use polygram_proto::bulk::message::{
+use polygram_row_exchange::message::{
     Commit, PreparedBody, Reason, Refusal, Request, RowBlock, SnapshotOrder,
 };
 

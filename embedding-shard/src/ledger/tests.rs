@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use polygram_domain::embedding::RowType;
 use polygram_domain::{BucketIndex, Cell, Generation, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex};
-use polygram_proto::bulk::block::BlockShape;
-use polygram_proto::bulk::frame::Kind;
-use polygram_proto::bulk::message::{Commit, Message, Reason, Refusal, Request, RowBlock, SnapshotOrder};
+use polygram_row_exchange::block::BlockShape;
+use polygram_row_exchange::frame::Kind;
+use polygram_row_exchange::message::{Commit, Message, Reason, Refusal, Request, RowBlock, SnapshotOrder};
 
 use super::{Effect, Ledger, Peer, Vote};
 use crate::config::ShardConfig;

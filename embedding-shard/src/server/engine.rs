@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use polygram_domain::{Cell, Rank, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::bulk::credit::Inflow;
-use polygram_proto::bulk::frame::{Header, Kind};
-use polygram_proto::bulk::greeting::silence_ms;
-use polygram_proto::bulk::message::{HelloBody, Message, Reason, Refusal, WelcomeBody};
-use polygram_proto::bulk::same_host::Offer;
+use polygram_row_exchange::credit::Inflow;
+use polygram_row_exchange::frame::{Header, Kind};
+use polygram_row_exchange::greeting::silence_ms;
+use polygram_row_exchange::message::{HelloBody, Message, Reason, Refusal, WelcomeBody};
+use polygram_row_exchange::same_host::Offer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 

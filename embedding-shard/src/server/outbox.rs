@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use polygram_proto::bulk::codec::{LinkError, LinkWriter};
-use polygram_proto::bulk::frame::{Outgoing, WireError};
-use polygram_proto::bulk::liveness::{Heartbeats, write_queue};
-use polygram_proto::bulk::queue::SendQueue;
-pub(crate) use polygram_proto::bulk::queue::{Gone, Permit};
+use polygram_row_exchange::codec::{LinkError, LinkWriter};
+use polygram_row_exchange::frame::{Outgoing, WireError};
+use polygram_row_exchange::liveness::{Heartbeats, write_queue};
+use polygram_row_exchange::queue::SendQueue;
+pub(crate) use polygram_row_exchange::queue::{Gone, Permit};
 use tokio::time::timeout;
 
 /// Where frames for one worker go. Clones are the same outbox.
@@ -82,7 +82,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use polygram_domain::{Cell, Generation, Step};
-    use polygram_proto::bulk::frame::{Header, Kind, Piece};
+    use polygram_row_exchange::frame::{Header, Kind, Piece};
 
     use super::*;
 

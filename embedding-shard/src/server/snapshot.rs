@@ -1,7 +1,7 @@
 //! A snapshot as its archive sees it: rows of one table after the other, in row order, pulled from the lanes.
 
 use polygram_domain::{Step, TableIndex};
-use polygram_proto::bulk::SnapshotOrder;
+use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::archive::{ArchiveError, Selection};

@@ -10,8 +10,8 @@ use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Generation, Rank, RunSpec, ShardIndex, Step};
 use polygram_embedding_shard::{Door, Record, Shard, ShardConfig, ShardError};
 use polygram_handshake::LinkKey;
-use polygram_proto::bulk::{
-    ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError, SnapshotOrder,
+use polygram_row_exchange::{
+    ClientLimits, ClientOptions, Commit, Hello, Prepared, RowClient, RowError, RowExchange, SnapshotOrder,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;

@@ -2,12 +2,12 @@
 
 use polygram_domain::embedding::RowType;
 use polygram_handshake::{Handshake, Nonce, Side};
-use polygram_proto::bulk::block::BlockShape;
-use polygram_proto::bulk::codec::{FrameReader, FrameWriter};
-use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Outgoing};
-use polygram_proto::bulk::handshake::{Challenge, greet};
-use polygram_proto::bulk::message::{HelloBody, Message};
-use polygram_proto::bulk::response::Response;
+use polygram_row_exchange::block::BlockShape;
+use polygram_row_exchange::codec::{FrameReader, FrameWriter};
+use polygram_row_exchange::frame::{HEADER_BYTES, Header, Outgoing};
+use polygram_row_exchange::handshake::{Challenge, greet};
+use polygram_row_exchange::message::{HelloBody, Message};
+use polygram_row_exchange::response::Response;
 use tokio::net::TcpStream;
 
 use super::cluster::{DEADLINE, key};

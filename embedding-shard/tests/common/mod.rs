@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::{Cell, RunFile, RunSpec, Step};
-use polygram_proto::bulk::{Commit, SnapshotOrder, UniqueIds};
+use polygram_row_exchange::{Commit, SnapshotOrder, UniqueIds};
 
 /// The tiny run with overrides.
 pub(crate) fn spec(overrides: &[String]) -> RunSpec {

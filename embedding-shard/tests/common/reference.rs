@@ -6,7 +6,7 @@ use std::ops::Range;
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::{BucketIndex, Cell, RowId, RunSpec, Step, TableIndex, TableSet};
 use polygram_embedding_shard::Record;
-use polygram_proto::bulk::{Commit, Prepared, UniqueIds};
+use polygram_row_exchange::{Commit, Prepared, UniqueIds};
 
 use super::Workload;
 

@@ -2,8 +2,8 @@
 
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::{Cell, Rank, RunSpec, Step};
-use polygram_proto::bulk::frame::{HEADER_BYTES, Header, Kind, Outgoing, run_hash};
-use polygram_proto::bulk::message::{HelloBody, Message, Request, RowBlock, SnapshotOrder};
+use polygram_row_exchange::frame::{HEADER_BYTES, Header, Kind, Outgoing, run_hash};
+use polygram_row_exchange::message::{HelloBody, Message, Request, RowBlock, SnapshotOrder};
 
 use crate::common::Workload;
 use crate::common::cluster::GENERATION;

@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod bf16;
 pub mod checkpoint;
+pub mod control;
 pub mod embedding;
 pub mod failure;
 pub mod float;

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::error::ControlError;
-use crate::control::status::RunState;
 use crate::control::token::file_error;
+use polygram_domain::control::RunState;
 
 /// A coordinator that is up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use polygram_domain::control::{Incarnation, MemberId, MemberRef};
 use polygram_domain::{CheckpointKind, Generation, Step};
-
-use crate::control::membership::{Incarnation, MemberId, MemberRef};
 
 /// A process asks for its slot.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,18 +9,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use polygram_domain::control::{Abort, AbortKind, Directive, Incarnation, MemberRef, MemberReport, Phase};
 use polygram_domain::{SCHEMA_VERSION, Step};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::Code;
 
-use crate::control::assignment::{Abort, AbortKind, Directive};
 use crate::control::error::{ControlError, Tried};
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
-use crate::control::membership::{Incarnation, MemberRef, Phase};
 use crate::control::progress::Progress;
 use crate::control::recall::Recall;
-use crate::control::report::MemberReport;
 use crate::control::token::{Token, random};
 use crate::control::transport::{Client, KeepAlive, Signature, client, connect, timed};
 use crate::control::wire;

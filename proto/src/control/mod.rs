@@ -6,43 +6,33 @@
 //! [`OperatorClient`].
 
 pub mod announcement;
-pub mod assignment;
-pub mod counts;
-pub mod damage;
 pub mod error;
 pub mod guard;
 pub mod joining;
 pub mod member;
-pub mod membership;
 pub mod operator;
 pub mod progress;
 pub mod recall;
-pub mod report;
-pub mod status;
 pub mod token;
 
 pub(crate) mod convert;
 pub(crate) mod transport;
 
 pub use announcement::Announcement;
-pub use assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
-pub use counts::{
-    CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
-    TableRows, TableStatus, common_marks,
-};
-pub use damage::{CheckpointPlace, DamagedCheckpoint};
 pub use error::{ControlError, Malformed};
 pub use guard::Guarded;
 pub use joining::{JoinRequest, Joined, Upload, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};
-pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
-pub use operator::{OperatorClient, StopMode, WatchStream};
+pub use operator::{OperatorClient, WatchStream};
+pub use polygram_domain::control::{
+    Abort, AbortKind, Assignment, AssignmentHash, CheckpointPlace, CollisionStatus, Culprit,
+    DamagedCheckpoint, Directive, Envelope, Evaluation, Failure, Fingerprint, Heartbeat, Incarnation,
+    InputReport, InputStatus, Mark, MemberId, MemberRef, MemberReport, MemberStatus, Phase, PhaseSeconds,
+    Reason, Role, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus, ShardReport, StepMetrics,
+    StepProof, StopMode, TableRows, TableStatus, WatchEvent, common_marks,
+};
 pub use progress::Progress;
 pub use recall::Recall;
-pub use report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
-};
-pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 pub use token::Token;
 
 /// Largest control message either side accepts, in bytes: a part of a checkpoint lists every tensor it holds.

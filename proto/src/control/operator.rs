@@ -5,24 +5,15 @@ use std::time::{Duration, Instant};
 use tonic::Streaming;
 
 use crate::control::error::{ControlError, Tried, deepest};
-use crate::control::status::{RunStatus, WatchEvent};
 use crate::control::token::Token;
 use crate::control::transport::{Client, KeepAlive, Signature, client, connect, timed};
 use crate::control::wire;
+use polygram_domain::control::{RunStatus, StopMode, WatchEvent};
 
 /// Every operator call answers within this or fails.
 const DEADLINE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: KeepAlive =
     KeepAlive { interval: Duration::from_secs(5), timeout: Duration::from_secs(10) };
-
-/// How a run is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopMode {
-    /// Commit at the next step boundary, then stop.
-    Commit,
-    /// Stop at once; what is not committed is lost.
-    Abort,
-}
 
 /// A connection to a coordinator.
 #[derive(Clone)]

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use polygram_domain::Step;
+use polygram_domain::control::Phase;
 use tokio::sync::watch;
-
-use crate::control::membership::Phase;
 
 /// A shared cell of (step, phase). Both are read and written together; clones share the cell.
 ///

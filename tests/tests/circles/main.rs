@@ -84,12 +84,6 @@ static KNOWN: &[Known] = &[
         reason: "`Op` and `Order` want a file of their own",
     },
     Known {
-        root: "proto/src/lib.rs",
-        parent: "bulk::client",
-        members: &["(own file)", "push"],
-        reason: "`Inner` moves when proto/bulk becomes a crate of its own",
-    },
-    Known {
         root: "coordinator/src/lib.rs",
         parent: "",
         members: &["driver", "examination", "leadership", "opening", "recorder", "room"],

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polygram_domain::{RowId, Step};
-use polygram_proto::bulk::{Commit, SnapshotOrder};
+use polygram_row_exchange::{Commit, RowExchange, SnapshotOrder};
 use safetensors::SafeTensors;
 
 use super::{Golden, Member, floats, on_ranks, path, run_of};

@@ -17,7 +17,7 @@ use polygram_domain::{Cell, CellBatch, Generation, Rank, RankLayout, RowId, RunF
 use polygram_embedding_shard::{Door, Shard, ShardConfig};
 use polygram_handshake::LinkKey;
 use polygram_ngram::{Hasher, UniqueRows, batch_ids};
-use polygram_proto::bulk::{Hello, Prepared, RowClient, UniqueIds};
+use polygram_row_exchange::{Hello, Prepared, RowClient, RowExchange, UniqueIds};
 use safetensors::SafeTensors;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;

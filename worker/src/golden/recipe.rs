@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use polygram_domain::Step;
-use polygram_proto::bulk::{Commit, SnapshotOrder};
+use polygram_row_exchange::{Commit, RowExchange, SnapshotOrder};
 
 use super::{Golden, Member, json, on_ranks, run_of};
 use crate::compute::{Compute, DenseUpdate};

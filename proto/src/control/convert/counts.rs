@@ -1,12 +1,12 @@
 //! What members have counted, and the tables of the run.
 
 use polygram_domain::Step;
-
-use super::{address, malformed, present};
-use crate::control::counts::{
+use polygram_domain::control::{
     CollisionStatus, Fingerprint, InputReport, InputStatus, Mark, RowsStatus, RunFingerprint, ShardReport,
     TableRows, TableStatus,
 };
+
+use super::{address, malformed, present};
 use crate::control::error::Malformed;
 use crate::control::wire;
 
@@ -174,8 +174,8 @@ impl TryFrom<wire::RowsStatus> for RowsStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::{Envelope, MemberReport};
     use polygram_domain::Generation;
+    use polygram_domain::control::{Envelope, MemberReport};
 
     fn shard() -> ShardReport {
         ShardReport {

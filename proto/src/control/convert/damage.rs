@@ -1,9 +1,9 @@
 //! What members could not believe.
 
 use polygram_domain::Step;
+use polygram_domain::control::{CheckpointPlace, DamagedCheckpoint};
 
 use super::{present, text};
-use crate::control::damage::{CheckpointPlace, DamagedCheckpoint};
 use crate::control::error::Malformed;
 use crate::control::wire;
 

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::control::{Abort, AbortKind, Assignment, Culprit, Directive};
 use polygram_domain::spikes::LeftOut;
 use polygram_domain::{CheckpointKind, Generation, Step};
 
 use super::{address, kind, malformed, phase, phase_number, present};
-use crate::control::assignment::{Abort, AbortKind, Assignment, Culprit, Directive};
 use crate::control::error::Malformed;
 use crate::control::wire;
 

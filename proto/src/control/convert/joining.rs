@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use polygram_domain::control::{Incarnation, MemberId};
 use polygram_domain::{CheckpointKind, Generation, Step};
 
 use super::{address, kind, malformed, present, text};
 use crate::control::error::Malformed;
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
-use crate::control::membership::{Incarnation, MemberId};
 use crate::control::wire;
 
 impl From<&JoinRequest> for wire::JoinRequest {

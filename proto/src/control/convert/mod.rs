@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use polygram_domain::CheckpointKind;
+use polygram_domain::control::{MemberRef, Phase, Role};
 
 use crate::control::error::Malformed;
-use crate::control::membership::{MemberRef, Phase, Role};
 use crate::control::wire;
 
 mod counts;

@@ -1,16 +1,13 @@
 //! What members report.
 
+use polygram_domain::control::{
+    AssignmentHash, DamagedCheckpoint, Envelope, Evaluation, Failure, Fingerprint, Heartbeat, MemberId,
+    MemberRef, MemberReport, PhaseSeconds, StepMetrics, StepProof,
+};
 use polygram_domain::{FailureKind, Generation, Step, StepOutcome, held_out};
 
 use super::{malformed, phase, phase_number, present, text};
-use crate::control::assignment::AssignmentHash;
-use crate::control::counts::Fingerprint;
-use crate::control::damage::DamagedCheckpoint;
 use crate::control::error::Malformed;
-use crate::control::membership::{MemberId, MemberRef};
-use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
-};
 use crate::control::wire;
 
 impl From<FailureKind> for wire::FailureKind {

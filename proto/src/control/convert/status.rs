@@ -1,14 +1,13 @@
 //! What watchers and operators see and say.
 
+use polygram_domain::control::{
+    Culprit, MemberRef, MemberStatus, Reason, Rollback, RunState, RunStatus, StepMetrics, StopMode,
+    WatchEvent,
+};
 use polygram_domain::{Generation, Step};
 
 use super::{malformed, phase, phase_number, present};
-use crate::control::assignment::Culprit;
 use crate::control::error::Malformed;
-use crate::control::membership::MemberRef;
-use crate::control::operator::StopMode;
-use crate::control::report::StepMetrics;
-use crate::control::status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
 use crate::control::wire;
 
 /// The schema numbers states in our order, from 1.

@@ -1,19 +1,16 @@
 //! Everything survives the wire; nonsense is refused by name.
 
+use polygram_domain::control::{
+    Abort, AbortKind, Assignment, AssignmentHash, CheckpointPlace, Culprit, DamagedCheckpoint, Directive,
+    Envelope, Evaluation, Failure, Fingerprint, Heartbeat, MemberId, MemberReport, PhaseSeconds, RunState,
+    StepMetrics, StepProof,
+};
 use polygram_domain::spikes::LeftOut;
 use polygram_domain::{FailureKind, Generation, Step, StepOutcome};
 
 use super::status::state;
 use super::*;
-use crate::control::assignment::{Abort, AbortKind, Assignment, AssignmentHash, Culprit, Directive};
-use crate::control::counts::Fingerprint;
-use crate::control::damage::{CheckpointPlace, DamagedCheckpoint};
 use crate::control::joining::{JoinRequest, Joined, Upload, UploadReport};
-use crate::control::membership::MemberId;
-use crate::control::report::{
-    Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
-};
-use crate::control::status::RunState;
 
 fn metrics(loss: f64) -> StepMetrics {
     StepMetrics {

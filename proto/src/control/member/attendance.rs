@@ -9,13 +9,12 @@ use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::control::assignment::Directive;
 use crate::control::error::{ControlError, Tried, deepest};
 use crate::control::joining::Joined;
 use crate::control::progress::Progress;
-use crate::control::report::{Envelope, Heartbeat, MemberReport};
 use crate::control::transport::Client;
 use crate::control::wire;
+use polygram_domain::control::{Directive, Envelope, Heartbeat, MemberReport};
 
 /// Messages that may wait in the transport.
 const WIRE_QUEUE: usize = 64;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use polygram_domain::{Rank, ShardIndex};
 use serde::{Deserialize, Serialize};
+
+use crate::{Rank, ShardIndex};
 
 /// What a member does in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::slice;
 use std::sync::{Mutex, PoisonError};
 
-use crate::bulk::pool::PooledWords;
+use crate::pool::PooledWords;
 
 /// Words that are written through shared references, range by range. Lives as long as anybody may write to it.
 #[derive(Debug)]

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use polygram_domain::spikes::LeftOut;
-use polygram_domain::{CheckpointKind, Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::control::membership::{MemberRef, Phase};
+use crate::spikes::LeftOut;
+use crate::{CheckpointKind, Generation, Step};
 
 /// The one table every member works from: who is where, and what the run continues from.
 #[derive(Clone, Debug, PartialEq, Eq)]

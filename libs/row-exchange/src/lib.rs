@@ -1,4 +1,4 @@
-//! The bulk protocol between workers and embedding shards: frames over TCP, or over shared memory within a host.
+//! Bulk rows between workers and embedding shards: frames over TCP, or over shared memory within a host.
 //!
 //! ```text
 //!  worker                                              shard
@@ -31,13 +31,15 @@
 //!   bodies. [`codec`]: frames over a stream. [`queue`]: frames that wait for one. [`pool`]: memory used again.
 //! * [`ring`]: a stream in shared memory, [`same_host`]: how two processes come to have one.
 //! * [`ids`]: a cell's unique rows and their division among shards.
-//! * [`client`]: [`client::RowClient`], what a worker holds.
+//! * [`exchange`]: [`RowExchange`], what a worker does with rows; [`client`]: [`RowClient`], which does it by frames.
 
 pub mod activity;
 pub mod block;
 pub mod client;
 pub mod codec;
 pub mod credit;
+pub mod error;
+pub mod exchange;
 pub mod frame;
 pub mod greeting;
 pub mod handshake;
@@ -53,6 +55,8 @@ pub mod same_host;
 #[cfg(test)]
 mod testing;
 
-pub use client::{ClientLimits, ClientOptions, Hello, Prepared, RowClient, RowError};
+pub use client::{ClientLimits, ClientOptions, Hello, RowClient};
+pub use error::RowError;
+pub use exchange::{Prepared, RowExchange};
 pub use ids::{UniqueIds, rows_of_shard};
 pub use message::{Commit, Reason, Refusal, SnapshotOrder};

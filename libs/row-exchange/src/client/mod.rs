@@ -7,66 +7,45 @@
 //! from a future's first poll.
 
 mod connection;
-mod error;
 mod gather;
 mod options;
 mod pending;
 mod push;
 mod region;
+mod shared;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use polygram_domain::{Cell, Step, TableSet};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use connection::{Admitted, Context, Dial, Identity};
-pub use error::{Cause, RowError};
-use gather::Gather;
 pub use options::{ClientLimits, ClientOptions, Hello};
-pub use pending::Prepared;
 use pending::{Answer, Key, Partial, Registry, lock};
 use push::Push;
+use shared::{Inner, rows_of};
 
-use super::block::BlockShape;
-use super::credit::Inflow;
-use super::frame::{Outgoing, run_hash};
-use super::greeting::silence_ms;
-use super::ids::{ShardRows, UniqueIds, divide};
-use super::message::{Commit, HelloBody, Message, SnapshotOrder, WelcomeBody, tables_hash};
-use super::pool::Buffers;
-use super::queue::SendQueue;
-use super::same_host::incarnation;
+use crate::block::BlockShape;
+use crate::credit::Inflow;
+use crate::error::{Cause, RowError};
+use crate::exchange::{Prepared, RowExchange};
+use crate::frame::run_hash;
+use crate::greeting::silence_ms;
+use crate::ids::{ShardRows, UniqueIds};
+use crate::message::{Commit, HelloBody, Message, SnapshotOrder, WelcomeBody, tables_hash};
+use crate::pool::Buffers;
+use crate::queue::SendQueue;
+use crate::same_host::incarnation;
 
 /// Memory of received and converted payloads that is kept for the next ones.
 const PAYLOADS_KEPT_BYTES: usize = 64 << 20;
 /// Memory of pushed gradients that is kept for rows of later lookups.
 const ROWS_KEPT_BYTES: usize = 512 << 20;
-
-/// Cells declared and not pushed yet: their ids' division is what a push follows.
-type Declared = HashMap<(Step, Cell), Arc<Vec<ShardRows>>>;
-
-struct Inner {
-    identity: Identity,
-    limits: ClientLimits,
-    tables: Arc<TableSet>,
-    /// How gradients travel.
-    gradients: BlockShape,
-    version: Step,
-    shards: Vec<SendQueue>,
-    registry: Arc<Registry>,
-    declared: Mutex<Declared>,
-    reads: AtomicU32,
-    tasks: Mutex<JoinSet<()>>,
-    payloads: Buffers,
-    rows: Buffers,
-}
 
 /// Exchanges rows with all shards of a run. Clones share the connections; the last one closes them.
 #[derive(Clone)]
@@ -173,85 +152,9 @@ impl RowClient {
         Ok(RowClient { inner: Arc::new(inner) })
     }
 
-    /// Version of the shards' rows at connection: updates in them.
-    pub fn version(&self) -> Step {
-        self.inner.version
-    }
-
     /// The failure that ended this client, if any.
     pub fn failure(&self) -> Option<RowError> {
         self.inner.registry.failure()
-    }
-
-    /// Declares a cell's rows for step `step` and asks for them. Sent before this returns, in the order of calls.
-    /// The future resolves to the rows `[sites, U, w]` at version `step`; dropping it does not take the
-    /// declaration back.
-    pub fn lookup(
-        &self,
-        step: Step,
-        cell: Cell,
-        ids: Arc<UniqueIds>,
-    ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<> {
-        let sent = self.inner.ask(Key::Lookup(step, cell), &ids).map(|(shards, reply)| {
-            lock(&self.inner.declared).insert((step, cell), shards);
-            reply
-        });
-        rows_of(Arc::clone(&self.inner), Key::Lookup(step, cell), sent)
-    }
-
-    /// The rows `[sites, U, w]` at exactly version `version`, for evaluation: nothing is declared. Sent before
-    /// this returns. Refused once that version is past.
-    pub fn read(
-        &self,
-        version: Step,
-        ids: Arc<UniqueIds>,
-    ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<> {
-        let number = Cell(self.inner.reads.fetch_add(1, Ordering::Relaxed));
-        let key = Key::Read(version, number);
-        let sent = self.inner.ask(key, &ids).map(|(_, reply)| reply);
-        rows_of(Arc::clone(&self.inner), key, sent)
-    }
-
-    /// Sends a declared cell's row gradients `[sites, U, w]`, whose memory serves later lookups. Resolves when all of
-    /// it is queued: it waits while a shard has more than a fixed number of bytes on its way.
-    pub async fn push(&self, step: Step, cell: Cell, row_grads_suw: Vec<f32>) -> Result<(), RowError> {
-        let inner = &self.inner;
-        if let Some(mut failure) = inner.registry.failure() {
-            (failure.step, failure.cell) = (Some(step), Some(cell));
-            return Err(failure);
-        }
-        let Some(shards) = lock(&inner.declared).remove(&(step, cell)) else {
-            return Err(inner.registry.call_error(step, Some(cell), "a push without its lookup"));
-        };
-        let unique: usize = shards.iter().map(ShardRows::len).sum();
-        let expected = inner.gradients.stride() * unique;
-        if row_grads_suw.len() != expected {
-            let rule = format!("{} gradient values for {expected} row values", row_grads_suw.len());
-            return Err(inner.registry.call_error(step, Some(cell), rule));
-        }
-        let values = Arc::new(inner.rows.adopt(row_grads_suw));
-        Push { inner: Arc::clone(inner), shards, values, unique, step, cell }.send().await
-    }
-
-    /// The shards' sums of the step, once every cell of every worker is in.
-    pub async fn prepare(&self, step: Step) -> Result<Prepared, RowError> {
-        let partial = Partial::sums(self.inner.shards.len());
-        match self.inner.call(Key::Prepare(step), partial, &Message::Prepare).await? {
-            Answer::Prepared(prepared) => Ok(prepared),
-            _ => Err(self.inner.registry.call_error(step, None, "prepare was answered by another message")),
-        }
-    }
-
-    /// Votes to apply the step; resolves when every worker has sent the same bits and every shard has applied it, to the
-    /// fingerprint of the rows updated: the sum of their hashes, in whatever way rows are divided.
-    pub async fn commit(&self, step: Step, commit: Commit) -> Result<u64, RowError> {
-        self.vote(Key::Commit(step), Message::Commit(commit)).await
-    }
-
-    /// Votes to skip the step, leaving the tables as they are, and to write them as `snapshot` says; the version moves on
-    /// all the same.
-    pub async fn abort(&self, step: Step, snapshot: SnapshotOrder) -> Result<(), RowError> {
-        self.vote(Key::Abort(step), Message::Abort { snapshot }).await.map(drop)
     }
 
     /// Closes the connections once what is queued is sent, and joins their tasks.
@@ -284,60 +187,67 @@ impl RowClient {
     }
 }
 
-type Reply = oneshot::Receiver<Result<Answer, RowError>>;
-
-impl Inner {
-    /// Opens a lookup or read and queues its requests.
-    fn ask(&self, key: Key, ids: &UniqueIds) -> Result<(Arc<Vec<ShardRows>>, Reply), RowError> {
-        let shards = divide(ids, &self.tables, self.shards.len() as u32)
-            .map_err(|rule| self.registry.call_error(key.step(), key.cell(), rule))?;
-        let shards = Arc::new(shards);
-        let gather = Gather::new(Arc::clone(&shards), self.identity.rows, &self.rows);
-        let reply = self.registry.open(key, Partial::Rows(gather))?;
-        for (index, part) in shards.iter().enumerate() {
-            let request = part.request(ids);
-            let (message, cell) = match key {
-                Key::Read(_, number) => (Message::Read(request), number),
-                _ => (Message::Lookup(request), key.cell().unwrap_or_default()),
-            };
-            self.send(index, key, cell, &message)?;
-        }
-        Ok((shards, reply))
+impl RowExchange for RowClient {
+    fn version(&self) -> Step {
+        self.inner.version
     }
 
-    /// Sends `message` to every shard and waits for all answers.
-    async fn call(&self, key: Key, partial: Partial, message: &Message) -> Result<Answer, RowError> {
-        let reply = self.registry.open(key, partial)?;
-        for index in 0..self.shards.len() {
-            self.send(index, key, Cell(0), message)?;
-        }
-        self.wait(key, reply).await
+    fn lookup(
+        &self,
+        step: Step,
+        cell: Cell,
+        ids: Arc<UniqueIds>,
+    ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<> {
+        let sent = self.inner.ask(Key::Lookup(step, cell), &ids).map(|(shards, reply)| {
+            lock(&self.inner.declared).insert((step, cell), shards);
+            reply
+        });
+        rows_of(Arc::clone(&self.inner), Key::Lookup(step, cell), sent)
     }
 
-    async fn wait(&self, key: Key, reply: Reply) -> Result<Answer, RowError> {
-        match timeout(self.limits.reply, reply).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(self.registry.expire(key, Cause::Lost("the client was closed".to_owned()))),
-            Err(_) => Err(self.registry.expire(key, Cause::Deadline(self.limits.reply))),
-        }
+    fn read(
+        &self,
+        version: Step,
+        ids: Arc<UniqueIds>,
+    ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<> {
+        let number = Cell(self.inner.reads.fetch_add(1, Ordering::Relaxed));
+        let key = Key::Read(version, number);
+        let sent = self.inner.ask(key, &ids).map(|(_, reply)| reply);
+        rows_of(Arc::clone(&self.inner), key, sent)
     }
 
-    /// Queues one frame, at once.
-    fn send(&self, shard: usize, key: Key, cell: Cell, message: &Message) -> Result<(), RowError> {
-        let fail = |cause: Cause| {
-            self.registry.fail(shard, &cause);
-            self.registry.error(shard, Some(key), cause)
+    async fn push(&self, step: Step, cell: Cell, row_grads_suw: Vec<f32>) -> Result<(), RowError> {
+        let inner = &self.inner;
+        if let Some(mut failure) = inner.registry.failure() {
+            (failure.step, failure.cell) = (Some(step), Some(cell));
+            return Err(failure);
+        }
+        let Some(shards) = lock(&inner.declared).remove(&(step, cell)) else {
+            return Err(inner.registry.call_error(step, Some(cell), "a push without its lookup"));
         };
-        let (kind, pieces) = message.encode();
-        let frame = Outgoing::seal(&self.identity.header(kind, key.step(), cell), pieces)
-            .map_err(|error| fail(Cause::Call(error.to_string())))?;
-        self.shards[shard].send_urgent(frame).map_err(|_| fail(self.registry.closed()))
+        let unique: usize = shards.iter().map(ShardRows::len).sum();
+        let expected = inner.gradients.stride() * unique;
+        if row_grads_suw.len() != expected {
+            let rule = format!("{} gradient values for {expected} row values", row_grads_suw.len());
+            return Err(inner.registry.call_error(step, Some(cell), rule));
+        }
+        let values = Arc::new(inner.rows.adopt(row_grads_suw));
+        Push { inner: Arc::clone(inner), shards, values, unique, step, cell }.send().await
     }
-}
 
-async fn rows_of(inner: Arc<Inner>, key: Key, sent: Result<Reply, RowError>) -> Result<Vec<f32>, RowError> {
-    match inner.wait(key, sent?).await? {
-        Answer::Rows(rows) => Ok(rows),
-        _ => Err(inner.registry.call_error(key.step(), key.cell(), "rows were answered by another message")),
+    async fn prepare(&self, step: Step) -> Result<Prepared, RowError> {
+        let partial = Partial::sums(self.inner.shards.len());
+        match self.inner.call(Key::Prepare(step), partial, &Message::Prepare).await? {
+            Answer::Prepared(prepared) => Ok(prepared),
+            _ => Err(self.inner.registry.call_error(step, None, "prepare was answered by another message")),
+        }
+    }
+
+    async fn commit(&self, step: Step, commit: Commit) -> Result<u64, RowError> {
+        self.vote(Key::Commit(step), Message::Commit(commit)).await
+    }
+
+    async fn abort(&self, step: Step, snapshot: SnapshotOrder) -> Result<(), RowError> {
+        self.vote(Key::Abort(step), Message::Abort { snapshot }).await.map(drop)
     }
 }

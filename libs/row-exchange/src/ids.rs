@@ -98,7 +98,7 @@ pub(crate) fn divide(ids: &UniqueIds, tables: &TableSet, shards: u32) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bulk::testing::tiny_tables;
+    use crate::testing::tiny_tables;
 
     #[test]
     fn shards_divide_all_rows_once() {

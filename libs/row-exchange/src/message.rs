@@ -175,7 +175,7 @@ mod tests {
     use polygram_domain::{BucketIndex, Rank, ShardIndex, Step, TableIndex};
 
     use super::*;
-    use crate::bulk::same_host::{OFFER_WORDS, Offer};
+    use crate::same_host::{OFFER_WORDS, Offer};
     use polygram_domain::philox::{Purpose, Stream};
 
     const SHAPE: BlockShape = BlockShape { sites: 1, width: 2, kind: RowType::F32 };

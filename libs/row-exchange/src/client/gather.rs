@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::region::Region;
-use crate::bulk::block::BlockShape;
-use crate::bulk::ids::ShardRows;
-use crate::bulk::message::RowBlock;
-use crate::bulk::pool::Buffers;
+use crate::block::BlockShape;
+use crate::ids::ShardRows;
+use crate::message::RowBlock;
+use crate::pool::Buffers;
 
 /// Rows `[sites, U, w]` on their way.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ mod tests {
     use polygram_domain::embedding::RowType;
 
     use super::*;
-    use crate::bulk::ids::ShardRows;
+    use crate::ids::ShardRows;
 
     /// Two shards of one table: rows 0..3 and 3..5 of a cell of five.
     fn gather() -> Gather {

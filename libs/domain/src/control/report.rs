@@ -1,12 +1,12 @@
 //! What a member tells the coordinator.
 
-use polygram_domain::{FailureKind, Generation, HeldOutSets, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::AssignmentHash;
 use crate::control::counts::{Fingerprint, InputReport, ShardReport};
 use crate::control::damage::DamagedCheckpoint;
 use crate::control::membership::{MemberId, MemberRef, Phase};
+use crate::{FailureKind, Generation, HeldOutSets, Step, StepOutcome, float};
 
 /// A member's sign of life: where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -249,7 +249,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::bulk::frame::{Header, Kind, Piece};
+    use crate::frame::{Header, Kind, Piece};
 
     const PATIENCE: Duration = Duration::from_secs(30);
 

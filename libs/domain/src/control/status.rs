@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use polygram_domain::{Generation, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::control::assignment::Culprit;
 use crate::control::counts::{RowsStatus, ShardReport};
 use crate::control::membership::{Phase, Role};
 use crate::control::report::{Evaluation, StepMetrics};
+use crate::{Generation, Step};
 
 /// Where the run is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -9,13 +9,13 @@ use polygram_domain::{Cell, Step};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Inner;
-use super::error::{Cause, RowError};
 use super::pending::Key;
-use crate::bulk::block::{BlockShape, RowBlock};
-use crate::bulk::frame::{Kind, Outgoing, Piece};
-use crate::bulk::ids::ShardRows;
-use crate::bulk::pool::PooledWords;
+use super::shared::Inner;
+use crate::block::{BlockShape, RowBlock};
+use crate::error::{Cause, RowError};
+use crate::frame::{Kind, Outgoing, Piece};
+use crate::ids::ShardRows;
+use crate::pool::PooledWords;
 
 /// One cell's gradients `[sites, U, w]` on their way to all shards.
 #[derive(Clone)]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use polygram_domain::{Step, float};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Step, float};
 
 /// A fingerprint of row updates. As text it has sixteen hexadecimal digits, in JSON too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use polygram_domain::Step;
+use crate::Step;
 
 /// Where a checkpoint lies among those of its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -228,7 +228,7 @@ mod tests {
     use polygram_domain::{Cell, Generation, Step};
 
     use super::*;
-    use crate::bulk::frame::{Header, Kind, Piece};
+    use crate::frame::{Header, Kind, Piece};
 
     fn frame(words: Vec<Vec<u32>>) -> Outgoing {
         let header = Header {

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use polygram_domain::{BucketIndex, Cell, ShardIndex, Step, TableIndex};
 use tokio::sync::oneshot;
 
-use super::error::{Cause, RowError};
 use super::gather::{Claim, Gather};
-use crate::bulk::message::{PreparedBody, RowBlock};
+use crate::error::{Cause, RowError};
+use crate::exchange::Prepared;
+use crate::message::{PreparedBody, RowBlock};
 
 /// Requests open at once at most; a worker needs a few per step of prefetch.
 const MAX_OPEN: usize = 1 << 14;
@@ -49,15 +50,6 @@ impl Key {
             _ => None,
         }
     }
-}
-
-/// The answer of all shards to PREPARE.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Prepared {
-    /// Whether every summed row gradient is finite.
-    pub finite: bool,
-    /// Sum of squares (f64) of each bucket with a declared row, ascending by (table, bucket).
-    pub sums: Vec<(TableIndex, BucketIndex, f64)>,
 }
 
 /// What a request resolves to.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use polygram_domain::{Cell, FailureKind, Rank, ShardIndex, Step};
 
-use crate::bulk::frame::WireError;
-use crate::bulk::message::{Reason, Refusal};
+use crate::frame::WireError;
+use crate::message::{Reason, Refusal};
 
 /// Why.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use polygram_domain::embedding::RowType;
 use polygram_domain::{Cell, Generation, Step};
-use polygram_proto::bulk::block::BlockShape;
-use polygram_proto::bulk::codec::{over_rings, over_tcp};
-use polygram_proto::bulk::frame::{Header, Kind, Outgoing, Piece};
-use polygram_proto::bulk::message::{Message, WelcomeBody};
-use polygram_proto::bulk::pool::Buffers;
-use polygram_proto::bulk::same_host::{Meeting, accept};
+use polygram_row_exchange::block::BlockShape;
+use polygram_row_exchange::codec::{over_rings, over_tcp};
+use polygram_row_exchange::frame::{Header, Kind, Outgoing, Piece};
+use polygram_row_exchange::message::{Message, WelcomeBody};
+use polygram_row_exchange::pool::Buffers;
+use polygram_row_exchange::same_host::{Meeting, accept};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 

@@ -10,13 +10,13 @@ use polygram_handshake::LinkKey;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::bulk::block::{RowBlock, Values};
-use crate::bulk::codec::{LinkReader, LinkWriter, over_tcp};
-use crate::bulk::frame::{Header, Kind, Piece};
-use crate::bulk::handshake::Challenge;
-use crate::bulk::message::WelcomeBody;
-use crate::bulk::same_host::{Meeting, Offer};
-use crate::bulk::testing::tiny_tables;
+use crate::block::{RowBlock, Values};
+use crate::codec::{LinkReader, LinkWriter, over_tcp};
+use crate::frame::{Header, Kind, Outgoing, Piece};
+use crate::handshake::Challenge;
+use crate::message::WelcomeBody;
+use crate::same_host::{Meeting, Offer};
+use crate::testing::tiny_tables;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const GENERATION: Generation = Generation(1);

@@ -11,21 +11,21 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::error::Cause;
 use super::gather::Claim;
 use super::options::ClientLimits;
 use super::pending::{Key, Registry};
-use crate::bulk::activity::ReadActivity;
-use crate::bulk::block::BlockShape;
-use crate::bulk::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
-use crate::bulk::credit::Inflow;
-use crate::bulk::frame::{Header, Incoming, Kind, MAX_PAYLOAD_BYTES, Outgoing};
-use crate::bulk::handshake::{HandshakeError, greet};
-use crate::bulk::liveness::{Heartbeats, write_queue};
-use crate::bulk::message::{HelloBody, Message, RowBlock, WelcomeBody};
-use crate::bulk::pool::{Buffers, PooledWords};
-use crate::bulk::queue::SendQueue;
-use crate::bulk::same_host::{Offer, accept};
+use crate::activity::ReadActivity;
+use crate::block::BlockShape;
+use crate::codec::{LinkError, LinkReader, LinkWriter, over_rings, over_tcp};
+use crate::credit::Inflow;
+use crate::error::Cause;
+use crate::frame::{Header, Incoming, Kind, MAX_PAYLOAD_BYTES, Outgoing};
+use crate::handshake::{HandshakeError, greet};
+use crate::liveness::{Heartbeats, write_queue};
+use crate::message::{HelloBody, Message, RowBlock, WelcomeBody};
+use crate::pool::{Buffers, PooledWords};
+use crate::queue::SendQueue;
+use crate::same_host::{Offer, accept};
 
 /// Rows in shorter payloads are read whole before they are placed.
 const DIRECT_WORDS: usize = 4 << 10;
