@@ -7,8 +7,9 @@ use polygram_faults::FaultInjection;
 use polygram_proto::control::{MemberRef, Recall, Role as RoleKind, Token};
 
 use crate::error::MemberError;
+use crate::options::MemberOptions;
 use crate::pool::{self, PoolOptions};
-use crate::runtime::{MemberOptions, Role, run};
+use crate::runtime::{Role, run};
 
 /// Taking part in a run, or in a pool.
 #[derive(Clone, Debug, clap::Args)]

@@ -7,7 +7,8 @@ use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 
 use crate::error::MemberError;
 use crate::failure::Disposition;
-use crate::runtime::{MemberOptions, Role, run_until_signalled};
+use crate::options::MemberOptions;
+use crate::runtime::{Role, run_until_signalled};
 
 /// How a member finds its pool.
 #[derive(Clone, Debug)]

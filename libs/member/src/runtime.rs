@@ -14,27 +14,15 @@ use polygram_domain::{RunFile, RunSpec};
 use polygram_process::StopSignals;
 use polygram_process::address::for_peers;
 use polygram_proto::control::{
-    Assignment, ControlError, JoinOptions, Joined, MemberRef, MemberReport, MemberSession, Phase, Recall,
-    Reporter, Token, rejoin_patience,
+    Assignment, ControlError, JoinOptions, Joined, MemberRef, MemberReport, MemberSession, Phase, Reporter,
+    Token, rejoin_patience,
 };
 
 use crate::error::{MemberError, RoleError};
 use crate::failure::{Disposition, FailureReply, MemberFailure};
 use crate::inbox::Inbox;
+use crate::options::MemberOptions;
 use crate::signals::SignalPolicy;
-
-/// How a member finds its run.
-#[derive(Clone, Debug)]
-pub struct MemberOptions {
-    /// The coordinator's `host:port`.
-    pub coordinator: String,
-    /// Which member it is.
-    pub member: MemberRef,
-    /// The run's secret.
-    pub token: Token,
-    /// Ends the membership from outside the run.
-    pub recall: Recall,
-}
 
 /// Where a role listens for its peers.
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +180,7 @@ impl Memberships<'_> {
         self.join_deadline = Some(rejoin_patience(joined.failure_detection));
         let (reporter, directives) = session.split();
         let mut inbox = Inbox::new(directives, &mut self.signals);
-        let result = match self.options.membership(address, joined, reporter.clone()) {
+        let result = match Membership::of(self.options, address, joined, reporter.clone()) {
             Ok(membership) => {
                 let result = session_of(role, bound, &membership, &mut inbox).await;
                 role.shutdown(result, &membership).await
@@ -239,17 +227,18 @@ impl<E: RoleError> Ended<E> {
     }
 }
 
-impl MemberOptions {
-    /// What is known of the run once the coordinator has admitted this member.
-    fn membership(
-        &self,
+impl Membership {
+    /// What is known of the run once the coordinator has admitted a member.
+    fn of(
+        options: &MemberOptions,
         address: SocketAddr,
         joined: Joined,
         reporter: Reporter,
     ) -> Result<Membership, MemberError> {
         let file = RunFile::parse(&joined.config_toml, "configuration from the coordinator", &[])?;
-        let (member, token) = (self.member, self.token.clone());
-        Ok(Membership { member, token, address, spec: Arc::new(file.resolve()?), joined, reporter })
+        let spec = Arc::new(file.resolve()?);
+        let (member, token) = (options.member, options.token.clone());
+        Ok(Membership { member, token, address, spec, joined, reporter })
     }
 }
 

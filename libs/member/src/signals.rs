@@ -7,7 +7,7 @@ use std::pin::Pin;
 use polygram_process::StopSignals;
 use polygram_proto::control::{ControlError, OperatorClient, StopMode};
 
-use crate::runtime::MemberOptions;
+use crate::options::MemberOptions;
 
 /// The coordinator's answer to the request to stop.
 type Answer = Pin<Box<dyn Future<Output = Result<String, ControlError>> + Send>>;
