@@ -19,8 +19,9 @@ use crate::error::ShardError;
 use crate::member_error::ShardMemberError;
 use crate::restore::{RowsError, chain_of, restore};
 use crate::server::Door;
-use crate::shard::{Shard, ShardStatus};
+use crate::shard::Shard;
 use crate::side_services::{Services, SideServices};
+use crate::status::ShardStatus;
 
 /// Parts whose report is not accepted yet, at most.
 const PARTS_IN_FLIGHT: usize = 4;

@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod compute;
 pub mod compute_thread;
 pub mod counted;
+pub mod engine;
 pub mod error;
 pub mod evaluate;
 #[cfg(test)]
