@@ -3,13 +3,10 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use polygram_checkpoint::{
-    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, StoreProblem, TableShape,
-};
+use polygram_checkpoint::{ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, TableShape};
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
 use polygram_row_exchange::SnapshotOrder;
-use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
