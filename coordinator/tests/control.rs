@@ -4,14 +4,23 @@
 
 mod common;
 
-use common::{Lead, PATIENCE, WORKER, complete, leave, of_commit, shard, started, tiny, token, train_to};
+use common::{
+    Lead, ScriptedError, WORKER, complete, leave, of_commit, shard, started, tiny, token, train_to,
+};
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::{FailureKind, SCHEMA_VERSION, Step};
+use polygram_domain::{SCHEMA_VERSION, Step};
+use polygram_member::{FailureCause, MemberError};
 use polygram_proto::control::{
-    AbortKind, ControlError, Directive, Evaluation, Failure, MemberReport, MemberSession, OperatorClient,
-    Phase, Reason, RunState, RunStatus, StopMode, Token, WatchEvent,
+    AbortKind, ControlError, Directive, Evaluation, MemberReport, MemberSession, OperatorClient, Reason,
+    RunState, RunStatus, StopMode, Token, WatchEvent,
 };
+
+/// A member whose run was aborted leaves it for that reason.
+async fn leaves_the_run(member: common::Member) {
+    let error = member.left().await.unwrap_err();
+    assert!(matches!(error, ScriptedError::Member(MemberError::RunEnded(_))), "{error}");
+}
 
 #[tokio::test]
 async fn a_run_completes_and_is_found_complete() {
@@ -145,7 +154,7 @@ async fn a_vanished_member_fails_the_run_for_everybody() {
         let culprit = abort.culprit.unwrap();
         assert_eq!((culprit.member, culprit.pid), (shard(1), std::process::id()));
         assert!(abort.reason.contains("shard 1"), "{}", abort.reason);
-        member.directives.leave().await.unwrap();
+        leaves_the_run(member).await;
     }
     let store = lead.store();
     let ended = lead.ended().await;
@@ -183,9 +192,11 @@ async fn a_run_goes_on_with_another_generation() {
     let refused = members[0].reporter.report_upload(Step(4), of_commit(part)).await.unwrap_err();
     assert!(matches!(refused, ControlError::NotYet { .. }), "{refused}");
     assert!(refused.to_string().contains("the part of worker 0 is of generation 1.0"), "{refused}");
-    drop(members);
-
-    let mut members = lead.members().await;
+    // Those that are left join again by themselves.
+    for member in &mut members {
+        member.rejoined().await;
+    }
+    members.push(lead.join(shard(1)).await.unwrap());
     let assignment = started(&mut members).await;
     assert_eq!((assignment.generation, assignment.resume_step), (first.next(), Step(2)));
     let store = lead.store();
@@ -206,26 +217,18 @@ async fn a_reported_failure_reaches_everybody_with_its_words() {
     let lead = Lead::start(folder.path(), tiny(&[])).await.unwrap();
     let mut members = lead.members().await;
     started(&mut members).await;
-    let message = "loss is NaN at cell 3".to_owned();
-    let failure = Failure {
-        message,
-        step: Step(2),
-        phase: Phase::Computing,
-        suspect: None,
-        roll_back: false,
-        damaged: None,
-        kind: FailureKind::Program,
-    };
-    members[0].reporter.report(MemberReport::Failed(failure)).await.unwrap();
+    let failing = members.remove(0);
+    failing.fail_at(2, "loss is NaN at cell 3");
     for mut member in members {
         let Directive::Abort(abort) = member.directive().await else { panic!("no abort") };
         assert!(
             abort.reason.contains("worker 0")
                 && abort.reason.contains("at step 2 while computing: loss is NaN")
         );
-        assert!(matches!(member.directives.next().await, Err(ControlError::Closed)));
-        member.directives.leave().await.unwrap();
+        leaves_the_run(member).await;
     }
+    let error = failing.left().await.unwrap_err();
+    assert!(matches!(error, ScriptedError::Ordered(_)), "{error}");
     assert_eq!(lead.ended().await.outcome, Outcome::Bad);
 }
 
@@ -252,7 +255,7 @@ async fn a_checkpoint_with_a_hole_is_not_committed() {
         let Directive::Abort(abort) = member.beyond_commits().await else { panic!("no abort") };
         assert!(abort.reason.contains("step 4 could not be committed"), "{}", abort.reason);
         assert_eq!(abort.culprit, None);
-        member.directives.leave().await.unwrap();
+        leaves_the_run(member).await;
     }
     let store = lead.store();
     assert_eq!(lead.ended().await.status.reason, Reason::CommitFailed);
@@ -313,6 +316,21 @@ async fn the_door_opens_for_the_right_ones_only() {
     assert!(error.contains("the run is over"), "{error}");
 }
 
+/// Below the runtime of members: nothing comes after the directive that ends a session.
+#[tokio::test]
+async fn a_session_is_closed_after_the_directive_that_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let lead = Lead::start(folder.path(), tiny(&[])).await.unwrap();
+    let (session, _joined) = MemberSession::join(lead.options(WORKER)).await.unwrap();
+    let (_reporter, mut directives) = session.split();
+    let mut operator = OperatorClient::connect(&lead.address(), Some(&token())).await.unwrap();
+    operator.stop(StopMode::Abort, "because").await.unwrap();
+    let last = tokio::time::timeout(common::PATIENCE, directives.next()).await.unwrap().unwrap();
+    assert!(matches!(last, Directive::Abort(_) | Directive::Exit), "{last:?}");
+    assert!(matches!(directives.next().await, Err(ControlError::Closed)));
+    directives.leave().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_coordinator_that_is_gone_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
@@ -321,12 +339,11 @@ async fn a_coordinator_that_is_gone_is_noticed() {
     started(&mut members).await;
     lead.ended.abort();
     for mut member in members {
-        let error = tokio::time::timeout(PATIENCE, member.directives.next()).await.unwrap().unwrap_err();
-        assert!(matches!(error, ControlError::Lost { .. }), "{error}");
+        let failure = member.failed().await;
+        assert_eq!(failure.cause, FailureCause::SessionLost, "{failure:?}");
         let report = MemberReport::Finished { step: Step(4) };
         let error = member.reporter.report(report).await.unwrap_err();
         assert!(matches!(error, ControlError::Lost { .. }), "{error}");
-        assert!(member.directives.leave().await.is_err());
     }
 }
 
@@ -375,7 +392,7 @@ async fn a_fenced_coordinator_commits_nothing() {
     for mut member in members {
         let Directive::Abort(abort) = member.beyond_commits().await else { panic!("no abort") };
         assert!(abort.reason.contains("fenced"), "{}", abort.reason);
-        member.directives.leave().await.unwrap();
+        leaves_the_run(member).await;
     }
     let store = lead.store();
     assert_eq!(lead.ended().await.outcome, Outcome::Bad);

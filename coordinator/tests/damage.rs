@@ -5,13 +5,13 @@
 mod common;
 
 use common::{Lead, Member, complete, shard, started, tiny, train_to};
+use futures::future::join_all;
 use polygram_checkpoint::FailureLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
-use polygram_domain::{FailureKind, Step};
-use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, MemberReport, Phase, RunState,
-};
+use polygram_domain::Step;
+use polygram_member::FailureCause;
+use polygram_proto::control::{Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, RunState};
 
 /// A stopped run with commits at 1 and 2.
 async fn two_commits(folder: &std::path::Path) {
@@ -23,38 +23,30 @@ async fn two_commits(folder: &std::path::Path) {
 }
 
 /// The member could not believe `key` of the checkpoint of step 2.
-async fn disbelieve(member: &Member, key: &str) {
-    let damaged = DamagedCheckpoint {
-        place: CheckpointPlace::commit(Step(2)),
-        key: key.into(),
-        reason: format!("{key} is damaged"),
-    };
-    let failure = Failure {
-        message: format!("not restored: {key} is damaged"),
-        step: Step(2),
-        phase: Phase::Restoring,
-        suspect: None,
-        roll_back: false,
-        damaged: Some(damaged),
-        kind: FailureKind::Program,
-    };
-    member.reporter.report(MemberReport::Failed(failure)).await.unwrap();
+fn disbelieve(member: &Member, key: &str) {
+    let (place, reason) = (CheckpointPlace::commit(Step(2)), format!("{key} is damaged"));
+    member.report_damage(DamagedCheckpoint { place, key: key.into(), reason });
 }
 
-/// Everybody is assigned; shard 1 then cannot believe `key`, and all are told to join again.
-async fn all_but_restored(lead: &Lead, key: &str) {
+/// Everybody is assigned; shard 1 then cannot believe `key`, and all join again.
+async fn all_but_restored(lead: &Lead, key: &str) -> Vec<Member> {
     let mut members = lead.members().await;
     for member in &mut members {
         let Directive::Assign(assignment) = member.directive().await else { panic!("no assignment") };
         assert_eq!(assignment.resume_step, Step(2));
     }
-    disbelieve(&members[2], key).await;
-    for mut member in members {
+    disbelieve(&members[2], key);
+    let failure = members[2].failed().await;
+    assert!(matches!(failure.cause, FailureCause::DamagedCheckpoint(_)), "{failure:?}");
+    for member in &mut members[..2] {
         let Directive::Abort(Abort { kind: AbortKind::Rejoin { .. }, .. }) = member.directive().await else {
             panic!("{} is not told to join again", member.who)
         };
-        member.directives.leave().await.unwrap();
     }
+    for member in &mut members {
+        member.rejoined().await;
+    }
+    members
 }
 
 /// A row object of the checkpoint of step 2, and where it lies.
@@ -79,8 +71,7 @@ async fn a_damaged_checkpoint_is_set_aside_and_its_steps_are_done_again() {
     let lead = Lead::start(folder.path(), tiny(&[])).await.unwrap();
     let (store, (key, place)) = (lead.store(), row_object(&lead).await);
     flip(&place);
-    all_but_restored(&lead, &key).await;
-    let mut members = lead.members().await;
+    let mut members = all_but_restored(&lead, &key).await;
     let assignment = started(&mut members).await;
     assert_eq!(assignment.resume_step, Step(1));
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1)]);
@@ -109,24 +100,10 @@ async fn a_sound_checkpoint_stays_whatever_a_member_says() {
     two_commits(folder.path()).await;
     let lead = Lead::start(folder.path(), tiny(&["recovery.max_restarts=5"])).await.unwrap();
     let (store, (key, _)) = (lead.store(), row_object(&lead).await);
-    all_but_restored(&lead, &key).await;
+    let mut members = all_but_restored(&lead, &key).await;
     // Those who join before the look is over are told to join again.
-    let mut members = loop {
-        let mut members = lead.members().await;
-        let mut assigned = 0;
-        for member in &mut members {
-            if let Directive::Assign(assignment) = member.directive().await {
-                assert_eq!(assignment.resume_step, Step(2));
-                member.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await.unwrap();
-                assigned += 1;
-            }
-        }
-        if assigned == members.len() {
-            break members;
-        }
-    };
-    for member in &mut members {
-        assert_eq!(member.directive().await, Directive::Start);
+    for assignment in join_all(members.iter_mut().map(Member::until_started)).await {
+        assert_eq!(assignment.resume_step, Step(2));
     }
     assert_eq!(store.committed_steps().await.unwrap(), [Step(1), Step(2)]);
     let ended = complete(lead, members, 2..4, |_| 1.0).await;
@@ -164,8 +141,8 @@ async fn all_but_restored_and_failed(lead: &Lead, key: &str) {
     for member in &mut members {
         assert!(matches!(member.directive().await, Directive::Assign(_)));
     }
-    disbelieve(&members[2], key).await;
+    disbelieve(&members[2], key);
     for member in members {
-        drop(member.directives.leave().await);
+        assert!(member.left().await.is_err());
     }
 }

@@ -3,61 +3,15 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use polygram_checkpoint::{
-    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, StoreProblem, TableShape,
-};
+use polygram_checkpoint::{ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, TableShape};
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
 use polygram_row_exchange::SnapshotOrder;
-use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
-use crate::server::SnapshotRows;
-
-/// Why a snapshot was not archived.
-#[derive(Debug, Error)]
-pub enum ArchiveError {
-    /// The store refused it.
-    #[error(transparent)]
-    Store(#[from] CheckpointError),
-    /// The shard stopped meanwhile.
-    #[error("the shard stopped before its rows were written")]
-    Stopped,
-    /// Nobody takes the report of what was written.
-    #[error("nobody takes the report of what was written")]
-    Unreported,
-}
-
-impl ArchiveError {
-    /// What kept the store from taking the rows, if the store did not.
-    pub fn store_problem(&self) -> Option<StoreProblem> {
-        match self {
-            ArchiveError::Store(error) => error.store_problem(),
-            ArchiveError::Stopped | ArchiveError::Unreported => None,
-        }
-    }
-}
-
-/// Rows of a shard, as of its last closed step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowCounts {
-    /// Written.
-    pub written: u64,
-    /// Of which changed since a snapshot of [`Selection::AllAnew`].
-    pub changed: u64,
-}
-
-/// Which rows a snapshot hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Selection {
-    /// All written ones.
-    All,
-    /// The same, and changes are counted from here on.
-    AllAnew,
-    /// Those that changed since.
-    Changed,
-}
+use crate::selection::{RowCounts, Selection};
+use crate::snapshot_rows::{ArchiveError, SnapshotRows};
 
 /// A place for snapshots. One call of each per snapshot; training goes on meanwhile.
 pub trait RowArchive: Send + Sync {

@@ -1,9 +1,9 @@
 //! The shard's command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use clap::{Args as ArgGroup, Parser, Subcommand};
+use polygram_member::args::MemberArgs;
 
 use crate::bench::BenchArgs;
 
@@ -15,9 +15,12 @@ pub struct Cli {
     /// Something other than taking part in a run.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to take part in a run.
+    /// How to take part in a run, as every role does.
     #[command(flatten)]
-    pub member: Option<Args>,
+    pub member: Option<MemberArgs>,
+    /// What only a shard has.
+    #[command(flatten)]
+    pub shard: ShardArgs,
 }
 
 /// What the program does beside taking part in runs.
@@ -27,24 +30,12 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
-/// A member of a run.
+/// A shard of a run.
 #[derive(Debug, ArgGroup)]
-pub struct Args {
-    /// The coordinator's host:port.
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = "pool", conflicts_with = "pool")]
-    pub coordinator: Option<String>,
+pub struct ShardArgs {
     /// This shard's index, from 0.
     #[arg(long, required_unless_present = "pool", conflicts_with = "pool")]
     pub index: Option<u32>,
-    /// The host:port of a pool to offer this process to, instead of a shard of one run.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub pool: Option<String>,
-    /// File with the run's secret.
-    #[arg(long, value_name = "FILE")]
-    pub token_file: PathBuf,
-    /// The run's name, for log lines.
-    #[arg(long, default_value = "")]
-    pub run: String,
     /// Address to listen on for the workers; port 0: the system chooses. With 0.0.0.0 they are given the address on the route
     /// to the coordinator.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
@@ -56,12 +47,6 @@ pub struct Args {
     /// Address to answer reads on (gRPC, with the run's token); none unless given.
     #[arg(long, value_name = "IP:PORT")]
     pub query_listen: Option<SocketAddr>,
-    /// Address to tell metrics on, at /metrics; none unless given.
-    #[arg(long, value_name = "IP:PORT")]
-    pub metrics_listen: Option<SocketAddr>,
-    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself.
-    #[arg(long, hide = true)]
-    pub fault_injection: bool,
 }
 
 #[cfg(test)]
@@ -76,16 +61,17 @@ mod tests {
         Cli::command().debug_assert();
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         let cli = parse("shard --coordinator a:1 --index 2 --token-file t").unwrap();
-        assert!(cli.command.is_none() && cli.member.is_some_and(|member| member.index == Some(2)));
+        assert!(cli.command.is_none() && cli.member.is_some() && cli.shard.index == Some(2));
         let cli = parse("shard --pool a:1 --token-file t").unwrap();
-        assert!(cli.member.is_some_and(|member| member.pool.is_some() && member.index.is_none()));
+        assert!(cli.member.is_some_and(|member| member.pool.is_some()) && cli.shard.index.is_none());
         assert!(parse("shard --pool a:1 --index 2 --token-file t").is_err());
+        assert!(parse("shard --coordinator a:1 --token-file t").is_err());
         let cli = parse("shard bench gather -o json").unwrap();
         assert!(cli.member.is_none() && matches!(cli.command, Some(Command::Bench(_))));
         let cli = parse(
             "shard --coordinator a:1 --index 2 --token-file t --listen 127.0.0.1:7 --advertise 10.0.0.1:8",
         );
-        assert_eq!(cli.unwrap().member.unwrap().advertise, Some(([10, 0, 0, 1], 8).into()));
+        assert_eq!(cli.unwrap().shard.advertise, Some(([10, 0, 0, 1], 8).into()));
         let refused = parse("shard --index 2").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument);
     }

@@ -12,7 +12,7 @@
 //! * [`Shard`]: rows and place in a run; [`Shard::serve`] runs it in-process behind an open [`Door`].
 //! * [`bench`]: what all this costs, against what the machine can do.
 //! * [`observe`]: what lanes count, and who is told. [`query`]: reading a shard from outside a run.
-//! * [`archive`]: where snapshots go; [`restore`]: where rows come back from. [`member`]: the shard's life under a coordinator.
+//! * [`archive`]: where snapshots go; [`restore`]: where rows come back from. [`role`]: the shard as a member of a run.
 
 pub mod archive;
 pub mod args;
@@ -21,21 +21,29 @@ pub mod config;
 pub mod error;
 mod lane;
 pub mod ledger;
-mod life;
-pub mod member;
+pub mod member_error;
 pub mod numa;
 pub mod observe;
-mod outside;
-pub mod pool;
+mod outbox;
 pub mod query;
 pub mod restore;
+pub mod role;
 pub mod rows;
+mod selection;
 mod server;
 pub mod shard;
+mod side_services;
+mod snapshot_rows;
+mod status;
 
 pub use archive::{RowArchive, StoreArchive};
 pub use config::ShardConfig;
 pub use error::ShardError;
+pub use member_error::ShardMemberError;
+pub use role::ShardRole;
 pub use rows::Record;
-pub use server::{Door, SnapshotRows};
-pub use shard::{Shard, ShardStatus};
+pub use selection::{RowCounts, Selection};
+pub use server::Door;
+pub use shard::Shard;
+pub use snapshot_rows::{ArchiveError, SnapshotRows};
+pub use status::ShardStatus;

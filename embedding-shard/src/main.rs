@@ -4,13 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use polygram_domain::ShardIndex;
-use polygram_embedding_shard::args::{Args, Cli, Command};
-use polygram_embedding_shard::bench;
-use polygram_embedding_shard::member::{MemberError, MemberOptions, run};
-use polygram_faults::FaultInjection;
+use polygram_embedding_shard::args::{Cli, Command, ShardArgs};
+use polygram_embedding_shard::{ShardMemberError, ShardRole, bench};
+use polygram_member::MemberError;
+use polygram_member::args::MemberArgs;
 use polygram_process::{limits, panics};
-use polygram_proto::control::{Recall, Token};
+use polygram_proto::control;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
 /// Exit status of a failure.
@@ -30,7 +29,8 @@ fn main() -> ExitCode {
             if let Some(advice) = limits::advice_in(error.as_ref()) {
                 let _closed = writeln!(std::io::stderr(), "hint: {advice}");
             }
-            let is_usage = matches!(error.downcast_ref(), Some(MemberError::Address(_)));
+            let is_usage =
+                matches!(error.downcast_ref(), Some(ShardMemberError::Member(MemberError::Address(_))));
             ExitCode::from(if is_usage { USAGE } else { FAILURE })
         }
     }
@@ -39,41 +39,21 @@ fn main() -> ExitCode {
 fn act(cli: Cli) -> anyhow::Result<()> {
     match (cli.command, cli.member) {
         (Some(Command::Bench(args)), _) => Ok(bench::run(&args)?),
-        (None, Some(member)) => take_part(member),
+        (None, Some(member)) => take_part(member, cli.shard),
         (None, None) => Ok(Cli::command().print_help()?),
     }
 }
 
-fn take_part(args: Args) -> anyhow::Result<()> {
-    let identity = Identity { run: args.run, role: Role::Shard, index: args.index };
+fn take_part(member: MemberArgs, shard: ShardArgs) -> anyhow::Result<()> {
+    let ShardArgs { index, listen, advertise, query_listen } = shard;
+    let identity = Identity { run: member.run.clone(), role: Role::Shard, index };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    let token = Token::read(&args.token_file)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let faults = FaultInjection::from(args.fault_injection);
-    let Args { listen, advertise, query_listen, metrics_listen, .. } = args;
     if advertise.is_some() && listen.port() == 0 {
         anyhow::bail!("--advertise leads to one port: give --listen with a port that is not 0");
     }
-    let options = |coordinator: String, index: u32| MemberOptions {
-        coordinator,
-        index: ShardIndex(index),
-        token: token.clone(),
-        listen,
-        advertise,
-        query_listen,
-        metrics_listen,
-        recall: Recall::default(),
-    };
-    let ended = match (args.pool, args.coordinator, args.index) {
-        (Some(pool), _, _) => {
-            runtime.block_on(polygram_embedding_shard::pool::serve(options(pool, 0), faults))
-        }
-        (None, Some(coordinator), Some(index)) => {
-            faults.expect("shard", index)?;
-            runtime.block_on(run(options(coordinator, index)))
-        }
-        _ => anyhow::bail!("give --coordinator and --index, or --pool; see --help"),
-    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut role = ShardRole { listen, advertise, query_listen, metrics_listen: member.metrics_listen };
+    let ended = runtime.block_on(member.take_part((control::Role::Shard, index), &mut role));
     // Whoever leaves at once does not wait for reads of the store.
     runtime.shutdown_background();
     Ok(ended?)

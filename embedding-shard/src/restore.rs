@@ -13,7 +13,7 @@ use crate::shard::Shard;
 
 /// Why rows were not restored.
 #[derive(Debug, Error)]
-pub enum RestoreError {
+pub enum RowsError {
     /// The store's part.
     #[error(transparent)]
     Store(#[from] CheckpointError),
@@ -24,7 +24,7 @@ pub enum RestoreError {
 
 /// Reads a shard's rows, and only those, from a manifest of any topology. Rows that the manifest has as changed count as
 /// changed since the objects that [`chain_of`] names.
-pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -> Result<(), RestoreError> {
+pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -> Result<(), RowsError> {
     let config = Arc::clone(shard.config());
     for index in 0..config.tables.len() as u32 {
         let table = TableIndex(index);
@@ -35,7 +35,7 @@ pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -
                 if scope == RowScope::Changed {
                     shard.mark_changed(table, number);
                 }
-                Ok::<_, RestoreError>(())
+                Ok::<_, RowsError>(())
             })
             .await?;
     }

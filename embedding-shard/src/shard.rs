@@ -14,17 +14,7 @@ use crate::observe::{LaneObserver, ShardView};
 use crate::query::{Peek, ShardReader};
 use crate::rows::{DecayLog, Record, RowStore};
 use crate::server::{self, Door};
-
-/// What a shard is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ShardStatus {
-    /// Updates in its rows.
-    pub version: Step,
-    /// Written rows, as of the last closed step.
-    pub written_rows: u64,
-    /// Whether a snapshot is being written.
-    pub is_snapshotting: bool,
-}
+use crate::status::ShardStatus;
 
 /// An embedding shard that is not serving: its rows are in hand.
 pub struct Shard {

@@ -12,9 +12,9 @@ use common::reference::bits;
 use common::{RULES, Workload, overrides, spec};
 use polygram_checkpoint::{Part, RowRecord, RunStore};
 use polygram_domain::{CheckpointKind, RunSpec, Step, TableIndex};
-use polygram_embedding_shard::archive::{ArchiveError, RowArchive, Shipment, StoreArchive};
+use polygram_embedding_shard::archive::{RowArchive, Shipment, StoreArchive};
 use polygram_embedding_shard::rows::DecayLog;
-use polygram_embedding_shard::{Record, Shard, ShardError, SnapshotRows};
+use polygram_embedding_shard::{ArchiveError, Record, Shard, ShardError, SnapshotRows};
 use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::mpsc;
 

@@ -35,6 +35,30 @@ fn a_signal_to_any_member_stops_the_run() {
     }
 }
 
+/// Before the start, too: a run that still waits for a member is stopped, and the member leaves in order.
+fn stops_a_run_that_waits(slot: Slot) -> Result<()> {
+    let cluster = Cluster::tiny(Engine::Drill)?.with(&["topology.workers=2"]);
+    let mut run = ByHand::start(&cluster, (1, 2))?;
+    run.await_status("all members but one", |status| {
+        status["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("waiting for 1 of 2 workers: worker 1"))
+    })?;
+    run.signal(slot, Signal::TERM)?;
+    let finished = run.ends()?;
+    ensure!(!finished.stderr.contains("panicked"), "{}", finished.said());
+    ensure!(run.starts(slot)? == 1, "it did not leave in order: {}", run.log(slot)?);
+    ensure!(cluster.commits()?.is_empty(), "nothing was trained");
+    Ok(())
+}
+
+#[test]
+fn a_signal_before_the_start_stops_the_run() {
+    for slot in [("shard", 1), ("worker", 0)] {
+        stops_a_run_that_waits(slot).with_context(|| format!("{slot:?}")).unwrap();
+    }
+}
+
 #[test]
 fn a_member_of_a_pool_ends_by_a_signal_after_its_first_run() {
     let pool = PoolCluster::new().unwrap();

@@ -13,7 +13,7 @@ use polygram_tests::repository;
 
 /// What each crate may depend on (docs/architecture.md, "Crates"): arrows point down only. Dependencies of tests
 /// and build scripts are free.
-const ARROWS: [(&str, &str, &[&str]); 19] = [
+const ARROWS: [(&str, &str, &[&str]); 20] = [
     // (folder, crate, crates it may depend on)
     ("libs/domain", "domain", &[]),
     ("libs/same-host", "same-host", &[]),
@@ -29,11 +29,13 @@ const ARROWS: [(&str, &str, &[&str]); 19] = [
     ("libs/model", "model", &["collective", "process", "domain"]),
     ("libs/row-exchange", "row-exchange", &["same-host", "handshake", "domain"]),
     ("proto", "proto", &["handshake", "domain"]),
+    ("libs/member", "member", &["proto", "checkpoint", "process", "faults", "domain"]),
     ("coordinator", "coordinator", &["proto", "checkpoint", "telemetry", "process", "faults", "domain"]),
     (
         "embedding-shard",
         "embedding-shard",
         &[
+            "member",
             "proto",
             "row-exchange",
             "handshake",
@@ -50,9 +52,9 @@ const ARROWS: [(&str, &str, &[&str]); 19] = [
         "worker",
         "worker",
         &[
+            "member",
             "proto",
             "row-exchange",
-            "handshake",
             "checkpoint",
             "ngram",
             "data",

@@ -1,9 +1,10 @@
 //! The worker's command line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use polygram_member::args::MemberArgs;
 
 /// What `--version` answers. The launcher reads it before it starts anything.
 const VERSION: &str = if cfg!(feature = "torch") {
@@ -19,29 +20,20 @@ pub struct Args {
     /// What to do instead of taking part in a run.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Taking part in a run.
+    /// How to take part in a run, as every role does.
     #[command(flatten)]
     pub member: Option<MemberArgs>,
+    /// What only a worker has.
+    #[command(flatten)]
+    pub worker: WorkerArgs,
 }
 
-/// Taking part in a run.
+/// A worker of a run.
 #[derive(Debug, clap::Args)]
-pub struct MemberArgs {
-    /// The coordinator's host:port.
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = "pool", conflicts_with = "pool")]
-    pub coordinator: Option<String>,
+pub struct WorkerArgs {
     /// This worker's rank, from 0.
     #[arg(long, required_unless_present = "pool", conflicts_with = "pool")]
     pub rank: Option<u32>,
-    /// The host:port of a pool to offer this process to, instead of a rank of one run.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub pool: Option<String>,
-    /// File with the run's secret.
-    #[arg(long, value_name = "FILE")]
-    pub token_file: PathBuf,
-    /// The run's name, for log lines.
-    #[arg(long, default_value = "")]
-    pub run: String,
     /// Address to listen on for the other ranks; the system chooses the port. With 0.0.0.0 they are given the address on the
     /// route to the coordinator.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
@@ -49,12 +41,6 @@ pub struct MemberArgs {
     /// Where the other ranks reach this worker, if not there.
     #[arg(long, value_name = "IP")]
     pub advertise: Option<IpAddr>,
-    /// Address to tell metrics on, at /metrics; none unless given.
-    #[arg(long, value_name = "IP:PORT")]
-    pub metrics_listen: Option<SocketAddr>,
-    /// Inject the faults that POLYGRAM_FAULT orders; for tests of Polygram itself.
-    #[arg(long, hide = true)]
-    pub fault_injection: bool,
 }
 
 /// Work outside a run.
@@ -78,4 +64,26 @@ pub struct LogitsArgs {
     /// Safetensors file to write: `ngram_ids`, `embedding`, `logits`, `loss`.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn a_member_needs_its_flags_and_other_work_does_not() {
+        Args::command().debug_assert();
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let args = parse("worker --coordinator a:1 --rank 2 --token-file t --advertise 10.0.0.1").unwrap();
+        assert!(args.command.is_none() && args.member.is_some() && args.worker.rank == Some(2));
+        assert_eq!(args.worker.advertise, Some([10, 0, 0, 1].into()));
+        let args = parse("worker --pool a:1 --token-file t").unwrap();
+        assert!(args.member.is_some_and(|member| member.pool.is_some()) && args.worker.rank.is_none());
+        assert!(parse("worker --pool a:1 --rank 2 --token-file t").is_err());
+        assert!(parse("worker --coordinator a:1 --token-file t").is_err());
+        let args = parse("worker check-device").unwrap();
+        assert!(args.member.is_none() && matches!(args.command, Some(Command::CheckDevice)));
+    }
 }

@@ -13,7 +13,8 @@ use polygram_proto::control::Reporter;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoints::{CheckpointChannels, CheckpointWriter};
-use crate::compute::{Compute, ComputeError, engine_of};
+use crate::compute::{Compute, ComputeError};
+use crate::engine::engine_of;
 use crate::error::WorkerError;
 use crate::gradients::GradientSums;
 use crate::host_copy::HostCopy;

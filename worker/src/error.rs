@@ -1,16 +1,15 @@
 //! Why a worker leaves a run.
 
-use polygram_checkpoint::{CheckpointError, StoreProblem};
+use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
 use polygram_domain::spikes::Spike;
-use polygram_domain::{CheckpointRef, ConfigError, FailureKind, MicroBatchRef, Rank, Step};
+use polygram_domain::{CheckpointRef, FailureKind, MicroBatchRef, Rank, Step};
+use polygram_member::stores::kind_of;
+use polygram_member::{FailureCause, FailureOrigin, MemberError, MemberFailure, RestoreError, RoleError};
 use polygram_ngram::NgramError;
 use polygram_process::Panicked;
-use polygram_process::address::AddressError;
-use polygram_proto::control::{
-    Abort, AbortKind, CheckpointPlace, ControlError, DamagedCheckpoint, MemberRef,
-};
+use polygram_proto::control::{ControlError, MemberRef};
 use polygram_row_exchange::RowError;
 
 use crate::compute::ComputeError;
@@ -19,21 +18,9 @@ use crate::gradients::GradientError;
 /// The reason, with everything that a person needs to act on it.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The coordinator refused this worker or is gone.
+    /// As for every role.
     #[error(transparent)]
-    Control(#[from] ControlError),
-    /// No address can be given to the other ranks.
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    /// The coordinator ended the run.
-    #[error("{0}")]
-    Aborted(String),
-    /// The run goes back to its last commit, with another generation of members.
-    #[error("the run goes back to its last commit: {0}")]
-    RolledBack(String),
-    /// A signal came when there was nothing to commit, or came again.
-    #[error("ended by a signal; what this worker had not committed is computed again when the run goes on")]
-    Signalled,
+    Member(#[from] MemberError),
     /// The compute thread did not end, so that this process cannot join again.
     #[error(
         "compute did not end within {seconds:.0} s after the end of this membership ({cause}); start this worker again"
@@ -44,9 +31,6 @@ pub enum WorkerError {
         /// Time given.
         seconds: f64,
     },
-    /// The configuration that the coordinator sent does not resolve here.
-    #[error("configuration from the coordinator: {0}")]
-    Config(#[from] ConfigError),
     /// Tokens cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -102,14 +86,9 @@ pub enum WorkerError {
     /// There is no store for a kind of checkpoint.
     #[error("this rank has no place for the {0}: see recovery_points.root of the run file")]
     NoPlace(CheckpointRef),
-    /// The checkpoint to go on from cannot be read.
-    #[error("the checkpoint of step {step} was not restored: {source}")]
-    Unrestored {
-        /// Its step.
-        step: Step,
-        /// Cause.
-        source: CheckpointError,
-    },
+    /// The checkpoint that the run resumes from was not restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The checkpoint to go on from is not one.
     #[error("cannot resume: {0}")]
     Resume(String),
@@ -168,15 +147,9 @@ pub enum WorkerError {
         /// Both values, and what became of the step.
         what: String,
     },
-    /// A thread or task of this process panicked: a bug.
-    #[error(transparent)]
-    Panicked(#[from] Panicked),
     /// The other half of this process is gone; its own error is the cause.
     #[error("the {0} side of this worker has ended")]
     OtherSide(&'static str),
-    /// Signals cannot be listened for.
-    #[error("cannot listen for signals: {0}")]
-    Signals(std::io::Error),
     /// The operating system refused something.
     #[error("{what}: {source}")]
     Io {
@@ -200,66 +173,52 @@ impl From<GradientError> for WorkerError {
     }
 }
 
-impl From<Abort> for WorkerError {
-    fn from(abort: Abort) -> WorkerError {
-        match abort.kind {
-            AbortKind::End => WorkerError::Aborted(abort.reason),
-            AbortKind::Rejoin { .. } => WorkerError::RolledBack(abort.reason),
-        }
+impl From<ControlError> for WorkerError {
+    fn from(error: ControlError) -> WorkerError {
+        MemberError::from(error).into()
     }
 }
 
-impl WorkerError {
-    /// Whether the cause lies outside this process, so that it may join again as it is. After a failure of its own a new
-    /// process is the better start.
-    pub fn is_of_others(&self) -> bool {
-        match self {
-            WorkerError::RolledBack(_) | WorkerError::Rows(_) | WorkerError::Collective(_) => true,
-            WorkerError::Join(_) | WorkerError::GoBack { .. } => true,
-            WorkerError::Control(error) => error.may_rejoin(),
-            WorkerError::Unrestored { .. } => self.damaged().is_some(),
-            WorkerError::Engine(_) | WorkerError::Compute { .. } => self.suspect().is_some(),
-            _ => false,
-        }
+impl From<Panicked> for WorkerError {
+    fn from(error: Panicked) -> WorkerError {
+        MemberError::from(error).into()
     }
+}
 
-    /// The checkpoint that could not be restored because what was read of it is not what was written.
-    pub fn damaged(&self) -> Option<DamagedCheckpoint> {
-        let WorkerError::Unrestored { step, source } = self else { return None };
-        let (place, reason) = (CheckpointPlace::commit(*step), source.to_string());
-        source.object_at_fault().map(|key| DamagedCheckpoint { place, key, reason })
-    }
-
-    /// Whether the program or its environment failed.
-    pub fn kind(&self) -> FailureKind {
+impl RoleError for WorkerError {
+    fn failure(&self) -> MemberFailure {
+        let message = self.to_string();
+        let rank = |rank: Option<&Rank>| rank.map(|rank| MemberRef::worker(*rank));
         match self {
-            WorkerError::Checkpoint(error) | WorkerError::Unrestored { source: error, .. } => {
-                error.store_problem().map_or(FailureKind::Program, StoreProblem::failure_kind)
+            WorkerError::Member(error) => error.failure(),
+            WorkerError::Restore(error) => error.failure(),
+            WorkerError::Checkpoint(error) => MemberFailure::own(kind_of(error), message),
+            WorkerError::Rows(error) => {
+                let shard = error.shard.map(|(shard, _)| MemberRef::shard(shard));
+                MemberFailure::of_peer(shard, error.cause.kind(), message)
             }
-            WorkerError::Rows(error) => error.cause.kind(),
-            WorkerError::Collective(error) => error.kind(),
-            WorkerError::Join(error) => error.kind(),
-            // The exchange between experts: a peer that failed for a reason of its own reports it itself.
-            WorkerError::Engine(source) | WorkerError::Compute { source, .. }
-                if source.suspect().is_some() =>
-            {
-                FailureKind::Reset
+            WorkerError::Collective(error) => {
+                MemberFailure::of_peer(rank(error.suspects().first()), error.kind(), message)
             }
-            _ => FailureKind::Program,
-        }
-    }
-
-    /// The peer that this failure points at, if it is a consequence of another member's.
-    pub fn suspect(&self) -> Option<MemberRef> {
-        match self {
-            WorkerError::Rows(error) => error.shard.map(|(shard, _)| MemberRef::shard(shard)),
-            WorkerError::Collective(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
-            WorkerError::Join(error) => error.suspects().first().map(|rank| MemberRef::worker(*rank)),
-            WorkerError::Disagreement { rank, .. } => Some(MemberRef::worker(*rank)),
-            WorkerError::Engine(source) | WorkerError::Compute { source, .. } => {
-                source.suspect().map(MemberRef::worker)
+            WorkerError::Join(error) => {
+                MemberFailure::of_peer(rank(error.suspects().first()), error.kind(), message)
             }
-            _ => None,
+            WorkerError::Disagreement { rank, .. } => MemberFailure {
+                origin: FailureOrigin::Disputed(MemberRef::worker(*rank)),
+                ..MemberFailure::own(FailureKind::Program, message)
+            },
+            WorkerError::Engine(source) | WorkerError::Compute { source, .. } => match source.suspect() {
+                // The exchange between experts: a peer that failed for a reason of its own reports it itself.
+                Some(rank) => {
+                    MemberFailure::of_peer(Some(MemberRef::worker(rank)), FailureKind::Reset, message)
+                }
+                None => MemberFailure::own(FailureKind::Program, message),
+            },
+            WorkerError::GoBack { .. } => {
+                let (origin, cause) = (FailureOrigin::Own, FailureCause::RollbackRequest);
+                MemberFailure { origin, cause, message }
+            }
+            _ => MemberFailure::own(FailureKind::Program, message),
         }
     }
 }

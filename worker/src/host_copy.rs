@@ -163,6 +163,8 @@ fn copy(state: &[StateView<'_>], target: &mut [f32], threads: usize) {
 
 #[cfg(test)]
 mod tests {
+    use polygram_member::MemberError;
+
     use super::*;
 
     fn view<'a>(name: &str, shape: &'a [u64], values: &'a [f32]) -> StateView<'a> {
@@ -190,7 +192,7 @@ mod tests {
     fn a_buffer_that_cannot_be_made_is_an_error_and_no_endless_wait() {
         let mut host = HostCopy::prepare(usize::MAX / 2, 1).unwrap();
         let error = host.take(vec![view("a", &[1], &[1.0])], || true).map(drop).unwrap_err();
-        assert!(matches!(error, WorkerError::Panicked(_)), "{error}");
+        assert!(matches!(error, WorkerError::Member(MemberError::Panicked(_))), "{error}");
         assert!(error.to_string().contains("capacity overflow"), "{error}");
     }
 

@@ -1,7 +1,7 @@
 //! One process per device: tokens → rows → model → gradients.
 //!
-//! [`step`] is the page to read first. The I/O side (tokio) is [`session`], [`life`], [`training`], [`input`], [`row_desk`]
-//! and [`snapshot`]; the compute side (one thread) is [`compute_thread`], [`step`], [`summary`], [`checkpoints`] and
+//! [`step`] is the page to read first. The I/O side (tokio) is [`role`], [`training`], [`input`], [`row_desk`] and
+//! [`snapshot`]; the compute side (one thread) is [`compute_thread`], [`step`], [`summary`], [`checkpoints`] and
 //! [`compute`]. Bounded channels of plain buffers join them. Beside the compute thread [`gradients`] are summed over ranks
 //! while backward goes on.
 
@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod compute;
 pub mod compute_thread;
 pub mod counted;
+pub mod engine;
 pub mod error;
 pub mod evaluate;
 #[cfg(test)]
@@ -19,7 +20,6 @@ pub mod gradients;
 pub mod host_copy;
 pub mod input;
 mod input_counts;
-pub mod life;
 #[cfg(feature = "torch")]
 pub mod logits;
 pub mod memory;
@@ -27,11 +27,10 @@ pub mod norm;
 pub mod observe;
 pub mod phases;
 pub mod policy;
-pub mod pool;
 pub mod ranks;
 pub mod restore;
+pub mod role;
 pub mod row_desk;
-pub mod session;
 pub mod snapshot;
 pub mod step;
 pub mod stop_request;
@@ -39,4 +38,4 @@ pub mod summary;
 pub mod training;
 
 pub use error::WorkerError;
-pub use session::{Listen, WorkerOptions, run};
+pub use role::{Listen, WorkerRole};

@@ -4,15 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use polygram_domain::Rank;
-use polygram_faults::FaultInjection;
+use polygram_member::MemberError;
+use polygram_member::args::MemberArgs;
 use polygram_process::{limits, panics};
-use polygram_proto::control::Token;
+use polygram_proto::control;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
-use polygram_worker::args::{Args, Command, MemberArgs};
+use polygram_worker::args::{Args, Command, WorkerArgs};
 use polygram_worker::observe::MetricsDesk;
-use polygram_worker::pool::PoolWorkerOptions;
-use polygram_worker::{Listen, WorkerError, WorkerOptions, run};
+use polygram_worker::{Listen, WorkerError, WorkerRole};
 
 /// Exit status of a failure.
 const FAILURE: u8 = 1;
@@ -37,7 +36,7 @@ fn main() -> ExitCode {
     let result = match (args.command, args.member) {
         (Some(Command::Logits(files)), _) => return logits(&files),
         (Some(Command::CheckDevice), _) => check_device(),
-        (None, Some(member)) => take_part(member),
+        (None, Some(member)) => take_part(member, args.worker),
         (None, None) => Err(anyhow::anyhow!(
             "give --coordinator, --rank and --token-file, or --pool and --token-file, or a command; see --help"
         )),
@@ -45,7 +44,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let is_usage = matches!(error.downcast_ref(), Some(WorkerError::Address(_)));
+            let is_usage = matches!(error.downcast_ref(), Some(WorkerError::Member(MemberError::Address(_))));
             failure(&error, ExitCode::from(if is_usage { USAGE } else { FAILURE }))
         }
     }
@@ -61,26 +60,15 @@ fn failure(error: &anyhow::Error, status: ExitCode) -> ExitCode {
     status
 }
 
-fn take_part(member: MemberArgs) -> anyhow::Result<()> {
+fn take_part(member: MemberArgs, worker: WorkerArgs) -> anyhow::Result<()> {
+    let WorkerArgs { rank, listen, advertise } = worker;
     let metrics = MetricsDesk::new(if member.pool.is_some() { "pool" } else { &member.run });
-    let identity = Identity { run: member.run, role: Role::Worker, index: member.rank };
+    let identity = Identity { run: member.run.clone(), role: Role::Worker, index: rank };
     polygram_telemetry::init(&identity, &Logging::default())?;
-    let token = Token::read(&member.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let faults = FaultInjection::from(member.fault_injection);
-    let listen = Listen { ip: member.listen, advertise: member.advertise };
-    let _told = runtime.block_on(metrics.listen(member.metrics_listen))?;
-    let result = match (member.pool, member.coordinator, member.rank) {
-        (Some(pool), _, _) => {
-            let options = PoolWorkerOptions { pool, token, listen, metrics, faults };
-            runtime.block_on(polygram_worker::pool::serve(options))
-        }
-        (None, Some(coordinator), Some(rank)) => {
-            faults.expect("worker", rank)?;
-            runtime.block_on(run(WorkerOptions { coordinator, rank: Rank(rank), token, listen, metrics }))
-        }
-        _ => anyhow::bail!("give --coordinator and --rank, or --pool; see --help"),
-    };
+    let _served = runtime.block_on(metrics.listen(member.metrics_listen))?;
+    let mut role = WorkerRole::new(Listen { ip: listen, advertise }, metrics);
+    let result = runtime.block_on(member.take_part((control::Role::Worker, rank), &mut role));
     // A compute thread deep in a product may outlive the run's end; the process does not wait for it.
     runtime.shutdown_background();
     Ok(result?)

@@ -1,38 +1,35 @@
 //! Brings the dense state of a checkpoint to the engine.
 
 use futures::TryStreamExt;
-use polygram_checkpoint::{Manifest, NamedTensor, RunStore};
+use polygram_checkpoint::NamedTensor;
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{RankLayout, Step};
+use polygram_domain::{Rank, RankLayout};
+use polygram_member::stores::Resumption;
 use tokio::sync::mpsc;
 
 use crate::error::WorkerError;
 
-/// The manifest of state version `step`, checked against this run: same cover, same place in the data.
-pub async fn manifest_at(store: &RunStore, spec: &RunSpec, step: Step) -> Result<Manifest, WorkerError> {
-    let manifest = store.read_manifest(step).await?;
-    manifest.check_cover(spec).map_err(|error| WorkerError::Resume(error.to_string()))?;
-    let expected = step.0 * spec.samples_per_step();
-    if manifest.cursor.samples != expected {
-        return Err(WorkerError::Resume(format!(
-            "the checkpoint of step {step} has consumed {} samples; with training.cells = {} and \
-             training.micro_batch_size = {} it would be {expected}",
-            manifest.cursor.samples, spec.training.cells, spec.training.micro_batch_size
-        )));
-    }
-    Ok(manifest)
-}
-
-/// Sends the engine what the rank of `layout` needs of the dense tensors of `manifest`: the weights that it holds and the moments of
-/// those that it updates. Of other ranks' experts and moments nothing is read but what lies in the same MiB.
+/// Sends the engine what `rank` needs of the dense tensors of a checkpoint: the weights that it holds and the moments of
+/// those that it updates. Of other ranks' experts and moments nothing is read but what lies in the same MiB. The checkpoint
+/// must be at its step's place in the data.
 pub async fn dense_state(
-    store: &RunStore,
-    manifest: &Manifest,
-    layout: &RankLayout,
+    from: &Resumption,
+    spec: &RunSpec,
+    rank: Rank,
     engine: mpsc::Sender<NamedTensor>,
 ) -> Result<(), WorkerError> {
+    let Resumption { checkpoint, store, manifest } = from;
+    let expected = checkpoint.step.0 * spec.samples_per_step();
+    if manifest.cursor.samples != expected {
+        return Err(from.unfit(format!(
+            "it has consumed {} samples; with training.cells = {} and training.micro_batch_size = {} it would be \
+             {expected}",
+            manifest.cursor.samples, spec.training.cells, spec.training.micro_batch_size
+        )).into());
+    }
+    let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(WorkerError::Resume)?;
     let mut parts = store.tensors(&manifest.objects, |tensor| layout.needed(&tensor.name));
-    while let Some(tensor) = parts.try_next().await? {
+    while let Some(tensor) = parts.try_next().await.map_err(|source| from.unreadable(source))? {
         if engine.send(tensor).await.is_err() {
             return Err(WorkerError::OtherSide("compute"));
         }

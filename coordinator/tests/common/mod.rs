@@ -1,25 +1,27 @@
-//! A coordinator in this process and members made of nothing but their protocol: they write checkpoints of zeros.
+//! A coordinator in this process and scripted members, which write checkpoints of zeros.
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)] // every test file uses its own part
 
+pub mod scripted;
+
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
 use polygram_checkpoint::{Cursor, NamedTensor, Part, RunStore, TableShape, expected_tensors};
 use polygram_coordinator::{Claim, Ended, OpeningError, Origin, ServeError, open, serve};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex, Step};
+use polygram_member::MemberOptions;
 use polygram_proto::control::{
-    Announcement, Assignment, ControlError, Directive, Directives, JoinOptions, Joined, MemberRef,
-    MemberReport, MemberSession, Phase, Reporter, Role, StepMetrics, Token, Upload,
+    Announcement, Assignment, Directive, JoinOptions, MemberRef, MemberReport, Phase, Recall, Role,
+    StepMetrics, Token, Upload,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Nothing in a test waits longer than this.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub use scripted::{Member, PATIENCE, ScriptedError};
 
 pub const WORKER: MemberRef = MemberRef { role: Role::Worker, index: 0 };
 
@@ -54,7 +56,16 @@ pub struct Lead {
 
 impl Lead {
     pub async fn start(root: &Path, config_toml: String) -> Result<Lead, OpeningError> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Lead::start_at(([127, 0, 0, 1], 0).into(), root, config_toml).await
+    }
+
+    /// The same, at a known address.
+    pub async fn start_at(
+        address: SocketAddr,
+        root: &Path,
+        config_toml: String,
+    ) -> Result<Lead, OpeningError> {
+        let listener = TcpListener::bind(address).await.unwrap();
         let root = root.display().to_string();
         let origin =
             Origin { config_toml, config_name: "test".into(), root: root.clone(), claim: Claim::IfVacant };
@@ -75,10 +86,9 @@ impl Lead {
         JoinOptions::new(self.address(), token(), member, data_address)
     }
 
-    pub async fn join(&self, member: MemberRef) -> Result<Member, ControlError> {
-        let (session, joined) = MemberSession::join(self.options(member)).await?;
-        let (reporter, directives) = session.split();
-        Ok(Member { who: member, reporter, directives, joined })
+    pub async fn join(&self, member: MemberRef) -> Result<Member, ScriptedError> {
+        let (coordinator, recall) = (self.address(), Recall::default());
+        Member::join(MemberOptions { coordinator, member, token: token(), recall }).await
     }
 
     /// One worker and two shards, joined.
@@ -99,26 +109,7 @@ impl Lead {
     }
 }
 
-/// A member by its protocol alone.
-pub struct Member {
-    pub who: MemberRef,
-    pub reporter: Reporter,
-    pub directives: Directives,
-    pub joined: Joined,
-}
-
 impl Member {
-    pub async fn directive(&mut self) -> Directive {
-        let next = tokio::time::timeout(PATIENCE, self.directives.next()).await;
-        next.unwrap_or_else(|_| panic!("{} waits for a directive", self.who)).unwrap()
-    }
-
-    pub async fn assigned(&mut self) -> Assignment {
-        let Directive::Assign(assignment) = self.directive().await else { panic!("no assignment") };
-        self.reporter.report(MemberReport::Ready { assignment: assignment.hash() }).await.unwrap();
-        assignment
-    }
-
     /// The next directive that is no commit's.
     pub async fn beyond_commits(&mut self) -> Directive {
         loop {
@@ -210,7 +201,7 @@ pub async fn started(members: &mut [Member]) -> Assignment {
 pub async fn leave(members: Vec<Member>) {
     for mut member in members {
         assert_eq!(member.beyond_commits().await, Directive::Exit);
-        member.directives.leave().await.unwrap();
+        member.left().await.unwrap();
     }
 }
 

@@ -17,13 +17,13 @@ use polygram_row_exchange::message::{Request, RowBlock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::archive::{RowCounts, Selection};
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::ShardError;
 use crate::numa::pin_thread;
 use crate::observe::{LaneObserver, StepTotals, UpdatedRow, norm_is_sampled};
 use crate::query::{Peek, Peeked};
 use crate::rows::{Rates, RowStore, RowsOut, square_sum};
+use crate::selection::{RowCounts, Selection};
 use copy_on_write::CopyOnWrite;
 pub(crate) use copy_on_write::RowBatch;
 pub(crate) use serving::ReplyTo;

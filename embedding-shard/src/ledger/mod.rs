@@ -12,6 +12,7 @@
 
 mod advance;
 mod checks;
+mod peer;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -25,20 +26,12 @@ use polygram_row_exchange::message::{Message, Reason, Refusal, Request, RowBlock
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::memory_message;
+pub use peer::Peer;
 use step::{CellLedger, ClosedStep, StepLedger};
 pub use step::{Sums, Vote};
 
 /// Reads that wait for their version at most.
 const MAX_PARKED_READS: usize = 4096;
-
-/// Who asks: a worker, on one of its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The connection that answers go to.
-    pub connection: u64,
-    /// The worker.
-    pub rank: Rank,
-}
 
 /// What is to be done, in order.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use polygram_row_exchange::message::{
     Commit, PreparedBody, Reason, Refusal, Request, RowBlock, SnapshotOrder,
 };
 
-use super::Peer;
+use super::peer::Peer;
 
 /// Checksums of the pushed frames of one cell, by chunk: what tells a repeated frame from a contradiction.
 pub(super) type Checksums = BTreeMap<u32, u32>;

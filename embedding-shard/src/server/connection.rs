@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::outbox::Outbox;
 use crate::config::ShardConfig;
+use crate::outbox::Outbox;
 
 /// A peer that says nothing after connecting, or takes nothing, is given up after this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);

@@ -15,16 +15,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::connection::{Admission, End, Event, Fence, PATIENCE};
-use super::outbox::Outbox;
-use super::snapshot::SnapshotRows;
-use crate::archive::{ArchiveError, RowArchive, RowCounts};
+use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, ReplyTo, Report};
 use crate::ledger::{Effect, Ledger, Peer, Vote};
+use crate::outbox::Outbox;
 use crate::query::Peek;
 use crate::rows::{DecayLog, Rates};
-use crate::shard::ShardStatus;
+use crate::selection::RowCounts;
+use crate::snapshot_rows::{ArchiveError, SnapshotRows};
+use crate::status::ShardStatus;
 
 /// Payload bytes of gradients that one worker may have on their way to the ledger.
 const PUSH_WINDOW_BYTES: u32 = 32 << 20;

@@ -3,8 +3,6 @@
 mod connection;
 mod door;
 mod engine;
-pub(crate) mod outbox;
-mod snapshot;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,17 +12,17 @@ use polygram_domain::Step;
 use polygram_process::panics::{self, Panicked};
 use tokio::sync::{mpsc, watch};
 
-use crate::archive::{RowArchive, RowCounts};
+use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, Lane, Report};
 use crate::observe::LaneObserver;
 use crate::query::Peek;
 use crate::rows::RowStore;
-use crate::shard::ShardStatus;
+use crate::selection::RowCounts;
+use crate::status::ShardStatus;
 pub use door::Door;
 use engine::Engine;
-pub use snapshot::SnapshotRows;
 
 /// Commands that wait for a lane at most.
 const QUEUE_COMMANDS: usize = 64;

@@ -268,6 +268,16 @@ impl Directives {
             _ => Ok(()),
         }
     }
+
+    /// Ends the stream at once and joins its task.
+    pub async fn close(mut self) {
+        self.task.abort();
+        if let Err(join) = (&mut self.task).await
+            && join.is_panic()
+        {
+            std::panic::resume_unwind(join.into_panic());
+        }
+    }
 }
 
 /// The end of a membership whose member is wanted elsewhere.

@@ -101,30 +101,6 @@ static KNOWN: &[Known] = &[
         members: &["driver", "metrics", "session"],
         reason: "messages move when the run and the scheduler share one reactor",
     },
-    Known {
-        root: "embedding-shard/src/lib.rs",
-        parent: "",
-        members: &["archive", "lane", "server", "shard"],
-        reason: "to be mended with the member runtime",
-    },
-    Known {
-        root: "embedding-shard/src/lib.rs",
-        parent: "",
-        members: &["life", "member", "outside"],
-        reason: "to be mended with the member runtime",
-    },
-    Known {
-        root: "embedding-shard/src/lib.rs",
-        parent: "ledger",
-        members: &["(own file)", "step"],
-        reason: "to be mended with the member runtime",
-    },
-    Known {
-        root: "worker/src/lib.rs",
-        parent: "compute",
-        members: &["(own file)", "drill", "torch"],
-        reason: "to be mended with the member runtime",
-    },
 ];
 
 impl Known {

@@ -1,4 +1,4 @@
-//! What a member of a run tells beside its work: metrics, reads, and now and then its counts to the coordinator.
+//! What a shard serves and reports beside its rows: metrics, reads, and now and then its counts to the coordinator.
 //!
 //! None of it can fail the run: what goes wrong here is logged, and the shard goes on without it.
 
@@ -7,13 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_proto::control::{MemberReport, Reporter, ShardReport, Token};
+use polygram_member::{MemberError, Membership, bind};
+use polygram_proto::control::{MemberReport, Reporter, ShardReport};
 use polygram_telemetry::{Identity, Metrics, Role, endpoint};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::member::{MemberError, bind};
 use crate::observe::{Addresses, ShardSource, ShardView, shard_report};
 use crate::query::server::QueryServerError;
 use crate::query::{self, QueryServer};
@@ -24,7 +24,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bound listeners, nothing served yet.
 pub(crate) struct Services {
-    token: Token,
     query: Option<(TcpListener, SocketAddr)>,
     metrics: Option<(TcpListener, SocketAddr)>,
 }
@@ -32,7 +31,6 @@ pub(crate) struct Services {
 impl Services {
     /// Binds what was asked for.
     pub(crate) async fn bind(
-        token: Token,
         query: Option<SocketAddr>,
         metrics: Option<SocketAddr>,
     ) -> Result<Services, MemberError> {
@@ -44,28 +42,30 @@ impl Services {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        Ok(Services { token, query, metrics })
+        Ok(Services { query, metrics })
     }
 
     /// The same, reported as at `ip` where they listen on every address of this machine.
-    pub(crate) fn reached_at(mut self, ip: IpAddr) -> Services {
+    fn reached_at(mut self, ip: IpAddr) -> Services {
         let services = [&mut self.query, &mut self.metrics].into_iter().flatten();
         services.filter(|(_, at)| at.ip().is_unspecified()).for_each(|(_, at)| at.set_ip(ip));
         self
     }
 
     /// Serves `shard`, which is about to serve workers.
-    pub(crate) fn start(self, shard: &Shard, reporter: Reporter) -> Outside {
+    pub(crate) fn start(self, shard: &Shard, membership: &Membership) -> SideServices {
+        let services = self.reached_at(membership.address.ip());
         let view = shard.view();
         let mut addresses = Addresses::default();
         let mut tasks = JoinSet::new();
-        if let Some((listener, address)) = self.query {
+        if let Some((listener, address)) = services.query {
             tracing::info!(%address, "reads are answered");
             addresses.query = Some(address);
-            let served = QueryServer { reader: shard.reader(), view: view.clone(), token: self.token };
+            let served =
+                QueryServer { reader: shard.reader(), view: view.clone(), token: membership.token.clone() };
             tasks.spawn(query::serve(served, listener, pending()));
         }
-        if let Some((listener, address)) = self.metrics {
+        if let Some((listener, address)) = services.metrics {
             tracing::info!("metrics at http://{address}/metrics");
             addresses.metrics = Some(address);
             let config = shard.config();
@@ -79,12 +79,13 @@ impl Services {
         }
         let mut beat = interval(INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Outside { view, addresses, reporter, tasks, beat, told: None }
+        let reporter = membership.reporter.clone();
+        SideServices { view, addresses, reporter, tasks, beat, told: None }
     }
 }
 
 /// The services at work. They end with it.
-pub(crate) struct Outside {
+pub(crate) struct SideServices {
     view: ShardView,
     addresses: Addresses,
     reporter: Reporter,
@@ -93,7 +94,7 @@ pub(crate) struct Outside {
     told: Option<ShardReport>,
 }
 
-impl Outside {
+impl SideServices {
     /// Does the next thing that is due. Dropping the future loses nothing but time.
     pub(crate) async fn next(&mut self) {
         tokio::select! {

@@ -1,12 +1,38 @@
 //! A snapshot as its archive sees it: rows of one table after the other, in row order, pulled from the lanes.
 
+use polygram_checkpoint::{CheckpointError, StoreProblem};
 use polygram_domain::{Step, TableIndex};
 use polygram_row_exchange::SnapshotOrder;
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::archive::{ArchiveError, Selection};
 use crate::lane::Command;
 use crate::rows::{DecayLog, Record};
+use crate::selection::Selection;
+
+/// Why a snapshot was not archived.
+#[derive(Debug, Error)]
+pub enum ArchiveError {
+    /// The store refused it.
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    /// The shard stopped meanwhile.
+    #[error("the shard stopped before its rows were written")]
+    Stopped,
+    /// Nobody takes the report of what was written.
+    #[error("nobody takes the report of what was written")]
+    Unreported,
+}
+
+impl ArchiveError {
+    /// What kept the store from taking the rows, if the store did not.
+    pub fn store_problem(&self) -> Option<StoreProblem> {
+        match self {
+            ArchiveError::Store(error) => error.store_problem(),
+            ArchiveError::Stopped | ArchiveError::Unreported => None,
+        }
+    }
+}
 
 /// Rows of a shard as they were at one version. Tables must be asked for in ascending order.
 #[derive(Debug)]
@@ -21,7 +47,7 @@ pub struct SnapshotRows {
 }
 
 impl SnapshotRows {
-    pub(super) fn new(
+    pub(crate) fn new(
         (version, decayed): (Step, DecayLog),
         (order, selection): (SnapshotOrder, Selection),
         lanes: Vec<mpsc::Sender<Command>>,
