@@ -24,8 +24,8 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{Step, TableIndex};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Distance, RowDistance};
 use crate::cover::TensorClass;
+use crate::distance::{Distance, RowDistance};
 use crate::error::CheckpointError;
 use crate::manifest::Manifest;
 use crate::object::{Content, element_count, extend_f32};
@@ -129,7 +129,7 @@ impl StateDigest {
         &self,
         step: Step,
         seed: u64,
-        (cursor, left_out): (crate::object::Cursor, &LeftOut),
+        (cursor, left_out): (crate::cursor::Cursor, &LeftOut),
     ) -> Digest {
         let mut parts: BTreeMap<String, Hash> = BTreeMap::new();
         for (name, class) in [

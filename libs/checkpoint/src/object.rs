@@ -7,6 +7,7 @@ use polygram_domain::Step;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{BlockSummer, BlockSums};
+use crate::cursor::Cursor;
 use crate::error::CheckpointError;
 
 /// Everything that one member has written for one checkpoint.
@@ -26,16 +27,6 @@ pub struct Part {
     /// rows all decay carry it, and must agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table_decay: Option<u64>,
-}
-
-/// Position in the data after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Samples consumed since the start of the run.
-    pub samples: u64,
-    /// Tokens trained on since the start of the run.
-    pub tokens: u64,
 }
 
 /// One data object and how to believe it.

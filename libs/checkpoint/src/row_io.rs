@@ -8,12 +8,12 @@ use polygram_domain::{RowId, Step, TableIndex};
 use crate::cover::check_entry;
 use crate::data_io::DataName;
 use crate::error::CheckpointError;
-use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::{Content, ObjectEntry, RowScope};
 use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
 use crate::store::RunStore;
 use crate::threads::off_thread;
+use crate::word::check_word;
 
 /// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
 const OBJECTS_PER_TENSOR_OBJECT: usize = 2;
@@ -42,7 +42,7 @@ impl<'a> RowWriter<'a> {
         (shape, scope): (TableShape, RowScope),
         buckets: Range<u32>,
     ) -> Result<RowWriter<'a>, CheckpointError> {
-        keys::check_word("member", member)?;
+        check_word("member", member)?;
         if buckets.is_empty() || buckets.end > BUCKETS || shape.rows == 0 {
             return Err(CheckpointError::input(
                 format!("rows of table {}", shape.table),

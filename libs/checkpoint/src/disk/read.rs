@@ -11,7 +11,8 @@ use memmap2::MmapOptions;
 use object_store::Error;
 use object_store::path::Path as Key;
 
-use super::{ALIGNMENT, Disk, PIECE_BYTES, direct, is_unsupported, store_error};
+use super::sizes::{ALIGNMENT, PIECE_BYTES};
+use super::{Disk, direct, is_unsupported, store_error};
 
 /// What a read found.
 #[derive(Debug)]
