@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use polygram_checkpoint::{
-    CheckpointError, ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, StoreProblem, TableShape,
+    CheckpointError, ObjectEntry, Part, PartRef, RowRecord, RowScope, RowSet, RowWriter, RunStore,
+    StoreProblem, TableShape,
 };
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
@@ -13,7 +14,8 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
-use crate::server::SnapshotRows;
+use crate::selection::{RowCounts, Selection};
+use crate::snapshot::{SnapshotRows, SnapshotStopped};
 
 /// Why a snapshot was not archived.
 #[derive(Debug, Error)]
@@ -22,8 +24,8 @@ pub enum ArchiveError {
     #[error(transparent)]
     Store(#[from] CheckpointError),
     /// The shard stopped meanwhile.
-    #[error("the shard stopped before its rows were written")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] SnapshotStopped),
     /// Nobody takes the report of what was written.
     #[error("nobody takes the report of what was written")]
     Unreported,
@@ -34,29 +36,9 @@ impl ArchiveError {
     pub fn store_problem(&self) -> Option<StoreProblem> {
         match self {
             ArchiveError::Store(error) => error.store_problem(),
-            ArchiveError::Stopped | ArchiveError::Unreported => None,
+            ArchiveError::Stopped(_) | ArchiveError::Unreported => None,
         }
     }
-}
-
-/// Rows of a shard, as of its last closed step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowCounts {
-    /// Written.
-    pub written: u64,
-    /// Of which changed since a snapshot of [`Selection::AllAnew`].
-    pub changed: u64,
-}
-
-/// Which rows a snapshot hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Selection {
-    /// All written ones.
-    All,
-    /// The same, and changes are counted from here on.
-    AllAnew,
-    /// Those that changed since.
-    Changed,
 }
 
 /// A place for snapshots. One call of each per snapshot; training goes on meanwhile.
@@ -208,7 +190,8 @@ impl StoreArchive {
         for spec in self.config.tables.iter() {
             let shape = TableShape::of(spec, self.config.state_values());
             let buckets = self.config.buckets();
-            let mut writer = RowWriter::new(store, (step, &member), (shape, scope), buckets)?;
+            let mut writer =
+                RowWriter::new(store, PartRef { step, member: &member }, RowSet { shape, scope }, buckets)?;
             while let Some(records) = rows.next(spec.index).await? {
                 for record in &records {
                     let values = &record.values;

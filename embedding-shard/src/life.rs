@@ -23,7 +23,8 @@ use crate::member::MemberError;
 use crate::outside::{Outside, Services};
 use crate::restore::{RestoreError, chain_of, restore};
 use crate::server::Door;
-use crate::shard::{Shard, ShardStatus};
+use crate::shard::Shard;
+use crate::status::ShardStatus;
 
 /// A failed shard waits so long for the coordinator's answer.
 const CONFESSION: Duration = Duration::from_secs(5);

@@ -16,8 +16,8 @@ use polygram_row_exchange::message::RowBlock;
 use polygram_row_exchange::pool::Buffers;
 
 use crate::config::ShardConfig;
+use crate::outbox::{Gone, Outbox, Permit};
 use crate::rows::{RowStore, RowsOut};
-use crate::server::outbox::{Gone, Outbox, Permit};
 
 /// Bytes of values in one frame of rows, about: what a core's own cache holds beside the rest. No result depends on it.
 const FRAME_BYTES: usize = 256 << 10;

@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::outbox::Outbox;
 use crate::config::ShardConfig;
+use crate::outbox::Outbox;
 
 /// A peer that says nothing after connecting, or takes nothing, is given up after this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -100,6 +100,11 @@ impl Fence {
     /// Who did not prove that it belongs to the run.
     pub(super) fn strangers(&self) -> &Strangers {
         &self.strangers
+    }
+
+    /// The shard's place in the run.
+    pub(super) fn config(&self) -> &Arc<ShardConfig> {
+        &self.config
     }
 
     /// Connections that the workers of the run make at most.
@@ -195,7 +200,7 @@ pub(super) async fn serve(newcomer: Newcomer, fence: Fence, events: mpsc::Sender
     let Newcomer { stream, from, number, progress } = newcomer;
     let (mut reader, mut writer) = over_tcp(stream, PATIENCE, &fence.buffers);
     reader.limit_payload(GREETING_BYTES);
-    let greeted = timeout(GREETING_TIMEOUT, greet((&mut reader, &mut writer), &fence, &progress)).await;
+    let greeted = timeout(GREETING_TIMEOUT, greet(&mut reader, &mut writer, &fence, &progress)).await;
     progress.passed();
     let (header, hello) = match greeted {
         Ok(Ok(greeted)) => greeted,
@@ -436,7 +441,8 @@ impl Unproved {
 
 /// Reads a hello, and lets its sender prove that it knows the run's token.
 async fn greet(
-    (reader, writer): (&mut LinkReader, &mut LinkWriter),
+    reader: &mut LinkReader,
+    writer: &mut LinkWriter,
     fence: &Fence,
     progress: &Progress,
 ) -> Result<(Header, HelloBody), Unproved> {

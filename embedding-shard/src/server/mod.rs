@@ -3,8 +3,6 @@
 mod connection;
 mod door;
 mod engine;
-pub(crate) mod outbox;
-mod snapshot;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,17 +12,17 @@ use polygram_domain::Step;
 use polygram_process::panics::{self, Panicked};
 use tokio::sync::{mpsc, watch};
 
-use crate::archive::{RowArchive, RowCounts};
+use crate::archive::RowArchive;
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, Lane, Report};
 use crate::observe::LaneObserver;
 use crate::query::Peek;
 use crate::rows::RowStore;
-use crate::shard::ShardStatus;
+use crate::selection::RowCounts;
+use crate::status::ShardStatus;
 pub use door::Door;
 use engine::Engine;
-pub use snapshot::SnapshotRows;
 
 /// Commands that wait for a lane at most.
 const QUEUE_COMMANDS: usize = 64;
@@ -64,13 +62,13 @@ pub(crate) async fn serve(
     let mut lanes = Vec::with_capacity(stores.len());
     let homes = stores.into_iter().zip(observers).zip(config.lane_buckets());
     for (index, ((store, observer), buckets)) in homes.enumerate() {
-        let lane = Lane::new(Arc::clone(&config), &buckets, (version, store), observer);
+        let lane = Lane::new(Arc::clone(&config), &buckets, version, store, observer);
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
         threads.push(start(index, lane, queue, report.clone())?);
         lanes.push(commands);
     }
     drop(report);
-    let mut engine = Engine::new((config, door.fence.clone()), version, rows, lanes, status);
+    let mut engine = Engine::new(door.fence.clone(), version, rows, lanes, status);
     (engine.archive, engine.decayed) = (archive, decayed);
     let written = engine.rows().written;
     engine.status.send_modify(|status| (status.version, status.written_rows) = (version, written));

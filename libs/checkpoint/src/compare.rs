@@ -76,7 +76,7 @@ pub async fn measure(
                 difference.distance = Some(sums.distance());
             }
             Place::Table { table, width } => {
-                let (weights, rows) = table_distance(first, second, (table, width)).await?;
+                let (weights, rows) = table_distance(first, second, table, width).await?;
                 (difference.distance, difference.rows) = (Some(weights), Some(rows));
             }
         }
@@ -124,7 +124,8 @@ async fn elements_of(
 async fn table_distance(
     first: Stored<'_>,
     second: Stored<'_>,
-    (table, width): (TableIndex, usize),
+    table: TableIndex,
+    width: usize,
 ) -> Result<(Distance, RowDistance), CheckpointError> {
     let (mut weights, mut optimizer) = (Sums::default(), Sums::default());
     let (mut rows, mut only_first, mut only_second) = (0, 0, 0);

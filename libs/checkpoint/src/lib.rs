@@ -93,15 +93,15 @@ pub use manifest::{Manifest, ManifestHeader};
 pub use metrics::{
     AttemptRecord, EvaluationRecord, Metrics, MetricsHistory, MetricsLine, MetricsRecord, WentBackRecord,
 };
-pub use object::{Content, DType, ObjectEntry, Part, RowScope, TensorEntry};
+pub use object::{Content, DType, ObjectEntry, Part, PartRef, RowScope, TensorEntry};
 pub use patience::Patience;
 pub use problem::StoreProblem;
 pub use quarantine::QuarantineReason;
-pub use reshard::{Placement, Resharded};
+pub use reshard::{Placement, ReshardTarget, Resharded};
 pub use rollback::RollbackRecord;
 pub use root::{Root, create_root, list_runs, open_root, open_root_with};
 pub use row_io::{OwnedRow, RowWriter};
-pub use rows::{RowObject, RowRecord, TableShape};
+pub use rows::{RowObject, RowRecord, RowSet, TableShape};
 pub use segments::SegmentId;
 pub use store::{Listed, RunStore};
 pub use tensor_io::Tensor;

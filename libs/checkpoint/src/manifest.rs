@@ -134,7 +134,8 @@ impl Manifest {
     pub(crate) fn decode(
         key: &str,
         bytes: &[u8],
-        (run, step): (&RunName, Step),
+        run: &RunName,
+        step: Step,
     ) -> Result<Manifest, CheckpointError> {
         let manifest: Manifest = unseal(key, bytes)?;
         if manifest.step != step {

@@ -29,6 +29,15 @@ pub struct Part {
     pub table_decay: Option<u64>,
 }
 
+/// The part of a checkpoint that one member writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartRef<'a> {
+    /// State version.
+    pub step: Step,
+    /// Who writes it: `worker-<rank>` or `shard-<index>`.
+    pub member: &'a str,
+}
+
 /// One data object and how to believe it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

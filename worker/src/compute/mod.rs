@@ -6,6 +6,7 @@
 //! Legend: B = batch, T = positions, P = B·T, C = tables per site, S = sites, U = unique row ids, W = row width.
 
 pub mod drill;
+mod engines;
 #[cfg(feature = "torch")]
 pub mod torch;
 
@@ -15,11 +16,11 @@ use std::sync::Arc;
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::Collective;
 use polygram_domain::layout::StateView;
-use polygram_domain::run_spec::{Engine, RunSpec};
 use polygram_domain::{CellBatch, Rank, RankLayout};
 use polygram_ngram::UniqueRows;
 
 use crate::gradients::SummedGradient;
+pub use engines::engine_of;
 
 /// Why a cell could not be computed. It ends the run: the state on this device is no longer known.
 #[derive(Debug, thiserror::Error)]
@@ -168,16 +169,4 @@ pub fn run_micro_batch(
         result.row_gradients_suw.iter_mut().for_each(|gradient| *gradient *= factor as f32);
     }
     Ok(result)
-}
-
-/// The engine of `rank`, with its initial parameters.
-pub fn engine_of(spec: &RunSpec, rank: Rank) -> Result<Box<dyn Compute>, ComputeError> {
-    let layout = RankLayout::of(&spec.model, &spec.topology, rank).map_err(ComputeError::Size)?;
-    match spec.device.engine {
-        Engine::Drill => Ok(Box::new(drill::Drill::new(spec, layout))),
-        #[cfg(feature = "torch")]
-        Engine::Torch => Ok(Box::new(torch::Torch::new(spec, layout)?)),
-        #[cfg(not(feature = "torch"))]
-        Engine::Torch => Err(ComputeError::NoTorch),
-    }
 }

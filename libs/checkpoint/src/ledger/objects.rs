@@ -16,7 +16,8 @@ impl RunStore {
     /// Errors: [`CheckpointError::Input`] for lines that do not follow one another from the heading.
     pub async fn append_ledger(
         &self,
-        (attempt, id): (u64, impl Into<SegmentId>),
+        attempt: u64,
+        id: impl Into<SegmentId>,
         heading: &Heading,
         entries: &[Entry],
     ) -> Result<String, CheckpointError> {

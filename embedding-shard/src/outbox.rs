@@ -21,7 +21,7 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// An outbox to a worker that grants `window_bytes` of rows, and is given up after `patience`.
-    pub(super) fn new(window_bytes: u32, patience: Duration) -> Outbox {
+    pub(crate) fn new(window_bytes: u32, patience: Duration) -> Outbox {
         Outbox { queue: SendQueue::new(window_bytes), patience }
     }
 
@@ -49,17 +49,17 @@ impl Outbox {
     ///
     /// # Errors
     /// A worker that is gone.
-    pub(super) fn answer(&self, frame: Outgoing) -> Result<(), Gone> {
+    pub(crate) fn answer(&self, frame: Outgoing) -> Result<(), Gone> {
         self.queue.send_urgent(frame)
     }
 
     /// The worker has taken so many bytes of rows.
-    pub(super) fn give_back(&self, bytes: u32) -> Result<(), WireError> {
+    pub(crate) fn give_back(&self, bytes: u32) -> Result<(), WireError> {
         self.queue.give_back(bytes)
     }
 
     /// Writes what is queued for one of the worker's connections, until the end, and heartbeats where nothing is.
-    pub(super) async fn write_all(
+    pub(crate) async fn write_all(
         &self,
         writer: LinkWriter,
         connection: u32,
@@ -69,12 +69,12 @@ impl Outbox {
     }
 
     /// Takes no more frames; those queued are still written.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.queue.close();
     }
 
     /// Takes no more frames, and drops those queued.
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.queue.abandon();
     }
 }
