@@ -242,7 +242,7 @@ impl Ledger {
     pub(crate) async fn flush(&mut self, store: &RunStore) -> Result<(), CheckpointError> {
         let Ledger { attempt, heading, open, .. } = self;
         let written =
-            open.write(async |id, lines| store.append_ledger((*attempt, id), heading, lines).await).await?;
+            open.write(async |id, lines| store.append_ledger(*attempt, id, heading, lines).await).await?;
         let (Some(key), Some(newest)) = (written, self.open.stored().last()) else { return Ok(()) };
         let (last, head, seq) = (Step(newest.step), newest.hash(), self.open.seq());
         match self.written.last_mut().filter(|written| written.seq == seq) {

@@ -3,15 +3,43 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use polygram_checkpoint::{ObjectEntry, Part, RowRecord, RowScope, RowWriter, RunStore, TableShape};
+use polygram_checkpoint::{
+    CheckpointError, ObjectEntry, Part, PartRef, RowRecord, RowScope, RowSet, RowWriter, RunStore,
+    StoreProblem, TableShape,
+};
 use polygram_domain::{CheckpointKind, Step};
 use polygram_faults::{Point, pass};
 use polygram_row_exchange::SnapshotOrder;
+use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::config::ShardConfig;
 use crate::selection::{RowCounts, Selection};
-use crate::snapshot_rows::{ArchiveError, SnapshotRows};
+use crate::snapshot::{SnapshotRows, SnapshotStopped};
+
+/// Why a snapshot was not archived.
+#[derive(Debug, Error)]
+pub enum ArchiveError {
+    /// The store refused it.
+    #[error(transparent)]
+    Store(#[from] CheckpointError),
+    /// The shard stopped meanwhile.
+    #[error(transparent)]
+    Stopped(#[from] SnapshotStopped),
+    /// Nobody takes the report of what was written.
+    #[error("nobody takes the report of what was written")]
+    Unreported,
+}
+
+impl ArchiveError {
+    /// What kept the store from taking the rows, if the store did not.
+    pub fn store_problem(&self) -> Option<StoreProblem> {
+        match self {
+            ArchiveError::Store(error) => error.store_problem(),
+            ArchiveError::Stopped(_) | ArchiveError::Unreported => None,
+        }
+    }
+}
 
 /// A place for snapshots. One call of each per snapshot; training goes on meanwhile.
 pub trait RowArchive: Send + Sync {
@@ -162,7 +190,8 @@ impl StoreArchive {
         for spec in self.config.tables.iter() {
             let shape = TableShape::of(spec, self.config.state_values());
             let buckets = self.config.buckets();
-            let mut writer = RowWriter::new(store, (step, &member), (shape, scope), buckets)?;
+            let mut writer =
+                RowWriter::new(store, PartRef { step, member: &member }, RowSet { shape, scope }, buckets)?;
             while let Some(records) = rows.next(spec.index).await? {
                 for record in &records {
                     let values = &record.values;

@@ -33,7 +33,7 @@ mod selection;
 mod server;
 pub mod shard;
 mod side_services;
-mod snapshot_rows;
+mod snapshot;
 mod status;
 
 pub use archive::{RowArchive, StoreArchive};
@@ -45,5 +45,5 @@ pub use rows::Record;
 pub use selection::{RowCounts, Selection};
 pub use server::Door;
 pub use shard::Shard;
-pub use snapshot_rows::{ArchiveError, SnapshotRows};
+pub use snapshot::{SnapshotRows, SnapshotStopped};
 pub use status::ShardStatus;

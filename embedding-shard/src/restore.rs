@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polygram_checkpoint::{CheckpointError, Manifest, ObjectEntry, RowScope, RunStore};
-use polygram_domain::{Step, TableIndex};
+use polygram_domain::{RowRef, Step, TableIndex};
 use thiserror::Error;
 
 use crate::archive::Chain;
@@ -33,7 +33,7 @@ pub async fn restore(shard: &mut Shard, store: &RunStore, manifest: &Manifest) -
                 let number = row.row;
                 shard.restore_row(table, row)?;
                 if scope == RowScope::Changed {
-                    shard.mark_changed(table, number);
+                    shard.mark_changed(RowRef { table, row: number });
                 }
                 Ok::<_, RowsError>(())
             })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polygram_checkpoint::RowRecord;
-use polygram_domain::{RowId, Step, TableIndex};
+use polygram_domain::{RowRef, Step, TableIndex};
 use tokio::sync::{mpsc, watch};
 
 use crate::archive::RowArchive;
@@ -149,9 +149,9 @@ impl Shard {
     }
 
     /// Counts a row that was put back as changed since all rows were last written to a recovery point.
-    pub(crate) fn mark_changed(&mut self, table: TableIndex, row: RowId) {
-        let owner = self.stores.iter_mut().find(|store| store.rows_of(table).contains(&row.0));
-        owner.into_iter().for_each(|store| store.mark_changed(table, row));
+    pub(crate) fn mark_changed(&mut self, at: RowRef) {
+        let owner = self.stores.iter_mut().find(|store| store.rows_of(at.table).contains(&at.row.0));
+        owner.into_iter().for_each(|store| store.mark_changed(at));
     }
 
     /// Written rows.
@@ -169,7 +169,7 @@ impl Shard {
                 std::iter::from_fn(move || {
                     let row = store.next_written(table, from, rows.end)?;
                     from = row.0 + 1;
-                    let (updates, values) = store.record(table, row)?;
+                    let (updates, values) = store.record(RowRef { table, row })?;
                     Some(Record { table, row, updates, values })
                 })
             })
@@ -177,14 +177,14 @@ impl Shard {
     }
 
     /// The weights of an owned row, written or virtual; `None` for a row of another shard.
-    pub fn weights(&self, table: TableIndex, row: RowId) -> Option<Vec<f32>> {
+    pub fn weights(&self, at: RowRef) -> Option<Vec<f32>> {
         let store = self
             .stores
             .iter()
-            .filter(|_| table.index() < self.config.tables.len())
-            .find(|store| store.rows_of(table).contains(&row.0))?;
+            .filter(|_| at.table.index() < self.config.tables.len())
+            .find(|store| store.rows_of(at.table).contains(&at.row.0))?;
         let mut weights = vec![0.0; self.config.width()];
-        store.read(table, row, &mut weights);
+        store.read(at, &mut weights);
         Some(weights)
     }
 

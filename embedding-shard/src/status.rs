@@ -1,4 +1,4 @@
-//! What a serving shard is doing, for whoever follows it.
+//! What a shard is doing, for those who follow it.
 
 use polygram_domain::Step;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use common::cluster::{Cluster, DEADLINE, new_shard, train_all};
 use common::{Workload, overrides, spec};
-use polygram_domain::{Step, TableIndex};
+use polygram_domain::{RowId, RowRef, Step, TableIndex};
 use polygram_embedding_shard::observe::{Fingerprint, ShardStats, ShardView};
 use polygram_proto::control::common_marks;
 use polygram_proto::rows::HotRow;
@@ -101,7 +101,7 @@ async fn counts_of(shards: u32, lanes: u32, workers: u32) -> Counts {
         for table in 0..tables as u32 {
             let rows = first_and_last(view, table).into_iter();
             let expected: Vec<f32> = rows
-                .flat_map(|row| shard.weights(TableIndex(table), polygram_domain::RowId(row)).unwrap())
+                .flat_map(|row| shard.weights(RowRef { table: TableIndex(table), row: RowId(row) }).unwrap())
                 .collect();
             assert_eq!(looked.next().unwrap(), expected);
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::cluster::{Cluster, DEADLINE, GENERATION, key, new_shard};
 use common::{Workload, greeting, overrides, spec};
 use polygram_domain::embedding::{RowType, SameHost};
-use polygram_domain::{Cell, FailureKind, Rank, RunSpec, Step};
+use polygram_domain::{Cell, FailureKind, MicroBatchRef, Rank, RunSpec, Step};
 use polygram_embedding_shard::Door;
 use polygram_handshake::{LinkKey, MOST_WAITING};
 use polygram_row_exchange::block::BlockShape;
@@ -26,6 +26,10 @@ use tokio::time::timeout;
 const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 };
 const WORKLOAD: Workload = Workload { seed: 21, poisoned: None };
 const DETECTION: Duration = Duration::from_secs(1);
+
+fn at(step: u64, cell: u32) -> MicroBatchRef {
+    MicroBatchRef { step: Step(step), index: Cell(cell) }
+}
 
 fn small() -> RunSpec {
     spec(&overrides(&["topology.shards=1", "run.failure_detection_seconds=1"]))
@@ -227,8 +231,8 @@ async fn a_silent_shard_is_given_up_by_name() {
     let begun = Instant::now();
     let ids = WORKLOAD.ids(&spec, Step(0), Cell(0));
     let values = vec![0.0; ids.rows.len() * 12];
-    let lookup = client.lookup(Step(0), Cell(0), ids);
-    let push = client.push(Step(0), Cell(0), values);
+    let lookup = client.lookup(at(0, 0), ids);
+    let push = client.push(at(0, 0), values);
     let (lookup, push) = tokio::join!(lookup, push);
     for error in [lookup.unwrap_err(), push.unwrap_err()] {
         let text = error.to_string();

@@ -12,7 +12,7 @@ use common::reference::bits;
 use common::{Workload, overrides, spec};
 use polygram_domain::embedding::RowType;
 use polygram_domain::philox::{Purpose, Stream};
-use polygram_domain::{Cell, Generation, Rank, RunName, Step};
+use polygram_domain::{Cell, Generation, MicroBatchRef, Rank, RunName, Step};
 use polygram_embedding_shard::ShardError;
 use polygram_row_exchange::block::BlockShape;
 use polygram_row_exchange::codec::{FrameReader, FrameWriter};
@@ -27,11 +27,21 @@ const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 }
 const WORKLOAD: Workload = Workload { seed: 5, poisoned: Some(1) };
 const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: SnapshotOrder::None };
 
+fn at(step: u64, cell: u32) -> MicroBatchRef {
+    MicroBatchRef { step: Step(step), index: Cell(cell) }
+}
+
 /// Looks up, computes and pushes every cell of a step through one worker.
 async fn push_step(cluster: &Cluster, client: &RowClient, step: Step) {
     for cell in (0..cluster.spec.training.cells).map(Cell) {
-        let rows = client.lookup(step, cell, WORKLOAD.ids(&cluster.spec, step, cell)).await.unwrap();
-        client.push(step, cell, WORKLOAD.gradients(step, cell, &rows)).await.unwrap();
+        let rows = client
+            .lookup(MicroBatchRef { step, index: cell }, WORKLOAD.ids(&cluster.spec, step, cell))
+            .await
+            .unwrap();
+        client
+            .push(MicroBatchRef { step, index: cell }, WORKLOAD.gradients(step, cell, &rows))
+            .await
+            .unwrap();
     }
 }
 
@@ -77,8 +87,14 @@ async fn workers_that_disagree_stop_the_shard() {
     let clients = [cluster.client(0, 1 << 20).await, cluster.client(1, 1 << 20).await];
     for cell in (0..cluster.spec.training.cells).map(Cell) {
         let client = &clients[cluster.spec.topology.rank_of(cell, cluster.spec.training.cells).index()];
-        let rows = client.lookup(Step(0), cell, WORKLOAD.ids(&cluster.spec, Step(0), cell)).await.unwrap();
-        client.push(Step(0), cell, WORKLOAD.gradients(Step(0), cell, &rows)).await.unwrap();
+        let rows = client
+            .lookup(MicroBatchRef { step: Step(0), index: cell }, WORKLOAD.ids(&cluster.spec, Step(0), cell))
+            .await
+            .unwrap();
+        client
+            .push(MicroBatchRef { step: Step(0), index: cell }, WORKLOAD.gradients(Step(0), cell, &rows))
+            .await
+            .unwrap();
     }
     for client in &clients {
         client.prepare(Step(0)).await.unwrap();
@@ -103,7 +119,7 @@ async fn the_memory_ceiling_is_refused_before_a_row_is_written() {
     let mut lookups = Vec::new();
     for cell in (0..cluster.spec.training.cells).map(Cell) {
         let ids = WORKLOAD.ids(&cluster.spec, Step(0), cell);
-        lookups.push(client.lookup(Step(0), cell, ids));
+        lookups.push(client.lookup(MicroBatchRef { step: Step(0), index: cell }, ids));
     }
     for lookup in lookups {
         // A lookup may be answered before the last cell is declared; the step is refused before its first commit.
@@ -118,8 +134,7 @@ async fn the_memory_ceiling_is_refused_before_a_row_is_written() {
 async fn too_far_ahead_names_shard_step_and_cell() {
     let cluster = Cluster::start(&spec(&overrides(&["embedding.prefetch_steps=1"]))).await;
     let client = cluster.client(0, 1 << 20).await;
-    let error =
-        client.lookup(Step(3), Cell(2), WORKLOAD.ids(&cluster.spec, Step(3), Cell(2))).await.unwrap_err();
+    let error = client.lookup(at(3, 2), WORKLOAD.ids(&cluster.spec, Step(3), Cell(2))).await.unwrap_err();
     let text = error.to_string();
     assert!(matches!(error.cause, Cause::Refused { step: Step(3), .. }), "{text}");
     for part in ["embedding shard", "step 3", "cell 2", "too far ahead"] {
@@ -160,7 +175,7 @@ async fn a_lost_shard_fails_everything_that_waits() {
     let client = cluster.client(0, 1 << 20).await;
     // Worker 1 never declares, so this answer cannot come.
     let ids = WORKLOAD.ids(&cluster.spec, Step(1), Cell(0));
-    let lookup = tokio::spawn(client.lookup(Step(1), Cell(0), ids));
+    let lookup = tokio::spawn(client.lookup(at(1, 0), ids));
     let waiting = client.clone();
     let prepare = tokio::spawn(async move { waiting.prepare(Step(0)).await.unwrap_err() });
     tokio::task::yield_now().await;
@@ -183,7 +198,7 @@ async fn deadlines_name_the_silent_shard() {
     let error = client.prepare(Step(0)).await.unwrap_err();
     assert_eq!(error.cause, Cause::Deadline(limits));
     assert!(error.to_string().contains("embedding shard 0"), "{error}");
-    let wrong = client.push(Step(0), Cell(0), vec![0.0]).await.unwrap_err();
+    let wrong = client.push(at(0, 0), vec![0.0]).await.unwrap_err();
     assert!(matches!(wrong.cause, Cause::Call(_)), "{wrong}");
 }
 
@@ -332,7 +347,7 @@ async fn noise_never_harms_a_worker() {
         let hello =
             Hello { run: spec.name.clone(), generation: GENERATION, rank: Rank(0), workers: 1, key: key() };
         let client = RowClient::connect(&[address], hello, Arc::clone(&tables), DEADLINE).await.unwrap();
-        match client.lookup(Step(0), Cell(0), Arc::clone(&ids)).await {
+        match client.lookup(at(0, 0), Arc::clone(&ids)).await {
             Ok(rows) => assert_eq!(rows.len(), ids.rows.len() * width, "seed {seed:#x}, round {round}"),
             Err(error) => {
                 failed += 1;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::cluster::{DEADLINE, GENERATION, new_shard};
 use common::{overrides, spec};
-use polygram_domain::{RowId, Step, TableIndex};
+use polygram_domain::{RowId, RowRef, Step, TableIndex};
 use polygram_embedding_shard::observe::{LaneObserver, ShardView, StepTotals, UpdatedRow};
 use polygram_embedding_shard::query::{Peek, PeekError, Peeked, QueryServer, ShardReader, serve};
 use polygram_embedding_shard::{Shard, ShardConfig};
@@ -72,7 +72,7 @@ async fn lanes(mut questions: mpsc::Receiver<Peek>, shard: Shard, version: fn(us
         let spec = shard.config().tables.get(table).unwrap();
         let owned = polygram_embedding_shard::config::rows_of_buckets(spec, &buckets[lane]);
         assert!(rows.iter().all(|row| owned.contains(row)), "lane {lane} was asked for rows of another");
-        let values = rows.iter().flat_map(|&row| shard.weights(table, RowId(row)).unwrap());
+        let values = rows.iter().flat_map(|&row| shard.weights(RowRef { table, row: RowId(row) }).unwrap());
         let values_rw = values.collect();
         reply.send(Peeked { version: Step(version(lane)), values_rw }).unwrap();
     }
@@ -116,8 +116,10 @@ async fn rows_come_in_the_order_asked_for() {
         let rows = vec![owned.end - 1, 0, owned.end / 2, 3, 0];
         let looked = reader.lookup(table.table, rows.clone()).await.unwrap();
         assert_eq!(looked.version, Step(2));
-        let expected: Vec<f32> =
-            rows.iter().flat_map(|&row| known.weights(table.table, RowId(row)).unwrap()).collect();
+        let expected: Vec<f32> = rows
+            .iter()
+            .flat_map(|&row| known.weights(RowRef { table: table.table, row: RowId(row) }).unwrap())
+            .collect();
         assert_eq!(looked.values_rw, expected, "table {}", table.table);
         assert_eq!(looked.values_rw.len(), rows.len() * table.width as usize);
     }

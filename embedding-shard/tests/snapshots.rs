@@ -11,10 +11,10 @@ use common::cluster::{Cluster, new_shard, train_all};
 use common::reference::bits;
 use common::{RULES, Workload, overrides, spec};
 use polygram_checkpoint::{Part, RowRecord, RunStore};
-use polygram_domain::{CheckpointKind, RunSpec, Step, TableIndex};
-use polygram_embedding_shard::archive::{RowArchive, Shipment, StoreArchive};
+use polygram_domain::{CheckpointKind, RowRef, RunSpec, Step, TableIndex};
+use polygram_embedding_shard::archive::{ArchiveError, RowArchive, Shipment, StoreArchive};
 use polygram_embedding_shard::rows::DecayLog;
-use polygram_embedding_shard::{ArchiveError, Record, Shard, ShardError, SnapshotRows};
+use polygram_embedding_shard::{Record, Shard, ShardError, SnapshotRows};
 use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::mpsc;
 
@@ -50,7 +50,7 @@ impl RowArchive for MemoryArchive {
 
 fn restore_all(shard: &mut Shard, records: &[Record], version: Step) {
     for Record { table, row, updates, values } in records {
-        let mine = shard.weights(*table, *row).is_some();
+        let mine = shard.weights(RowRef { table: *table, row: *row }).is_some();
         let restored = shard.restore_row(*table, RowRecord { row: *row, updates: *updates, values });
         assert_eq!(restored.is_ok(), mine, "a shard takes its own rows and no others");
     }

@@ -192,7 +192,7 @@ async fn declare(
             let loaded = tokio::task::spawn_blocking(move || loading.load(at)).await;
             let (batch, unique) = loaded.map_err(|error| Panicked::of_task("data loading", error))??;
             let unique = Arc::new(unique);
-            let rows = Box::pin(exchange.lookup(step, index, row_ids(&unique)));
+            let rows = Box::pin(exchange.lookup(at, row_ids(&unique)));
             let samples = cells.samples_of(at);
             if declared.send(DeclaredCell { at, samples, batch, unique, rows }).await.is_err() {
                 return Ok(());

@@ -98,9 +98,7 @@ impl RowDesk {
 async fn carry_out(exchange: impl RowExchange, mut queue: mpsc::Receiver<Order>) -> Result<(), WorkerError> {
     while let Some(order) = queue.recv().await {
         match order {
-            Order::Push { at, row_gradients_suw } => {
-                exchange.push(at.step, at.index, row_gradients_suw).await?
-            }
+            Order::Push { at, row_gradients_suw } => exchange.push(at, row_gradients_suw).await?,
             Order::Prepare { step, reply } => {
                 reply.send(exchange.prepare(step).await?).ok();
             }

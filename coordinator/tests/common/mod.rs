@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 
-use polygram_checkpoint::{Cursor, NamedTensor, Part, RunStore, TableShape, expected_tensors};
+use polygram_checkpoint::{Cursor, NamedTensor, Part, PartRef, RunStore, TableShape, expected_tensors};
 use polygram_coordinator::{Claim, Ended, OpeningError, Origin, ServeError, open, serve};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex, Step};
@@ -143,7 +143,8 @@ impl Member {
                 for table in spec.tables().iter() {
                     let state = spec.embedding.state_values(table.width as usize);
                     let shape = TableShape::of(table, state);
-                    let written = store.write_rows((step, &name), shape, buckets.clone(), []).await;
+                    let written =
+                        store.write_rows(PartRef { step, member: &name }, shape, buckets.clone(), []).await;
                     objects.extend(written.unwrap());
                 }
                 (objects, None)

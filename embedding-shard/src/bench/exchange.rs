@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polygram_domain::embedding::RowType;
-use polygram_domain::{Cell, Rank, RunSpec, ShardIndex, Step, TableSet};
+use polygram_domain::{Cell, MicroBatchRef, Rank, RunSpec, ShardIndex, Step, TableSet};
 use polygram_ngram::UniqueRows;
 use polygram_row_exchange::{
     ClientLimits, ClientOptions, Commit, Hello, RowClient, RowExchange, SnapshotOrder, UniqueIds,
@@ -120,10 +120,11 @@ pub(super) async fn step(
     cells: &[Arc<UniqueIds>],
 ) -> Result<Parts, BenchError> {
     let step = Step(number);
+    let at = |cell| MicroBatchRef { step, index: Cell(cell) };
     let start = Instant::now();
     let lookups: Vec<_> = (0u32..)
         .zip(cells)
-        .map(|(cell, ids)| tokio::spawn(client.lookup(step, Cell(cell), Arc::clone(ids))))
+        .map(|(cell, ids)| tokio::spawn(client.lookup(at(cell), Arc::clone(ids))))
         .collect();
     let mut rows = Vec::with_capacity(cells.len());
     for lookup in lookups {
@@ -131,7 +132,7 @@ pub(super) async fn step(
     }
     let looked_up = Instant::now();
     for (cell, rows) in (0u32..).zip(rows) {
-        client.push(step, Cell(cell), rows).await?;
+        client.push(at(cell), rows).await?;
     }
     client.prepare(step).await?;
     let pushed = Instant::now();

@@ -25,7 +25,7 @@ pub(super) fn measure(sizes: &Sizes, report: &mut Report) -> Result<(), BenchErr
             let config = config(&spec);
             let mut stores = stores(&config)?;
             if lanes == 1 {
-                measure_virtual(sizes, (&config, storage), &stores[0], report)?;
+                measure_virtual(sizes, &config, storage, &stores[0], report)?;
             }
             for store in &mut stores {
                 write_all(store, &config)?;
@@ -132,7 +132,7 @@ impl<'a> Lane<'a> {
 }
 
 /// Gathers a step's tables one after another into `out`.
-fn gather(store: &RowStore, ids: &LaneIds, (out, row_words): (&mut [u32], usize), is_half: bool) {
+fn gather(store: &RowStore, ids: &LaneIds, out: &mut [u32], row_words: usize, is_half: bool) {
     let mut rest = out;
     for (table, ids) in (0u32..).zip(&ids.ids) {
         let (part, after) = rest.split_at_mut(ids.len() * row_words);
@@ -149,7 +149,7 @@ impl Contest for Lane<'_> {
     fn ours(&mut self, round: usize) -> Result<(), BenchError> {
         let words = self.words(round);
         let step = &self.steps[round % self.steps.len()];
-        gather(self.store, &step.ids, (&mut self.out[..words], self.row_words), self.is_half);
+        gather(self.store, &step.ids, &mut self.out[..words], self.row_words, self.is_half);
         Ok(())
     }
 
@@ -164,7 +164,8 @@ impl Contest for Lane<'_> {
 /// Rows that were never written: made, not read.
 fn measure_virtual(
     sizes: &Sizes,
-    (config, storage): (&ShardConfig, &str),
+    config: &ShardConfig,
+    storage: &str,
     store: &RowStore,
     report: &mut Report,
 ) -> Result<(), BenchError> {
@@ -176,7 +177,7 @@ fn measure_virtual(
     let (rows, bytes) = (ids.len() as u64, 4 * out.len() as u64);
     let once = |_| {
         let start = Instant::now();
-        gather(store, &ids, (&mut out, row_words), storage == "bf16");
+        gather(store, &ids, &mut out, row_words, storage == "bf16");
         Sample { seconds: start.elapsed().as_secs_f64(), rows, bytes }
     };
     let samples: Vec<Sample> = (0..sizes.repetitions.min(5)).map(once).collect();

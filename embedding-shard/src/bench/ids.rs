@@ -71,12 +71,12 @@ impl Ids {
 
     /// Ids of one table at one step, in the order of `tokens` positions.
     pub(super) fn column(&self, step: u64, table: usize, tokens: usize) -> Vec<u32> {
-        (0..tokens as u64).map(|position| self.id((step, table as u64), position)).collect()
+        (0..tokens as u64).map(|position| self.id(step, table, position)).collect()
     }
 
-    fn id(&self, (step, index): (u64, u64), position: u64) -> u32 {
-        let table = &self.tables[index as usize];
-        let high = step << 16 | index;
+    fn id(&self, step: u64, table: usize, position: u64) -> u32 {
+        let high = step << 16 | table as u64;
+        let table = &self.tables[table];
         match self.distribution {
             Distribution::Uniform => self.stream.below(high, position, u64::from(table.rows)) as u32,
             Distribution::Zipf => {

@@ -95,7 +95,7 @@ impl Stepper {
         self.next += 1;
         let start = Instant::now();
         let lanes = divide(columns, &self.stores)?;
-        forward(columns, (&self.stores, &lanes), self.width, self.out.floats_mut())?;
+        forward(columns, &self.stores, &lanes, self.width, self.out.floats_mut())?;
         let half = Instant::now();
         backward(columns, &lanes, &mut self.stores, self.width, self.gradients.floats())?;
         let end = Instant::now();
@@ -174,7 +174,8 @@ fn divide(columns: &[Vec<u32>], stores: &[RowStore]) -> Result<Vec<LaneRows>, Be
 /// Every id's row, in its place. Each thread takes tables of its own, whosever their rows are.
 fn forward(
     columns: &[Vec<u32>],
-    (stores, lanes): (&[RowStore], &[LaneRows]),
+    stores: &[RowStore],
+    lanes: &[LaneRows],
     width: usize,
     out: &mut [f32],
 ) -> Result<(), BenchError> {

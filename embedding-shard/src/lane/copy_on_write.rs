@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use crate::rows::{ChangedRows, Record, RowStore};
 
@@ -28,8 +28,8 @@ type Saved = Option<(u32, Vec<f32>)>;
 #[derive(Debug)]
 pub(super) struct CopyOnWrite {
     /// The first row not copied yet.
-    cursor: (TableIndex, u32),
-    saved: HashMap<(TableIndex, RowId), Saved>,
+    cursor: RowRef,
+    saved: HashMap<RowRef, Saved>,
     /// The only rows that are copied, if it is not all.
     only: Option<ChangedRows>,
 }
@@ -37,14 +37,15 @@ pub(super) struct CopyOnWrite {
 impl CopyOnWrite {
     /// Begins a snapshot of all written rows, or of these.
     pub(super) fn new(only: Option<ChangedRows>) -> CopyOnWrite {
-        CopyOnWrite { cursor: (TableIndex(0), 0), saved: HashMap::new(), only }
+        let cursor = RowRef { table: TableIndex(0), row: RowId(0) };
+        CopyOnWrite { cursor, saved: HashMap::new(), only }
     }
 
     /// Saves a row that is about to change, unless it is copied or saved already.
-    pub(super) fn before_update(&mut self, store: &RowStore, table: TableIndex, row: RowId) {
-        let is_wanted = || self.only.as_ref().is_none_or(|only| store.is_among(only, table, row));
-        if (table, row.0) >= self.cursor && is_wanted() {
-            self.saved.entry((table, row)).or_insert_with(|| store.record(table, row));
+    pub(super) fn before_update(&mut self, store: &RowStore, at: RowRef) {
+        let is_wanted = || self.only.as_ref().is_none_or(|only| store.is_among(only, at));
+        if at >= self.cursor && is_wanted() {
+            self.saved.entry(at).or_insert_with(|| store.record(at));
         }
     }
 
@@ -52,7 +53,7 @@ impl CopyOnWrite {
     pub(super) fn batch(&mut self, store: &RowStore, table: TableIndex) -> RowBatch {
         let owned = store.rows_of(table);
         let start = match self.cursor {
-            (at, row) if at == table => row.max(owned.start),
+            cursor if cursor.table == table => cursor.row.0.max(owned.start),
             _ => owned.start,
         };
         let end = owned.end.min(start.saturating_add(SCAN_ROWS));
@@ -61,16 +62,17 @@ impl CopyOnWrite {
         while values < BATCH_VALUES {
             let next = match &self.only {
                 None => store.next_written(table, from, end),
-                Some(only) => store.next_among(only, table, (from, end)),
+                Some(only) => store.next_among(only, table, from..end),
             };
             let Some(row) = next else {
                 from = end;
                 break;
             };
             from = row.0 + 1;
-            let was = match self.saved.remove(&(table, row)) {
+            let at = RowRef { table, row };
+            let was = match self.saved.remove(&at) {
                 Some(saved) => saved,
-                None => store.record(table, row),
+                None => store.record(at),
             };
             if let Some((updates, row_values)) = was {
                 values += row_values.len();
@@ -78,7 +80,10 @@ impl CopyOnWrite {
             }
         }
         batch.is_last = from >= owned.end;
-        self.cursor = if batch.is_last { (TableIndex(table.0 + 1), 0) } else { (table, from) };
+        self.cursor = match batch.is_last {
+            true => RowRef { table: TableIndex(table.0 + 1), row: RowId(0) },
+            false => RowRef { table, row: RowId(from) },
+        };
         batch
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polygram_domain::{BucketIndex, RowId, Step, TableIndex};
+use polygram_domain::{BucketIndex, RowId, RowRef, Step, TableIndex};
 use polygram_row_exchange::message::{Request, RowBlock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -89,7 +89,8 @@ impl Lane {
     pub(crate) fn new(
         config: Arc<ShardConfig>,
         buckets: &Range<u32>,
-        (version, store): (Step, RowStore),
+        version: Step,
+        store: RowStore,
         observer: LaneObserver,
     ) -> Lane {
         let site = config.tables.iter().take(config.tables_per_site());
@@ -300,7 +301,7 @@ impl Lane {
             let declared = rows.rows_of(table);
             if let Some(snapshot) = &mut self.snapshot {
                 for &row in declared {
-                    snapshot.before_update(&self.store, index, RowId(row));
+                    snapshot.before_update(&self.store, RowRef { table: index, row: RowId(row) });
                 }
             }
             let observer = &mut self.observer;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polygram_domain::Cell;
+use polygram_domain::{Cell, MicroBatchRef};
 
 use super::step::{CellLedger, ClosedStep};
 use super::{Effect, Ledger, ParkedRead};
@@ -31,8 +31,7 @@ impl Ledger {
                 let Some(declared) = declared.as_mut().filter(|declared| !declared.served) else { continue };
                 declared.served = true;
                 self.effects.push(Effect::Serve {
-                    step: next,
-                    cell: Cell(cell as u32),
+                    at: MicroBatchRef { step: next, index: Cell(cell as u32) },
                     request: Arc::clone(&declared.request),
                     to: declared.from,
                 });

@@ -21,14 +21,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use polygram_domain::{BucketIndex, Cell, Rank, Step, TableIndex};
+use polygram_domain::{BucketIndex, Cell, MicroBatchRef, Rank, Step, TableIndex};
 use polygram_row_exchange::message::{Message, Reason, Refusal, Request, RowBlock};
 
 use crate::config::{ShardConfig, rows_of_buckets};
 use crate::error::memory_message;
 pub use peer::Peer;
 use step::{CellLedger, ClosedStep, StepLedger};
-pub use step::{Sums, Vote};
+pub use step::{FrameId, Sums, Vote};
 
 /// Reads that wait for their version at most.
 const MAX_PARKED_READS: usize = 4096;
@@ -45,10 +45,8 @@ pub enum Effect {
     },
     /// Lanes: answer a lookup.
     Serve {
-        /// Its step.
-        step: Step,
-        /// Its cell.
-        cell: Cell,
+        /// Its micro-batch.
+        at: MicroBatchRef,
         /// Its rows.
         request: Arc<Request>,
         /// Who gets them.
@@ -172,13 +170,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// LOOKUP: declares a cell's rows and asks for them.
-    pub fn lookup(
-        &mut self,
-        from: Peer,
-        (step, cell): (Step, Cell),
-        request: Request,
-    ) -> Result<(), Refusal> {
+    /// LOOKUP: declares a micro-batch's rows and asks for them.
+    pub fn lookup(&mut self, from: Peer, at: MicroBatchRef, request: Request) -> Result<(), Refusal> {
+        let MicroBatchRef { step, index: cell } = at;
         self.check_alive()?;
         self.check_cell(from, cell)?;
         self.check_rows(&request)?;
@@ -204,13 +198,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// READ: asks for rows at exactly `version`.
-    pub fn read(
-        &mut self,
-        from: Peer,
-        (version, number): (Step, Cell),
-        request: Request,
-    ) -> Result<(), Refusal> {
+    /// READ: asks for rows at exactly `version`; `number` tells a worker's reads apart.
+    pub fn read(&mut self, from: Peer, version: Step, number: Cell, request: Request) -> Result<(), Refusal> {
         self.check_alive()?;
         self.check_rows(&request)?;
         self.check_step(version)?;
@@ -222,19 +211,20 @@ impl Ledger {
         Ok(())
     }
 
-    /// PUSH: some of a cell's gradients; (`chunk`, `crc`) identify the frame.
+    /// PUSH: some of a micro-batch's gradients, which came in `frame`.
     pub fn push(
         &mut self,
         from: Peer,
-        (step, cell): (Step, Cell),
-        (chunk, crc): (u32, u32),
+        at: MicroBatchRef,
+        frame: FrameId,
         block: RowBlock,
     ) -> Result<(), Refusal> {
+        let MicroBatchRef { step, index: cell } = at;
         self.check_alive()?;
         self.check_cell(from, cell)?;
         if let Some(closed) = self.closed.get(&step) {
-            return match closed.checksums[cell.index()].get(&chunk) {
-                Some(&before) if before == crc => Ok(()),
+            return match closed.checksums[cell.index()].get(&frame.chunk) {
+                Some(&before) if before == frame.crc => Ok(()),
                 _ => refuse(Reason::Conflict, "the step is closed and had other gradients".into()),
             };
         }
@@ -243,7 +233,7 @@ impl Ledger {
         let Some(declared) = open else {
             return refuse(Reason::Step, "gradients of a cell that was not declared".into());
         };
-        declared.push((chunk, crc), Arc::new(block))?;
+        declared.push(frame, Arc::new(block))?;
         self.advance();
         Ok(())
     }
@@ -277,7 +267,7 @@ impl Ledger {
                 return refuse(Reason::Conflict, text);
             }
             match closed.open_lanes {
-                0 => self.effects.push(acknowledgement(from, step, (&vote, closed.fingerprint))),
+                0 => self.effects.push(acknowledgement(from, step, &vote, closed.fingerprint)),
                 _ if closed.waiting.contains(&from) => {}
                 _ => closed.waiting.push(from),
             }
@@ -344,7 +334,7 @@ impl Ledger {
         closed.fingerprint = closed.fingerprint.wrapping_add(fingerprint);
         if closed.open_lanes == 0 {
             for peer in std::mem::take(&mut closed.waiting) {
-                self.effects.push(acknowledgement(peer, step, (&closed.vote, closed.fingerprint)));
+                self.effects.push(acknowledgement(peer, step, &closed.vote, closed.fingerprint));
             }
         }
     }
@@ -370,7 +360,7 @@ impl Ledger {
     }
 }
 
-fn acknowledgement(to: Peer, step: Step, (vote, fingerprint): (&Vote, u64)) -> Effect {
+fn acknowledgement(to: Peer, step: Step, vote: &Vote, fingerprint: u64) -> Effect {
     let message = match vote {
         Vote::Commit(_) => Message::Committed(fingerprint),
         Vote::Abort { .. } => Message::Aborted,

@@ -1,4 +1,4 @@
-//! Who sent a request.
+//! Who asks a shard for something.
 
 use polygram_domain::Rank;
 

@@ -14,6 +14,15 @@ use super::peer::Peer;
 /// Checksums of the pushed frames of one cell, by chunk: what tells a repeated frame from a contradiction.
 pub(super) type Checksums = BTreeMap<u32, u32>;
 
+/// Identifies a frame of gradients of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameId {
+    /// Number of the frame, from 0.
+    pub chunk: u32,
+    /// Checksum of its payload.
+    pub crc: u32,
+}
+
 /// A declared cell.
 #[derive(Debug)]
 pub(super) struct CellLedger {
@@ -46,7 +55,8 @@ impl CellLedger {
     }
 
     /// Takes a block of gradients. A frame that came before changes nothing.
-    pub(super) fn push(&mut self, (chunk, crc): (u32, u32), block: Arc<RowBlock>) -> Result<(), Refusal> {
+    pub(super) fn push(&mut self, frame: FrameId, block: Arc<RowBlock>) -> Result<(), Refusal> {
+        let FrameId { chunk, crc } = frame;
         let conflict = |text: String| Err(Refusal::new(Reason::Conflict, text));
         if let Some(before) = self.checksums.get(&chunk) {
             return match *before == crc {

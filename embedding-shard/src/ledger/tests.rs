@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use polygram_domain::embedding::RowType;
-use polygram_domain::{BucketIndex, Cell, Generation, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex};
+use polygram_domain::{
+    BucketIndex, Cell, Generation, MicroBatchRef, Rank, RunFile, RunSpec, ShardIndex, Step, TableIndex,
+};
 use polygram_row_exchange::block::BlockShape;
 use polygram_row_exchange::frame::Kind;
 use polygram_row_exchange::message::{Commit, Message, Reason, Refusal, Request, RowBlock, SnapshotOrder};
 
-use super::{Effect, Ledger, Peer, Vote};
+use super::{Effect, FrameId, Ledger, Peer, Vote};
 use crate::config::ShardConfig;
 
 const SHAPE: BlockShape = BlockShape { sites: 1, width: 12, kind: RowType::F32 };
@@ -50,7 +52,7 @@ const COMMIT: Commit = Commit { scale: 1.0, lr: 0.1, snapshot: SnapshotOrder::No
 fn names(ledger: &mut Ledger) -> Vec<String> {
     let name = |effect: Effect| match effect {
         Effect::Union { step, .. } => format!("union {step}"),
-        Effect::Serve { step, cell, .. } => format!("serve {step}.{cell}"),
+        Effect::Serve { at, .. } => format!("serve {}.{}", at.step, at.index),
         Effect::ServeRead { version, number, .. } => format!("read {version}#{number}"),
         Effect::Add { step, request, .. } => format!("add {step} {:?}", request.rows),
         Effect::Sum { step } => format!("sum {step}"),
@@ -62,12 +64,16 @@ fn names(ledger: &mut Ledger) -> Vec<String> {
     ledger.take_effects().into_iter().map(name).collect()
 }
 
+fn at(step: u64, cell: u32) -> MicroBatchRef {
+    MicroBatchRef { step: Step(step), index: Cell(cell) }
+}
+
 fn lookup(ledger: &mut Ledger, step: u64, cell: u32, rows: &[u32]) -> Result<(), Refusal> {
-    ledger.lookup(peer(cell), (Step(step), Cell(cell)), request(rows))
+    ledger.lookup(peer(cell), at(step, cell), request(rows))
 }
 
 fn push(ledger: &mut Ledger, step: u64, cell: u32, rows: u32) -> Result<(), Refusal> {
-    ledger.push(peer(cell), (Step(step), Cell(cell)), (0, 77), block(0, rows))
+    ledger.push(peer(cell), at(step, cell), FrameId { chunk: 0, crc: 77 }, block(0, rows))
 }
 
 /// Both workers declare and push `rows` and the lanes sum them.
@@ -158,7 +164,7 @@ fn repeated_frames_change_nothing() {
         push(&mut l, 0, 1, 2).unwrap();
     }
     assert_eq!(names(&mut l), ["union 0", "serve 0.1", "add 0 [1, 2]", "add 0 [3, 4]", "sum 0"]);
-    let other_bytes = l.push(peer(0), (Step(0), Cell(0)), (0, 78), block(0, 2));
+    let other_bytes = l.push(peer(0), at(0, 0), FrameId { chunk: 0, crc: 78 }, block(0, 2));
     assert_eq!(other_bytes.unwrap_err().reason, Reason::Conflict);
     for _lane in 0..2 {
         l.summed(Step(0), vec![]);
@@ -184,11 +190,12 @@ fn repeated_frames_change_nothing() {
 #[test]
 fn pushes_must_cover_each_row_once() {
     let mut l = ledger();
-    let early = l.push(peer(0), (Step(0), Cell(0)), (0, 1), block(0, 1)).unwrap_err();
+    let early = l.push(peer(0), at(0, 0), FrameId { chunk: 0, crc: 1 }, block(0, 1)).unwrap_err();
     assert_eq!(early.reason, Reason::Step);
     lookup(&mut l, 0, 0, &[1, 2, 3]).unwrap();
-    let mut chunk =
-        |number, first, rows| l.push(peer(0), (Step(0), Cell(0)), (number, 5), block(first, rows));
+    let mut chunk = |number, first, rows| {
+        l.push(peer(0), at(0, 0), FrameId { chunk: number, crc: 5 }, block(first, rows))
+    };
     chunk(1, 2, 1).unwrap();
     assert!(chunk(2, 1, 2).unwrap_err().text.contains("already"));
     assert!(chunk(3, 2, 2).unwrap_err().text.contains("3 rows"));
@@ -224,7 +231,7 @@ fn steps_outside_the_window_are_refused() {
     assert!(lookup(&mut l, 0, 0, &[1]).unwrap_err().text.contains("is over"));
     assert!(lookup(&mut l, 4, 0, &[1]).unwrap_err().text.contains("too far ahead"));
     lookup(&mut l, 3, 0, &[1]).unwrap();
-    assert!(l.read(peer(0), (Step(0), Cell(0)), request(&[1])).unwrap_err().text.contains("is over"));
+    assert!(l.read(peer(0), Step(0), Cell(0), request(&[1])).unwrap_err().text.contains("is over"));
     assert!(l.prepare(peer(0), Step(u64::MAX)).is_err());
 }
 
@@ -257,8 +264,8 @@ fn votes_need_sums_and_finite_ones() {
 #[test]
 fn reads_are_answered_at_exactly_their_version() {
     let mut l = ledger();
-    l.read(peer(0), (Step(1), Cell(0)), request(&[1])).unwrap();
-    l.read(peer(0), (Step(0), Cell(1)), request(&[1])).unwrap();
+    l.read(peer(0), Step(1), Cell(0), request(&[1])).unwrap();
+    l.read(peer(0), Step(0), Cell(1), request(&[1])).unwrap();
     assert_eq!(names(&mut l), ["read 0#1"]);
     prepared(&mut l, 0);
     for rank in 0..2 {
@@ -288,12 +295,12 @@ fn strangers_are_refused() {
     assert!(l.hello(Rank(1), 2).is_ok());
     assert!(l.hello(Rank(2), 2).is_err());
     assert!(l.hello(Rank(0), 4).is_err());
-    let foreign_cell = l.lookup(peer(0), (Step(0), Cell(1)), request(&[1])).unwrap_err();
+    let foreign_cell = l.lookup(peer(0), at(0, 1), request(&[1])).unwrap_err();
     assert!(foreign_cell.text.contains("belongs to worker 1"));
-    assert!(l.lookup(peer(0), (Step(0), Cell(9)), request(&[1])).is_err());
+    assert!(l.lookup(peer(0), at(0, 9), request(&[1])).is_err());
     assert!(lookup(&mut l, 0, 0, &[u32::MAX]).unwrap_err().text.contains("not of shard"));
     let short = Request { offsets: vec![0], rows: vec![] };
-    assert!(l.lookup(peer(0), (Step(0), Cell(0)), short).is_err());
+    assert!(l.lookup(peer(0), at(0, 0), short).is_err());
 }
 
 #[test]

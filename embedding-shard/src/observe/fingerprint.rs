@@ -8,16 +8,16 @@
 //! shard's, the sum of the shards' is the run's. Two runs that agree bit for bit have equal S at every step, and equal
 //! F when they began at the same one; runs that differ anywhere agree by accident once in about 2^32 at worst.
 
+use polygram_domain::RowRef;
 use polygram_domain::word_hash::{CHAIN, mix, word_hash};
-use polygram_domain::{RowId, TableIndex};
 use polygram_proto::control::Mark;
 
 /// Hash of one row after an update: `weights` are its weights as stored, bit for bit.
 ///
 /// The hash of the weights is [`word_hash`]. Not against an adversary.
 #[inline]
-pub fn row_hash(table: TableIndex, row: RowId, updates: u32, weights: &[u8]) -> u64 {
-    let name = u64::from(table.0) << 32 | u64::from(row.0);
+pub fn row_hash(at: RowRef, updates: u32, weights: &[u8]) -> u64 {
+    let name = u64::from(at.table.0) << 32 | u64::from(at.row.0);
     mix(word_hash(weights, mix(name ^ u64::from(updates).wrapping_mul(CHAIN))))
 }
 
@@ -71,8 +71,8 @@ impl Marks {
 mod tests {
     use std::collections::BTreeSet;
 
-    use polygram_domain::Step;
     use polygram_domain::word_hash::{KEYS, SPAN};
+    use polygram_domain::{RowId, Step, TableIndex};
     use polygram_proto::control::{self, common_marks};
 
     use super::*;
@@ -97,6 +97,10 @@ mod tests {
         mix(sum)
     }
 
+    fn at(table: u32, row: u32) -> RowRef {
+        RowRef { table: TableIndex(table), row: RowId(row) }
+    }
+
     fn bytes(count: usize) -> Vec<u8> {
         (0..count as u64).map(|i| (mix(i + 99) >> 56) as u8).collect()
     }
@@ -105,11 +109,11 @@ mod tests {
     fn every_processor_computes_the_definition() {
         for count in [0, 1, 2, 4, 7, 8, 9, 16, 128, 130, 256, 384, 512, 514, 520, 1024, 1500] {
             let bytes = bytes(count);
-            assert_eq!(row_hash(TableIndex(3), RowId(9), 2, &bytes), plain(3, 9, 2, &bytes), "{count} bytes");
+            assert_eq!(row_hash(at(3, 9), 2, &bytes), plain(3, 9, 2, &bytes), "{count} bytes");
         }
         // Pinned: the number must not change between builds or machines.
         let ones = [1f32.to_le_bytes(); 4].concat();
-        assert_eq!(row_hash(TableIndex(0), RowId(0), 1, &ones), PINNED);
+        assert_eq!(row_hash(at(0, 0), 1, &ones), PINNED);
     }
 
     const PINNED: u64 = 3_336_215_763_964_880_726;
@@ -118,21 +122,21 @@ mod tests {
     fn everything_counts() {
         let base = bytes(1024);
         let mut seen = BTreeSet::new();
-        seen.insert(row_hash(TableIndex(0), RowId(0), 1, &base));
+        seen.insert(row_hash(at(0, 0), 1, &base));
         for (table, row, updates) in [(1, 0, 1), (0, 1, 1), (0, 0, 2)] {
-            assert!(seen.insert(row_hash(TableIndex(table), RowId(row), updates, &base)));
+            assert!(seen.insert(row_hash(at(table, row), updates, &base)));
         }
-        for at in 0..base.len() {
+        for byte in 0..base.len() {
             for bit in [0, 7] {
                 let mut other = base.clone();
-                other[at] ^= 1 << bit;
-                assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &other)), "byte {at}, bit {bit}");
+                other[byte] ^= 1 << bit;
+                assert!(seen.insert(row_hash(at(0, 0), 1, &other)), "byte {byte}, bit {bit}");
             }
         }
         let mut swapped = base.clone();
         swapped.rotate_left(512);
-        assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &swapped)));
-        assert!(seen.insert(row_hash(TableIndex(0), RowId(0), 1, &base[..1020])));
+        assert!(seen.insert(row_hash(at(0, 0), 1, &swapped)));
+        assert!(seen.insert(row_hash(at(0, 0), 1, &base[..1020])));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use polygram_domain::{RowId, Step, TableIndex};
+use polygram_domain::{RowId, RowRef, Step, TableIndex};
 use polygram_proto::control::{self, Mark};
 use polygram_proto::rows::HotRow;
 use tokio::sync::watch;
@@ -118,7 +118,7 @@ impl LaneObserver {
         counts.touched_rows += u64::from(updates == 1);
         counts.updates += 1;
         let sum = &mut self.sums[table.index()];
-        *sum = sum.wrapping_add(row_hash(table, row, updates, weights));
+        *sum = sum.wrapping_add(row_hash(RowRef { table, row }, updates, weights));
         self.stats.hot.note(HotRow { table, row, updates });
     }
 

@@ -7,6 +7,7 @@
 
 mod arena;
 mod changed;
+mod counter;
 mod decay;
 mod layout;
 mod optimizer;

@@ -94,27 +94,20 @@ impl RowRule {
     /// Updates one row by its summed, unscaled gradient.
     pub fn update(&self, row: RowState<'_>, gradient: &[f32], rates: Rates) {
         let RowState { updates, weights, state } = row;
-        let width = weights.len();
         if self.weight_decay != 0.0 {
             let decay = rates.lr * self.weight_decay;
             for weight in weights.iter_mut() {
                 *weight -= decay * *weight;
             }
         }
+        let row = RowState { updates, weights: &mut *weights, state };
         match self.kind {
-            RowOptimizer::Sgd => sgd(weights, gradient, rates),
-            RowOptimizer::Adagrad => adagrad((weights, state), gradient, rates, self.eps as f32),
-            RowOptimizer::RowwiseAdagrad => {
-                rowwise_adagrad((weights, &mut state[0]), gradient, rates, self.eps as f32)
-            }
-            RowOptimizer::Adam => {
-                let (first, second) = state.split_at_mut(width);
-                adam((weights, first, second), gradient, rates.scale, self.moments(updates, rates));
-            }
+            RowOptimizer::Sgd => sgd(row.weights, gradient, rates),
+            RowOptimizer::Adagrad => adagrad(row, gradient, rates, self.eps as f32),
+            RowOptimizer::RowwiseAdagrad => rowwise_adagrad(row, gradient, rates, self.eps as f32),
+            RowOptimizer::Adam => adam(row, gradient, rates.scale, self.moments(updates, rates)),
             RowOptimizer::PartialRowwiseAdam => {
-                let (first, second) = state.split_at_mut(width);
-                let moments = self.moments(updates, rates);
-                partial_rowwise_adam((weights, first, &mut second[0]), gradient, rates.scale, moments);
+                partial_rowwise_adam(row, gradient, rates.scale, self.moments(updates, rates));
             }
         }
         if let Some(limit) = self.max_norm {
@@ -151,7 +144,8 @@ fn sgd(weights: &mut [f32], gradient: &[f32], rates: Rates) {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn adagrad((weights, sums): (&mut [f32], &mut [f32]), gradient: &[f32], rates: Rates, eps: f32) {
+fn adagrad(row: RowState<'_>, gradient: &[f32], rates: Rates, eps: f32) {
+    let RowState { weights, state: sums, .. } = row;
     for ((weight, sum), gradient) in weights.iter_mut().zip(sums).zip(gradient) {
         let g = gradient * rates.scale;
         *sum += g * g;
@@ -160,7 +154,8 @@ fn adagrad((weights, sums): (&mut [f32], &mut [f32]), gradient: &[f32], rates: R
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn rowwise_adagrad((weights, sum): (&mut [f32], &mut f32), gradient: &[f32], rates: Rates, eps: f32) {
+fn rowwise_adagrad(row: RowState<'_>, gradient: &[f32], rates: Rates, eps: f32) {
+    let (weights, sum) = (row.weights, &mut row.state[0]);
     *sum += mean_square(gradient, rates.scale);
     let rate = rates.lr / (sum.sqrt() + eps);
     for (weight, gradient) in weights.iter_mut().zip(gradient) {
@@ -170,11 +165,12 @@ fn rowwise_adagrad((weights, sum): (&mut [f32], &mut f32), gradient: &[f32], rat
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 fn adam(
-    (weights, first, second): (&mut [f32], &mut [f32], &mut [f32]),
+    RowState { weights, state, .. }: RowState<'_>,
     gradient: &[f32],
     scale: f32,
     Moments { beta1, rest1, beta2, rest2, rate, eps }: Moments,
 ) {
+    let (first, second) = state.split_at_mut(weights.len());
     for (((weight, m), v), gradient) in weights.iter_mut().zip(first).zip(second).zip(gradient) {
         let g = gradient * scale;
         *m = beta1 * *m + rest1 * g;
@@ -185,11 +181,13 @@ fn adam(
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
 fn partial_rowwise_adam(
-    (weights, first, second): (&mut [f32], &mut [f32], &mut f32),
+    RowState { weights, state, .. }: RowState<'_>,
     gradient: &[f32],
     scale: f32,
     Moments { beta1, rest1, beta2, rest2, rate, eps }: Moments,
 ) {
+    let (first, rest) = state.split_at_mut(weights.len());
+    let second = &mut rest[0];
     *second = beta2 * *second + rest2 * mean_square(gradient, scale);
     let rate = rate / (second.sqrt() + eps);
     for ((weight, m), gradient) in weights.iter_mut().zip(first).zip(gradient) {

@@ -5,8 +5,10 @@
 //! function of (seed, table, row, update count, column), never of who rounds.
 
 use multiversion::multiversion;
+use polygram_domain::RowRef;
 use polygram_domain::philox::{Purpose, Stream};
-use polygram_domain::{RowId, TableIndex};
+
+use super::counter::Counter;
 
 /// Philox blocks made side by side; a block rounds eight columns.
 const LANES: usize = 8;
@@ -24,23 +26,17 @@ impl Rounding {
 
     /// Rounds the weights that update number `updates` of a row has made. Column c takes half c mod 2 (low first) of
     /// word ⌊c/2⌋ mod 4 of the Philox block (table·2³² + row, updates·2³² + ⌊c/8⌋).
-    pub(super) fn round(
-        &self,
-        (table, row): (TableIndex, RowId),
-        updates: u32,
-        values: &[f32],
-        rounded: &mut [u16],
-    ) {
-        let high = u64::from(table.0) << 32 | u64::from(row.0);
-        stochastic(&self.stream, (high, u64::from(updates) << 32), values, rounded);
+    pub(super) fn round(&self, at: RowRef, updates: u32, values: &[f32], rounded: &mut [u16]) {
+        let high = u64::from(at.table.0) << 32 | u64::from(at.row.0);
+        stochastic(&self.stream, Counter { high, low: u64::from(updates) << 32 }, values, rounded);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn stochastic(stream: &Stream, (high, low): (u64, u64), values: &[f32], rounded: &mut [u16]) {
+fn stochastic(stream: &Stream, first: Counter, values: &[f32], rounded: &mut [u16]) {
     let groups = values.chunks(8 * LANES).zip(rounded.chunks_mut(8 * LANES)).enumerate();
     for (group, (values, rounded)) in groups {
-        let words = stream.lanes::<LANES>(high, low + (group * LANES) as u64);
+        let words = stream.lanes::<LANES>(first.high, first.low + (group * LANES) as u64);
         let mut random = [0u16; 8 * LANES];
         for (i, columns) in random.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             for (pair, words) in columns.as_chunks_mut::<2>().0.iter_mut().zip(&words) {
@@ -62,13 +58,16 @@ fn stochastic(stream: &Stream, (high, low): (u64, u64), values: &[f32], rounded:
 mod tests {
     use super::*;
     use polygram_domain::philox::unit_variance_uniform;
+    use polygram_domain::{RowId, TableIndex};
+
+    const ROW: RowRef = RowRef { table: TableIndex(0), row: RowId(1) };
 
     #[test]
     fn columns_follow_the_formula() {
         let rounding = Rounding::new(9);
         let values: Vec<f32> = (0..131).map(|c| unit_variance_uniform(c * 77_777_777)).collect();
         let mut rounded = vec![0; values.len()];
-        rounding.round((TableIndex(2), RowId(70_000)), 3, &values, &mut rounded);
+        rounding.round(RowRef { table: TableIndex(2), row: RowId(70_000) }, 3, &values, &mut rounded);
         let stream = Stream::new(9, Purpose::StochasticRounding);
         for (c, value) in values.iter().enumerate() {
             let word = stream.words((2 << 32) + 70_000, (3 << 32) + c as u64 / 8)[c / 2 % 4];
@@ -84,7 +83,7 @@ mod tests {
             let mut sum = 0.0;
             for updates in 0..4000 {
                 let mut rounded = [0u16];
-                rounding.round((TableIndex(0), RowId(1)), updates, &[value], &mut rounded);
+                rounding.round(ROW, updates, &[value], &mut rounded);
                 sum += f64::from(half::bf16::from_bits(rounded[0]).to_f32());
             }
             let error = (sum / 4000.0 / f64::from(value) - 1.0).abs();
@@ -97,7 +96,7 @@ mod tests {
     fn what_is_not_finite_stays_so() {
         let mut rounded = [0u16; 3];
         let values = [f32::from_bits(0x7f80_0001), f32::INFINITY, f32::NEG_INFINITY];
-        Rounding::new(4).round((TableIndex(0), RowId(1)), 1, &values, &mut rounded);
+        Rounding::new(4).round(ROW, 1, &values, &mut rounded);
         let back = rounded.map(half::bf16::from_bits);
         assert!(back[0].is_nan() && back[1] == half::bf16::INFINITY && back[2] == half::bf16::NEG_INFINITY);
     }

@@ -6,7 +6,7 @@
 use polygram_checkpoint::RowRecord;
 use polygram_domain::bf16::{round_to_nearest, widen};
 use polygram_domain::embedding::RowType;
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use super::decay::DecayLog;
 use super::store::RowStore;
@@ -27,8 +27,8 @@ pub struct Record {
 
 impl RowStore {
     /// The update count and values of an owned row, if it is written.
-    pub fn record(&self, table: TableIndex, row: RowId) -> Option<(u32, Vec<f32>)> {
-        let slot = self.slot(table, row);
+    pub fn record(&self, at: RowRef) -> Option<(u32, Vec<f32>)> {
+        let slot = self.slot(at);
         (slot != 0).then(|| {
             let (layout, record) = (&self.layout, self.arena.get(slot));
             let mut values = vec![0.0; layout.width];
@@ -66,7 +66,8 @@ impl RowStore {
                 self.layout.saved_values
             ));
         }
-        if self.is_written(table, saved.row) {
+        let at = RowRef { table, row: saved.row };
+        if self.is_written(at) {
             return refuse("it was restored already".into());
         }
         let (weights, rest) = saved.values.split_at(self.layout.width);
@@ -90,7 +91,7 @@ impl RowStore {
             },
             _ => return refuse(format!("it has {} values of decay", digits.len())),
         };
-        let slot = self.allocate(table, saved.row, saved.updates)?;
+        let slot = self.allocate(at, saved.updates)?;
         self.put_weights(slot, weights);
         let layout = self.layout;
         let (_, state_values, mut head) = layout.split_mut(self.arena.get_mut(slot));

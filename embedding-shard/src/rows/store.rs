@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use polygram_domain::bf16::{round_to_nearest, widen};
 use polygram_domain::embedding::RowType;
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use super::arena::Arena;
 use super::changed::ChangedRows;
@@ -40,6 +40,22 @@ struct TableRows {
     rows: Range<u32>,
     /// Index entry of the first of them.
     first: usize,
+}
+
+/// An owned row and the number of its record, 0 while it is virtual.
+#[derive(Clone, Copy, Debug)]
+struct StoredRow {
+    at: RowRef,
+    slot: u32,
+}
+
+/// What an update does to a row.
+#[derive(Clone, Copy, Debug)]
+struct RowUpdate<'a> {
+    gradient: &'a [f32],
+    rates: Rates,
+    /// How far rows will have decayed after the step.
+    decayed: DecayLog,
 }
 
 /// Where gathered weights go, row after row.
@@ -168,26 +184,26 @@ impl RowStore {
     }
 
     /// Whether an owned row is among `changes`.
-    pub(crate) fn is_among(&self, changes: &ChangedRows, table: TableIndex, row: RowId) -> bool {
-        changes.has(self.entry(table, row))
+    pub(crate) fn is_among(&self, changes: &ChangedRows, at: RowRef) -> bool {
+        changes.has(self.entry(at))
     }
 
-    /// The first row of `changes` of `table` at or after `from` and before `end`, all of them owned.
+    /// The first row of `changes` among the owned rows `range` of `table`.
     pub(crate) fn next_among(
         &self,
         changes: &ChangedRows,
         table: TableIndex,
-        (from, end): (u32, u32),
+        range: Range<u32>,
     ) -> Option<RowId> {
         let TableRows { rows, first } = &self.tables[table.index()];
         let entry = |row: u32| first + (row - rows.start) as usize;
-        let found = changes.next(entry(from), entry(end))?;
+        let found = changes.next(entry(range.start), entry(range.end))?;
         Some(RowId(rows.start + (found - first) as u32))
     }
 
     /// Counts an owned row as changed.
-    pub(crate) fn mark_changed(&mut self, table: TableIndex, row: RowId) {
-        let entry = self.entry(table, row);
+    pub(crate) fn mark_changed(&mut self, at: RowRef) {
+        let entry = self.entry(at);
         if let Some(changed) = &mut self.changed {
             changed.mark(entry);
         }
@@ -210,20 +226,20 @@ impl RowStore {
     }
 
     #[inline(always)]
-    fn entry(&self, table: TableIndex, row: RowId) -> usize {
-        let table = &self.tables[table.index()];
-        table.first + (row.0 - table.rows.start) as usize
+    fn entry(&self, at: RowRef) -> usize {
+        let table = &self.tables[at.table.index()];
+        table.first + (at.row.0 - table.rows.start) as usize
     }
 
     /// Record number of an owned row; 0: virtual.
     #[inline(always)]
-    pub(super) fn slot(&self, table: TableIndex, row: RowId) -> u32 {
-        self.index[self.entry(table, row)]
+    pub(super) fn slot(&self, at: RowRef) -> u32 {
+        self.index[self.entry(at)]
     }
 
     /// Whether an owned row has a record.
-    pub fn is_written(&self, table: TableIndex, row: RowId) -> bool {
-        self.slot(table, row) != 0
+    pub fn is_written(&self, at: RowRef) -> bool {
+        self.slot(at) != 0
     }
 
     /// How far rows that no step touches have decayed.
@@ -295,7 +311,8 @@ impl RowStore {
                 let streams = self.streams_f32(out);
                 self.visit(table, rows, |place, slot| {
                     let target = &mut out[place * width..][..width];
-                    self.copy_f32((table, RowId(rows[place]), slot), target, streams);
+                    let at = RowRef { table, row: RowId(rows[place]) };
+                    self.copy_f32(StoredRow { at, slot }, target, streams);
                 });
             }
             RowsOut::Bf16(out) => {
@@ -314,7 +331,8 @@ impl RowStore {
                             false => target.copy_from_slice(bits),
                         }
                     } else {
-                        self.read_at((table, RowId(rows[place]), slot), &mut wide);
+                        let at = RowRef { table, row: RowId(rows[place]) };
+                        self.read_at(StoredRow { at, slot }, &mut wide);
                         round_to_nearest(&wide, target);
                     }
                 });
@@ -336,9 +354,10 @@ impl RowStore {
     ) {
         let (width, streams) = (self.layout.width, self.streams_f32(out));
         self.visit(table, rows, |index, slot| {
+            let at = RowRef { table, row: RowId(rows[index]) };
             for &place in places(index) {
                 let target = &mut out[place as usize * width..][..width];
-                self.copy_f32((table, RowId(rows[index]), slot), target, streams);
+                self.copy_f32(StoredRow { at, slot }, target, streams);
             }
         });
         finish_streams();
@@ -351,26 +370,26 @@ impl RowStore {
 
     /// Copies a row's weights, past the caches where `streams` and the row is written.
     #[inline(always)]
-    fn copy_f32(&self, (table, row, slot): (TableIndex, RowId, u32), target: &mut [f32], streams: bool) {
-        if streams && slot != 0 {
-            let weights = self.layout.f32s(self.arena.get(slot));
+    fn copy_f32(&self, stored: StoredRow, target: &mut [f32], streams: bool) {
+        if streams && stored.slot != 0 {
+            let weights = self.layout.f32s(self.arena.get(stored.slot));
             copy_streaming(bytemuck::cast_slice(weights), bytemuck::cast_slice_mut(target));
         } else {
-            self.read_at((table, row, slot), target);
+            self.read_at(stored, target);
         }
     }
 
     /// Copies the weights of an owned row.
-    pub fn read(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
-        self.read_at((table, row, self.slot(table, row)), weights);
+    pub fn read(&self, at: RowRef, weights: &mut [f32]) {
+        self.read_at(StoredRow { at, slot: self.slot(at) }, weights);
     }
 
     /// Copies the weights of a row whose record number is known.
     #[inline(always)]
-    fn read_at(&self, (table, row, slot): (TableIndex, RowId, u32), weights: &mut [f32]) {
+    fn read_at(&self, StoredRow { at, slot }: StoredRow, weights: &mut [f32]) {
         let decayed = match slot {
             0 => {
-                self.virtual_weights(table, row, weights);
+                self.virtual_weights(at, weights);
                 DecayLog::default()
             }
             slot => {
@@ -386,11 +405,11 @@ impl RowStore {
     }
 
     /// Initial weights; what bf16 cannot hold is rounded as update 0 of the row.
-    fn virtual_weights(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
-        self.virtual_rows.fill(table, row, weights);
+    fn virtual_weights(&self, at: RowRef, weights: &mut [f32]) {
+        self.virtual_rows.fill(at, weights);
         if self.layout.storage == RowType::Bf16 {
             let mut rounded = vec![0; weights.len()];
-            self.rounding.round((table, row), 0, weights, &mut rounded);
+            self.rounding.round(at, 0, weights, &mut rounded);
             widen(&rounded, weights);
         }
     }
@@ -443,7 +462,7 @@ impl RowStore {
                 rows.iter().for_each(|&row| changed.mark(first + (row - owned.start) as usize));
             }
             for (slot, &row) in slots.iter_mut().zip(rows).filter(|(slot, _)| **slot == 0) {
-                *slot = self.write_first(table, RowId(row), &mut wide)?;
+                *slot = self.write_first(RowRef { table, row: RowId(row) }, &mut wide)?;
             }
             let slots = &slots[..rows.len()];
             for (place, (&slot, &row)) in slots.iter().zip(rows).enumerate() {
@@ -452,19 +471,19 @@ impl RowStore {
                     gradients.prefetch(batch * BATCH_ROWS + place + UPDATES_AHEAD);
                 }
                 let gradient = gradients.sum(batch * BATCH_ROWS + place, &mut scratch);
-                note(self.update_record((table, RowId(row), slot), gradient, (rates, decayed), &mut wide));
+                let stored = StoredRow { at: RowRef { table, row: RowId(row) }, slot };
+                note(self.update_record(stored, RowUpdate { gradient, rates, decayed }, &mut wide));
             }
         }
         Ok(())
     }
 
-    /// Updates one record; rows will have decayed by `decayed` after the step.
+    /// Updates one record.
     #[inline(always)]
     fn update_record<'a>(
         &'a mut self,
-        (table, row, slot): (TableIndex, RowId, u32),
-        gradient: &[f32],
-        (rates, decayed): (Rates, DecayLog),
+        StoredRow { at, slot }: StoredRow,
+        RowUpdate { gradient, rates, decayed }: RowUpdate<'_>,
         wide: &'a mut [f32],
     ) -> Updated<'a> {
         let (layout, rule) = (self.layout, self.rule);
@@ -478,15 +497,15 @@ impl RowStore {
         match layout.storage {
             RowType::F32 => {
                 let weights: &mut [f32] = bytemuck::cast_slice_mut(words);
-                apply(&rule, RowState { updates, weights, state }, (gradient, missed), rates);
-                Updated { row, updates, stored: bytemuck::cast_slice(weights), weights }
+                apply(&rule, RowState { updates, weights, state }, missed, gradient, rates);
+                Updated { row: at.row, updates, stored: bytemuck::cast_slice(weights), weights }
             }
             RowType::Bf16 => {
                 let bits = &mut bytemuck::cast_slice_mut(words)[..layout.width];
                 widen(bits, wide);
-                apply(&rule, RowState { updates, weights: wide, state }, (gradient, missed), rates);
-                self.rounding.round((table, row), updates, wide, bits);
-                Updated { row, updates, stored: bytemuck::cast_slice(bits), weights: wide }
+                apply(&rule, RowState { updates, weights: wide, state }, missed, gradient, rates);
+                self.rounding.round(at, updates, wide, bits);
+                Updated { row: at.row, updates, stored: bytemuck::cast_slice(bits), weights: wide }
             }
         }
     }
@@ -504,9 +523,9 @@ impl RowStore {
     }
 
     /// Gives a virtual row its record, with its initial weights and no update; `weights` is memory for a row.
-    fn write_first(&mut self, table: TableIndex, row: RowId, weights: &mut [f32]) -> Result<u32, ShardError> {
-        self.virtual_weights(table, row, weights);
-        let slot = self.allocate(table, row, 0)?;
+    fn write_first(&mut self, at: RowRef, weights: &mut [f32]) -> Result<u32, ShardError> {
+        self.virtual_weights(at, weights);
+        let slot = self.allocate(at, 0)?;
         self.put_weights(slot, weights);
         Ok(slot)
     }
@@ -524,20 +543,15 @@ impl RowStore {
     }
 
     /// A record for a virtual row.
-    pub(super) fn allocate(
-        &mut self,
-        table: TableIndex,
-        row: RowId,
-        updates: u32,
-    ) -> Result<u32, ShardError> {
+    pub(super) fn allocate(&mut self, at: RowRef, updates: u32) -> Result<u32, ShardError> {
         let full =
             || ShardError::Memory("a lane has written 4294967295 rows; use more lanes or shards".into());
         let refused = |error| ShardError::Memory(format!("the system gives no memory for rows: {error}"));
         let slot = self.arena.allocate().map_err(refused)?.ok_or_else(full)?;
-        let entry = self.entry(table, row);
+        let entry = self.entry(at);
         self.index[entry] = slot;
         let layout = self.layout;
-        layout.split_mut(self.arena.get_mut(slot)).2.set(row, updates);
+        layout.split_mut(self.arena.get_mut(slot)).2.set(at.row, updates);
         Ok(slot)
     }
 }
@@ -547,9 +561,9 @@ fn is_streamed<T>(out: &[T]) -> bool {
     size_of_val(out) >= STREAMED_BYTES
 }
 
-/// Makes up for missed decay, then updates.
+/// Makes up for decay, of which the factor `missed` is missing, then updates.
 #[inline(always)]
-fn apply(rule: &RowRule, row: RowState<'_>, (gradient, missed): (&[f32], f32), rates: Rates) {
+fn apply(rule: &RowRule, row: RowState<'_>, missed: f32, gradient: &[f32], rates: Rates) {
     if missed != 1.0 {
         row.weights.iter_mut().for_each(|weight| *weight *= missed);
     }

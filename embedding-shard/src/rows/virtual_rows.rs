@@ -1,8 +1,10 @@
 //! Rows that were never written: functions of (seed, table, row), computed when they are read.
 
 use multiversion::multiversion;
+use polygram_domain::RowRef;
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
-use polygram_domain::{RowId, TableIndex};
+
+use super::counter::Counter;
 
 /// Philox blocks made side by side.
 const LANES: usize = 16;
@@ -27,14 +29,15 @@ impl VirtualRows {
 
     /// Writes the row's weights. Column c is word c mod 4 of the Philox block (table, row·⌈w/4⌉ + ⌊c/4⌋), mapped
     /// to unit variance and multiplied by `init_std` in f32.
-    pub fn fill(&self, table: TableIndex, row: RowId, weights: &mut [f32]) {
-        let first = u64::from(row.0) * self.blocks_per_row;
-        fill(&self.stream, (u64::from(table.0), first), self.init_std, weights);
+    pub fn fill(&self, at: RowRef, weights: &mut [f32]) {
+        let first = u64::from(at.row.0) * self.blocks_per_row;
+        fill(&self.stream, Counter { high: u64::from(at.table.0), low: first }, self.init_std, weights);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2"))]
-fn fill(stream: &Stream, (high, low): (u64, u64), scale: f32, weights: &mut [f32]) {
+fn fill(stream: &Stream, first: Counter, scale: f32, weights: &mut [f32]) {
+    let Counter { high, low } = first;
     let mut groups = weights.chunks_exact_mut(4 * LANES);
     let mut next = low;
     for group in &mut groups {
@@ -55,6 +58,8 @@ fn fill(stream: &Stream, (high, low): (u64, u64), scale: f32, weights: &mut [f32
 
 #[cfg(test)]
 mod tests {
+    use polygram_domain::{RowId, TableIndex};
+
     use super::*;
 
     #[test]
@@ -62,7 +67,7 @@ mod tests {
         for width in [1usize, 3, 4, 7, 8, 64, 67, 256] {
             let rows = VirtualRows::new(11, 0.5, width);
             let mut weights = vec![0.0; width];
-            rows.fill(TableIndex(3), RowId(9), &mut weights);
+            rows.fill(RowRef { table: TableIndex(3), row: RowId(9) }, &mut weights);
             for (column, weight) in weights.iter().enumerate() {
                 let low = 9 * (width as u64).div_ceil(4) + column as u64 / 4;
                 let word = Stream::new(11, Purpose::RowInit).words(3, low)[column % 4];

@@ -102,6 +102,11 @@ impl Fence {
         &self.strangers
     }
 
+    /// The shard's place in the run.
+    pub(super) fn config(&self) -> &Arc<ShardConfig> {
+        &self.config
+    }
+
     /// Connections that the workers of the run make at most.
     pub(super) fn connections(&self) -> usize {
         self.config.topology.workers as usize * self.config.embedding.connections as usize
@@ -195,7 +200,7 @@ pub(super) async fn serve(newcomer: Newcomer, fence: Fence, events: mpsc::Sender
     let Newcomer { stream, from, number, progress } = newcomer;
     let (mut reader, mut writer) = over_tcp(stream, PATIENCE, &fence.buffers);
     reader.limit_payload(GREETING_BYTES);
-    let greeted = timeout(GREETING_TIMEOUT, greet((&mut reader, &mut writer), &fence, &progress)).await;
+    let greeted = timeout(GREETING_TIMEOUT, greet(&mut reader, &mut writer, &fence, &progress)).await;
     progress.passed();
     let (header, hello) = match greeted {
         Ok(Ok(greeted)) => greeted,
@@ -436,7 +441,8 @@ impl Unproved {
 
 /// Reads a hello, and lets its sender prove that it knows the run's token.
 async fn greet(
-    (reader, writer): (&mut LinkReader, &mut LinkWriter),
+    reader: &mut LinkReader,
+    writer: &mut LinkWriter,
     fence: &Fence,
     progress: &Progress,
 ) -> Result<(Header, HelloBody), Unproved> {

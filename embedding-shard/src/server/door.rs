@@ -84,7 +84,7 @@ async fn accept_all(
             (stream, from) = acceptor.accept() => {
                 accepted += 1;
                 let newcomer = Newcomer { stream, from, number: accepted, progress: Progress::default() };
-                admit(newcomer, (&fence, &events), &mut connections, &mut waiting);
+                admit(newcomer, &fence, &events, &mut connections, &mut waiting);
             }
         }
     }
@@ -97,7 +97,8 @@ async fn accept_all(
 /// Begins to serve a connection; where too many wait already, another one is ended for it.
 fn admit(
     newcomer: Newcomer,
-    (fence, events): (&Fence, &mpsc::Sender<Event>),
+    fence: &Fence,
+    events: &mpsc::Sender<Event>,
     connections: &mut JoinSet<()>,
     waiting: &mut Waiting<(SocketAddr, AbortHandle)>,
 ) {

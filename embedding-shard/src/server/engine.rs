@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use polygram_domain::{Cell, Rank, Step};
+use polygram_domain::{Cell, MicroBatchRef, Rank, Step};
 use polygram_faults::{Point, pass};
 use polygram_row_exchange::credit::Inflow;
 use polygram_row_exchange::frame::{Header, Kind};
@@ -15,16 +15,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::connection::{Admission, End, Event, Fence, PATIENCE};
-use crate::archive::RowArchive;
+use crate::archive::{ArchiveError, RowArchive};
 use crate::config::ShardConfig;
 use crate::error::ShardError;
 use crate::lane::{Command, ReplyTo, Report};
-use crate::ledger::{Effect, Ledger, Peer, Vote};
+use crate::ledger::{Effect, FrameId, Ledger, Peer, Vote};
 use crate::outbox::Outbox;
 use crate::query::Peek;
 use crate::rows::{DecayLog, Rates};
 use crate::selection::RowCounts;
-use crate::snapshot_rows::{ArchiveError, SnapshotRows};
+use crate::snapshot::{Snapshot, SnapshotRows};
 use crate::status::ShardStatus;
 
 /// Payload bytes of gradients that one worker may have on their way to the ledger.
@@ -69,12 +69,13 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(
-        (config, fence): (Arc<ShardConfig>, Fence),
+        fence: Fence,
         version: Step,
         lane_rows: Vec<RowCounts>,
         lanes: Vec<mpsc::Sender<Command>>,
         status: watch::Sender<ShardStatus>,
     ) -> Engine {
+        let config = Arc::clone(fence.config());
         Engine {
             ledger: Ledger::new(
                 Arc::clone(&config),
@@ -217,16 +218,17 @@ impl Engine {
     }
 
     fn consult(&mut self, from: Peer, header: &Header, crc: u32, message: Message) -> Result<(), Refusal> {
-        let (step, cell) = (header.step, header.cell);
+        let step = header.step;
         match message {
             Message::Lookup(request) => {
                 pass(Point::ShardBeforeDeclare);
-                self.ledger.lookup(from, (step, cell), request)
+                self.ledger.lookup(from, header.micro_batch(), request)
             }
-            Message::Read(request) => self.ledger.read(from, (step, cell), request),
+            Message::Read(request) => self.ledger.read(from, step, header.cell, request),
             Message::Push(block) => {
                 pass(Point::ShardBeforeAdd);
-                self.ledger.push(from, (step, cell), (header.chunk, crc), block)
+                let frame = FrameId { chunk: header.chunk, crc };
+                self.ledger.push(from, header.micro_batch(), frame, block)
             }
             Message::Prepare => self.ledger.prepare(from, step),
             Message::Commit(commit) => self.ledger.vote(from, step, Vote::Commit(commit)),
@@ -299,8 +301,8 @@ impl Engine {
                 Effect::Union { step, requests } => {
                     self.tell_all(|| Command::Union { step, requests: requests.clone() }).await?;
                 }
-                Effect::Serve { step, cell, request, to } => {
-                    if let Some(reply) = self.reply_to(to, Kind::Rows, step, cell) {
+                Effect::Serve { at: MicroBatchRef { step, index }, request, to } => {
+                    if let Some(reply) = self.reply_to(to, Kind::Rows, step, index) {
                         let serve =
                             || Command::Serve { step, request: request.clone(), reply: reply.clone() };
                         self.tell_all(serve).await?;
@@ -352,7 +354,10 @@ impl Engine {
         };
         let selection = archive.select(order, self.rows());
         self.tell_all(|| Command::Close { step, rates, snapshot: Some(selection) }).await?;
-        let rows = SnapshotRows::new((version, self.decayed), (order, selection), self.lanes.clone());
+        let rows = SnapshotRows::new(
+            Snapshot { version, decayed: self.decayed, order, selection },
+            self.lanes.clone(),
+        );
         self.status.send_modify(|status| status.is_snapshotting = true);
         self.snapshots.spawn(async move { archive.archive(rows).await });
         pass(Point::ShardSnapshotBegun);

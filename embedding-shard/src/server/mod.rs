@@ -62,13 +62,13 @@ pub(crate) async fn serve(
     let mut lanes = Vec::with_capacity(stores.len());
     let homes = stores.into_iter().zip(observers).zip(config.lane_buckets());
     for (index, ((store, observer), buckets)) in homes.enumerate() {
-        let lane = Lane::new(Arc::clone(&config), &buckets, (version, store), observer);
+        let lane = Lane::new(Arc::clone(&config), &buckets, version, store, observer);
         let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
         threads.push(start(index, lane, queue, report.clone())?);
         lanes.push(commands);
     }
     drop(report);
-    let mut engine = Engine::new((config, door.fence.clone()), version, rows, lanes, status);
+    let mut engine = Engine::new(door.fence.clone(), version, rows, lanes, status);
     (engine.archive, engine.decayed) = (archive, decayed);
     let written = engine.rows().written;
     engine.status.send_modify(|status| (status.version, status.written_rows) = (version, written));

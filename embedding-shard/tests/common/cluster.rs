@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_domain::philox::{Purpose, Stream};
-use polygram_domain::{Cell, Generation, Rank, RunSpec, ShardIndex, Step};
+use polygram_domain::{Cell, Generation, MicroBatchRef, Rank, RunSpec, ShardIndex, Step};
 use polygram_embedding_shard::{Door, Record, Shard, ShardConfig, ShardError};
 use polygram_handshake::LinkKey;
 use polygram_row_exchange::{
@@ -135,7 +135,12 @@ impl Trainer {
             while next <= (step + ahead).min(steps.end - 1) {
                 for cell in self.shuffled(cells.clone(), next) {
                     let ids = self.workload.ids(spec, Step(next), cell);
-                    lookups.insert((next, cell), tokio::spawn(self.client.lookup(Step(next), cell, ids)));
+                    lookups.insert(
+                        (next, cell),
+                        tokio::spawn(
+                            self.client.lookup(MicroBatchRef { step: Step(next), index: cell }, ids),
+                        ),
+                    );
                     if self.shuffle.is_multiple_of(3) {
                         tokio::task::yield_now().await;
                     }
@@ -148,7 +153,7 @@ impl Trainer {
                 let rows = lookups.remove(&(step_number, cell)).unwrap().await.unwrap()?;
                 let grads = self.workload.gradients(step, cell, &rows);
                 seen.rows.insert((step, cell), rows);
-                self.client.push(step, cell, grads).await?;
+                self.client.push(MicroBatchRef { step, index: cell }, grads).await?;
             }
             let prepared = self.client.prepare(step).await?;
             let ordered = self.snapshots.iter().find(|(at, _)| *at == step.0);

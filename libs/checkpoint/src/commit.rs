@@ -109,7 +109,7 @@ impl RunStore {
     /// Reads the manifest of a step. Its objects are not looked at; they are verified when they are read.
     pub async fn read_manifest(&self, step: Step) -> Result<Manifest, CheckpointError> {
         let key = keys::manifest(step);
-        let decode = |bytes: Bytes| Manifest::decode(&key, &bytes, (self.run(), step));
+        let decode = |bytes: Bytes| Manifest::decode(&key, &bytes, self.run(), step);
         match decode(self.get(&key).await?) {
             // The store may be sound and the way from it not.
             Err(error @ CheckpointError::Damaged { .. }) => {
@@ -194,7 +194,7 @@ impl RunStore {
                 Err(error) => return Err(error),
             }
         }
-        self.spare_quarantined((oldest, &pinned), &mut references).await?;
+        self.spare_quarantined(oldest, &pinned, &mut references).await?;
         let unneeded = references.unneeded(objects);
         self.remove_garbage(&unneeded).await?;
         retained.removed_objects = unneeded.len();

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use polygram_domain::TableIndex;
 use polygram_domain::tables::BUCKETS;
-use polygram_domain::{TableIndex, float};
-use serde::Serialize;
 
 use crate::digest::{Difference, Place};
+use crate::distance::{Distance, RowDistance};
 use crate::error::CheckpointError;
 use crate::manifest::Manifest;
 use crate::object::ObjectEntry;
@@ -22,31 +22,6 @@ const ELEMENTS: u64 = 1 << 23;
 
 /// A checkpoint and the store that holds it.
 pub type Stored<'a> = (&'a RunStore, &'a Manifest);
-
-/// How far values b lie from values a.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Distance {
-    /// max |b − a|.
-    #[serde(with = "float")]
-    pub max_abs: f64,
-    /// √(Σ (b − a)² / Σ a²); infinite where all a are 0 and some b is not.
-    #[serde(with = "float")]
-    pub relative_l2: f64,
-}
-
-/// How far the rows of a table lie apart. Rows that one checkpoint alone has written are counted, not compared: the
-/// other's are still their initial values, which no checkpoint holds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct RowDistance {
-    /// Rows that both have written.
-    pub rows: u64,
-    /// Rows that only the first has written.
-    pub only_first: u64,
-    /// Rows that only the second has written.
-    pub only_second: u64,
-    /// Of the optimizer's values of the rows that both have written.
-    pub optimizer: Distance,
-}
 
 /// Sums of a [`Distance`] that is not complete.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,7 +76,7 @@ pub async fn measure(
                 difference.distance = Some(sums.distance());
             }
             Place::Table { table, width } => {
-                let (weights, rows) = table_distance(first, second, (table, width)).await?;
+                let (weights, rows) = table_distance(first, second, table, width).await?;
                 (difference.distance, difference.rows) = (Some(weights), Some(rows));
             }
         }
@@ -149,7 +124,8 @@ async fn elements_of(
 async fn table_distance(
     first: Stored<'_>,
     second: Stored<'_>,
-    (table, width): (TableIndex, usize),
+    table: TableIndex,
+    width: usize,
 ) -> Result<(Distance, RowDistance), CheckpointError> {
     let (mut weights, mut optimizer) = (Sums::default(), Sums::default());
     let (mut rows, mut only_first, mut only_second) = (0, 0, 0);

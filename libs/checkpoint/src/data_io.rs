@@ -16,7 +16,7 @@ use crate::object::{Checksums, Content, ObjectEntry};
 use crate::root::Grain;
 use crate::store::RunStore;
 use crate::threads::{beside, off_thread};
-use crate::transfer::{generic, in_order};
+use crate::transfer::{Request, generic, in_order};
 
 /// What a data object's name is made of, its hash aside.
 pub(crate) struct DataName<'a> {
@@ -78,7 +78,7 @@ impl RunStore {
                 .await?
             }
         };
-        self.root().persist(("write", &what, bytes), write).await
+        self.root().persist(Request { action: "write", key: &what, bytes }, write).await
     }
 
     /// Reads a data object and verifies length, CRC-32C and BLAKE3. The object is in memory as a whole: about 128 MiB as
@@ -161,7 +161,7 @@ impl RunStore {
         let sums = entry.blocks.clone();
         let look = move |bytes: Bytes| (sums.first_damaged(offset, &bytes), bytes);
         let place = self.place(&entry.key)?;
-        let (damaged, bytes) = self.root().get_range(&place, (range, entry.bytes), look).await?;
+        let (damaged, bytes) = self.root().get_range(&place, range, entry.bytes, look).await?;
         match damaged {
             None => {
                 self.count_read(bytes.len() as u64);

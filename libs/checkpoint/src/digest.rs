@@ -24,8 +24,9 @@ use polygram_domain::tables::BUCKETS;
 use polygram_domain::{Step, TableIndex};
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Distance, RowDistance};
 use crate::cover::TensorClass;
+use crate::cursor::Cursor;
+use crate::distance::{Distance, RowDistance};
 use crate::error::CheckpointError;
 use crate::manifest::Manifest;
 use crate::object::{Content, element_count, extend_f32};
@@ -125,12 +126,7 @@ impl StateDigest {
     }
 
     /// The digest of the state at `step` of a run with this `seed`, which has consumed so much data and leaves some out.
-    pub fn finish(
-        &self,
-        step: Step,
-        seed: u64,
-        (cursor, left_out): (crate::object::Cursor, &LeftOut),
-    ) -> Digest {
+    pub fn finish(&self, step: Step, seed: u64, cursor: Cursor, left_out: &LeftOut) -> Digest {
         let mut parts: BTreeMap<String, Hash> = BTreeMap::new();
         for (name, class) in [
             ("dense", TensorClass::Dense),
@@ -275,7 +271,7 @@ impl RunStore {
     /// Errors: damage; [`CheckpointError::NoTensor`] or [`CheckpointError::NoBuckets`] if the manifest has holes.
     pub async fn digest(&self, manifest: &Manifest) -> Result<Digest, CheckpointError> {
         let state = self.state_digest(manifest).await?;
-        Ok(state.finish(manifest.step, manifest.seed, (manifest.cursor, &manifest.policy.left_out)))
+        Ok(state.finish(manifest.step, manifest.seed, manifest.cursor, &manifest.policy.left_out))
     }
 
     /// The same by tensor and table.

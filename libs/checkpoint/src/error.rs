@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polygram_domain::{Step, words};
 
-use crate::cover::CoverError;
+use crate::cover_error::CoverError;
 use crate::keys;
 use crate::problem::StoreProblem;
 

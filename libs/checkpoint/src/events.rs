@@ -13,6 +13,7 @@ use crate::error::CheckpointError;
 use crate::keys;
 use crate::segments::Segment;
 use crate::store::RunStore;
+use crate::word::check_word;
 
 const TRAILER_HEAD: &str = "{\"blake3\":\"";
 const TRAILER_TAIL: &str = "\"}\n";
@@ -37,7 +38,7 @@ impl RunStore {
         segment: &Segment,
         lines: &str,
     ) -> Result<String, CheckpointError> {
-        keys::check_word("role", role)?;
+        check_word("role", role)?;
         let key = segment.key(&keys::events(role));
         if !lines.ends_with('\n') {
             return Err(CheckpointError::input(key, "events are whole lines"));
@@ -70,7 +71,7 @@ impl RunStore {
         role: &str,
         steps: RangeInclusive<u64>,
     ) -> Result<Vec<EventsObject<L>>, CheckpointError> {
-        keys::check_word("role", role)?;
+        check_word("role", role)?;
         let folder = keys::events(role);
         let look = |key: &str, bytes: Bytes| {
             let text = open_lines(key, &bytes)?;

@@ -7,11 +7,9 @@ use polygram_domain::{Generation, Step, StepOutcome, float};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
+use crate::keys::FAILURE_ROLE;
 use crate::segments::{Segment, SegmentId, StepSpan};
 use crate::store::RunStore;
-
-/// Role under which the failure log lies among the events.
-pub const FAILURE_ROLE: &str = "recovery";
 
 /// One line. Times are milliseconds since 1970 UTC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -85,7 +85,7 @@ impl RunStore {
                 Err(error) => return Err(error),
             }
         }
-        self.spare_quarantined((oldest, &pinned), &mut references).await?;
+        self.spare_quarantined(oldest, &pinned, &mut references).await?;
         Ok(references.unneeded(objects))
     }
 
@@ -111,7 +111,8 @@ impl RunStore {
     /// are not older than `oldest`, the oldest checkpoint that is kept. What a rollback has ended is not needed again.
     pub(crate) async fn spare_quarantined(
         &self,
-        (oldest, pinned): (Option<Step>, &BTreeSet<Step>),
+        oldest: Option<Step>,
+        pinned: &BTreeSet<Step>,
         references: &mut References,
     ) -> Result<(), CheckpointError> {
         let quarantined = self.list(keys::DAMAGED).await?;
@@ -125,7 +126,7 @@ impl RunStore {
                 continue;
             }
             let bytes = self.get(&object.key).await?;
-            let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
+            let manifest = Manifest::decode(&object.key, &bytes, self.run(), step);
             let is_ended =
                 manifest.is_ok_and(|manifest| rollbacks.iter().any(|back| back.supersedes(&manifest)));
             if !is_ended {

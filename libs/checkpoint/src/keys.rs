@@ -5,8 +5,6 @@
 
 use polygram_domain::Step;
 
-use crate::error::CheckpointError;
-
 /// Folder of manifests.
 pub const COMMIT: &str = "ckpt/commit";
 /// Folder of data objects.
@@ -23,6 +21,10 @@ pub const LEASE: &str = "coord/leader.json";
 pub const LEDGER: &str = "ledger";
 /// Folder of ways back from spikes.
 pub const ROLLBACK: &str = "roll_back";
+/// Role under which metrics lie among the events.
+pub const METRICS_ROLE: &str = "metrics";
+/// Role under which the failure log lies among the events.
+pub const FAILURE_ROLE: &str = "recovery";
 /// The status object.
 pub const STATUS: &str = "status.json";
 
@@ -119,20 +121,6 @@ pub(crate) fn parse_digits(text: &str, width: usize) -> Option<u64> {
         && text.bytes().all(|b| b.is_ascii_digit())
         && (text.len() == width || !text.starts_with('0'));
     legal.then(|| text.parse().ok()).flatten()
-}
-
-/// Members and roles become parts of keys: 1 to 63 of `a-z`, `0-9` and `-`.
-pub(crate) fn check_word(what: &str, word: &str) -> Result<(), CheckpointError> {
-    let legal = (1..=63).contains(&word.len())
-        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if legal {
-        Ok(())
-    } else {
-        Err(CheckpointError::input(
-            format!("for {what} {word:?}"),
-            "use 1 to 63 characters of a-z, 0-9 and '-'",
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use polygram_domain::{CheckpointKind, RunName, RunSpec, SCHEMA_VERSION, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigHash;
-use crate::cover::{CoverError, check_cover, check_entry};
+use crate::cover::{check_cover, check_entry};
+use crate::cover_error::CoverError;
+use crate::cursor::Cursor;
 use crate::error::CheckpointError;
 use crate::ledger::ChainHash;
-use crate::object::{Content, Cursor, ObjectEntry, Part};
+use crate::object::{Content, ObjectEntry, Part};
 use crate::sealed::{seal, unseal};
 
 /// What a checkpoint is and where its bytes are.
@@ -132,7 +134,8 @@ impl Manifest {
     pub(crate) fn decode(
         key: &str,
         bytes: &[u8],
-        (run, step): (&RunName, Step),
+        run: &RunName,
+        step: Step,
     ) -> Result<Manifest, CheckpointError> {
         let manifest: Manifest = unseal(key, bytes)?;
         if manifest.step != step {

@@ -14,12 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CheckpointError;
 use crate::events::open_lines;
-use crate::keys;
+use crate::keys::{self, METRICS_ROLE};
 use crate::segments::{Segment, SegmentId, StepSpan};
 use crate::store::RunStore;
-
-/// Role under which metrics lie among the events.
-pub const METRICS_ROLE: &str = "metrics";
 
 /// One line of a metrics segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use polygram_domain::Step;
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::{BlockSummer, BlockSums};
+use crate::cursor::Cursor;
 use crate::error::CheckpointError;
 
 /// Everything that one member has written for one checkpoint.
@@ -28,14 +29,13 @@ pub struct Part {
     pub table_decay: Option<u64>,
 }
 
-/// Position in the data after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cursor {
-    /// Samples consumed since the start of the run.
-    pub samples: u64,
-    /// Tokens trained on since the start of the run.
-    pub tokens: u64,
+/// The part of a checkpoint that one member writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartRef<'a> {
+    /// State version.
+    pub step: Step,
+    /// Who writes it: `worker-<rank>` or `shard-<index>`.
+    pub member: &'a str,
 }
 
 /// One data object and how to believe it.

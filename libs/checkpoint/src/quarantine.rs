@@ -36,7 +36,7 @@ impl RunStore {
             Err(CheckpointError::Missing { .. }) => return Ok(false),
             other => other?,
         };
-        if let Err(error) = Manifest::decode(&key, &bytes, (self.run(), step))
+        if let Err(error) = Manifest::decode(&key, &bytes, self.run(), step)
             && !error.is_damage()
         {
             return Err(error);

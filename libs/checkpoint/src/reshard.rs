@@ -14,9 +14,9 @@ use crate::cover::expected_tables;
 use crate::digest::Digest;
 use crate::error::CheckpointError;
 use crate::manifest::{Manifest, ManifestHeader};
-use crate::object::{Content, ObjectEntry, Part, RowScope};
+use crate::object::{Content, ObjectEntry, Part, PartRef, RowScope};
 use crate::row_io::{OwnedRow, RowWriter};
-use crate::rows::{RowRecord, TableShape};
+use crate::rows::{RowRecord, RowSet, TableShape};
 use crate::store::RunStore;
 use crate::tensors::NamedTensor;
 
@@ -41,9 +41,21 @@ pub struct Resharded {
     pub committed: Committed,
 }
 
+/// Where a checkpoint is written in another topology.
+#[derive(Debug)]
+pub struct ReshardTarget<'a> {
+    /// The run that gets it; its configuration is there already.
+    pub store: &'a RunStore,
+    /// Whether it replaces a checkpoint there.
+    pub placement: Placement,
+    /// The run's specification there, with its topology.
+    pub spec: &'a RunSpec,
+    /// Head of the manifest that is committed there.
+    pub header: ManifestHeader,
+}
+
 impl RunStore {
-    /// Writes the checkpoint `manifest` of this run to `target` as the topology of `spec` divides it, and commits it
-    /// there. `spec` and `header` are the target's; its configuration is there already.
+    /// Writes the checkpoint `manifest` of this run to `target` as the topology there divides it, and commits it there.
     ///
     /// Memory holds the part of one object that a member needs, about 128 MiB.
     ///
@@ -51,15 +63,15 @@ impl RunStore {
     pub async fn reshard(
         &self,
         manifest: &Manifest,
-        (target, placement): (&RunStore, Placement),
-        (spec, header): (&RunSpec, ManifestHeader),
+        target: ReshardTarget<'_>,
     ) -> Result<Resharded, CheckpointError> {
+        let ReshardTarget { store: target, placement, spec, header } = target;
         let mut parts = Vec::new();
         for rank in (0..spec.topology.workers).map(Rank) {
-            parts.push(self.copy_dense(manifest, target, (spec, rank)).await?);
+            parts.push(self.copy_dense(manifest, target, spec, rank).await?);
         }
         for shard in (0..spec.topology.shards).map(ShardIndex) {
-            parts.push(self.copy_rows(manifest, target, (spec, shard)).await?);
+            parts.push(self.copy_rows(manifest, target, spec, shard).await?);
         }
         if let Some(first) = parts.first_mut() {
             first.cursor = Some(manifest.cursor);
@@ -84,7 +96,8 @@ impl RunStore {
         &self,
         manifest: &Manifest,
         target: &RunStore,
-        (spec, rank): (&RunSpec, Rank),
+        spec: &RunSpec,
+        rank: Rank,
     ) -> Result<Part, CheckpointError> {
         let what = || format!("the part of rank {rank}");
         let layout = RankLayout::of(&spec.model, &spec.topology, rank)
@@ -105,13 +118,15 @@ impl RunStore {
         &self,
         manifest: &Manifest,
         target: &RunStore,
-        (spec, shard): (&RunSpec, ShardIndex),
+        spec: &RunSpec,
+        shard: ShardIndex,
     ) -> Result<Part, CheckpointError> {
         let (member, buckets) = (format!("shard-{shard}"), buckets_of(shard, spec.topology.shards));
         let mut objects = Vec::new();
         for shape in expected_tables(spec) {
-            let mut writer =
-                RowWriter::new(target, (manifest.step, &member), (shape, RowScope::All), buckets.clone())?;
+            let part = PartRef { step: manifest.step, member: &member };
+            let rows = RowSet { shape, scope: RowScope::All };
+            let mut writer = RowWriter::new(target, part, rows, buckets.clone())?;
             for piece in pieces(manifest, &shape, &buckets) {
                 let mut rows: Vec<OwnedRow> = Vec::new();
                 self.read_rows::<CheckpointError>(manifest, shape.table, piece, |record| {

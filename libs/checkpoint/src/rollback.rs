@@ -132,7 +132,7 @@ impl RunStore {
         for object in self.list(keys::DAMAGED).await?.into_iter().rev() {
             let Some(step) = keys::step_of_damaged(&object.key) else { continue };
             let bytes: Bytes = self.get(&object.key).await?;
-            let manifest = Manifest::decode(&object.key, &bytes, (self.run(), step));
+            let manifest = Manifest::decode(&object.key, &bytes, self.run(), step);
             let is_ended = |manifest: &Manifest| rollbacks.iter().any(|back| back.supersedes(manifest));
             if !manifest.is_ok_and(|manifest| is_ended(&manifest)) {
                 found.push(Damaged { step, key: object.key, reason: "it was quarantined as damaged".into() });

@@ -8,12 +8,12 @@ use polygram_domain::{RowId, Step, TableIndex};
 use crate::cover::check_entry;
 use crate::data_io::DataName;
 use crate::error::CheckpointError;
-use crate::keys;
 use crate::manifest::Manifest;
-use crate::object::{Content, ObjectEntry, RowScope};
-use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, TableShape};
+use crate::object::{Content, ObjectEntry, PartRef, RowScope};
+use crate::rows::{RowEncoder, RowHead, RowObject, RowRecord, RowSet, TableShape};
 use crate::store::RunStore;
 use crate::threads::off_thread;
+use crate::word::check_word;
 
 /// Row objects are smaller than tensor objects: a shard of another bucket range reads those at its edges in vain.
 const OBJECTS_PER_TENSOR_OBJECT: usize = 2;
@@ -26,8 +26,7 @@ pub struct RowWriter<'a> {
     store: &'a RunStore,
     step: Step,
     member: String,
-    shape: TableShape,
-    scope: RowScope,
+    rows: RowSet,
     buckets: Range<u32>,
     previous: Option<u32>,
     encoder: RowEncoder,
@@ -38,11 +37,12 @@ impl<'a> RowWriter<'a> {
     /// Begins all written rows of `buckets` of one table, or those that changed.
     pub fn new(
         store: &'a RunStore,
-        (step, member): (Step, &str),
-        (shape, scope): (TableShape, RowScope),
+        PartRef { step, member }: PartRef<'_>,
+        rows: RowSet,
         buckets: Range<u32>,
     ) -> Result<RowWriter<'a>, CheckpointError> {
-        keys::check_word("member", member)?;
+        let shape = rows.shape;
+        check_word("member", member)?;
         if buckets.is_empty() || buckets.end > BUCKETS || shape.rows == 0 {
             return Err(CheckpointError::input(
                 format!("rows of table {}", shape.table),
@@ -53,10 +53,9 @@ impl<'a> RowWriter<'a> {
             store,
             step,
             member: member.to_owned(),
-            shape,
-            scope,
+            rows,
             previous: None,
-            encoder: RowEncoder::new((shape, scope), buckets.start),
+            encoder: RowEncoder::new(rows, buckets.start),
             buckets,
             written: Vec::new(),
         })
@@ -66,17 +65,17 @@ impl<'a> RowWriter<'a> {
     pub async fn push(&mut self, record: RowRecord<'_>) -> Result<(), CheckpointError> {
         let row = record.row.0;
         let refuse = |reason: String| {
-            CheckpointError::input(format!("row {row} of table {}", self.shape.table), reason)
+            CheckpointError::input(format!("row {row} of table {}", self.rows.shape.table), reason)
         };
-        if record.values.len() != self.shape.values() {
+        if record.values.len() != self.rows.shape.values() {
             return Err(refuse(format!(
                 "{} values, a record has {}",
                 record.values.len(),
-                self.shape.values()
+                self.rows.shape.values()
             )));
         }
-        let bucket = self.shape.bucket_of(row).0;
-        if row >= self.shape.rows || !self.buckets.contains(&bucket) {
+        let bucket = self.rows.shape.bucket_of(row).0;
+        if row >= self.rows.shape.rows || !self.buckets.contains(&bucket) {
             return Err(refuse(format!("it is not in buckets {:?}", self.buckets)));
         }
         if self.previous.is_some_and(|previous| previous >= row) {
@@ -85,8 +84,7 @@ impl<'a> RowWriter<'a> {
         if bucket > self.encoder.bucket()
             && self.encoder.bytes() >= self.store.object_bytes() / OBJECTS_PER_TENSOR_OBJECT
         {
-            let full =
-                std::mem::replace(&mut self.encoder, RowEncoder::new((self.shape, self.scope), bucket));
+            let full = std::mem::replace(&mut self.encoder, RowEncoder::new(self.rows, bucket));
             self.put(full, bucket).await?;
         }
         self.encoder.push(bucket, record);
@@ -96,8 +94,8 @@ impl<'a> RowWriter<'a> {
 
     async fn put(&mut self, encoder: RowEncoder, end: u32) -> Result<(), CheckpointError> {
         let (chunks, content) = encoder.finish(end);
-        let number = format!("r{}.{}", self.shape.table, end);
-        let kind = match self.scope {
+        let number = format!("r{}.{}", self.rows.shape.table, end);
+        let kind = match self.rows.scope {
             RowScope::All => "rows",
             RowScope::Changed => "changes",
         };
@@ -108,7 +106,7 @@ impl<'a> RowWriter<'a> {
 
     /// Closes the last object; together the objects answer for all the buckets, written rows or none.
     pub async fn finish(mut self) -> Result<Vec<ObjectEntry>, CheckpointError> {
-        let last = std::mem::replace(&mut self.encoder, RowEncoder::new((self.shape, self.scope), 0));
+        let last = std::mem::replace(&mut self.encoder, RowEncoder::new(self.rows, 0));
         let end = self.buckets.end;
         self.put(last, end).await?;
         Ok(self.written)
@@ -130,7 +128,7 @@ impl RunStore {
     /// Writes the rows of `buckets` of one table from an iterator, ascending; see [`RowWriter`].
     pub async fn write_rows<I>(
         &self,
-        (step, member): (Step, &str),
+        part: PartRef<'_>,
         shape: TableShape,
         buckets: Range<u32>,
         rows: I,
@@ -139,7 +137,7 @@ impl RunStore {
         I: IntoIterator<Item = OwnedRow>,
         I::IntoIter: Send,
     {
-        let mut writer = RowWriter::new(self, (step, member), (shape, RowScope::All), buckets)?;
+        let mut writer = RowWriter::new(self, part, RowSet { shape, scope: RowScope::All }, buckets)?;
         for OwnedRow { row, updates, values } in rows {
             writer.push(RowRecord { row, updates, values: &values }).await?;
         }
@@ -172,7 +170,7 @@ impl RunStore {
         let head = RowHead::parse(&entry.key, &head, entry.bytes)?;
         let bytes = self.read_part(entry, head.place_of(buckets)).await?;
         let (entry, buckets) = (entry.clone(), buckets.clone());
-        off_thread(move || RowObject::part(&entry, head, (&buckets, bytes))).await?
+        off_thread(move || RowObject::part(&entry, head, &buckets, bytes)).await?
     }
 
     /// Hands every written row of `buckets` of `table` to `each`, rows ascending, whatever bucket ranges they were

@@ -111,6 +111,15 @@ impl TableShape {
     }
 }
 
+/// Some rows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowSet {
+    /// The table.
+    pub shape: TableShape,
+    /// Which of its written rows.
+    pub scope: RowScope,
+}
+
 /// One written row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowRecord<'a> {
@@ -134,7 +143,7 @@ pub(crate) struct RowEncoder {
 }
 
 impl RowEncoder {
-    pub(crate) fn new((shape, scope): (TableShape, RowScope), first_bucket: u32) -> RowEncoder {
+    pub(crate) fn new(RowSet { shape, scope }: RowSet, first_bucket: u32) -> RowEncoder {
         RowEncoder { shape, scope, first_bucket, counts: Vec::new(), records: 0, data: Vec::new() }
     }
 
@@ -291,7 +300,8 @@ impl RowObject {
     pub(crate) fn part(
         entry: &ObjectEntry,
         head: RowHead,
-        (buckets, bytes): (&Range<u32>, Bytes),
+        buckets: &Range<u32>,
+        bytes: Bytes,
     ) -> Result<RowObject, CheckpointError> {
         head.check_entry(entry)?;
         let object = RowObject { held: head.span(buckets), head, bytes };

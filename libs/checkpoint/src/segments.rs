@@ -19,9 +19,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::error::CheckpointError;
-use crate::failure_log::FAILURE_ROLE;
-use crate::keys;
-use crate::metrics::METRICS_ROLE;
+use crate::keys::{self, FAILURE_ROLE, METRICS_ROLE};
 use crate::store::RunStore;
 
 /// Segments that are read at a time.

@@ -10,7 +10,6 @@ use polygram_domain::Step;
 use crate::cover::check_entry;
 use crate::data_io::DataName;
 use crate::error::CheckpointError;
-use crate::keys;
 use crate::manifest::Manifest;
 use crate::object::{Content, ObjectEntry, TensorEntry, element_count};
 use crate::store::RunStore;
@@ -18,6 +17,7 @@ use crate::tensors::{
     NamedTensor, TensorEncoder, TensorObject, TensorSlice, WantedPart, decode_part, wanted_parts,
 };
 use crate::threads::off_thread;
+use crate::word::check_word;
 
 /// Files of one call that are hashed or on their way at a time.
 const FILES_AT_ONCE: usize = 4;
@@ -48,7 +48,7 @@ impl RunStore {
         I: IntoIterator<Item = NamedTensor>,
         I::IntoIter: Send,
     {
-        keys::check_word("member", member)?;
+        check_word("member", member)?;
         let put = |number: usize, file: TensorEncoder| {
             let (chunks, content) = file.finish();
             let name = DataName { step, member, number: format!("t{number:04}"), kind: "safetensors" };

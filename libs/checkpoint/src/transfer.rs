@@ -50,15 +50,27 @@ impl<'a> Place<'a> {
     }
 }
 
+/// A request of a store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// What is attempted: "read", "write", "list", "delete".
+    pub(crate) action: &'static str,
+    /// Object or prefix.
+    pub(crate) key: &'a str,
+    /// Bytes that go either way; 0 where nobody knows.
+    pub(crate) bytes: u64,
+}
+
 impl Root {
     pub(crate) async fn persist<T, F>(
         &self,
-        (action, key, bytes): (&'static str, &str, u64),
+        request: Request<'_>,
         attempt: impl FnMut() -> F,
     ) -> Result<T, CheckpointError>
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let Request { action, key, bytes } = request;
         let sentence = |source: &Error, limit: Duration| self.wait_sentence(source, limit);
         // What was written before may be written again; what is read may just not be there.
         let operator = if action == "write" { Operator::Awaited } else { Operator::NotAwaited };
@@ -117,7 +129,7 @@ impl Root {
 
     /// Reads a whole object, unverified.
     pub(crate) async fn get(&self, place: &Place<'_>) -> Result<Bytes, CheckpointError> {
-        self.persist(("read", place.key, 0), || self.fetch(&place.path)).await
+        self.persist(Request { action: "read", key: place.key, bytes: 0 }, || self.fetch(&place.path)).await
     }
 
     /// One attempt to read a whole object.
@@ -132,12 +144,13 @@ impl Root {
     pub(crate) async fn get_range<T: Send + 'static>(
         &self,
         place: &Place<'_>,
-        (range, length): (Range<u64>, u64),
+        range: Range<u64>,
+        length: u64,
         look: impl Fn(Bytes) -> T + Clone + Send + 'static,
     ) -> Result<T, CheckpointError> {
         let wanted = range.end.saturating_sub(range.start);
         let read = self
-            .persist(("read", place.key, wanted), || async {
+            .persist(Request { action: "read", key: place.key, bytes: wanted }, || async {
                 if let Some(disk) = &self.disk {
                     let (disk, path, range) = (disk.clone(), place.path.clone(), range.clone());
                     let (is_shared, look) = (self.is_shared, look.clone());
@@ -174,7 +187,7 @@ impl Root {
     /// root says so. No more than the upload window is on its way at once.
     pub(crate) async fn put(&self, place: &Place<'_>, payload: PutPayload) -> Result<(), CheckpointError> {
         let bytes = payload.content_length();
-        let request = ("write", place.key, bytes as u64);
+        let request = Request { action: "write", key: place.key, bytes: bytes as u64 };
         match self.part_bytes {
             Some(part) if bytes > part => {
                 let _window = self.window(bytes.min(PARTS_AT_ONCE * part)).await?;
@@ -215,7 +228,7 @@ impl Root {
     /// makes it. A lost answer is resolved by reading back; that another's content is there counts once two readings of
     /// it agree, since a reading may be damaged on its way and the object be ours.
     pub(crate) async fn create(&self, place: &Place<'_>, payload: Bytes) -> Result<Created, CheckpointError> {
-        self.persist(("write", place.key, payload.len() as u64), || async {
+        self.persist(Request { action: "write", key: place.key, bytes: payload.len() as u64 }, || async {
             let options = PutOptions::from(PutMode::Create);
             match self.store.put_opts(&place.path, payload.clone().into(), options).await {
                 Ok(_) => Ok(Created::New),
@@ -237,7 +250,11 @@ impl Root {
 
     /// Removes an object; one that is gone already is no error.
     pub(crate) async fn delete(&self, place: &Place<'_>) -> Result<(), CheckpointError> {
-        let deleted = self.persist(("delete", place.key, 0), || self.store.delete(&place.path)).await;
+        let deleted = self
+            .persist(Request { action: "delete", key: place.key, bytes: 0 }, || {
+                self.store.delete(&place.path)
+            })
+            .await;
         match deleted {
             Err(CheckpointError::Missing { .. }) => Ok(()),
             other => other,
@@ -246,14 +263,20 @@ impl Root {
 
     /// Every object under a folder, in no order.
     pub(crate) async fn list(&self, place: &Place<'_>) -> Result<Vec<ObjectMeta>, CheckpointError> {
-        self.persist(("list", place.key, 0), || self.store.list(Some(&place.path)).try_collect()).await
+        self.persist(Request { action: "list", key: place.key, bytes: 0 }, || {
+            self.store.list(Some(&place.path)).try_collect()
+        })
+        .await
     }
 
     /// Names of the folders right under a folder.
     pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>, CheckpointError> {
         let path = Path::from(folder);
-        let listing =
-            self.persist(("list", folder, 0), || self.store.list_with_delimiter(Some(&path))).await?;
+        let listing = self
+            .persist(Request { action: "list", key: folder, bytes: 0 }, || {
+                self.store.list_with_delimiter(Some(&path))
+            })
+            .await?;
         Ok(listing.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
     }
 }

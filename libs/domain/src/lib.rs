@@ -46,7 +46,7 @@ pub use model::ModelSpec;
 pub use outcome::StepOutcome;
 pub use output_format::OutputFormat;
 pub use rank_layout::RankLayout;
-pub use refs::{CheckpointRef, MicroBatchRef};
+pub use refs::{CheckpointRef, MicroBatchRef, RowRef};
 pub use run_file::{ConfigError, RunFile};
 pub use run_spec::RunSpec;
 pub use tables::{TableSet, TableSpec};

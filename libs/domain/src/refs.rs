@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::checkpoint::CheckpointKind;
-use crate::ids::{Cell, Step};
+use crate::ids::{Cell, RowId, Step, TableIndex};
 
 /// A micro-batch of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +17,21 @@ pub struct MicroBatchRef {
 impl fmt::Display for MicroBatchRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}, micro-batch {}", self.step, self.index)
+    }
+}
+
+/// A row of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowRef {
+    /// The table.
+    pub table: TableIndex,
+    /// The row in it.
+    pub row: RowId,
+}
+
+impl fmt::Display for RowRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {} of table {}", self.row, self.table)
     }
 }
 
@@ -45,5 +60,7 @@ mod tests {
         assert_eq!(at.to_string(), "step 7, micro-batch 3");
         let point = CheckpointRef { step: Step(25), kind: CheckpointKind::Point };
         assert_eq!(point.to_string(), "recovery point of step 25");
+        let row = RowRef { table: TableIndex(2), row: RowId(70_000) };
+        assert_eq!(row.to_string(), "row 70000 of table 2");
     }
 }

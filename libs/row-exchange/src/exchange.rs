@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polygram_domain::{BucketIndex, Cell, Step, TableIndex};
+use polygram_domain::{BucketIndex, MicroBatchRef, Step, TableIndex};
 
 use crate::error::RowError;
 use crate::ids::UniqueIds;
@@ -31,12 +31,12 @@ pub trait RowExchange: Clone + Send + Sync + 'static {
     /// Version of the shards' rows when the exchange was opened: updates in them.
     fn version(&self) -> Step;
 
-    /// Declares a cell's rows for step `step` and asks for them. Sent before this returns, in the order of calls.
-    /// The future resolves to the rows `[S, U, w]` at version `step`; dropping it does not take the declaration back.
+    /// Declares a micro-batch's rows and asks for them. Sent before this returns, in the order of calls.
+    /// The future resolves to the rows `[S, U, w]` at version `at.step`; dropping it does not take the declaration
+    /// back.
     fn lookup(
         &self,
-        step: Step,
-        cell: Cell,
+        at: MicroBatchRef,
         ids: Arc<UniqueIds>,
     ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<Self>;
 
@@ -48,12 +48,11 @@ pub trait RowExchange: Clone + Send + Sync + 'static {
         ids: Arc<UniqueIds>,
     ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<Self>;
 
-    /// Sends a declared cell's row gradients `[S, U, w]`, whose memory serves later lookups. Resolves when all of it is
-    /// queued: it waits while a shard has more than a fixed number of bytes on its way.
+    /// Sends a declared micro-batch's row gradients `[S, U, w]`, whose memory serves later lookups. Resolves when all
+    /// of it is queued: it waits while a shard has more than a fixed number of bytes on its way.
     fn push(
         &self,
-        step: Step,
-        cell: Cell,
+        at: MicroBatchRef,
         row_grads_suw: Vec<f32>,
     ) -> impl Future<Output = Result<(), RowError>> + Send;
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use polygram_domain::{Cell, Generation, RunName, Step};
+use polygram_domain::{Cell, Generation, MicroBatchRef, RunName, Step};
 use thiserror::Error;
 
 use super::pool::PooledWords;
@@ -171,6 +171,13 @@ pub struct Header {
     pub step: Step,
     /// Cell, or number of a read.
     pub cell: Cell,
+}
+
+impl Header {
+    /// The micro-batch of a lookup, its rows or its gradients.
+    pub fn micro_batch(&self) -> MicroBatchRef {
+        MicroBatchRef { step: self.step, index: self.cell }
+    }
 }
 
 /// FNV-1a, 64 bits, of a run's name: tells runs apart on one network; it is no secret.

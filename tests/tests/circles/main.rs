@@ -30,60 +30,6 @@ struct Known {
 
 static KNOWN: &[Known] = &[
     Known {
-        root: "libs/checkpoint/src/lib.rs",
-        parent: "",
-        members: &["cover", "error", "keys", "object", "patience", "rows", "threads"],
-        reason: "`CoverError`, `TableShape` and texts of errors want files of their own",
-    },
-    Known {
-        root: "libs/checkpoint/src/lib.rs",
-        parent: "",
-        members: &["compare", "digest"],
-        reason: "`Distance` wants a file of its own",
-    },
-    Known {
-        root: "libs/checkpoint/src/lib.rs",
-        parent: "",
-        members: &["events", "failure_log", "metrics", "segments"],
-        reason: "each kind of record names the roles of the others; the names want a file of their own",
-    },
-    Known {
-        root: "libs/checkpoint/src/lib.rs",
-        parent: "disk",
-        members: &["(own file)", "buffers"],
-        reason: "`ALIGNMENT` wants a place below both",
-    },
-    Known {
-        root: "libs/checkpoint/src/lib.rs",
-        parent: "ledger",
-        members: &["chain", "objects"],
-        reason: "pages want a file of their own",
-    },
-    Known {
-        root: "libs/collective/src/lib.rs",
-        parent: "group",
-        members: &["(own file)", "verdict"],
-        reason: "`Seat` wants a file of its own",
-    },
-    Known {
-        root: "libs/collective/src/lib.rs",
-        parent: "nccl",
-        members: &["(own file)", "device", "link"],
-        reason: "the errors of NCCL want a file of their own",
-    },
-    Known {
-        root: "libs/collective/src/lib.rs",
-        parent: "tcp",
-        members: &["(own file)", "handshake", "join", "link", "meet", "pulse"],
-        reason: "`Home`, `Joined` and `timespec` want files of their own",
-    },
-    Known {
-        root: "libs/collective/src/bench/main.rs",
-        parent: "",
-        members: &["(own file)", "args", "rank", "ranks"],
-        reason: "`Op` and `Order` want a file of their own",
-    },
-    Known {
         root: "coordinator/src/lib.rs",
         parent: "",
         members: &["driver", "examination", "leadership", "opening", "recorder", "room"],

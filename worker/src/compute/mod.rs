@@ -6,6 +6,7 @@
 //! Legend: B = batch, T = positions, P = B·T, C = tables per site, S = sites, U = unique row ids, W = row width.
 
 pub mod drill;
+mod engines;
 #[cfg(feature = "torch")]
 pub mod torch;
 
@@ -19,6 +20,7 @@ use polygram_domain::{CellBatch, Rank, RankLayout};
 use polygram_ngram::UniqueRows;
 
 use crate::gradients::SummedGradient;
+pub use engines::engine_of;
 
 /// Why a cell could not be computed. It ends the run: the state on this device is no longer known.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use polygram_domain::{RowId, Step};
+use polygram_domain::{RowId, RowRef, Step};
 use polygram_row_exchange::{Commit, RowExchange, SnapshotOrder};
 use safetensors::SafeTensors;
 
@@ -68,7 +68,8 @@ async fn agree(model: &'static str, sequences: &[Range<usize>]) {
         let mut found = Vec::with_capacity(before.len());
         for (row, before) in before.chunks_exact(table.width as usize).enumerate() {
             let row = RowId(row as u32);
-            let after = shards.iter().find_map(|shard| shard.weights(table.index, row)).unwrap();
+            let after =
+                shards.iter().find_map(|shard| shard.weights(RowRef { table: table.index, row })).unwrap();
             found.extend(before.iter().zip(after).map(|(before, after)| before - after));
         }
         let wanted = floats(gradients.tensor(&table.name).unwrap().data());

@@ -13,7 +13,9 @@ use std::time::Duration;
 use polygram_checkpoint::{NamedTensor, RowRecord};
 use polygram_collective::{Bound, Collective, Membership, Tcp};
 use polygram_domain::run_spec::RunSpec;
-use polygram_domain::{Cell, CellBatch, Generation, Rank, RankLayout, RowId, RunFile, ShardIndex, Step};
+use polygram_domain::{
+    Cell, CellBatch, Generation, MicroBatchRef, Rank, RankLayout, RowId, RowRef, RunFile, ShardIndex, Step,
+};
 use polygram_embedding_shard::{Door, Shard, ShardConfig};
 use polygram_handshake::LinkKey;
 use polygram_ngram::{Hasher, UniqueRows, batch_ids};
@@ -87,7 +89,7 @@ fn shard(spec: &RunSpec, index: u32, weights: &SafeTensors<'_>) -> Shard {
         let values = floats(weights.tensor(&table.name).unwrap().data());
         for (row, weights) in values.chunks_exact(table.width as usize).enumerate() {
             let row = RowId(row as u32);
-            if shard.weights(table.index, row).is_none() {
+            if shard.weights(RowRef { table: table.index, row }).is_none() {
                 continue;
             }
             let mut record = weights.to_vec();
@@ -242,15 +244,16 @@ impl Member {
     /// Step `step` up to its commit: this cell's result, the shards' answer and the summed gradient.
     fn differentiate(&mut self, step: Step) -> (CellResult, Prepared, SummedGradient) {
         let Member { compute, gradients, client, cell, unique, runtime, .. } = self;
+        let at = MicroBatchRef { step, index: *cell };
         let ids = UniqueIds { offsets: unique.offsets.clone(), rows: unique.rows.clone() };
-        let rows_suw = runtime.block_on(client.lookup(step, *cell, Arc::new(ids))).unwrap();
+        let rows_suw = runtime.block_on(client.lookup(at, Arc::new(ids))).unwrap();
         let (batch, unique) = (self.batch.clone(), Arc::clone(unique));
         let work = CellWork { samples: 0..0, batch, unique, rows_suw, global_targets: self.global_targets };
         gradients.begin().unwrap();
         let mut take = |index, sum| gradients.sum(index, sum);
         let mut result = compute.forward_backward(&work, Some(&mut take)).unwrap();
         let pushed = std::mem::take(&mut result.row_gradients_suw);
-        runtime.block_on(client.push(step, *cell, pushed)).unwrap();
+        runtime.block_on(client.push(at, pushed)).unwrap();
         let prepared = runtime.block_on(client.prepare(step)).unwrap();
         (result, prepared, gradients.finish().unwrap())
     }

@@ -2,7 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use polygram_checkpoint::{CheckpointError, Committed, Manifest, ManifestHeader, Placement, RunStore};
+use polygram_checkpoint::{
+    CheckpointError, Committed, Manifest, ManifestHeader, Placement, ReshardTarget, RunStore,
+};
 use polygram_domain::{RunFile, RunSpec};
 use serde::Serialize;
 
@@ -47,7 +49,7 @@ pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
         // Every byte is read to be copied, then both checkpoints are read for their digests.
         let what = format!("resharding step {}", manifest.step);
         let progress = ByteProgress::new(what, manifest.bytes().saturating_mul(3), &source).and(&target);
-        let work = write(&source, &manifest, (&target, placement), (&spec, &toml));
+        let work = write(&source, &manifest, Place { store: &target, placement, spec: &spec, toml: &toml });
         progress.follow(printer, work).await.map_err(failed)
     })?;
     let document = Document {
@@ -68,14 +70,22 @@ pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
     Ok(ExitStatus::Success)
 }
 
+/// Where the checkpoint goes.
+struct Place<'a> {
+    store: &'a RunStore,
+    placement: Placement,
+    spec: &'a RunSpec,
+    /// The run file of `spec`.
+    toml: &'a str,
+}
+
 async fn write(
     source: &RunStore,
     manifest: &Manifest,
-    (target, placement): (&RunStore, Placement),
-    (spec, toml): (&RunSpec, &str),
+    Place { store, placement, spec, toml }: Place<'_>,
 ) -> Result<polygram_checkpoint::Resharded, CheckpointError> {
-    target.root().probe_conditional_create().await?;
-    let config = target.put_config(toml).await?;
+    store.root().probe_conditional_create().await?;
+    let config = store.put_config(toml).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = ManifestHeader {
         step: manifest.step,
@@ -85,7 +95,7 @@ async fn write(
         policy: manifest.policy.clone(),
         created_unix_ms: now.as_millis() as u64,
     };
-    source.reshard(manifest, (target, placement), (spec, header)).await
+    source.reshard(manifest, ReshardTarget { store, placement, spec, header }).await
 }
 
 /// The checkpoint's configuration with the target's name and topology.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polygram_checkpoint::RowRecord;
 use polygram_domain::embedding::{RowDecay, RowOptimizer, RowType};
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use super::{Contributions, Exact, RULES, Random, bits, config, read, store};
 use crate::config::ShardConfig;
@@ -29,7 +29,7 @@ fn saved_and_restored(from: &RowStore, config: &ShardConfig) -> RowStore {
     let mut to = store(config);
     for table in (0..config.tables.len() as u32).map(TableIndex) {
         for row in from.rows_of(table).map(RowId) {
-            if let Some((updates, values)) = from.record(table, row) {
+            if let Some((updates, values)) = from.record(RowRef { table, row }) {
                 assert_eq!(values.len(), config.state_values() + WIDTH);
                 to.restore(table, RowRecord { row, updates, values: &values }).unwrap();
             }
@@ -93,12 +93,19 @@ fn run(config: &ShardConfig, seed: u64) {
             if let Some(restored) = &restored {
                 let again = read(restored, table, row, WIDTH);
                 assert_eq!(bits(&again), bits(&weights), "{case}, step {step}, row {row}: after a restore");
-                assert_eq!(restored.record(table, RowId(row)), through.record(table, RowId(row)), "{case}");
+                assert_eq!(
+                    restored.record(RowRef { table, row: RowId(row) }),
+                    through.record(RowRef { table, row: RowId(row) }),
+                    "{case}"
+                );
             }
         }
     }
     assert!(skipped > 5 && looks > 10, "{case}: {skipped} steps were skipped, {looks} looked at");
-    assert!(through.written() > 20 && !through.is_written(TableIndex(0), RowId(FOLLOWED - 1)));
+    assert!(
+        through.written() > 20
+            && !through.is_written(RowRef { table: TableIndex(0), row: RowId(FOLLOWED - 1) })
+    );
     let never_hit = (TableIndex(1), FOLLOWED - 1);
     let (now, first) = (read(&through, never_hit.0, never_hit.1, WIDTH), store(config));
     let first = read(&first, never_hit.0, never_hit.1, WIDTH);

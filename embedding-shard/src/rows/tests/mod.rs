@@ -14,7 +14,7 @@ use std::sync::Arc;
 use polygram_domain::embedding::{AdamBias, EmbeddingSpec, RowOptimizer, RowType};
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::tables::{BUCKETS, TableSet};
-use polygram_domain::{Generation, RowId, RunFile, ShardIndex, Step, TableIndex};
+use polygram_domain::{Generation, RowId, RowRef, RunFile, ShardIndex, Step, TableIndex};
 
 use super::{Gradients, Rates, RowStore};
 use crate::config::ShardConfig;
@@ -47,7 +47,7 @@ fn store(config: &ShardConfig) -> RowStore {
 
 fn read(store: &RowStore, table: TableIndex, row: u32, width: usize) -> Vec<f32> {
     let mut weights = vec![f32::NAN; width];
-    store.read(table, RowId(row), &mut weights);
+    store.read(RowRef { table, row: RowId(row) }, &mut weights);
     weights
 }
 
@@ -192,10 +192,10 @@ impl Exact {
 
 /// The bf16 bits of a row after update `updates`, by the documented Philox counters: column c adds half c mod 2 (low
 /// first) of word ⌊c/2⌋ mod 4 of block (table·2³² + row, updates·2³² + ⌊c/8⌋).
-fn rounded(seed: u64, (table, row): (TableIndex, u32), updates: u32, values: &[f32]) -> Vec<u16> {
+fn rounded(seed: u64, at: RowRef, updates: u32, values: &[f32]) -> Vec<u16> {
     let stream = Stream::new(seed, Purpose::StochasticRounding);
     let round = |(c, value): (usize, &f32)| {
-        let high = u64::from(table.0) << 32 | u64::from(row);
+        let high = u64::from(at.table.0) << 32 | u64::from(at.row.0);
         let word = stream.words(high, (u64::from(updates) << 32) + c as u64 / 8)[c / 2 % 4];
         let random = if c % 2 == 0 { word & 0xffff } else { word >> 16 };
         ((value.to_bits() + random) >> 16) as u16

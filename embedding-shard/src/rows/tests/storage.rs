@@ -4,7 +4,7 @@ use polygram_checkpoint::RowRecord;
 use polygram_domain::embedding::{RowDecay, RowOptimizer, RowType};
 use polygram_domain::philox::{Purpose, Stream, unit_variance_uniform};
 use polygram_domain::tables::BUCKETS;
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use super::{Contributions, RULES, Random, bits, config, read, rounded, store, wide};
 use crate::config::ShardConfig;
@@ -39,7 +39,7 @@ fn virtual_bf16_rows_are_rounded_as_update_0() {
                 unit_variance_uniform(word) * config.embedding.init_std as f32
             };
             let initial: Vec<f32> = (0..width).map(initial).collect();
-            let expected = rounded(config.seed, (TABLE, row), 0, &initial);
+            let expected = rounded(config.seed, RowRef { table: TABLE, row: RowId(row) }, 0, &initial);
             assert_eq!(bits(&read(&store, TABLE, row, width)), bits(&wide(&expected)), "{width}, row {row}");
         }
     }
@@ -59,14 +59,15 @@ fn bf16_updates_are_rounded_by_the_documented_counters() {
             for (&row, gradient) in rows.iter().zip(&gradients) {
                 // The first update starts from exactly what the virtual row was read as.
                 let mut weights = read(&store, TABLE, row, width);
-                let (count, mut state) = match store.record(TABLE, RowId(row)) {
+                let (count, mut state) = match store.record(RowRef { table: TABLE, row: RowId(row) }) {
                     Some((count, values)) => (count, values[width..].to_vec()),
                     None => (0, vec![0.0; optimizer.state_values(width)]),
                 };
                 assert_eq!(count, updates - 1);
                 let row_state = RowState { updates, weights: &mut weights, state: &mut state };
                 rule.update(row_state, gradient, rates);
-                let stored = rounded(config.seed, (TABLE, row), updates, &weights);
+                let stored =
+                    rounded(config.seed, RowRef { table: TABLE, row: RowId(row) }, updates, &weights);
                 expected.push((row, weights, stored, state));
             }
             let gradients = Contributions::one_each(gradients);
@@ -76,7 +77,7 @@ fn bf16_updates_are_rounded_by_the_documented_counters() {
             for ((row, weights, stored, state), noted) in expected.into_iter().zip(noted) {
                 let case = format!("seed 60, {optimizer:?}, row {row}, update {updates}");
                 assert_eq!(noted, (row, bits(&weights)), "{case}: unrounded");
-                let (count, values) = store.record(TABLE, RowId(row)).unwrap();
+                let (count, values) = store.record(RowRef { table: TABLE, row: RowId(row) }).unwrap();
                 assert_eq!(count, updates, "{case}");
                 assert_eq!(bits(&values[..width]), bits(&wide(&stored)), "{case}: weights");
                 assert_eq!(bits(&values[width..]), bits(&state), "{case}: state");
@@ -101,7 +102,7 @@ fn rows_come_back_to_the_bit_and_have_the_same_future() {
                 step(&mut through, &rows, (&mut random, at, width));
             }
             for row in (0..200).map(RowId) {
-                if let Some((updates, values)) = through.record(TABLE, row) {
+                if let Some((updates, values)) = through.record(RowRef { table: TABLE, row }) {
                     again.restore(TABLE, RowRecord { row, updates, values: &values }).unwrap();
                 }
             }
@@ -109,7 +110,11 @@ fn rows_come_back_to_the_bit_and_have_the_same_future() {
             let same = |a: &RowStore, b: &RowStore| {
                 assert!(a.written() > 50 && a.written() == b.written(), "{case}");
                 for row in 0..200 {
-                    assert_eq!(a.record(TABLE, RowId(row)), b.record(TABLE, RowId(row)), "{case}, row {row}");
+                    assert_eq!(
+                        a.record(RowRef { table: TABLE, row: RowId(row) }),
+                        b.record(RowRef { table: TABLE, row: RowId(row) }),
+                        "{case}, row {row}"
+                    );
                     let (a, b) = (read(a, TABLE, row, width), read(b, TABLE, row, width));
                     assert_eq!(bits(&a), bits(&b), "{case}, row {row}");
                 }
@@ -155,7 +160,7 @@ fn a_row_of_another_shape_is_refused() {
     store.restore(TABLE, RowRecord { row: RowId(1), updates: 3, values: &saved }).unwrap();
     let twice = store.restore(TABLE, RowRecord { row: RowId(1), updates: 4, values: &good }).unwrap_err();
     assert!(twice.to_string().contains("it was restored already"), "{twice}");
-    assert_eq!(store.record(TABLE, RowId(1)), Some((3, saved)));
+    assert_eq!(store.record(RowRef { table: TABLE, row: RowId(1) }), Some((3, saved)));
     assert_eq!(store.written(), 1);
 }
 

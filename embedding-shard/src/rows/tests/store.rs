@@ -1,7 +1,7 @@
 //! Gathering and updating many rows, and what a store says of itself.
 
 use polygram_domain::embedding::{RowDecay, RowOptimizer, RowType};
-use polygram_domain::{RowId, TableIndex};
+use polygram_domain::{RowId, RowRef, TableIndex};
 
 use super::{Contributions, Random, bits, config, is_bf16, read, store};
 use crate::config::{ShardConfig, rows_of_buckets};
@@ -63,7 +63,10 @@ fn gathering_equals_reading_row_by_row() {
                     assert_eq!(narrow, nearest, "{case}: row {row} as bf16");
                     assert!(decay == RowDecay::All || is_bf16(storage, wide), "{case}: row {row}");
                 }
-                let unwritten = rows.iter().filter(|&&row| store.record(TABLE, RowId(row)).is_none()).count();
+                let unwritten = rows
+                    .iter()
+                    .filter(|&&row| store.record(RowRef { table: TABLE, row: RowId(row) }).is_none())
+                    .count();
                 assert_eq!(store.count_virtual(TABLE, &rows), unwritten as u64, "{case}");
                 assert!(count < 255 || (unwritten > 50 && unwritten < count - 50), "{case}: {unwritten}");
             }
@@ -91,7 +94,9 @@ fn updates_of_many_rows_are_noted_once_each() {
         });
         let sums: Vec<Vec<f32>> = sums.collect();
         let counts = |store: &RowStore| -> Vec<u32> {
-            let updates = |row| store.record(TABLE, RowId(row)).map_or(0, |(updates, _)| updates);
+            let updates = |row| {
+                store.record(RowRef { table: TABLE, row: RowId(row) }).map_or(0, |(updates, _)| updates)
+            };
             (0..ROWS).map(updates).collect()
         };
         let before = counts(&store);
@@ -127,8 +132,8 @@ fn updates_of_many_rows_are_noted_once_each() {
         }
         for row in 0..ROWS {
             assert_eq!(
-                store.record(TABLE, RowId(row)),
-                single.record(TABLE, RowId(row)),
+                store.record(RowRef { table: TABLE, row: RowId(row) }),
+                single.record(RowRef { table: TABLE, row: RowId(row) }),
                 "{case}, row {row}"
             );
         }
@@ -180,7 +185,11 @@ fn written_rows_are_counted_and_found() {
         }
         assert_eq!(found, expected, "seed 82, {table}");
         for row in rows.clone() {
-            assert_eq!(store.is_written(table, RowId(row)), written.contains(&(table.0, row)), "row {row}");
+            assert_eq!(
+                store.is_written(RowRef { table, row: RowId(row) }),
+                written.contains(&(table.0, row)),
+                "row {row}"
+            );
         }
         for row in expected {
             assert_eq!(store.next_written(table, row, row + 1), Some(RowId(row)));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::{ALIGNMENT, PIECE_BYTES};
+use super::sizes::{ALIGNMENT, PIECE_BYTES};
 
 /// Buffers kept for later, at most.
 const KEPT: usize = 16;

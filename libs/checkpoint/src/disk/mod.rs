@@ -6,6 +6,7 @@
 
 mod buffers;
 mod read;
+mod sizes;
 mod write;
 
 use std::io;
@@ -18,12 +19,6 @@ use object_store::local::LocalFileSystem;
 
 use buffers::Buffers;
 pub(crate) use read::Read;
-
-/// Bytes of one transfer, and of a buffer.
-pub(crate) const PIECE_BYTES: usize = 4 << 20;
-
-/// Direct transfers begin, end and lie in memory at multiples of this: what every common disk takes.
-const ALIGNMENT: usize = 4096;
 
 /// A folder that is a store, and the buffers that go between it and us. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -11,7 +11,8 @@ use memmap2::MmapOptions;
 use object_store::Error;
 use object_store::path::Path as Key;
 
-use super::{ALIGNMENT, Disk, PIECE_BYTES, direct, is_unsupported, store_error};
+use super::sizes::{ALIGNMENT, PIECE_BYTES};
+use super::{Disk, direct, is_unsupported, store_error};
 
 /// What a read found.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl Disk {
         let mut buffer = self.buffers.take();
         let is_aligned = range.start.is_multiple_of(ALIGNMENT as u64);
         let mut fill_from =
-            |file: &File, request: usize| fill(file, buffer.all(), range.start, (wanted, request));
+            |file: &File, request: usize| fill(file, &mut buffer.all()[..request], range.start, wanted);
         if cached || !is_aligned || is_cached(&file, &range) {
             fill_from(&file, wanted)?;
         } else {
@@ -77,12 +78,12 @@ fn is_cached(file: &File, range: &Range<u64>) -> bool {
     answer == 0 && pages.iter().all(|page| page & 1 == 1)
 }
 
-/// Reads into `buffer` from `start` on until it has so many bytes. `request` is what one call may ask for: a direct transfer
-/// is of whole units, though the file may end before.
-fn fill(file: &File, buffer: &mut [u8], start: u64, (wanted, request): (usize, usize)) -> io::Result<()> {
+/// Reads into `buffer` from `start` on until it has the `wanted` bytes. A call asks for all of `buffer`, which may
+/// be longer: a direct transfer is of whole units, though the file may end before.
+fn fill(file: &File, buffer: &mut [u8], start: u64, wanted: usize) -> io::Result<()> {
     let mut filled = 0;
     while filled < wanted {
-        match file.read_at(&mut buffer[filled..request], start + filled as u64) {
+        match file.read_at(&mut buffer[filled..], start + filled as u64) {
             Ok(0) => {
                 let text = format!("the file ends after {filled} of {wanted} bytes from {start} on");
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));

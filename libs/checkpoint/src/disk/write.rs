@@ -11,7 +11,8 @@ use object_store::Error;
 use object_store::path::Path as Key;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags};
 
-use super::{ALIGNMENT, Disk, PIECE_BYTES, direct, is_unsupported, store_error};
+use super::sizes::{ALIGNMENT, PIECE_BYTES};
+use super::{Disk, direct, is_unsupported, store_error};
 use crate::object::{Checksums, Summer};
 
 /// A file that is on the disk and has no name yet. Dropped without one, it is gone.

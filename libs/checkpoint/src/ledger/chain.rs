@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polygram_domain::Step;
 
-use super::objects::Page;
+use super::page::Page;
 use super::{ChainHash, Entry};
 use crate::config::ConfigHash;
 use crate::fault::Fault;
@@ -62,7 +62,7 @@ impl Chain {
     }
 
     /// Takes an object's lines. Those that cannot be where they are said to be are told, and the chain goes on.
-    pub(crate) fn take(&mut self, page: &Page, faults: &mut Faults) {
+    pub(super) fn take(&mut self, page: &Page, faults: &mut Faults) {
         let Page { key, heading, entries } = page;
         let after = heading.after;
         if heading.imported || after.0 == 0 {

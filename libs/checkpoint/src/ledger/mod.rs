@@ -11,7 +11,8 @@
 mod chain;
 mod entry;
 mod objects;
+mod page;
 
 pub use chain::{Chain, Faults};
 pub use entry::{ChainHash, Entry};
-pub use objects::Heading;
+pub use page::Heading;

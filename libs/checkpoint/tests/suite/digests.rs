@@ -30,7 +30,7 @@ async fn every_split_of_a_state_has_one_digest() {
         }
         direct.table(table);
     }
-    let expected = direct.finish(state.step, spec.seed, (state.cursor, &Default::default()));
+    let expected = direct.finish(state.step, spec.seed, state.cursor, &Default::default());
     assert_eq!(
         expected.parts.keys().collect::<Vec<_>>(),
         ["data", "dense", "optimizer", "router_bias", "tables"]

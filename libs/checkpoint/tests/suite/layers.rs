@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use polygram_checkpoint::cover::expected_tables;
 use polygram_checkpoint::{
-    CheckpointError, Content, CoverError, Manifest, OwnedRow, Part, RowRecord, RowScope, RowWriter, RunStore,
+    CheckpointError, Content, CoverError, Manifest, OwnedRow, Part, PartRef, Placement, ReshardTarget,
+    RowRecord, RowScope, RowSet, RowWriter, RunStore,
 };
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::tables::{BUCKETS, buckets_of};
@@ -48,9 +49,10 @@ async fn write_changes(
     let buckets = buckets_of(ShardIndex(index), shards);
     let mut objects = Vec::new();
     for shape in expected_tables(spec) {
-        let at = (Step(AFTER), format!("shard-{index}"));
-        let mut writer =
-            RowWriter::new(&store, (at.0, &at.1), (shape, RowScope::Changed), buckets.clone()).unwrap();
+        let member = format!("shard-{index}");
+        let part = PartRef { step: Step(AFTER), member: &member };
+        let rows = RowSet { shape, scope: RowScope::Changed };
+        let mut writer = RowWriter::new(&store, part, rows, buckets.clone()).unwrap();
         for ((table, row), OwnedRow { row: id, updates, values }) in changed {
             let bucket = u64::from(*row) * u64::from(BUCKETS) / u64::from(shape.rows);
             if *table == shape.table.0 && buckets.contains(&(bucket as u32)) {
@@ -131,8 +133,9 @@ fn changes_on_earlier_rows_are_the_later_state() {
             }
             // Written anew it is whole.
             let target = Backend::memory().run(&spec);
-            let into = (&target, polygram_checkpoint::Placement::Beside);
-            let again = store.reshard(&manifest, into, (&spec, header(Step(AFTER)))).await.unwrap();
+            let (placement, header) = (Placement::Beside, header(Step(AFTER)));
+            let into = ReshardTarget { store: &target, placement, spec: &spec, header };
+            let again = store.reshard(&manifest, into).await.unwrap();
             assert_eq!(again.digest, expected);
             assert!(
                 again.manifest.row_objects_of(polygram_domain::TableIndex(0), RowScope::Changed).is_empty()

@@ -42,10 +42,10 @@ fn heading(after: u64, head: ChainHash) -> Heading {
 async fn three_objects(store: &RunStore) -> Vec<Entry> {
     let first = lines(1..5, 1.0, ChainHash::genesis());
     let head = first[3].hash();
-    store.append_ledger((1, 0), &heading(0, ChainHash::genesis()), &first).await.unwrap();
-    store.append_ledger((1, 1), &heading(4, head), &lines(5..7, 1.0, head)).await.unwrap();
+    store.append_ledger(1, 0, &heading(0, ChainHash::genesis()), &first).await.unwrap();
+    store.append_ledger(1, 1, &heading(4, head), &lines(5..7, 1.0, head)).await.unwrap();
     let second = lines(5..9, 2.0, head);
-    store.append_ledger((2, 0), &heading(4, head), &second).await.unwrap();
+    store.append_ledger(2, 0, &heading(4, head), &second).await.unwrap();
     [first, second].concat()
 }
 
@@ -62,9 +62,9 @@ async fn lines_that_were_rolled_back_count_no_more() {
         assert_eq!(chain.entries().copied().collect::<Vec<_>>(), wanted);
         // Written again it is the same object; another in its place is refused, and so are lines out of order.
         three_objects(&store).await;
-        let other = store.append_ledger((2, 0), &heading(0, ChainHash::genesis()), &[]).await;
+        let other = store.append_ledger(2, 0, &heading(0, ChainHash::genesis()), &[]).await;
         assert!(matches!(other, Err(CheckpointError::AlreadyExists { .. })), "{other:?}");
-        let gap = store.append_ledger((3, 0), &heading(4, wanted[3].hash()), &wanted[5..]).await;
+        let gap = store.append_ledger(3, 0, &heading(4, wanted[3].hash()), &wanted[5..]).await;
         assert!(matches!(gap, Err(CheckpointError::Input { .. })), "{gap:?}");
     }
 }
@@ -141,7 +141,7 @@ async fn forged_lines_break_the_chain() {
     let backend = Backend::memory();
     let store = backend.run(&spec);
     let lines = lines(1..5, 1.0, ChainHash::genesis());
-    store.append_ledger((1, 0), &heading(0, ChainHash::genesis()), &lines).await.unwrap();
+    store.append_ledger(1, 0, &heading(0, ChainHash::genesis()), &lines).await.unwrap();
     let parts = State::new(&spec, 1, 4).write(&store, ONE).await;
     let named = |ledger| ManifestHeader { ledger: Some(ledger), ..header(Step(4)) };
     let manifest = |head| polygram_checkpoint::Manifest::assemble(&spec, named(head), &parts).unwrap();
@@ -176,7 +176,7 @@ proptest! {
                 }
                 let head = expected.get(&after).map_or(ChainHash::genesis(), Entry::hash);
                 let new = lines(after + 1..after + 1 + count, number as f64, head);
-                store.append_ledger((attempt, seq), &heading(after, head), &new).await.unwrap();
+                store.append_ledger(attempt, seq, &heading(after, head), &new).await.unwrap();
                 seq += 1;
                 expected.split_off(&(after + 1));
                 expected.extend(new.into_iter().map(|entry| (entry.step, entry)));

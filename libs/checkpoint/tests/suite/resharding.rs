@@ -3,16 +3,21 @@
 use futures::TryStreamExt;
 use polygram_checkpoint::digest::{StateDigest, TensorDigest};
 use polygram_checkpoint::{
-    CheckpointError, Committed, Content, Manifest, ManifestHeader, NamedTensor, OwnedRow, Placement, Root,
-    RowRecord, RunStore, TableShape,
+    CheckpointError, Committed, Content, Manifest, ManifestHeader, NamedTensor, OwnedRow, PartRef, Placement,
+    ReshardTarget, Root, RowRecord, RunStore, TableShape,
 };
 use polygram_domain::tables::{BUCKETS, buckets_of};
-use polygram_domain::{Rank, RankLayout, RowId, RunName, ShardIndex, Step, TableIndex, Topology};
+use polygram_domain::{Rank, RankLayout, RowId, RunName, RunSpec, ShardIndex, Step, TableIndex, Topology};
 
 use crate::faulty::{Faults, Faulty};
 use crate::support::{Backend, Split, State, header, spec};
 
 const FROM: Split = Split { workers: 3, shards: 2, object_bytes: 1 << 15 };
+
+/// Another run's store as the place for a checkpoint of step 20.
+fn beside<'a>(store: &'a RunStore, spec: &'a RunSpec) -> ReshardTarget<'a> {
+    ReshardTarget { store, placement: Placement::Beside, spec, header: header(Step(20)) }
+}
 
 #[tokio::test]
 async fn another_division_has_the_same_digest_and_objects_of_its_own() {
@@ -25,15 +30,13 @@ async fn another_division_has_the_same_digest_and_objects_of_its_own() {
         let manifest = State::new(&from, 1, 20).manifest(&store, &from, FROM).await;
         store.commit(&manifest).await.unwrap();
         let target = RunStore::at(backend.root.clone(), &RunName::new("other").unwrap());
-        let resharded =
-            store.reshard(&manifest, (&target, Placement::Beside), (&to, header(Step(20)))).await.unwrap();
+        let resharded = store.reshard(&manifest, beside(&target, &to)).await.unwrap();
         assert_eq!(resharded.digest, store.digest(&manifest).await.unwrap(), "{}", backend.name);
         assert_eq!(resharded.committed, Committed::Now);
         assert_eq!(target.latest_manifest().await.unwrap().manifest, Some(resharded.manifest.clone()));
         resharded.manifest.check_cover(&to).unwrap();
         // Again: the same objects, the same manifest.
-        let again =
-            store.reshard(&manifest, (&target, Placement::Beside), (&to, header(Step(20)))).await.unwrap();
+        let again = store.reshard(&manifest, beside(&target, &to)).await.unwrap();
         assert_eq!((again.committed, &again.manifest), (Committed::Before, &resharded.manifest));
 
         for object in &resharded.manifest.objects {
@@ -65,11 +68,10 @@ async fn in_place_only_the_manifest_is_replaced() {
         let store = backend.run(&spec);
         let manifest = State::new(&spec, 1, 20).manifest(&store, &spec, FROM).await;
         store.commit(&manifest).await.unwrap();
-        let target = (&store, Placement::Beside);
-        let refused = store.reshard(&manifest, target, (&spec, header(Step(20)))).await;
+        let refused = store.reshard(&manifest, beside(&store, &spec)).await;
         assert!(matches!(refused, Err(CheckpointError::AlreadyCommitted { .. })), "{refused:?}");
-        let target = (&store, Placement::InPlace);
-        let resharded = store.reshard(&manifest, target, (&spec, header(Step(20)))).await.unwrap();
+        let target = ReshardTarget { placement: Placement::InPlace, ..beside(&store, &spec) };
+        let resharded = store.reshard(&manifest, target).await.unwrap();
         assert_eq!(
             store.latest_manifest().await.unwrap().manifest,
             Some(resharded.manifest),
@@ -99,10 +101,7 @@ async fn a_damaged_original_is_not_written_anew() {
         backend.overwrite(&spec, key, bytes).await;
         let target = RunStore::at(backend.root.clone(), &RunName::new("tiny-2").unwrap());
         let to = polygram_domain::RunSpec { name: RunName::new("tiny-2").unwrap(), ..spec.clone() };
-        let error = store
-            .reshard(&manifest, (&target, Placement::Beside), (&to, header(Step(20))))
-            .await
-            .unwrap_err();
+        let error = store.reshard(&manifest, beside(&target, &to)).await.unwrap_err();
         assert!(error.is_damage() && error.to_string().contains(key), "{error}");
         assert_eq!(target.committed_steps().await.unwrap(), []);
         backend.overwrite(&spec, key, sound).await;
@@ -120,7 +119,7 @@ async fn another_position_in_the_data_is_another_state() {
     let target = RunStore::at(backend.root.clone(), &RunName::new("tiny-3").unwrap());
     let to = polygram_domain::RunSpec { name: RunName::new("tiny-3").unwrap(), ..spec };
     let header = ManifestHeader { created_unix_ms: 1, ..header(Step(20)) };
-    let error = store.reshard(&lying, (&target, Placement::Beside), (&to, header)).await.unwrap_err();
+    let error = store.reshard(&lying, ReshardTarget { header, ..beside(&target, &to) }).await.unwrap_err();
     assert!(matches!(error, CheckpointError::Input { .. }), "{error}");
     assert_eq!(target.committed_steps().await.unwrap(), []);
 }
@@ -226,7 +225,10 @@ async fn a_rank_and_a_shard_read_their_own_and_little_more() {
     let table = TableShape { table: TableIndex(0), rows: 1 << 16, width: 64, state_values: 128 };
     let rows = (0..table.rows).map(|row| OwnedRow { row: RowId(row), updates: 1, values: vec![1.0; 192] });
     let one_object = store.clone().with_object_bytes(1 << 30);
-    let written = one_object.write_rows((Step(1), "shard-0"), table, 0..BUCKETS, rows).await.unwrap();
+    let written = one_object
+        .write_rows(PartRef { step: Step(1), member: "shard-0" }, table, 0..BUCKETS, rows)
+        .await
+        .unwrap();
     let manifest = Manifest { objects: written, ..manifest };
     let total = manifest.bytes();
     let (before, mut seen) = (faulty.read_bytes(), 0);

@@ -1,8 +1,8 @@
 //! What was written is what is read, in whatever slices and bucket ranges.
 
 use polygram_checkpoint::{
-    CheckpointError, NamedTensor, OwnedRow, RowRecord, RowScope, RowWriter, TableShape, expected_tensors,
-    list_runs, open_root,
+    CheckpointError, NamedTensor, OwnedRow, PartRef, RowRecord, RowScope, RowSet, RowWriter, TableShape,
+    expected_tensors, list_runs, open_root,
 };
 use polygram_domain::tables::{BUCKETS, buckets_of};
 use polygram_domain::{RowId, RunName, ShardIndex, Step, TableIndex};
@@ -134,7 +134,8 @@ async fn writers_refuse_what_must_not_be_stored() {
     assert!(store.write_tensors(Step(1), "../evil", []).await.is_err());
 
     let shape = TableShape { table: TableIndex(0), rows: 8192, width: 2, state_values: 1 };
-    let mut writer = RowWriter::new(&store, (Step(1), "shard-0"), (shape, RowScope::All), 1..2).unwrap();
+    let (part, all) = (PartRef { step: Step(1), member: "shard-0" }, RowSet { shape, scope: RowScope::All });
+    let mut writer = RowWriter::new(&store, part, all, 1..2).unwrap();
     let row = |row, values| RowRecord { row: RowId(row), updates: 1, values };
     writer.push(row(2, &[1.0, 2.0, 3.0])).await.unwrap();
     for (bad, values) in
@@ -145,8 +146,8 @@ async fn writers_refuse_what_must_not_be_stored() {
     }
     writer.push(row(3, &[1.0, 2.0, 3.0])).await.unwrap();
     assert_eq!(writer.finish().await.unwrap().len(), 1);
-    assert!(RowWriter::new(&store, (Step(1), "shard-0"), (shape, RowScope::All), 3..3).is_err());
-    assert!(RowWriter::new(&store, (Step(1), "shard-0"), (shape, RowScope::All), 0..BUCKETS + 1).is_err());
+    assert!(RowWriter::new(&store, part, all, 3..3).is_err());
+    assert!(RowWriter::new(&store, part, all, 0..BUCKETS + 1).is_err());
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use polygram_checkpoint::cover::expected_tables;
 use polygram_checkpoint::{
-    Committed, ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, Root, RunStore,
-    TableShape, Variables, create_root, expected_tensors, open_root, open_root_with,
+    Committed, ConfigHash, Cursor, Manifest, ManifestHeader, NamedTensor, OwnedRow, Part, PartRef, Root,
+    RunStore, TableShape, Variables, create_root, expected_tensors, open_root, open_root_with,
 };
 use polygram_domain::philox::{Purpose, Stream};
 use polygram_domain::tables::{BUCKETS, buckets_of};
@@ -185,8 +185,10 @@ impl State {
                     buckets.contains(&(bucket as u32))
                 });
                 let rows: Vec<OwnedRow> = rows.cloned().collect();
-                let written =
-                    store.write_rows((self.step, &member), *shape, buckets.clone(), rows).await.unwrap();
+                let written = store
+                    .write_rows(PartRef { step: self.step, member: &member }, *shape, buckets.clone(), rows)
+                    .await
+                    .unwrap();
                 objects.extend(written);
             }
             parts.push(Part { member, step: self.step, objects, cursor: None, table_decay: None });

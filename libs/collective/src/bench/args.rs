@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use polygram_domain::embedding::SameHost;
 use polygram_domain::{OutputFormat, Rank};
 
-use crate::Op;
+use crate::order::Op;
 
 /// Measures collectives between processes of this machine.
 #[derive(Debug, Parser)]

@@ -5,6 +5,8 @@
 //! because what only launches runs must not link collectives.
 
 mod args;
+mod order;
+mod outcome;
 mod rank;
 mod ranks;
 
@@ -13,52 +15,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polygram_domain::OutputFormat;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use args::{Args, BenchArgs, Command};
+use order::{Op, Order, Split};
+use outcome::Outcome;
 use ranks::Ranks;
-
-/// What can go wrong here is for a person to read.
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-enum Op {
-    AllReduce,
-    ReduceScatter,
-    AllGather,
-    AllToAllV,
-    Broadcast,
-}
-
-/// How a rank's bytes are divided among those it sends to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Split {
-    Equal,
-    /// 70 % of all bytes go to rank 0.
-    Skewed,
-}
-
-/// One measurement. `bytes` are those of the vector to sum, of what a rank brings to a gather or sends to all others
-/// and itself together, or of the message.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Order {
-    op: Op,
-    split: Split,
-    bytes: usize,
-    /// Calls timed together: more than one where one is too short to be timed.
-    calls: u32,
-}
-
-impl Order {
-    fn new(op: Op, split: Split, bytes: usize) -> Order {
-        const SHORT: usize = 16 << 10;
-        Order { op, split, bytes, calls: if bytes <= SHORT { 200 } else { 1 } }
-    }
-}
 
 /// What is printed of one measurement: seconds of one call, on the slowest rank.
 #[derive(Clone, Debug, Serialize)]

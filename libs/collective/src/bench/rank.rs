@@ -10,7 +10,8 @@ use polygram_handshake::LinkKey;
 use serde::Serialize;
 
 use crate::args::RankArgs;
-use crate::{Op, Order, Outcome, Split};
+use crate::order::{Op, Order, Split};
+use crate::outcome::Outcome;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 

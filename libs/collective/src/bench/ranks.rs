@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::args::BenchArgs;
-use crate::{Order, Outcome};
+use crate::order::Order;
+use crate::outcome::Outcome;
 
 /// One rank's process. It ends with its value.
 struct Process {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use polygram_domain::Rank;
 
-use super::{Seat, Stop};
+use super::algorithms::{Seat, Stop};
 use crate::error::{CollectiveError, Place, ranks};
 use crate::link::{Broken, Cause, Link, Notice, NoticeKind};
 use crate::members::Members;

@@ -11,7 +11,7 @@ use cudarc::nccl::result::{self, NcclStatus};
 use cudarc::nccl::sys;
 use polygram_domain::Rank;
 
-use super::{Detail, NcclError};
+use super::error::{Detail, NcclError};
 
 /// Bytes of what the ranks of a communicator must all know.
 pub(super) const ID_BYTES: usize = 128;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use polygram_domain::Rank;
 
-use super::Detail;
 use super::device::Device;
+use super::error::Detail;
 use crate::abort::AbortTarget;
 use crate::link::{Broken, Cause, Incoming, Link, Notice, Outgoing, Round};
 use crate::sink::Grow;

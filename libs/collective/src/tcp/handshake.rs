@@ -18,7 +18,7 @@ use polygram_domain::{Generation, Rank};
 use polygram_handshake::{GREETING_BYTES, Handshake, LinkKey, NONCE_BYTES, Nonce, PROOF_BYTES, Proof, Side};
 use polygram_same_host::{OFFER_WORDS, Offer};
 
-use super::Membership;
+use super::membership::Membership;
 use crate::group::Options;
 use crate::members::Members;
 use crate::wire::Fields;

@@ -17,9 +17,11 @@ use polygram_same_host::Offer;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::handshake::{Challenge, Hello, NAME_LIMIT, Purpose, Reply, Words, is_reply, respond};
-use super::link::timespec;
+use super::joined::Joined;
+use super::local_rank::Home;
 use super::meet::{self, Ends, Guest, Meeting};
-use super::{Home, Membership};
+use super::membership::Membership;
+use super::timeout::timespec;
 use crate::error::JoinError;
 use crate::group::Options;
 use crate::members::Members;
@@ -43,13 +45,6 @@ struct Joining<'a> {
     begun: Instant,
     deadline: Duration,
     strangers: Strangers,
-}
-
-/// A connection to another rank, and what may go with it: rings, or a connection for heartbeats.
-pub(super) struct Joined {
-    pub(super) socket: TcpStream,
-    pub(super) ends: Option<Ends>,
-    pub(super) pulse: Option<TcpStream>,
 }
 
 /// The connections to one rank that are made so far.

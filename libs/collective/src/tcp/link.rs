@@ -1,56 +1,30 @@
 //! The mesh as a [`Link`]: all connections of one rank, moved by one thread.
 
-use std::io::{self, ErrorKind, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polygram_domain::{Generation, Rank};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use polygram_domain::Rank;
+use rustix::event::{PollFd, PollFlags, poll};
 
-use super::Home;
 use super::inbound::{Arrival, Inbound, Want};
-use super::join::Joined;
+use super::joined::Joined;
+use super::local_rank::Home;
+use super::mesh::Mesh;
 use super::outbound::{Outbound, payload_bytes, socket_frame_bytes};
 use super::ring::{RingIn, RingOut, Rings, ring_frame_bytes};
+use super::timeout::timespec;
 use crate::abort::AbortTarget;
-use crate::link::{Broken, Cause, Incoming, Link, Notice, Outgoing, Round, abort_notice};
+use crate::link::{Broken, Cause, Incoming, Link, Notice, Outgoing, Round};
 use crate::sink::Discard;
-use crate::wire::{Content, Header, notice_frame};
+use crate::wire::{Content, Header};
 
 /// After the last byte a rank looks for more without rest for so long, as another core may be about to write it,
 const SPIN: Duration = Duration::from_micros(3);
 /// then lets others run between its looks, and after so long sleeps.
 const YIELD: Duration = Duration::from_micros(60);
-
-/// The connections of one rank, shared with its abort handles.
-pub(super) struct Mesh {
-    rank: Rank,
-    generation: Generation,
-    /// By rank; none for this rank.
-    sockets: Vec<Option<TcpStream>>,
-    /// A byte written here wakes the rank from [`poll`].
-    alarm: UnixStream,
-}
-
-impl Mesh {
-    /// Tells `notice` to the ranks that `reachable` picks, as far as that needs no waiting, and sends nothing more.
-    fn tell(&self, notice: &Notice, reachable: impl Fn(Rank) -> bool) {
-        let frame = notice_frame(self.generation, self.rank, notice);
-        for (peer, socket) in (0..).map(Rank).zip(&self.sockets) {
-            let Some(mut socket) = socket.as_ref() else { continue };
-            if reachable(peer)
-                && let Err(error) = socket.write(&frame)
-            {
-                tracing::debug!(%peer, %error, "could not tell a rank of the failure");
-            }
-            if let Err(error) = socket.shutdown(Shutdown::Write) {
-                tracing::debug!(%peer, %error, "a failed connection was closed already");
-            }
-        }
-    }
-}
 
 /// What comes from one peer and how it is reached.
 struct Peer {
@@ -488,21 +462,6 @@ enum Source {
     To,
 }
 
-impl AbortTarget for Mesh {
-    fn interrupt(&self) {
-        match (&self.alarm).write(&[1]) {
-            Ok(_) => {}
-            // Full: it rings already.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => tracing::debug!(%error, "the rank to be aborted has gone"),
-        }
-    }
-
-    fn announce(&self, reason: &str) {
-        self.tell(&abort_notice(self.rank, reason), |_| true);
-    }
-}
-
 impl Drop for TcpLink {
     fn drop(&mut self) {
         // Abort handles may outlive the link and hold its sockets; peers must see the end all the same.
@@ -512,10 +471,4 @@ impl Drop for TcpLink {
             }
         }
     }
-}
-
-/// `time` as the system takes it.
-pub(super) fn timespec(time: Duration) -> Timespec {
-    const DAY: Duration = Duration::from_secs(86_400);
-    Timespec { tv_sec: time.min(DAY).as_secs() as _, tv_nsec: time.subsec_nanos() as _ }
 }

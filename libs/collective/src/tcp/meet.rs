@@ -21,8 +21,8 @@ use polygram_domain::Rank;
 use polygram_same_host::{Offer, RingEnd, receive, ring, send};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::link::timespec;
 use super::ring::RING_BYTES;
+use super::timeout::timespec;
 
 /// A stranger at the meeting place that says nothing is sent away after this.
 const STRANGER: Duration = Duration::from_millis(200);

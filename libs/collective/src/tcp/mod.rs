@@ -14,19 +14,23 @@
 mod handshake;
 mod inbound;
 mod join;
+mod joined;
 mod link;
+mod local_rank;
 mod meet;
+mod membership;
+mod mesh;
 mod outbound;
 mod pulse;
 mod ring;
+mod timeout;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use polygram_domain::{Generation, Rank};
-use polygram_handshake::LinkKey;
+use polygram_domain::Rank;
 
 use crate::collective::Collective;
 use crate::error::JoinError;
@@ -35,10 +39,9 @@ use crate::members::Members;
 use crate::split::{self, Split};
 
 pub use link::TcpLink;
+use local_rank::Home;
+pub use membership::Membership;
 use pulse::Pulse;
-
-/// Version of what ranks say to each other: 5 has the keyed challenge and heartbeats.
-const PROTOCOL_VERSION: u32 = 5;
 
 /// A rank of a group of processes.
 pub type Tcp = Group<TcpLink>;
@@ -55,40 +58,6 @@ impl Bound {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
-}
-
-/// Who a rank is, as its peers check it.
-#[derive(Clone, Debug)]
-pub struct Membership {
-    /// The run: its name, or any token that tells it from others.
-    pub run: String,
-    /// The membership's fencing number; all ranks have the same.
-    pub generation: Generation,
-    /// This rank's seat in the group.
-    pub rank: Rank,
-    /// Version of the protocol.
-    pub version: u32,
-    /// Of the run's token, which all ranks know.
-    pub key: LinkKey,
-}
-
-impl Membership {
-    /// `rank` of `run` in `generation`, speaking this build's protocol.
-    pub fn new(run: impl Into<String>, generation: Generation, rank: Rank, key: LinkKey) -> Membership {
-        Membership { run: run.into(), generation, rank, version: PROTOCOL_VERSION, key }
-    }
-}
-
-/// What a rank keeps of how it joined, to join groups within the group.
-#[derive(Clone, Debug)]
-struct Home {
-    membership: Membership,
-    /// Where other ranks reach it.
-    ip: IpAddr,
-    /// The longest time that joining may take.
-    deadline: Duration,
-    /// Heartbeats of all ranks of the run on other hosts.
-    pulse: Option<Arc<Pulse>>,
 }
 
 impl Group<TcpLink> {

@@ -15,7 +15,8 @@ use polygram_domain::Rank;
 use polygram_process::JoinedThread;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::link::{Mesh, timespec};
+use super::mesh::Mesh;
+use super::timeout::timespec;
 use crate::abort::AbortTarget;
 
 /// Looks within the time after which a peer is lost; a byte is written at every second one.

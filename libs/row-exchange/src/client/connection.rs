@@ -326,7 +326,7 @@ impl Context {
         let Incoming { header, payload_words, .. } = arriving.incoming;
         let (ours, mut begun) = (&self.identity, Vec::new());
         let key = match header.kind {
-            Kind::Rows => Some(Key::Lookup(header.step, header.cell)),
+            Kind::Rows => Some(Key::Lookup(header.micro_batch())),
             Kind::ReadRows => Some(Key::Read(header.step, header.cell)),
             _ => None,
         };
@@ -366,7 +366,7 @@ impl Context {
     fn place(&self, header: &Header, message: Message) -> Result<(), Cause> {
         let (shard, registry, step, cell) = (self.shard, &self.registry, header.step, header.cell);
         match message {
-            Message::Rows(block) => self.rows(Key::Lookup(step, cell), &block),
+            Message::Rows(block) => self.rows(Key::Lookup(header.micro_batch()), &block),
             Message::ReadRows(block) => self.rows(Key::Read(step, cell), &block),
             Message::Prepared(body) => registry.sums(shard, Key::Prepare(step), body),
             Message::Committed(rows) => registry.acknowledge(shard, Key::Commit(step), rows),

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use polygram_domain::{Cell, Step, TableSet};
+use polygram_domain::{Cell, MicroBatchRef, Step, TableSet};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -176,7 +176,7 @@ impl RowClient {
     }
 
     async fn vote(&self, key: Key, message: Message) -> Result<u64, RowError> {
-        lock(&self.inner.declared).retain(|(step, _), _| *step != key.step());
+        lock(&self.inner.declared).retain(|at, _| at.step != key.step());
         match self.inner.call(key, Partial::acks(self.inner.shards.len()), &message).await? {
             Answer::Done(rows) => Ok(rows),
             _ => {
@@ -194,15 +194,14 @@ impl RowExchange for RowClient {
 
     fn lookup(
         &self,
-        step: Step,
-        cell: Cell,
+        at: MicroBatchRef,
         ids: Arc<UniqueIds>,
     ) -> impl Future<Output = Result<Vec<f32>, RowError>> + Send + use<> {
-        let sent = self.inner.ask(Key::Lookup(step, cell), &ids).map(|(shards, reply)| {
-            lock(&self.inner.declared).insert((step, cell), shards);
+        let sent = self.inner.ask(Key::Lookup(at), &ids).map(|(shards, reply)| {
+            lock(&self.inner.declared).insert(at, shards);
             reply
         });
-        rows_of(Arc::clone(&self.inner), Key::Lookup(step, cell), sent)
+        rows_of(Arc::clone(&self.inner), Key::Lookup(at), sent)
     }
 
     fn read(
@@ -216,23 +215,23 @@ impl RowExchange for RowClient {
         rows_of(Arc::clone(&self.inner), key, sent)
     }
 
-    async fn push(&self, step: Step, cell: Cell, row_grads_suw: Vec<f32>) -> Result<(), RowError> {
+    async fn push(&self, at: MicroBatchRef, row_grads_suw: Vec<f32>) -> Result<(), RowError> {
         let inner = &self.inner;
         if let Some(mut failure) = inner.registry.failure() {
-            (failure.step, failure.cell) = (Some(step), Some(cell));
+            (failure.step, failure.cell) = (Some(at.step), Some(at.index));
             return Err(failure);
         }
-        let Some(shards) = lock(&inner.declared).remove(&(step, cell)) else {
-            return Err(inner.registry.call_error(step, Some(cell), "a push without its lookup"));
+        let Some(shards) = lock(&inner.declared).remove(&at) else {
+            return Err(inner.registry.call_error(at.step, Some(at.index), "a push without its lookup"));
         };
         let unique: usize = shards.iter().map(ShardRows::len).sum();
         let expected = inner.gradients.stride() * unique;
         if row_grads_suw.len() != expected {
             let rule = format!("{} gradient values for {expected} row values", row_grads_suw.len());
-            return Err(inner.registry.call_error(step, Some(cell), rule));
+            return Err(inner.registry.call_error(at.step, Some(at.index), rule));
         }
         let values = Arc::new(inner.rows.adopt(row_grads_suw));
-        Push { inner: Arc::clone(inner), shards, values, unique, step, cell }.send().await
+        Push { inner: Arc::clone(inner), shards, values, unique, at }.send().await
     }
 
     async fn prepare(&self, step: Step) -> Result<Prepared, RowError> {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use polygram_domain::{BucketIndex, Cell, ShardIndex, Step, TableIndex};
+use polygram_domain::{BucketIndex, Cell, MicroBatchRef, ShardIndex, Step, TableIndex};
 use tokio::sync::oneshot;
 
 use super::gather::{Claim, Gather};
@@ -29,7 +29,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    Lookup(Step, Cell),
+    Lookup(MicroBatchRef),
+    /// Of a version, with the number of the read.
     Read(Step, Cell),
     Prepare(Step),
     Commit(Step),
@@ -39,14 +40,14 @@ pub(super) enum Key {
 impl Key {
     pub(super) fn step(self) -> Step {
         match self {
-            Key::Lookup(step, _) | Key::Read(step, _) => step,
-            Key::Prepare(step) | Key::Commit(step) | Key::Abort(step) => step,
+            Key::Lookup(at) => at.step,
+            Key::Read(step, _) | Key::Prepare(step) | Key::Commit(step) | Key::Abort(step) => step,
         }
     }
 
     pub(super) fn cell(self) -> Option<Cell> {
         match self {
-            Key::Lookup(_, cell) => Some(cell),
+            Key::Lookup(at) => Some(at.index),
             _ => None,
         }
     }

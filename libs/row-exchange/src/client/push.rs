@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use polygram_domain::MicroBatchRef;
 use polygram_domain::bf16::round_to_nearest;
 use polygram_domain::embedding::RowType;
-use polygram_domain::{Cell, Step};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -26,8 +26,7 @@ pub(super) struct Push {
     pub(super) values: Arc<PooledWords>,
     /// Rows of the cell (U).
     pub(super) unique: usize,
-    pub(super) step: Step,
-    pub(super) cell: Cell,
+    pub(super) at: MicroBatchRef,
 }
 
 impl Push {
@@ -41,7 +40,7 @@ impl Push {
         while let Some(joined) = tasks.join_next().await {
             joined.map_err(|error| {
                 let rule = format!("the task that pushes failed: {error}");
-                self.inner.registry.call_error(self.step, Some(self.cell), rule)
+                self.inner.registry.call_error(self.at.step, Some(self.at.index), rule)
             })??;
         }
         Ok(())
@@ -52,13 +51,13 @@ impl Push {
     async fn send_to(&self, shard: usize) -> Result<(), RowError> {
         let inner = &self.inner;
         let fail = |cause: Cause| RowError {
-            step: Some(self.step),
-            cell: Some(self.cell),
+            step: Some(self.at.step),
+            cell: Some(self.at.index),
             ..inner.registry.error(shard, None, cause)
         };
         let (part, queue) = (&self.shards[shard], &inner.shards[shard]);
         let reply = inner.limits.reply;
-        let is_answered = part.len() > 0 && !inner.registry.is_open(Key::Lookup(self.step, self.cell));
+        let is_answered = part.len() > 0 && !inner.registry.is_open(Key::Lookup(self.at));
         let row_bytes = inner.gradients.stride() * inner.gradients.kind.bytes();
         let rows_per_chunk = (inner.limits.chunk_bytes / row_bytes.max(1)).max(1);
         let (mut start, mut chunk) = (0, 0);
@@ -71,7 +70,7 @@ impl Push {
                 .await
                 .map_err(|_| fail(Cause::Deadline(reply)))?
                 .map_err(|_| fail(inner.registry.closed()))?;
-            let mut header = inner.identity.header(Kind::Push, self.step, self.cell);
+            let mut header = inner.identity.header(Kind::Push, self.at.step, self.at.index);
             header.chunk = chunk;
             let pieces = self.pieces(part, positions, head);
             let frame = Outgoing::seal_late(&header, pieces).map_err(|error| fail(error.into()))?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
-use polygram_domain::{Cell, Step, TableSet};
+use polygram_domain::{Cell, MicroBatchRef, Step, TableSet};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -21,8 +21,8 @@ use crate::message::Message;
 use crate::pool::Buffers;
 use crate::queue::SendQueue;
 
-/// Cells declared and not pushed yet: their ids' division is what a push follows.
-pub(super) type Declared = HashMap<(Step, Cell), Arc<Vec<ShardRows>>>;
+/// Micro-batches declared and not pushed yet: their ids' division is what a push follows.
+pub(super) type Declared = HashMap<MicroBatchRef, Arc<Vec<ShardRows>>>;
 
 /// What the handles and the tasks of a client share.
 pub(super) struct Inner {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use polygram_domain::bf16::round_to_nearest;
 use polygram_domain::embedding::{RowType, SameHost, WireSpec};
-use polygram_domain::{Generation, Rank, RunName, ShardIndex};
+use polygram_domain::{Generation, MicroBatchRef, Rank, RunName, ShardIndex};
 use polygram_handshake::LinkKey;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,6 +26,10 @@ struct Played {
     reader: LinkReader,
     writer: LinkWriter,
     shape: BlockShape,
+}
+
+fn at(step: u64, cell: u32) -> MicroBatchRef {
+    MicroBatchRef { step: Step(step), index: Cell(cell) }
 }
 
 fn key() -> LinkKey {
@@ -125,7 +129,7 @@ async fn an_offer_of_nobody_leaves_tcp() {
     for offer in [elsewhere, gone] {
         let (client, mut shard) = meet(options(WireSpec::default()), 1 << 20, Some(offer)).await;
         assert_eq!(shard.next().await.1, Message::Path, "the path is told where it stays");
-        let _answer = client.lookup(Step(0), Cell(0), ids(2));
+        let _answer = client.lookup(at(0, 0), ids(2));
         assert!(matches!(shard.next().await.1, Message::Lookup(_)));
     }
 }
@@ -153,17 +157,17 @@ async fn requests_do_not_wait_behind_pushes_without_credit() {
     const CHUNK: usize = 4 * (3 + 20 * 12);
     let (client, mut shard) = meet(options(WireSpec::default()), WINDOW, None).await;
     let rows = 400;
-    let _answer = client.lookup(Step(0), Cell(0), ids(rows));
+    let _answer = client.lookup(at(0, 0), ids(rows));
     assert!(matches!(shard.next().await.1, Message::Lookup(_)));
     let values = rows as usize * shard.shape.width;
-    let mut push = std::pin::pin!(client.push(Step(0), Cell(0), vec![0.25; values]));
+    let mut push = std::pin::pin!(client.push(at(0, 0), vec![0.25; values]));
     assert!(deadline_of(timeout(Duration::from_millis(50), &mut push).await), "there is more than a window");
     let (mut bytes, mut pushed) = (0, 0);
     while bytes + CHUNK <= WINDOW as usize {
         let block = shard.pushed().await;
         (bytes, pushed) = (bytes + block.payload_bytes(), pushed + block.rows());
     }
-    let _answer = client.lookup(Step(1), Cell(1), ids(1));
+    let _answer = client.lookup(at(1, 1), ids(1));
     let (header, next) = shard.next().await;
     assert!(matches!(next, Message::Lookup(_)) && header.step == Step(1), "{next:?} came first");
     let vote = client.commit(Step(0), Commit { scale: 1.0, lr: 0.5, snapshot: SnapshotOrder::None });
@@ -192,7 +196,7 @@ async fn requests_do_not_wait_behind_pushes_without_credit() {
 async fn rows_are_paid_for() {
     let small = ClientOptions { row_window_bytes: 4000, ..options(WireSpec::default()) };
     let (client, mut shard) = meet(small, 1 << 20, None).await;
-    let answer = client.lookup(Step(0), Cell(0), ids(100));
+    let answer = client.lookup(at(0, 0), ids(100));
     assert!(matches!(shard.next().await.1, Message::Lookup(_)));
     let width = shard.shape.width;
     let rows = |first: u32, count: u32| {
@@ -227,7 +231,7 @@ async fn bf16_travels_both_ways() {
     let (client, mut shard) = meet(options(wire), 1 << 20, None).await;
     let width = shard.shape.width;
     let rows = 151;
-    let answer = client.lookup(Step(0), Cell(0), ids(rows));
+    let answer = client.lookup(at(0, 0), ids(rows));
     assert!(matches!(shard.next().await.1, Message::Lookup(_)));
     let special = [0x7f80u16, 0xff80, 0x7fc1, 0x0001, 0x8000, 0x7f7f];
     let bits: Vec<u16> = (0..rows as usize * width)
@@ -253,7 +257,7 @@ async fn bf16_travels_both_ways() {
         .collect();
     let mut expected = vec![0; gradients.len()];
     round_to_nearest(&gradients, &mut expected);
-    client.push(Step(0), Cell(0), gradients).await.unwrap();
+    client.push(at(0, 0), gradients).await.unwrap();
     let mut pushed = Vec::new();
     while pushed.len() < expected.len() {
         let block = shard.pushed().await;
@@ -269,8 +273,8 @@ async fn bf16_travels_both_ways() {
 async fn an_empty_cell_is_pushed_in_order() {
     let several = ClientOptions { connections: 1, ..options(WireSpec::default()) };
     let (client, mut shard) = meet(several, 1 << 20, None).await;
-    let rows = client.lookup(Step(0), Cell(0), ids(0)).await.unwrap();
-    client.push(Step(0), Cell(0), rows).await.unwrap();
+    let rows = client.lookup(at(0, 0), ids(0)).await.unwrap();
+    client.push(at(0, 0), rows).await.unwrap();
     assert!(matches!(shard.next().await.1, Message::Lookup(_)));
     assert_eq!(shard.pushed().await.rows(), 0);
 }
@@ -296,7 +300,7 @@ async fn several_connections_are_one_client() {
     let client = timeout(PATIENCE, connecting).await.unwrap().unwrap().unwrap();
     // Rows may come over any connection; gradients spread once they are there.
     let rows = 60;
-    let answer = client.lookup(Step(0), Cell(0), ids(rows));
+    let answer = client.lookup(at(0, 0), ids(rows));
     assert!(matches!(links[0].next().await.1, Message::Lookup(_)));
     for (i, link) in links.iter_mut().enumerate().rev() {
         let run = 20 * i as u32..20 * (i as u32 + 1);
@@ -306,7 +310,7 @@ async fn several_connections_are_one_client() {
     }
     let values = timeout(PATIENCE, answer).await.unwrap().unwrap();
     assert!(values.chunks(values.len() / 3).zip(0..).all(|(part, i)| part.iter().all(|&v| v == i as f32)));
-    client.push(Step(0), Cell(0), values).await.unwrap();
+    client.push(at(0, 0), values).await.unwrap();
     let mut pushed = 0;
     let mut readers = JoinSet::new();
     let (blocks, mut received) = tokio::sync::mpsc::unbounded_channel();
