@@ -123,6 +123,7 @@ impl MemberError {
     pub fn kind(&self) -> FailureKind {
         let problem = match self {
             MemberError::Control(_) => return FailureKind::Reset,
+            MemberError::Signalled => return FailureKind::Signal,
             MemberError::Store(error)
             | MemberError::Unrestored { source: error, .. }
             | MemberError::Restore(RestoreError::Store(error)) => error.store_problem(),

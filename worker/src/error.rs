@@ -239,6 +239,7 @@ impl WorkerError {
             WorkerError::Rows(error) => error.cause.kind(),
             WorkerError::Collective(error) => error.kind(),
             WorkerError::Join(error) => error.kind(),
+            WorkerError::Signalled => FailureKind::Signal,
             // The exchange between experts: a peer that failed for a reason of its own reports it itself.
             WorkerError::Engine(source) | WorkerError::Compute { source, .. }
                 if source.suspect().is_some() =>

@@ -281,16 +281,19 @@ impl Turn<'_> {
 impl State {
     /// What kind of loss a member's own failure is.
     fn reason_of(&self, failure: &Failure) -> Reason {
-        let resumed = self.checkpoints.point.map(Resume::at_point);
-        if self.run == RunState::Restoring && self.resume == resumed && resumed.is_some() {
-            // Whatever is wrong with a recovery point, the run goes on without it.
-            return Reason::MemberFailed;
-        }
         match failure.kind {
+            // Recovery points may lie in a root of their own, and the run does not need them.
+            FailureKind::StoreUnusable if self.restores_point() => Reason::MemberFailed,
             FailureKind::StoreUnusable => Reason::StoreFailed,
             kind if kind.is_environment() => Reason::EnvironmentFailed,
             _ => Reason::MemberFailed,
         }
+    }
+
+    /// Whether members restore the newest recovery point.
+    pub(super) fn restores_point(&self) -> bool {
+        let point = self.checkpoints.point.map(Resume::at_point);
+        self.run == RunState::Restoring && point.is_some() && self.resume == point
     }
 
     /// Updates that a member has applied: its heartbeat may be older than what rank 0 has reported, and a step is applied

@@ -14,7 +14,6 @@ use polygram_proto::control::{
 
 use super::counts::Counts;
 use super::event::{Action, Level, Record, Time};
-use super::settings::Resume;
 use super::state::{State, Turn};
 
 /// No back-off is longer.
@@ -167,9 +166,7 @@ impl Turn<'_> {
     /// A member that fails over a recovery point while it restores it makes the run go on from its last commit instead.
     fn distrust_point(&mut self, reason: Reason, sentence: &str) {
         let Some(step) = self.state.checkpoints.point else { return };
-        let is_restored =
-            self.state.run == RunState::Restoring && self.state.resume == Some(Resume::at_point(step));
-        if is_restored && reason == Reason::MemberFailed {
+        if self.state.restores_point() && reason == Reason::MemberFailed {
             self.state.checkpoints.point = None;
             let why = format!("it could not be restored: {sentence}");
             self.log(Level::Error, format!("recovery point {step} is not gone on from again: {why}"));

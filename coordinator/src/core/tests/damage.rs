@@ -204,6 +204,33 @@ fn a_late_word_is_looked_into_and_costs_nobody_twice() {
     assert_eq!(run.state.status(run.now).restarts, 1, "the loss of worker 1 alone");
 }
 
+/// A link that is cut while the store looks at the checkpoint says nothing of the checkpoint, and ends no look.
+#[test]
+fn an_environment_that_fails_meanwhile_neither_damns_nor_clears_a_checkpoint() {
+    for sound in [true, false] {
+        let mut run = restoring(10);
+        run.disbelieve(S1, "x");
+        run.assign();
+        let actions = run.fail_with((W1, Some(S0)), "connection lost", FailureKind::Reset);
+        assert!(examines(&actions).is_empty(), "{actions:?}");
+        let actions = run.pass(3_000, &[]);
+        assert!(examines(&actions).is_empty() && assignments(&actions).is_empty(), "{actions:?}");
+        let status = run.state.status(run.now);
+        assert_eq!((status.state, status.restarts), (RunState::Recovering, 1), "{}", status.message);
+        assert_eq!(status.last_rollback.unwrap().reason, Reason::EnvironmentFailed);
+        assert_eq!(status.reason, Reason::Examining);
+        let to = if sound { 40 } else { 30 };
+        if sound {
+            run.examined(Ok(Examined::Sound));
+        } else {
+            run.fell_back(30);
+        }
+        run.now = run.now.after(60_000);
+        run.apply(Event::Tick);
+        assert_eq!(assignments(&run.assign())[0].resume_step, Step(to));
+    }
+}
+
 #[test]
 fn without_another_checkpoint_the_run_fails() {
     let mut run = restoring(10);

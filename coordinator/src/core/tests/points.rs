@@ -133,13 +133,40 @@ fn a_recovery_point_that_cannot_be_restored_is_not_gone_back_to_again() {
         .any(|a| matches!(a, Action::DropPoint { step: Step(24), why } if why.contains("damaged")));
     assert!(dropped, "{actions:?}");
     assert_eq!(run.rejoin(), (Step(20), None));
-    // A member that dies meanwhile says nothing of the point.
-    let mut run = recovering();
-    run.point(4);
-    run.ended(S1);
-    assert_eq!(run.rejoin().0, Step(4));
-    run.ended(S0);
-    assert_eq!(run.rejoin().0, Step(4));
+}
+
+/// Neither a cut link, nor a store that does not answer, nor a process that is ended says anything of the point.
+#[test]
+fn a_recovery_point_stays_where_the_environment_fails_while_it_is_restored() {
+    let fail = |kind: FailureKind| move |run: &mut Run| run.fail_with((W1, None), "x", kind);
+    let kinds = FailureKind::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, FailureKind::Program | FailureKind::StoreUnusable));
+    let mut losses: Vec<(String, Box<dyn Fn(&mut Run) -> Vec<Action>>)> = Vec::new();
+    for kind in kinds {
+        losses.push((format!("{kind:?}"), Box::new(fail(kind))));
+    }
+    losses.push(("SIGKILL".into(), Box::new(|run| run.ended(S0))));
+    losses.push(("silence".into(), Box::new(|run| run.pass(12_000, &[S0]))));
+    for (name, lose) in losses {
+        let mut run = recovering();
+        run.commit(20);
+        run.point(24);
+        run.ended(S1);
+        assert_eq!(run.rejoin(), (Step(24), Some(Step(24))), "{name}");
+        for _ in 0..2 {
+            let actions = lose(&mut run);
+            assert!(!actions.iter().any(|a| matches!(a, Action::DropPoint { .. })), "{name}: {actions:?}");
+            assert_eq!(run.state.run_state(), RunState::Recovering, "{name}: {}", run.message());
+            run.now = run.now.after(60_000);
+            run.apply(Event::Tick);
+            assert_eq!(run.rejoin(), (Step(24), Some(Step(24))), "{name}");
+        }
+        for who in ALL {
+            run.ready(who);
+        }
+        assert_eq!(run.state.run_state(), RunState::Running, "{name}");
+    }
 }
 
 #[test]
