@@ -5,6 +5,7 @@
 //! one of another past, or of another run of that name, is quarantined.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, Manifest, QuarantineReason, RollbackRecord, RunStore, keys,
@@ -114,11 +115,15 @@ impl Points {
         Ok(Some(manifest))
     }
 
-    /// Quarantines a point that nobody is to go on from.
-    pub(crate) async fn drop_point(&self, step: Step, why: String) {
-        if let Err(error) = self.store.quarantine(step, &QuarantineReason::Unusable(why)).await {
-            tracing::warn!(step = step.0, %error, "the recovery point is not quarantined");
-        }
+    /// Quarantines a point that nobody is to resume from, and tries for `limit`.
+    pub(crate) async fn quarantine(
+        &self,
+        step: Step,
+        why: String,
+        limit: Duration,
+    ) -> Result<(), CheckpointError> {
+        let store = self.store.clone().with_retry_limit(limit);
+        store.quarantine(step, &QuarantineReason::Unusable(why)).await.map(drop)
     }
 
     /// Quarantines what rollbacks have ended.

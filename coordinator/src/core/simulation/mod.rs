@@ -353,7 +353,7 @@ fn damaged_checkpoints_are_gone_past() {
     };
     let (mut fallen, mut failed) = (0, 0);
     campaign("damage", 4000, weather, |state, world| {
-        fallen += world.checker.set_aside;
+        fallen += world.checker.quarantined;
         if state == RunState::Failed {
             let message = world.state.message();
             if message.contains("none of them verifies") {

@@ -1,5 +1,6 @@
 //! Recovery points: kept, given up, gone back to, distrusted.
 
+use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;
 
 const PART: Uploaded = Uploaded::Part(CheckpointKind::Point);
@@ -41,6 +42,15 @@ impl Run {
     }
 }
 
+fn quarantined_point(action: &Action) -> Option<(Step, &str)> {
+    match action {
+        Action::ResolveRollback { request: RollbackRequest::UnrestorablePoint { step, why }, .. } => {
+            Some((*step, why))
+        }
+        _ => None,
+    }
+}
+
 fn recovering() -> Run {
     let mut settings = settings();
     settings.recovery.max_restarts = 9;
@@ -58,7 +68,7 @@ fn a_loss_goes_back_to_the_newest_of_commit_and_recovery_point() {
     let status = run.state.status(run.now);
     assert_eq!((status.last_commit, status.last_point), (Some(Step(20)), Some(Step(24))));
     run.ended(S1);
-    assert!(run.message().contains("going back to step 24"), "{}", run.message());
+    assert!(run.message().contains("rolling back to step 24"), "{}", run.message());
     assert_eq!(run.rejoin(), (Step(24), Some(Step(24))));
     for who in ALL {
         run.ready(who);
@@ -130,7 +140,8 @@ fn a_recovery_point_that_cannot_be_restored_is_not_gone_back_to_again() {
     let actions = run.fail(W1, "ckpt/data/x is damaged", None);
     let dropped = actions
         .iter()
-        .any(|a| matches!(a, Action::DropPoint { step: Step(24), why } if why.contains("damaged")));
+        .filter_map(quarantined_point)
+        .any(|(step, why)| step == Step(24) && why.contains("damaged"));
     assert!(dropped, "{actions:?}");
     assert_eq!(run.rejoin(), (Step(20), None));
 }
@@ -156,7 +167,7 @@ fn a_recovery_point_stays_where_the_environment_fails_while_it_is_restored() {
         assert_eq!(run.rejoin(), (Step(24), Some(Step(24))), "{name}");
         for _ in 0..2 {
             let actions = lose(&mut run);
-            assert!(!actions.iter().any(|a| matches!(a, Action::DropPoint { .. })), "{name}: {actions:?}");
+            assert!(actions.iter().find_map(quarantined_point).is_none(), "{name}: {actions:?}");
             assert_eq!(run.state.run_state(), RunState::Recovering, "{name}: {}", run.message());
             run.now = run.now.after(60_000);
             run.apply(Event::Tick);
@@ -186,7 +197,7 @@ fn a_way_back_from_a_spike_forgets_the_recovery_points_behind_it() {
         kind: FailureKind::Program,
     };
     run.report(W0, MemberReport::Failed(failure));
-    let rolled = crate::core::RolledBack { to: Some(Step(20)), policy: Default::default() };
-    run.apply(Event::RolledBack { at: Step(26), result: Ok(rolled) });
+    let target = RollbackTarget { to: Some(Step(20)), policy: Default::default(), quarantined: Vec::new() };
+    run.resolved(Ok(RollbackResolution::Target(target)));
     assert_eq!(run.rejoin(), (Step(20), None));
 }

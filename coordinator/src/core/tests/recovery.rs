@@ -25,7 +25,7 @@ fn a_loss_sends_everybody_back_to_the_newest_commit() {
     let actions = run.ended(S1);
     assert_eq!(run.state.run_state(), RunState::Recovering);
     assert!(
-        run.message().starts_with("going back to step 20, restart 1 of 10: shard 1"),
+        run.message().starts_with("rolling back to step 20, restart 1 of 10: shard 1"),
         "{}",
         run.message()
     );
@@ -51,7 +51,7 @@ fn a_loss_sends_everybody_back_to_the_newest_commit() {
         _ => None,
     });
     assert_eq!(resumed, Some(Step(20)));
-    assert!(assigned.contains(&Action::Record(Record::WentBack(Step(20)))));
+    assert!(assigned.contains(&Action::Record(Record::ResumedAt(Step(20)))));
     for who in ALL {
         run.ready(who);
     }
@@ -185,7 +185,7 @@ fn a_commit_stays_where_the_environment_fails_while_it_is_restored() {
             }
             assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Restoring, Step(20)));
             let actions = run.fail_with((S1, None), "x", kind);
-            let looks = actions.iter().any(|action| matches!(action, Action::Examine(_)));
+            let looks = actions.iter().any(|action| matches!(action, Action::ResolveRollback { .. }));
             assert!(!looks, "{kind:?}: {actions:?}");
             let status = run.state.status(run.now);
             assert_eq!(status.state, RunState::Recovering, "{kind:?}, outage {outage}: {}", run.message());

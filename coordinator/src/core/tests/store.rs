@@ -158,7 +158,7 @@ fn a_complete_run_that_is_opened_again_records_its_end() {
         let ended: Vec<&str> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Record(Record::Recovery(FailureLine::Ended { state, .. })) => Some(state.as_str()),
+                Action::Record(Record::Failure(FailureLine::Ended { state, .. })) => Some(state.as_str()),
                 _ => None,
             })
             .collect();
