@@ -230,7 +230,7 @@ fn damaged_points_are_passed_over_loudly() {
         objects(&data(&cluster)).iter().for_each(|path| harm(path));
         let finished = cluster.train(&[]).unwrap();
         let log = logged(&cluster);
-        let is_told = log.contains("recovery point quarantined") || log.contains("is not gone on from again");
+        let is_told = log.contains("recovery point quarantined") || log.contains("is not resumed from again");
         assert!(is_told, "{name}: {log}");
         ends_as_plain(&cluster, finished).context(name).unwrap();
     }

@@ -19,6 +19,8 @@ pub(super) struct RootCause {
     reports: Vec<PeerReport>,
     /// When the reports are judged.
     until: Time,
+    /// The same, while the member that is blamed for a broken connection has not reported yet why it broke.
+    latest: Time,
     culprit: Option<Culprit>,
     secondary: Vec<String>,
 }
@@ -85,9 +87,13 @@ impl Loss {
 }
 
 impl RootCause {
-    /// Keeps a report. The first one sets the time when they are judged; a later time may be asked for by any.
-    pub(super) fn collect(&mut self, report: PeerReport, until: Time) {
-        self.until = if self.reports.is_empty() { until } else { self.until.max(until) };
+    /// Keeps a report. The first one sets the times when they are judged: `until`, or `latest` while the root cause is a
+    /// broken connection and the member that it blames has not reported. A member that ends its part closes its
+    /// connections first, and may need a while until it reports.
+    pub(super) fn collect(&mut self, report: PeerReport, (until, latest): (Time, Time)) {
+        if self.reports.is_empty() {
+            (self.until, self.latest) = (until, latest);
+        }
         self.reports.push(report);
     }
 
@@ -98,10 +104,13 @@ impl RootCause {
 
     /// The report that is closest to the cause and the others, once it is time to judge them.
     pub(super) fn take_due(&mut self, now: Time) -> Option<(PeerReport, Vec<PeerReport>)> {
-        if now < self.until {
+        let root = root_of(&self.reports)?;
+        let PeerReport { suspect, failure, .. } = &self.reports[root];
+        let is_broken = matches!(failure.kind, FailureKind::Connect | FailureKind::Reset);
+        let is_explained = !is_broken || self.reports.iter().any(|report| report.reporter == *suspect);
+        if now < if is_explained { self.until } else { self.latest } {
             return None;
         }
-        let root = root_of(&self.reports)?;
         let mut reports = self.take_reports();
         let root = reports.remove(root);
         Some((root, reports))
@@ -214,16 +223,40 @@ mod tests {
     fn reports_are_judged_when_their_time_is_up() {
         let mut cause = RootCause::default();
         assert_eq!(cause.take_due(Time(1_000)), None, "there are none");
-        cause.collect(report((W0, W1), FailureKind::Reset), Time(100));
-        cause.collect(report((W1, S0), FailureKind::Timeout), Time(50));
+        cause.collect(report((W1, S0), FailureKind::Timeout), (Time(100), Time(500)));
+        cause.collect(report((W0, W1), FailureKind::Reset), (Time(150), Time(550)));
         assert_eq!(cause.take_due(Time(99)), None);
         let (root, others) = cause.take_due(Time(100)).unwrap();
         assert_eq!((root.reporter, others.len(), others[0].reporter), (W1, 1, W0));
         assert_eq!(cause.take_due(Time(1_000)), None, "once");
-        // The next reports have a time of their own.
-        cause.collect(report((W0, W1), FailureKind::Reset), Time(2_000));
+        // The next reports have times of their own.
+        cause.collect(report((W0, W1), FailureKind::Program), (Time(2_000), Time(2_500)));
         assert_eq!(cause.take_due(Time(1_999)), None);
         assert_eq!(cause.take_reports().len(), 1);
+    }
+
+    #[test]
+    fn whoever_closed_a_connection_is_given_time_to_report_why() {
+        use FailureKind::{Connect, Program, Reset, Timeout};
+        // Reports, and whether the later time counts.
+        let cases: &[(&[(MemberRef, MemberRef, FailureKind)], bool)] = &[
+            (&[(W0, W1, Reset)], true),
+            (&[(W0, W1, Connect)], true),
+            (&[(W2, W0, Reset), (W0, W1, Reset)], true),
+            // The cut itself is seen, or both ends of the link have reported.
+            (&[(W0, W1, Timeout)], false),
+            (&[(W0, W1, Reset), (W1, S0, Timeout)], false),
+            (&[(W0, W1, Reset), (W1, W0, Reset)], false),
+            (&[(W0, W1, Program)], false),
+        ];
+        for (reports, is_later) in cases {
+            let mut cause = RootCause::default();
+            for (reporter, suspect, kind) in *reports {
+                cause.collect(report((*reporter, *suspect), *kind), (Time(100), Time(500)));
+            }
+            assert_eq!(cause.clone().take_due(Time(100)).is_none(), *is_later, "{reports:?}");
+            assert!(cause.take_due(Time(500)).is_some(), "{reports:?}");
+        }
     }
 
     #[test]

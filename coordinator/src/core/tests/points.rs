@@ -143,6 +143,50 @@ fn a_recovery_point_that_cannot_be_restored_is_not_gone_back_to_again() {
         .filter_map(quarantined_point)
         .any(|(step, why)| step == Step(24) && why.contains("damaged"));
     assert!(dropped, "{actions:?}");
+    // The store is asked to quarantine it, and the next generation waits for the answer, whatever it is.
+    for who in ALL {
+        run.join(who).unwrap();
+        run.attend(who).unwrap();
+    }
+    assert_eq!(run.state.run_state(), RunState::Recovering);
+    assert!(run.message().contains("waiting for recovery point 24 to be quarantined"), "{}", run.message());
+    run.resolved(Err("no space left".into()));
+    assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Restoring, Step(20)));
+}
+
+/// What blames a peer, and the peer lives on, is no fault of the point either.
+#[test]
+fn a_recovery_point_stays_where_a_peer_is_blamed() {
+    let mut run = recovering();
+    run.commit(20);
+    run.point(24);
+    run.ended(S1);
+    assert_eq!(run.rejoin().0, Step(24));
+    run.fail(W1, "shard 0 refused this worker", Some(S0));
+    let actions = run.pass(3_000, &[]);
+    assert_eq!(run.culprit(), Some(W1), "{}", run.message());
+    assert!(actions.iter().find_map(quarantined_point).is_none(), "{actions:?}");
+    assert_eq!(run.rejoin(), (Step(24), Some(Step(24))));
+}
+
+/// The place of recovery points may be gone for good, and the run does not need it.
+#[test]
+fn a_point_whose_store_does_not_answer_for_long_is_gone_without() {
+    let mut run = recovering();
+    run.commit(20);
+    run.point(24);
+    run.ended(S1);
+    // The outages behind the first loss: as many as a program may fail, and one more.
+    for outage in 1..=3 {
+        run.now = run.now.after(60_000);
+        run.apply(Event::Tick);
+        assert_eq!(run.rejoin().0, Step(24), "{outage}");
+        let actions = run.fail_with((W1, None), "no answer within 30 s", FailureKind::Store);
+        assert_eq!(actions.iter().find_map(quarantined_point).is_some(), outage == 3, "{actions:?}");
+    }
+    run.resolved(Err("no answer within 5 s".into()));
+    run.now = run.now.after(60_000);
+    run.apply(Event::Tick);
     assert_eq!(run.rejoin(), (Step(20), None));
 }
 

@@ -43,8 +43,10 @@ impl Turn<'_> {
     fn suspect(&mut self, report: PeerReport) {
         let PeerReport { reporter, suspect, failure } = &report;
         self.log(Level::Warn, format!("{reporter} failed and blames {suspect}: {}", failure.message));
-        let timeout = self.state.settings.timeouts.suspicion_timeout_ms;
-        self.state.root_cause.collect(report, self.now.after(timeout));
+        let timeouts = &self.state.settings.timeouts;
+        let until = self.now.after(timeouts.suspicion_timeout_ms);
+        let latest = self.now.after(timeouts.explanation_timeout_ms);
+        self.state.root_cause.collect(report, (until, latest));
     }
 
     /// Judges what was collected, once it is time.
