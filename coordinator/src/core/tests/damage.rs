@@ -212,7 +212,7 @@ fn an_environment_that_fails_meanwhile_neither_damns_nor_clears_a_checkpoint() {
         run.assign();
         let actions = run.fail_with((W1, Some(S0)), "connection lost", FailureKind::Reset);
         assert!(verifies(&actions).is_empty(), "{actions:?}");
-        let actions = run.pass(3_000, &[]);
+        let actions = run.pass(6_000, &[]);
         assert!(verifies(&actions).is_empty() && assignments(&actions).is_empty(), "{actions:?}");
         let status = run.state.status(run.now);
         assert_eq!((status.state, status.restarts), (RunState::Recovering, 1), "{}", status.message);
