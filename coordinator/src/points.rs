@@ -143,7 +143,7 @@ impl Points {
     /// Keeps a point, and lets go of older ones.
     pub(crate) async fn keep(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         self.store.commit(manifest).await?;
-        // The newest alone is ever gone back to.
+        // Only the newest is ever resumed from.
         if let Err(error) = self.store.retain(1).await {
             tracing::warn!(%error, "cannot remove old recovery points");
         }

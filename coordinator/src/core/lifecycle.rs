@@ -1,4 +1,4 @@
-//! Where the run is in its life and why, the operator's wish to stop it, and its end. Written here alone.
+//! Where the run is in its life and why, the operator's request to stop it, and its end. Written here alone.
 
 use polygram_proto::control::{Reason, RunState};
 

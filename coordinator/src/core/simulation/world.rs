@@ -123,7 +123,7 @@ impl World {
             frozen: Frozen::No,
             unread: Vec::new(),
             told_failure: false,
-            knows_way_back: false,
+            knows_rollback: false,
             clock: 0,
         });
         let now = Time(1_000_000);

@@ -167,7 +167,7 @@ fn a_run_that_does_not_recover_ends_with_a_member_that_reads_wrongly() {
 }
 
 #[test]
-fn several_may_disbelieve_several_objects() {
+fn several_members_may_report_several_objects() {
     let mut run = restoring(10);
     let (generation, others) = (run.state.generation(), [W1, S0, S1].map(|who| run.id(who)));
     run.report_damage(W0, "x");
@@ -241,7 +241,7 @@ fn without_another_checkpoint_the_run_fails() {
     assert!(message.contains("step 40") && message.contains("none of them verifies"), "{message}");
 }
 
-/// Only the checkpoint that is being restored can be disbelieved.
+/// Only the checkpoint that is being restored can be reported damaged.
 #[test]
 fn other_words_of_damage_are_failures() {
     let mut run = restoring(10);

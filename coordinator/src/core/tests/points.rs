@@ -1,4 +1,4 @@
-//! Recovery points: kept, given up, gone back to, distrusted.
+//! Recovery points: kept, given up, resumed from, discarded.
 
 use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;

@@ -9,7 +9,7 @@ use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;
 
 impl Run {
-    fn wish(&mut self, member: MemberRef, step: u64) -> Vec<Action> {
+    fn request_rollback(&mut self, member: MemberRef, step: u64) -> Vec<Action> {
         let message = format!("step {step}: loss 9 is a spike");
         let failure = Failure {
             message,
@@ -54,7 +54,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     run.commit(20);
     let before = run.state.generation();
     let (member, generation) = (run.id(W1), before);
-    let actions = run.wish(W0, 25);
+    let actions = run.request_rollback(W0, 25);
     assert!(actions.iter().any(|action| spike(action) == Some(Step(25))));
     assert!(
         matches!(lines(&actions)[..], [FailureLine::RollbackRequested { step: Step(25), member, cause, .. }]
@@ -106,7 +106,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         run.ready(who);
     }
     assert_eq!(run.state.run_state(), RunState::Running);
-    assert_eq!(run.state.status(run.now).restarts, 0, "a way back is no loss");
+    assert_eq!(run.state.status(run.now).restarts, 0, "a spike is no loss");
     // A loss afterwards goes back to the commit that the store has left.
     run.commit(20);
     assert_eq!(run.state.last_commit(), Some(Step(20)));
@@ -115,7 +115,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
 #[test]
 fn a_run_may_go_back_to_its_beginning() {
     let mut run = Run::running();
-    run.wish(W1, 3);
+    run.request_rollback(W1, 3);
     run.decided(3, None);
     let mut actions = Vec::new();
     for who in ALL {
@@ -134,7 +134,7 @@ fn a_run_may_go_back_to_its_beginning() {
 #[test]
 fn a_store_that_cannot_decide_fails_the_run() {
     let mut run = Run::running();
-    run.wish(W0, 3);
+    run.request_rollback(W0, 3);
     run.resolved(Err("disk full".into()));
     assert_eq!(run.state.run_state(), RunState::Failed);
     assert!(run.message().contains("disk full") && run.message().contains("step 3"), "{}", run.message());

@@ -1,4 +1,4 @@
-//! Going back, and not going back.
+//! Losses after which the run is rolled back, and those after which it is not.
 
 use super::*;
 

@@ -25,12 +25,12 @@ impl Turn<'_> {
     }
 
     /// Ends a run that was asked to stop without the commit that it was to end with.
-    pub(super) fn stop_uncommitted(&mut self, wish: &str, why: &str) {
+    pub(super) fn stop_uncommitted(&mut self, request: &str, why: &str) {
         let kept = self.state.checkpoints.newest().map_or(Step(0), |newest| newest.step);
         let lost = words::counted(self.state.reached().0.saturating_sub(kept.0), "step");
         let message = format!(
             "stopped without a commit: {why}; the same command goes on from step {kept}, which leaves {lost} to be done \
-             again ({wish})"
+             again ({request})"
         );
         self.abort_all(message.clone());
         self.end(RunState::Stopped, Reason::StopRequested, message);
@@ -124,10 +124,12 @@ impl Turn<'_> {
 
     /// Ends the run without the commit of its stop, where that has taken too long.
     pub(super) fn end_overdue_stop(&mut self) -> bool {
-        let Some(wish) = self.state.lifecycle.overdue_stop(self.now).map(str::to_owned) else { return false };
+        let Some(request) = self.state.lifecycle.overdue_stop(self.now).map(str::to_owned) else {
+            return false;
+        };
         let grace = self.state.settings.stop_grace_ms.unwrap_or(0) as f64 / 1000.0;
         let why = format!("its parts were not all in the store after {grace:.1} s (run.stop_grace_seconds)");
-        self.stop_uncommitted(&wish, &why);
+        self.stop_uncommitted(&request, &why);
         true
     }
 

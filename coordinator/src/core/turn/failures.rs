@@ -149,8 +149,8 @@ impl Turn<'_> {
         if !self.state.budget.allows_restarts() {
             return self.fail(reason, sentence);
         }
-        if let Some(wish) = self.state.lifecycle.stop_reason().map(str::to_owned) {
-            return self.stop_uncommitted(&wish, &format!("lost meanwhile: {sentence}"));
+        if let Some(request) = self.state.lifecycle.stop_reason().map(str::to_owned) {
+            return self.stop_uncommitted(&request, &format!("lost meanwhile: {sentence}"));
         }
         if let Some(why) = why {
             let restarts = words::counted(restarts.into(), "restart");

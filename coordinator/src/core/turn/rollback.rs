@@ -28,8 +28,8 @@ impl Turn<'_> {
             let message = format!("asked for a rollback from a spike while {run}");
             return self.member_fails(who, Reason::ProtocolBroken, message);
         }
-        if let Some(wish) = self.state.lifecycle.stop_reason() {
-            let message = format!("{}; the run was to stop ({wish})", failure.message);
+        if let Some(request) = self.state.lifecycle.stop_reason() {
+            let message = format!("{}; the run was to stop ({request})", failure.message);
             return self.fail(Reason::MemberFailed, message);
         }
         let Failure { step, message, .. } = failure;
