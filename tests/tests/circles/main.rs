@@ -90,12 +90,6 @@ static KNOWN: &[Known] = &[
         reason: "`Inner` moves when proto/bulk becomes a crate of its own",
     },
     Known {
-        root: "coordinator/src/lib.rs",
-        parent: "pool",
-        members: &["driver", "metrics", "session"],
-        reason: "messages move when the run and the scheduler share one reactor",
-    },
-    Known {
         root: "embedding-shard/src/lib.rs",
         parent: "",
         members: &["archive", "lane", "server", "shard"],
