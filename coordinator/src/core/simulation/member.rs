@@ -131,6 +131,9 @@ impl World {
         }
         it.told_failure = true;
         let step = Step(it.step);
+        // A connection that breaks, a silence, a call that the peer does not make: what a loss looks like from outside.
+        let kinds = [FailureKind::Program, FailureKind::Reset, FailureKind::Timeout, FailureKind::Connect];
+        let kind = kinds[self.random.below(kinds.len() as u64) as usize];
         let failure = Failure {
             message: "peer gone".into(),
             step,
@@ -138,7 +141,7 @@ impl World {
             suspect,
             roll_back: false,
             damaged: None,
-            kind: FailureKind::Program,
+            kind,
         };
         self.report(agent, MemberReport::Failed(failure));
     }
