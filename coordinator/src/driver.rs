@@ -1,78 +1,27 @@
 //! The one task that owns the state: events in, actions out. It decides nothing; [`crate::core`] does.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use polygram_checkpoint::{MetricsLine, Part};
-use polygram_domain::{Generation, Step};
+use futures::StreamExt;
+use polygram_checkpoint::Part;
+use polygram_domain::Step;
 use polygram_faults::{Point, pass};
-use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, Joined, MemberId, MemberRef, RunStatus, StopMode, WatchEvent,
-};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use polygram_proto::control::{Directive, Joined, MemberId, MemberRef, RunStatus, WatchEvent};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::beat::{self, Beat};
 use crate::clock::Clock;
 use crate::core::{Action, Event, Level, Outcome, Record, Reply, State, Ticket, apply};
-use crate::recorder::Order;
+use crate::messages::{Answer, Input, Order, Refusal, Reports};
 use crate::upload::ReadUpload;
 
 /// Directives that may wait for one member; a member that reads none of so many is stuck.
 const DIRECTIVES: usize = 32;
 /// Events that a slow watcher may be behind; what it misses beyond is not repeated.
 const WATCH_EVENTS: usize = 1024;
-
-/// Why a call is not granted, one sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// For good.
-    No(String),
-    /// Another try may succeed.
-    Later(String),
-}
-
-/// A call's answer.
-pub(crate) type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
-/// What a member says; the error is the end, and how it came.
-pub(crate) type Reports = Pin<Box<dyn Stream<Item = Result<Envelope, String>> + Send>>;
-
-/// What reaches the driver.
-pub(crate) enum Input {
-    /// From inside: readers and recorder.
-    Happened(Event),
-    Join {
-        request: JoinRequest,
-        answer: Answer<Joined>,
-    },
-    Attend {
-        member: MemberId,
-        generation: Generation,
-        reports: Reports,
-        answer: Answer<mpsc::Receiver<Directive>>,
-    },
-    Upload {
-        report: ReadUpload,
-        answer: Answer<()>,
-    },
-    Stop {
-        mode: StopMode,
-        reason: String,
-        answer: Answer<String>,
-    },
-    Status {
-        answer: oneshot::Sender<RunStatus>,
-    },
-    WaitingMetrics {
-        answer: oneshot::Sender<Vec<MetricsLine>>,
-    },
-    Watch {
-        answer: oneshot::Sender<(RunStatus, broadcast::Receiver<WatchEvent>)>,
-    },
-}
 
 /// A call that waits for the core's answer.
 enum Pending {
@@ -263,9 +212,7 @@ impl Driver {
                 let parts = self.parts_of(step);
                 self.order(Order::KeepPoint { step, parts });
             }
-            Action::DropPoint { step, why } => self.order(Order::DropPoint { step, why }),
-            Action::RollBack { at, cause } => self.order(Order::RollBack { at, cause }),
-            Action::Examine(damaged) => self.order(Order::Examine(damaged)),
+            Action::ResolveRollback { id, request } => self.order(Order::ResolveRollback { id, request }),
             Action::DropParts { before } => self.parts.retain(|(step, _), _| *step >= before),
             Action::Record(record) => self.record(record),
             Action::StatusChanged => {
@@ -364,8 +311,8 @@ impl Driver {
                 self.order(Order::Evaluation(evaluation.clone()));
                 self.show(WatchEvent::Evaluation(evaluation));
             }
-            Record::WentBack(step) => self.order(Order::GoBack(step)),
-            Record::Recovery(line) => self.order(Order::Tell(line)),
+            Record::ResumedAt(step) => self.order(Order::ResumeAt(step)),
+            Record::Failure(line) => self.order(Order::Failure(line)),
             Record::Committed(step) => self.show(WatchEvent::Committed { step }),
         }
     }
@@ -421,7 +368,8 @@ fn send<T>(caller: Answer<T>, answer: Result<T, Refusal>) {
 #[cfg(test)]
 mod tests {
     use polygram_domain::RunFile;
-    use polygram_proto::control::{Incarnation, Reason, RunState};
+    use polygram_proto::control::{Incarnation, JoinRequest, Reason, RunState};
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::core::Settings;

@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Event;
-use crate::driver::Input;
+use crate::messages::Input;
 
 /// A coordinator that leads a run answers within this.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);

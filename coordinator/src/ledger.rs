@@ -394,7 +394,7 @@ mod tests {
                 let most = KEPT.max(ledger.waiting());
                 assert!(ledger.recent.len() <= most, "seed {seed}, turn {turn}: {}", ledger.recent.len());
             }
-            // A way back voids lines in the store once the next one is written.
+            // A rollback voids lines in the store once the next one is written.
             ledger.add(&metrics(all.len() as u64 - 1, 0.5)).unwrap();
             ledger.flush(&store).await.unwrap();
             let (chain, faults) = store.read_ledger().await.unwrap();

@@ -16,15 +16,18 @@ pub mod server;
 mod beat;
 mod clock;
 mod driver;
-mod examination;
+mod fit;
 mod leadership;
 mod ledger;
+mod messages;
 mod metrics;
+mod opening_error;
 mod pending_records;
 mod points;
 #[cfg(test)]
 mod random;
 mod recorder;
+mod rollback;
 mod room;
 mod scrapes;
 mod segment_buffer;
@@ -32,5 +35,6 @@ mod service;
 mod upload;
 
 pub use leadership::Claim;
-pub use opening::{Opened, OpeningError, Origin, open};
+pub use opening::{Opened, Origin, open};
+pub use opening_error::OpeningError;
 pub use server::{Ended, ServeError, serve};

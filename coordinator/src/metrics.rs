@@ -8,7 +8,7 @@ use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, names};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use crate::driver::Input;
+use crate::messages::Input;
 use crate::scrapes;
 
 /// Answers scrapes on `listener` until it is dropped.

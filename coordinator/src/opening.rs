@@ -6,13 +6,9 @@ use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
 use polygram_checkpoint::rollback::policy_of;
-use polygram_checkpoint::{
-    CheckpointError, ConfigHash, CoordinatorAddress, CoverError, Damaged, Lease, Manifest, QuarantineReason,
-    RunStore, Term, keys,
-};
-use polygram_domain::run_file::Change;
+use polygram_checkpoint::{ConfigHash, CoordinatorAddress, Damaged, Lease, QuarantineReason, RunStore, Term};
 use polygram_domain::spikes::PolicyState;
-use polygram_domain::{ConfigError, RunFile, RunSpec, Step};
+use polygram_domain::{RunFile, RunSpec, Step};
 use polygram_process::unix_ms;
 use polygram_proto::control::{Announcement, RunStatus};
 use tokio::net::TcpListener;
@@ -20,10 +16,11 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::Clock;
-use crate::compatibility::{self, Incompatible};
 use crate::core::{Earlier, Resume, Settings, State};
+use crate::fit::check_fit;
 use crate::leadership::{self, Claim};
 use crate::ledger::Base;
+use crate::opening_error::OpeningError;
 use crate::points::{self, Points};
 use crate::room;
 
@@ -40,87 +37,6 @@ pub struct Origin {
     pub claim: Claim,
 }
 
-/// Why a run cannot be led.
-#[derive(Debug, thiserror::Error)]
-pub enum OpeningError {
-    /// The configuration is not legal.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The store cannot be used.
-    #[error(transparent)]
-    Store(#[from] CheckpointError),
-    /// The configuration does not fit the checkpoint.
-    #[error("run {run} cannot be resumed: {source}")]
-    Incompatible {
-        /// The run.
-        run: String,
-        /// What changed.
-        source: Incompatible,
-    },
-    /// The checkpoint does not hold the state of the configuration.
-    #[error("run {run} cannot be resumed from step {step}: {source}")]
-    Cover {
-        /// The run.
-        run: String,
-        /// The checkpoint's step.
-        step: u64,
-        /// What is missing or too much.
-        source: CoverError,
-    },
-    /// The configuration that the checkpoint was made with is not in the store.
-    #[error(
-        "run {run} cannot be resumed from step {step}: {key}, the configuration of that step, is not in the store any more \
-         (has a rule of the store removed what is old?); start once with the very run file and overrides of that time, \
-         which are recognised and written again, or copy the object back"
-    )]
-    ConfigGone {
-        /// The run.
-        run: String,
-        /// The checkpoint's step.
-        step: u64,
-        /// The configuration's object.
-        key: String,
-    },
-    /// Checkpoints exist, but none can be believed.
-    #[error(
-        "run {run} has {count} checkpoints and none of them verifies (newest: {key}: {reason}); repair the store or \
-         train under another run name"
-    )]
-    AllDamaged {
-        /// The run.
-        run: String,
-        /// How many.
-        count: usize,
-        /// The newest one's object.
-        key: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Another coordinator leads the run right now.
-    #[error(
-        "run {run} is led by {leader}; stop it there first, or take the run over with --take-over: the other one ends then, \
-         and what it has not committed is computed again"
-    )]
-    Led {
-        /// The run.
-        run: String,
-        /// That coordinator, its host and when it was last heard.
-        leader: String,
-    },
-}
-
-impl OpeningError {
-    /// Whether the user asked for something that cannot be: the configuration or the command is what has to be changed.
-    /// Nothing of the run was written then.
-    pub fn is_of_configuration(&self) -> bool {
-        match self {
-            OpeningError::Config(_) | OpeningError::Incompatible { .. } | OpeningError::Led { .. } => true,
-            OpeningError::Store(error) => error.is_of_root() || error.is_of_another_run(),
-            _ => false,
-        }
-    }
-}
-
 /// A run that this process may lead.
 #[derive(Debug)]
 pub struct Opened {
@@ -135,8 +51,8 @@ pub struct Opened {
     pub(crate) lease: Lease,
     pub(crate) state: State,
     pub(crate) base: Base,
-    /// Checkpoints that were set aside on the way to it.
-    pub(crate) fallen: Vec<(Step, String)>,
+    /// Checkpoints that were quarantined on the way to it.
+    pub(crate) quarantined: Vec<(Step, String)>,
     pub(crate) policy: PolicyState,
     pub(crate) clock: Clock,
     pub(crate) metrics: Option<TcpListener>,
@@ -232,8 +148,9 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
     let attempt = u32::try_from(term.0).unwrap_or(u32::MAX);
     let settings = Settings::of(&spec, (found.resume, found.policy.clone()), attempt);
     let settings = Settings { committed: found.committed, earlier: earlier(&store, from).await, ..settings };
-    let fallen: Vec<_> = found.damaged.into_iter().map(|damaged| (damaged.step, damaged.reason)).collect();
-    let state = State::new(settings, clock.now()).with_set_aside(&fallen, found.base.step);
+    let quarantined: Vec<_> =
+        found.damaged.into_iter().map(|damaged| (damaged.step, damaged.reason)).collect();
+    let state = State::new(settings, clock.now()).with_quarantined(&quarantined, found.base.step);
     let first = Arc::new(state.status(clock.now()));
     Ok(Opened {
         config_toml: origin.config_toml,
@@ -246,7 +163,7 @@ pub async fn open(origin: Origin, address: SocketAddr) -> Result<Opened, Opening
         claim,
         lease,
         state,
-        fallen,
+        quarantined,
         base: found.base,
         policy: found.policy.clone(),
         clock,
@@ -318,35 +235,4 @@ async fn find_checkpoint(
     let base = Base::of(store, &manifest).await?;
     let policy = policy_of(Some(&manifest), &rollbacks);
     Ok(Found { resume: Some(resume), committed, base, policy, damaged: latest.damaged })
-}
-
-/// Checks that the run may go on from `manifest`, and answers which settings changed since it was made.
-pub(crate) async fn check_fit(
-    store: &RunStore,
-    manifest: &Manifest,
-    file: &RunFile,
-    spec: &RunSpec,
-) -> Result<Vec<Change>, OpeningError> {
-    let run = || spec.name.to_string();
-    let before = match store.read_config(&manifest.config).await {
-        Ok(before) => before,
-        Err(CheckpointError::Missing { key }) => {
-            // The same configuration again needs no comparison, and is written again.
-            let given = file.to_toml()?;
-            if ConfigHash::of(&given) != manifest.config {
-                return Err(OpeningError::ConfigGone { run: run(), step: manifest.step.0, key });
-            }
-            given
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let before = RunFile::parse(&before, &keys::config(&manifest.config.0), &[])?;
-    let changes = compatibility::check(&before, file, manifest.step.0)
-        .map_err(|source| OpeningError::Incompatible { run: run(), source })?;
-    manifest.check_cover(spec).map_err(|source| OpeningError::Cover {
-        run: run(),
-        step: manifest.step.0,
-        source,
-    })?;
-    Ok(changes)
 }

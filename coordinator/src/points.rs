@@ -5,6 +5,7 @@
 //! one of another past, or of another run of that name, is quarantined.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, Manifest, QuarantineReason, RollbackRecord, RunStore, keys,
@@ -114,11 +115,15 @@ impl Points {
         Ok(Some(manifest))
     }
 
-    /// Quarantines a point that nobody is to go on from.
-    pub(crate) async fn drop_point(&self, step: Step, why: String) {
-        if let Err(error) = self.store.quarantine(step, &QuarantineReason::Unusable(why)).await {
-            tracing::warn!(step = step.0, %error, "the recovery point is not quarantined");
-        }
+    /// Quarantines a point that nobody is to resume from, and tries for `limit`.
+    pub(crate) async fn quarantine(
+        &self,
+        step: Step,
+        why: String,
+        limit: Duration,
+    ) -> Result<(), CheckpointError> {
+        let store = self.store.clone().with_retry_limit(limit);
+        store.quarantine(step, &QuarantineReason::Unusable(why)).await.map(drop)
     }
 
     /// Quarantines what rollbacks have ended.
@@ -138,7 +143,7 @@ impl Points {
     /// Keeps a point, and lets go of older ones.
     pub(crate) async fn keep(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         self.store.commit(manifest).await?;
-        // The newest alone is ever gone back to.
+        // Only the newest is ever resumed from.
         if let Err(error) = self.store.retain(1).await {
             tracing::warn!(%error, "cannot remove old recovery points");
         }

@@ -10,54 +10,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::renewal::TermObject;
-use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, FailureLine, Manifest,
-    ManifestHeader, MetricsLine, MetricsRecord, Part, RollbackRecord, RunStore, Term, WentBackRecord, keys,
+    ManifestHeader, MetricsLine, MetricsRecord, Part, RunStore, Term, WentBackRecord,
 };
-use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
-use polygram_domain::{CheckpointKind, RunFile, RunSpec, Step};
+use polygram_domain::spikes::PolicyState;
+use polygram_domain::{CheckpointKind, RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_process::unix_ms;
-use polygram_proto::control::{DamagedCheckpoint, Evaluation, RunStatus, StepMetrics};
-use tokio::sync::{mpsc, oneshot, watch};
+use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::core::{Event, Examined, FellBack, RolledBack};
-use crate::driver::Input;
-use crate::examination::examine;
+use crate::core::{Event, RollbackRequest, RollbackResolution, RollbackTarget};
 use crate::ledger::{Base, Ledger, Named};
-use crate::opening::OpeningError;
+use crate::messages::{Input, Order};
+use crate::opening_error::OpeningError;
 use crate::pending_records::PendingRecords;
 use crate::points::Points;
+use crate::rollback::{self, Rules, Stores};
 
 /// What no commit waits for is tried for so long before it waits in memory.
 const BACKGROUND_RETRY_LIMIT: Duration = Duration::from_secs(5);
-
-/// What the recorder is told.
-#[derive(Debug)]
-pub(crate) enum Order {
-    /// Keep a step's metrics, and its line of the ledger.
-    Step(StepMetrics),
-    /// Answer with the metrics that are not in the store yet.
-    Waiting(oneshot::Sender<Vec<MetricsLine>>),
-    /// Keep an evaluation.
-    Evaluation(Evaluation),
-    /// The run goes on from a state version: what was recorded of later ones is done again.
-    GoBack(Step),
-    /// Keep a line of the story of losses.
-    Tell(FailureLine),
-    /// Decide on a way back from the spike after `at` updates.
-    RollBack { at: Step, cause: String },
-    /// Look at a checkpoint that a member could not believe.
-    Examine(DamagedCheckpoint),
-    /// Assemble and commit these parts.
-    Commit { step: Step, parts: Vec<Arc<Part>> },
-    /// Assemble and keep these parts as a recovery point.
-    KeepPoint { step: Step, parts: Vec<Arc<Part>> },
-    /// Set a recovery point aside, for this reason.
-    DropPoint { step: Step, why: String },
-}
 
 /// The recorder's side of the store.
 pub(crate) struct Recorder {
@@ -72,9 +46,9 @@ pub(crate) struct Recorder {
     pub(crate) points: Option<Points>,
     /// What this attempt started from.
     pub(crate) base: Base,
-    /// Checkpoints that were set aside on the way to it, and what is wrong with each.
-    pub(crate) fallen: Vec<(Step, String)>,
-    /// What the run leaves out, and how often it went back.
+    /// Checkpoints that were quarantined on the way to it, and what is wrong with each.
+    pub(crate) quarantined: Vec<(Step, String)>,
+    /// What the run leaves out, and its rollbacks.
     pub(crate) policy: PolicyState,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) status: watch::Receiver<Arc<RunStatus>>,
@@ -116,7 +90,7 @@ impl Recorder {
             pid: std::process::id(),
             resumed_from: to,
         });
-        for (step, reason) in std::mem::take(&mut self.fallen) {
+        for (step, reason) in std::mem::take(&mut self.quarantined) {
             pending.push_failure_line(FailureLine::CheckpointQuarantined { at_unix_ms, step, reason, to });
         }
         pending
@@ -128,8 +102,8 @@ impl Recorder {
             Order::Evaluation(evaluation) => pending.push_metrics(evaluation_line(&evaluation)),
             // The caller may be gone.
             Order::Waiting(answer) => drop(answer.send(pending.waiting_metrics().to_vec())),
-            Order::GoBack(step) => self.go_back(pending, step).await,
-            Order::Tell(line) => pending.push_failure_line(line),
+            Order::ResumeAt(step) => self.resume_at(pending, step).await,
+            Order::Failure(line) => pending.push_failure_line(line),
             Order::Commit { step, parts } => {
                 let parts: Vec<Part> = parts.into_iter().map(Arc::unwrap_or_clone).collect();
                 let result = self.commit(pending, step, &parts).await;
@@ -144,28 +118,28 @@ impl Recorder {
                 let result = self.keep_point(pending, step, &parts).await;
                 self.tell(Event::PointDone { step, result }).await;
             }
-            Order::DropPoint { step, why } => {
-                if let Some(points) = &self.points {
-                    points.drop_point(step, why).await;
-                }
-            }
-            Order::RollBack { at, cause } => {
+            Order::ResolveRollback { id, request } => {
                 self.write_in_background(pending).await;
-                let result = self.roll_back(at, cause).await.map_err(|error| error.to_string());
+                let result = self.resolve_rollback(request).await.map_err(|error| error.to_string());
                 if result.is_err() {
                     self.tell_if_fenced().await;
                 }
-                self.tell(Event::RolledBack { at, result }).await;
-            }
-            Order::Examine(claim) => {
-                self.write_in_background(pending).await;
-                let result = self.examine(&claim).await.map_err(|error| error.to_string());
-                if result.is_err() {
-                    self.tell_if_fenced().await;
-                }
-                self.tell(Event::Examined { place: claim.place, result }).await;
+                self.tell(Event::RollbackResolved { id, result }).await;
             }
         }
+    }
+
+    async fn resolve_rollback(
+        &mut self,
+        request: RollbackRequest,
+    ) -> Result<RollbackResolution, OpeningError> {
+        let stores = Stores { run: &self.store, points: self.points.as_ref(), term: self.term };
+        let rules = Rules { spec: &self.spec, config: &self.config, policy: &self.policy };
+        let resolution = rollback::resolve(stores, rules, request).await?;
+        if let RollbackResolution::Target(RollbackTarget { policy, .. }) = &resolution {
+            self.policy = policy.clone();
+        }
+        Ok(resolution)
     }
 
     async fn step(&self, pending: &mut PendingRecords, metrics: &StepMetrics) {
@@ -188,7 +162,7 @@ impl Recorder {
         pending.ledger.flush(&self.store).await.map_err(|error| error.to_string())
     }
 
-    async fn go_back(&self, pending: &mut PendingRecords, step: Step) {
+    async fn resume_at(&self, pending: &mut PendingRecords, step: Step) {
         pending.push_metrics(MetricsLine::WentBack(WentBackRecord { step: step.0 }));
         match self.base_at(pending, step).await {
             Ok(base) => pending.ledger.go_back(base),
@@ -211,7 +185,7 @@ impl Recorder {
         }
     }
 
-    /// Writes what is due. StoreOutage of the store is told once, and costs nothing before a commit is due.
+    /// Writes what is due. An outage of the store is reported once, and costs nothing before a commit is due.
     async fn write_in_background(&mut self, pending: &mut PendingRecords) {
         let written = self.write(pending, &self.store.clone().with_retry_limit(BACKGROUND_RETRY_LIMIT)).await;
         pending.schedule.flushed(Instant::now());
@@ -302,46 +276,6 @@ impl Recorder {
         points.keep(&manifest).await.map_err(|error| error.to_string())?;
         pass(Point::CoordinatorAfterManifest);
         Ok(())
-    }
-
-    /// The newest commit that lies far enough before the spike becomes the newest there is. The decision comes first: a
-    /// coordinator that finds it quarantines the rest before it does anything else.
-    async fn roll_back(&mut self, at: Step, cause: String) -> Result<RolledBack, CheckpointError> {
-        self.store.check_term(self.term).await?;
-        let SpikeSpec { roll_back_steps, skip_steps, .. } = self.spec.spikes;
-        let newest = Step(at.0.saturating_sub(roll_back_steps.into()));
-        let to = self.store.sound_at_or_before(newest).await?;
-        let samples = self.spec.samples_per_step();
-        let mut more = LeftOut::default();
-        for step in (at.0 + 1).saturating_sub(skip_steps.into())..=at.0 {
-            let first = self.policy.left_out.sample_after(step * samples);
-            more.add(first..first + samples);
-        }
-        let to_step = to.as_ref().map_or(Step(0), |manifest| manifest.step);
-        let decision = RollbackRecord::new(&self.policy, (at, to_step), cause, &more);
-        self.store.decide_rollback(decision).await?;
-        pass(Point::CoordinatorRollBackDecided);
-        let all = self.store.rollbacks().await?;
-        let superseded = self.store.quarantine_superseded(&all).await?;
-        tracing::warn!(step = at.0, to = to_step.0, ?superseded, "rolled back from a spike");
-        if let Some(points) = &self.points
-            && let Err(error) = points.quarantine_superseded(&all).await
-        {
-            tracing::warn!(%error, "recovery points behind the spike are not quarantined; they are not gone on from");
-        }
-        self.policy = policy_of(to.as_ref(), &all);
-        Ok(RolledBack { to: to.as_ref().map(|manifest| manifest.step), policy: self.policy.clone() })
-    }
-
-    async fn examine(&mut self, claim: &DamagedCheckpoint) -> Result<Examined, OpeningError> {
-        self.store.check_term(self.term).await?;
-        let config = self.store.read_config(&self.config).await?;
-        let file = RunFile::parse(&config, &keys::config(&self.config.0), &[])?;
-        let examined = examine(&self.store, (&file, &self.spec), claim).await?;
-        if let Examined::SetAside(FellBack { policy, .. }) = &examined {
-            self.policy = policy.clone();
-        }
-        Ok(examined)
     }
 
     /// Tells the driver if another coordinator has claimed the run: that, and not what failed for it, is the reason then.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use polygram_checkpoint::{CheckpointError, RunStore};
 use polygram_domain::{RunFile, RunSpec};
 
-use crate::opening::{OpeningError, check_fit};
+use crate::fit::check_fit;
+use crate::opening_error::OpeningError;
 
 /// A store that is full when a run starts is not waited for longer: nothing is lost yet.
 const FULL_RETRY_LIMIT: Duration = Duration::from_secs(2);

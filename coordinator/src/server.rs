@@ -15,8 +15,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Server;
 
 use crate::core::{Event, Outcome};
-use crate::driver::{Driver, Input, Outlets, Welcome};
+use crate::driver::{Driver, Outlets, Welcome};
 use crate::leadership;
+use crate::messages::Input;
 use crate::metrics;
 use crate::opening::Opened;
 use crate::recorder::Recorder;
@@ -84,7 +85,7 @@ pub async fn serve(
         claim: opened.claim,
         points: opened.points,
         base: opened.base,
-        fallen: opened.fallen,
+        quarantined: opened.quarantined,
         policy: opened.policy,
         orders: waiting_orders,
         status: statuses,

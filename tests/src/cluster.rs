@@ -12,7 +12,7 @@ use polygram_domain::RunFile;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Finished, Moto, RudeProxy, Running, program, repository, wait_until};
+use crate::{Finished, Moto, RudeProxy, Running, manifests, program, repository, wait_until};
 
 /// A whole session of a tiny run ends long before this, on a busy machine too.
 const SESSION_LIMIT: Duration = Duration::from_secs(180);
@@ -342,17 +342,7 @@ impl Cluster {
 
     /// The committed steps, ascending.
     pub fn commits(&self) -> Result<Vec<u64>> {
-        let folder = self.root().join("runs/tiny/ckpt/commit");
-        if !folder.is_dir() {
-            return Ok(Vec::new());
-        }
-        let mut steps = Vec::new();
-        for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let step = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            steps.push(step.with_context(|| format!("{} is no commit", path.display()))?);
-        }
-        steps.sort_unstable();
-        Ok(steps)
+        let found = manifests(&self.root().join("runs/tiny"))?;
+        Ok(found.into_iter().map(|(step, _)| step).collect())
     }
 }

@@ -84,42 +84,59 @@ fn cut(name: &str, link: (Slot, Slot), how: Cut, detections: f64) -> Result<()> 
     Ok(())
 }
 
-/// Cuts a link in both ways, one after the other.
-fn cut_link(name: &str, link: (Slot, Slot)) {
+/// Detections that a link is cut for: noticed or not, and as long as a run would wait for a member.
+const SHORT: [f64; 2] = [0.5, 3.0];
+const LONG: [f64; 1] = [60.0];
+
+/// Cuts a link in both ways, one after the other, for each of `detections`.
+fn cut_link(name: &str, link: (Slot, Slot), detections: &[f64]) {
     if !Hosts::are_possible() {
         println!("skipped: network namespaces need root and iproute2");
         return;
     }
-    for (number, (how, detections)) in [
-        (Cut::Both, 0.5),
-        (Cut::There, 0.5),
-        (Cut::Both, 3.0),
-        (Cut::There, 3.0),
-        (Cut::Both, 60.0),
-        (Cut::There, 60.0),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    let cuts = detections.iter().flat_map(|detections| [(Cut::Both, *detections), (Cut::There, *detections)]);
+    for (number, (how, detections)) in cuts.enumerate() {
         let done = cut(&format!("{name}{number}"), link, how, detections);
         done.with_context(|| format!("{link:?} {how:?} for {detections} detections")).unwrap();
     }
 }
 
+const WORKERS: (Slot, Slot) = (("worker", 1), ("worker", 0));
+const WORKER_AND_SHARD: (Slot, Slot) = (("worker", 1), ("shard", 0));
+const SHARD_AND_WORKER: (Slot, Slot) = (("shard", 1), ("worker", 0));
+
 #[test]
 #[ignore = "needs root: make test-hosts"]
 fn two_workers_lose_each_other() {
-    cut_link("w", (("worker", 1), ("worker", 0)));
+    cut_link("w", WORKERS, &SHORT);
+}
+
+#[test]
+#[ignore = "needs root: make test-hosts"]
+fn two_workers_lose_each_other_for_long() {
+    cut_link("wl", WORKERS, &LONG);
 }
 
 #[test]
 #[ignore = "needs root: make test-hosts"]
 fn a_worker_and_a_shard_lose_each_other() {
-    cut_link("s", (("worker", 1), ("shard", 0)));
+    cut_link("s", WORKER_AND_SHARD, &SHORT);
+}
+
+#[test]
+#[ignore = "needs root: make test-hosts"]
+fn a_worker_and_a_shard_lose_each_other_for_long() {
+    cut_link("sl", WORKER_AND_SHARD, &LONG);
 }
 
 #[test]
 #[ignore = "needs root: make test-hosts"]
 fn a_shard_and_a_worker_lose_each_other() {
-    cut_link("t", (("shard", 1), ("worker", 0)));
+    cut_link("t", SHARD_AND_WORKER, &SHORT);
+}
+
+#[test]
+#[ignore = "needs root: make test-hosts"]
+fn a_shard_and_a_worker_lose_each_other_for_long() {
+    cut_link("tl", SHARD_AND_WORKER, &LONG);
 }

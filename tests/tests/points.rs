@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use polygram_tests::{Cluster, Engine, Finished, Undisturbed, wait_until};
+use polygram_tests::{Cluster, Engine, Finished, Undisturbed, manifests, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -49,18 +49,9 @@ fn points_root(cluster: &Cluster) -> PathBuf {
 
 /// Steps of the recovery points under `root`, ascending, with their manifests.
 fn points(root: &Path) -> Vec<(u64, String)> {
-    let Ok(folder) = std::fs::read_dir(root.join("runs/tiny/ckpt/commit")) else { return Vec::new() };
-    let mut found = Vec::new();
-    for entry in folder {
-        let path = entry.unwrap().path();
-        let step =
-            path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok()).unwrap();
-        // The newest may take its place meanwhile.
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        found.push((step, text));
-    }
-    found.sort_by_key(|(step, _)| *step);
-    found
+    let found = manifests(&root.join("runs/tiny")).unwrap();
+    // One may be removed meanwhile, when a newer one takes its place.
+    found.into_iter().filter_map(|(step, path)| Some((step, std::fs::read_to_string(path).ok()?))).collect()
 }
 
 /// The step that each loss was gone back to, as the story tells it.
@@ -155,6 +146,24 @@ fn the_next_session_goes_on_from_a_point_in_another_topology() {
     }
 }
 
+/// A coordinator that dies while it writes a manifest leaves a file that is none: the run goes on from the point before.
+#[test]
+fn a_point_that_was_being_written_is_not_gone_on_from() {
+    let cluster = cluster();
+    let newest = interrupted(&cluster, &[]);
+    let newest = newest.max(cluster.commits().unwrap().last().copied().unwrap_or(0));
+    let (_, manifest) = points(&points_root(&cluster)).pop().unwrap();
+    let folder = points_root(&cluster).join("runs/tiny/ckpt/commit");
+    // As an object store of files writes: under a name of its own first, which is then linked.
+    for (step, text) in [(newest + 1, &manifest[..]), (newest + 2, &manifest[..manifest.len() / 2])] {
+        std::fs::write(folder.join(format!("{step:012}.json#1")), text).unwrap();
+    }
+    let finished = cluster.train(&[]).unwrap();
+    let resumed = finished.said().contains(&format!("resuming run tiny from step {newest}"));
+    assert!(resumed, "from {newest}: {}\n{}", finished.said(), logged(&cluster));
+    ends_as_plain(&cluster, finished).unwrap();
+}
+
 /// Waits for a point behind the first few steps, and gives its step.
 fn await_point(cluster: &Cluster) -> Result<u64> {
     wait_until("a recovery point", END_LIMIT, || {
@@ -221,7 +230,7 @@ fn damaged_points_are_passed_over_loudly() {
         objects(&data(&cluster)).iter().for_each(|path| harm(path));
         let finished = cluster.train(&[]).unwrap();
         let log = logged(&cluster);
-        let is_told = log.contains("recovery point quarantined") || log.contains("is not gone on from again");
+        let is_told = log.contains("recovery point quarantined") || log.contains("is not resumed from again");
         assert!(is_told, "{name}: {log}");
         ends_as_plain(&cluster, finished).context(name).unwrap();
     }

@@ -1,57 +1,143 @@
-//! Parts in, commits and recovery points out. A step is committed when every worker and every shard has reported its part, and
-//! rank 0 the metrics of every step before it.
+//! What is reported of checkpoints, what is being committed or kept, and what the run resumes from. Written here alone.
+//!
+//! A step is committed when every worker and every shard has reported its part, and rank 0 the metrics of every step before
+//! it. The same for recovery points.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use polygram_domain::{CheckpointKind, Generation, Step};
-use polygram_proto::control::{Directive, MemberId, Reason, RunState};
+use polygram_domain::{CheckpointKind, CheckpointRef, Step};
+use polygram_proto::control::MemberRef;
 
-use super::event::{Action, Level, Record, Reply, Uploaded};
-use super::state::{Checkpoints, Parts, Turn};
+use super::event::Uploaded;
+use super::settings::Resume;
 
 /// Steps whose parts may be incomplete at the same time.
 const OPEN_STEPS: usize = 8;
 
-impl Turn<'_> {
-    /// Notes a part. Idempotent; the refusal is one sentence.
-    pub(super) fn upload(
+/// The checkpoints of a run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checkpoints {
+    /// What this generation began from.
+    resume: Option<Resume>,
+    /// What is reported of a step that is not complete.
+    parts: BTreeMap<Step, Parts>,
+    /// Complete, not yet begun.
+    complete: BTreeMap<Step, CheckpointKind>,
+    /// The commit that has begun.
+    committing: Option<Step>,
+    /// The recovery point that is being kept; never beside a commit.
+    keeping: Option<Step>,
+    /// Newest committed.
+    committed: Option<Step>,
+    /// Newest recovery point that is kept, if it is newer than that.
+    point: Option<Step>,
+    /// Newest recovery point that was given up by this generation.
+    given_up: Option<Step>,
+}
+
+/// Parts of one checkpoint.
+#[derive(Clone, Debug)]
+struct Parts {
+    kind: CheckpointKind,
+    /// Who is done with its part.
+    reported: BTreeSet<MemberRef>,
+    /// Who could not write its part of a recovery point, and why.
+    not_written: Option<String>,
+}
+
+/// All parts of a step are reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Completed {
+    /// Older steps whose parts will not be complete any more.
+    pub(super) overtaken: Vec<Step>,
+    /// Why there is no checkpoint of the step, where it is a recovery point that somebody could not write.
+    pub(super) not_written: Option<String>,
+}
+
+impl Checkpoints {
+    /// Those of a run that begins from `resume`, and whose newest commit is `committed` where that is a recovery point.
+    pub(super) fn new(resume: Option<Resume>, committed: Option<Step>) -> Checkpoints {
+        let of = |kind| resume.as_ref().filter(|resume| resume.kind == kind).map(|resume| resume.step);
+        Checkpoints {
+            point: of(CheckpointKind::Point),
+            committed: committed.max(of(CheckpointKind::Commit)),
+            resume,
+            ..Checkpoints::default()
+        }
+    }
+
+    pub(super) fn committed(&self) -> Option<Step> {
+        self.committed
+    }
+
+    pub(super) fn point(&self) -> Option<Step> {
+        self.point
+    }
+
+    pub(super) fn committing(&self) -> Option<Step> {
+        self.committing
+    }
+
+    pub(super) fn keeping(&self) -> Option<Step> {
+        self.keeping
+    }
+
+    /// What this generation began from.
+    pub(super) fn resume(&self) -> Option<&Resume> {
+        self.resume.as_ref()
+    }
+
+    /// Updates applied before this generation.
+    pub(super) fn resume_step(&self) -> Step {
+        self.resume.as_ref().map_or(Step(0), |resume| resume.step)
+    }
+
+    /// The recovery point that this generation began from, while it is the newest.
+    pub(super) fn resumed_point(&self) -> Option<Step> {
+        self.point.filter(|point| self.resume == Some(Resume::at_point(*point)))
+    }
+
+    /// What a generation resumes from that begins now.
+    pub(super) fn newest(&self) -> Option<Resume> {
+        let point = self.point.filter(|point| Some(*point) > self.committed);
+        point.map(Resume::at_point).or(self.committed.map(Resume::at))
+    }
+
+    /// A generation begins, from the newest checkpoint.
+    pub(super) fn resume_from_newest(&mut self) {
+        self.resume = self.newest();
+    }
+
+    /// The generation ends: what its members reported is of no use any more. What has begun goes on.
+    pub(super) fn end_generation(&mut self) {
+        self.parts.clear();
+        self.complete.clear();
+        self.given_up = None;
+    }
+
+    /// The store has made the commit `to` the newest checkpoint; `None`: there is none.
+    pub(super) fn roll_back(&mut self, to: Option<Step>) {
+        (self.committed, self.point) = (to, None);
+        self.resume = to.map(Resume::at);
+    }
+
+    /// No generation resumes from the recovery point any more.
+    pub(super) fn discard_point(&mut self) {
+        self.point = None;
+    }
+
+    /// Notes a part; idempotent. Answers once all `members` have reported theirs. The refusal is one sentence.
+    pub(super) fn take_part(
         &mut self,
-        (member, generation): (MemberId, Generation),
-        step: Step,
+        (who, step): (MemberRef, Step),
         uploaded: Uploaded,
-    ) -> Result<Reply, String> {
-        let state = &mut *self.state;
-        if generation != state.generation {
-            // Its sender has been told, or is about to be, that the run goes on without this part.
-            let from = state.recovery.former(generation, member);
-            let from = from.map_or("the part".into(), |who| format!("the part of {who}"));
-            return Ok(Reply::Later(format!(
-                "{from} is of generation {generation}, the active one is {}",
-                state.generation
-            )));
+        members: usize,
+    ) -> Result<Option<Completed>, String> {
+        if self.newest_settled().is_some_and(|settled| step <= settled) {
+            // Reported again, or overtaken by a later step.
+            return Ok(None);
         }
-        let Some(who) = state.who(member) else {
-            return Err(format!("admission {} is not of this generation", member.0));
-        };
-        if state.run != RunState::Running {
-            return Err(format!("{who} reported a part of step {step} while the run is {}", state.run));
-        }
-        if step.0 > state.settings.total_steps || step < state.resume_step() {
-            return Err(format!(
-                "{who} reported a part of step {step}, which is not between the resumed step {} and the last, {}",
-                state.resume_step(),
-                state.settings.total_steps
-            ));
-        }
-        if let Some(m) = state.members.get_mut(&who) {
-            m.heard = self.now;
-        }
-        let checkpoints = &mut state.checkpoints;
-        if checkpoints.settled().is_some_and(|settled| step <= settled) {
-            // Said again, or overtaken by a later step.
-            return Ok(Reply::PartNoted);
-        }
-        if checkpoints.parts.len() >= OPEN_STEPS && !checkpoints.parts.contains_key(&step) {
+        if self.parts.len() >= OPEN_STEPS && !self.parts.contains_key(&step) {
             return Err(format!(
                 "{OPEN_STEPS} steps are incomplete already; {who} is too far ahead at {step}"
             ));
@@ -60,8 +146,8 @@ impl Turn<'_> {
             Uploaded::Part(kind) => (kind, None),
             Uploaded::NotWritten(reason) => (CheckpointKind::Point, Some(format!("{who}: {reason}"))),
         };
-        let anew = || Parts { kind, reported: BTreeSet::new(), not_written: None };
-        let parts = checkpoints.parts.entry(step).or_insert_with(anew);
+        let none = || Parts { kind, reported: BTreeSet::new(), not_written: None };
+        let parts = self.parts.entry(step).or_insert_with(none);
         if parts.kind != kind {
             return Err(format!(
                 "{who} reported its part of step {step} as one of a {}, others as one of a {}",
@@ -71,117 +157,86 @@ impl Turn<'_> {
         }
         parts.reported.insert(who);
         parts.not_written = parts.not_written.take().or(not_written);
-        if parts.reported.len() == state.settings.member_count() {
-            self.complete(step);
-        }
-        Ok(Reply::PartNoted)
+        let is_complete = parts.reported.len() == members;
+        Ok(if is_complete { self.complete(step) } else { None })
     }
 
-    /// All parts of a step are here.
-    fn complete(&mut self, step: Step) {
-        let checkpoints = &mut self.state.checkpoints;
-        let later = checkpoints.parts.split_off(&step.next());
-        let mut overtaken = std::mem::replace(&mut checkpoints.parts, later);
-        let parts = overtaken.remove(&step);
-        for old in overtaken.into_keys() {
-            self.log(Level::Warn, format!("step {old} stays uncommitted: step {step} was complete first"));
+    fn complete(&mut self, step: Step) -> Option<Completed> {
+        let later = self.parts.split_off(&step.next());
+        let mut overtaken = std::mem::replace(&mut self.parts, later);
+        let Parts { kind, not_written, .. } = overtaken.remove(&step)?;
+        if not_written.is_some() {
+            self.given_up = Some(step);
+        } else {
+            self.complete.insert(step, kind);
         }
-        match parts {
-            Some(Parts { not_written: Some(why), .. }) => self.give_up(step, &why),
-            Some(Parts { kind, .. }) => {
-                self.state.checkpoints.complete.insert(step, kind);
-                self.next_commit();
-            }
-            None => {}
-        }
+        Some(Completed { overtaken: overtaken.into_keys().collect(), not_written })
     }
 
-    /// Begins the next commit, if there is one and its steps are told: parts come by another way than metrics, and a run
-    /// that goes on from a commit does not do the steps before it again. The same for recovery points.
-    pub(super) fn next_commit(&mut self) {
-        let told = self.state.reached();
-        let checkpoints = &mut self.state.checkpoints;
-        if checkpoints.committing.is_some() || checkpoints.keeping.is_some() {
-            return;
+    /// Begins the next checkpoint that is complete, if none has begun and its steps are reported: parts come by another way
+    /// than metrics, and a run that resumes from a commit does not do the steps before it again.
+    pub(super) fn begin_next(&mut self, reached: Step) -> Option<CheckpointRef> {
+        if self.committing.is_some() || self.keeping.is_some() {
+            return None;
         }
-        let Some(next) = checkpoints.complete.first_entry().filter(|next| *next.key() <= told) else {
-            return;
-        };
+        let next = self.complete.first_entry().filter(|next| *next.key() <= reached)?;
         let (step, kind) = next.remove_entry();
         match kind {
-            CheckpointKind::Commit => {
-                checkpoints.committing = Some(step);
-                self.actions.push(Action::Commit { step });
-            }
-            CheckpointKind::Point => {
-                checkpoints.keeping = Some(step);
-                self.actions.push(Action::KeepPoint { step });
-            }
+            CheckpointKind::Commit => self.committing = Some(step),
+            CheckpointKind::Point => self.keeping = Some(step),
         }
+        Some(CheckpointRef { step, kind })
     }
 
-    pub(super) fn commit_done(&mut self, step: Step, result: Result<(), String>) {
-        let checkpoints = &mut self.state.checkpoints;
-        if checkpoints.committing != Some(step) {
-            return self.log(Level::Warn, format!("a commit of step {step} ended that was not under way"));
+    /// The commit of `step` has ended. False where it was not under way.
+    pub(super) fn end_commit(&mut self, step: Step, is_committed: bool) -> bool {
+        if self.committing != Some(step) {
+            return false;
         }
-        checkpoints.committing = None;
-        match result {
-            Ok(()) => {
-                checkpoints.committed = Some(step);
-                checkpoints.point = checkpoints.point.filter(|point| *point > step);
-                self.actions.push(Action::DropParts { before: step.next() });
-                self.actions.push(Action::Record(Record::Committed(step)));
-                self.log(Level::Info, format!("committed step {step}"));
-                if self.state.run == RunState::Running {
-                    self.direct_all(&Directive::Committed { step });
-                    self.next_commit();
-                } else {
-                    self.actions.push(Action::StatusChanged);
-                }
-            }
-            Err(message) => {
-                self.fail(Reason::CommitFailed, format!("step {step} could not be committed: {message}"));
-            }
+        self.committing = None;
+        if is_committed {
+            self.committed = Some(step);
+            self.point = self.point.filter(|point| *point > step);
         }
+        true
     }
 
-    /// A recovery point is kept, or could not be, which costs nothing but what it would have saved.
-    pub(super) fn point_done(&mut self, step: Step, result: Result<(), String>) {
-        let checkpoints = &mut self.state.checkpoints;
-        if checkpoints.keeping != Some(step) {
-            return self.log(Level::Warn, format!("recovery point {step} ended that was not under way"));
+    /// The recovery point of `step` is kept, or could not be. False where it was not under way.
+    pub(super) fn end_point(&mut self, step: Step, is_kept: bool) -> bool {
+        if self.keeping != Some(step) {
+            return false;
         }
-        checkpoints.keeping = None;
-        self.actions.push(Action::DropParts { before: step.next() });
-        match result {
-            Ok(()) => {
-                checkpoints.point = Some(step);
-                self.log(Level::Debug, format!("the recovery point of step {step} is kept"));
-                self.point_settled(step, true);
-            }
-            Err(why) => self.give_up(step, &why),
-        }
+        self.keeping = None;
+        let settled = if is_kept { &mut self.point } else { &mut self.given_up };
+        *settled = Some(step);
+        true
     }
 
-    fn give_up(&mut self, step: Step, why: &str) {
-        self.state.checkpoints.given_up = Some(step);
-        self.log(Level::Warn, format!("no recovery point of step {step}, the run goes on without it: {why}"));
-        self.point_settled(step, false);
+    /// Whether nothing about `step` is left to commit.
+    pub(super) fn is_settled(&self, step: Step) -> bool {
+        let is_idle = self.committing.is_none() && self.complete.is_empty();
+        let is_unchanged = step == self.resume_step() && !self.parts.contains_key(&step);
+        is_idle && (self.committed == Some(step) || is_unchanged)
     }
 
-    fn point_settled(&mut self, step: Step, kept: bool) {
-        if self.state.run == RunState::Running {
-            self.direct_all(&Directive::PointSettled { step, kept });
-            self.next_commit();
-        }
-        self.actions.push(Action::StatusChanged);
+    /// Whether all parts of `step` are here.
+    pub(super) fn has_all_parts(&self, step: Step) -> bool {
+        self.committing == Some(step) || self.complete.contains_key(&step)
     }
-}
 
-impl Checkpoints {
+    /// Whether `who` has reported its part of `step`, which is not complete.
+    pub(super) fn has_part(&self, step: Step, who: MemberRef) -> bool {
+        self.parts.get(&step).is_some_and(|parts| parts.reported.contains(&who))
+    }
+
+    /// The first commit that some parts of are here. Recovery points come and go without a message.
+    pub(super) fn incomplete_commit(&self) -> Option<Step> {
+        let mut parts = self.parts.iter();
+        parts.find(|(_, parts)| parts.kind == CheckpointKind::Commit).map(|(step, _)| *step)
+    }
+
     /// The newest step whose parts are not waited for any more.
-    fn settled(&self) -> Option<Step> {
+    fn newest_settled(&self) -> Option<Step> {
         let complete = self.complete.last_key_value().map(|(step, _)| *step);
         [self.committed, self.committing, self.keeping, self.point, self.given_up, complete]
             .into_iter()

@@ -9,9 +9,7 @@ use polygram_proto::control::{
 };
 use polygram_telemetry::{Collisions, HyperLogLog};
 
-use super::event::Level;
 use super::settings::Settings;
-use super::state::Turn;
 
 /// The newest counts of every member.
 #[derive(Clone, Debug, Default)]
@@ -30,49 +28,51 @@ struct Input {
     unique_rows: u64,
 }
 
-impl Turn<'_> {
-    /// Takes a shard's counts, which must be of the run's tables.
-    pub(super) fn shard_counts(&mut self, who: MemberRef, report: ShardReport) {
-        let tables = self.state.settings.tables.len();
-        if who.role != Role::Shard || report.tables.len() != tables {
-            let count = report.tables.len();
-            return self.log(
-                Level::Warn,
-                format!(
-                    "ignored counts of {} by {who}, of {tables} in the run",
-                    words::counted(count as u64, "table")
-                ),
-            );
-        }
-        self.state.counts.shards.insert(who.index, report);
-    }
-
-    /// Takes a worker's counts; its sketches only ever add to what is known.
-    pub(super) fn input_counts(&mut self, who: MemberRef, report: InputReport) {
-        let orders = self.state.settings.tables.iter().map(orders_below).max().unwrap_or(0);
-        let sketches: Option<Vec<HyperLogLog>> =
-            report.sketches.iter().map(|registers| HyperLogLog::from_bytes(registers)).collect();
-        let sketches = sketches.filter(|sketches| sketches.len() == orders && who.role == Role::Worker);
-        let Some(sketches) = sketches else {
-            let line = format!("ignored input counts by {who}: not {orders} sketches of n-grams");
-            return self.log(Level::Warn, line);
-        };
-        let counts = &mut self.state.counts;
-        counts.sketches.resize_with(orders, HyperLogLog::default);
-        for (held, sketch) in counts.sketches.iter_mut().zip(&sketches) {
-            held.merge(sketch);
-        }
-        let InputReport { since, row_ids, unique_rows, .. } = report;
-        counts.inputs.insert(who.index, Input { since, row_ids, unique_rows });
-    }
-}
-
 /// Orders up to a table's, from 2.
 fn orders_below(table: &TableSpec) -> usize {
     (table.order as usize).saturating_sub(1)
 }
 
 impl Counts {
+    /// Takes a shard's counts, which must be of the run's tables; the refusal is one sentence.
+    pub(super) fn take_shard(
+        &mut self,
+        who: MemberRef,
+        report: ShardReport,
+        settings: &Settings,
+    ) -> Result<(), String> {
+        let (tables, count) = (settings.tables.len(), report.tables.len());
+        if who.role != Role::Shard || count != tables {
+            let counted = words::counted(count as u64, "table");
+            return Err(format!("ignored counts of {counted} by {who}, of {tables} in the run"));
+        }
+        self.shards.insert(who.index, report);
+        Ok(())
+    }
+
+    /// Takes a worker's counts; its sketches only ever add to what is known. The refusal is one sentence.
+    pub(super) fn take_input(
+        &mut self,
+        who: MemberRef,
+        report: InputReport,
+        settings: &Settings,
+    ) -> Result<(), String> {
+        let orders = settings.tables.iter().map(orders_below).max().unwrap_or(0);
+        let sketches: Option<Vec<HyperLogLog>> =
+            report.sketches.iter().map(|registers| HyperLogLog::from_bytes(registers)).collect();
+        let sketches = sketches.filter(|sketches| sketches.len() == orders && who.role == Role::Worker);
+        let Some(sketches) = sketches else {
+            return Err(format!("ignored input counts by {who}: not {orders} sketches of n-grams"));
+        };
+        self.sketches.resize_with(orders, HyperLogLog::default);
+        for (held, sketch) in self.sketches.iter_mut().zip(&sketches) {
+            held.merge(sketch);
+        }
+        let InputReport { since, row_ids, unique_rows, .. } = report;
+        self.inputs.insert(who.index, Input { since, row_ids, unique_rows });
+        Ok(())
+    }
+
     /// What a shard last said.
     pub(super) fn shard(&self, who: MemberRef) -> Option<&ShardReport> {
         if who.role == Role::Shard { self.shards.get(&who.index) } else { None }

@@ -1,14 +1,11 @@
 //! What happens to a run, and what is to be done about it.
 
 use polygram_checkpoint::FailureLine;
+use polygram_domain::spikes::PolicyState;
 use polygram_domain::{CheckpointKind, Generation, Step};
 use polygram_proto::control::{
-    CheckpointPlace, DamagedCheckpoint, Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics,
-    StopMode,
+    DamagedCheckpoint, Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
 };
-
-use super::damage::Examined;
-use super::policy::RolledBack;
 
 /// Milliseconds since 1970, by a clock that never goes back while the coordinator lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +26,54 @@ impl Time {
 /// Names a call that waits for its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
+
+/// Names a request to the store that a rollback depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RollbackId(pub u64);
+
+/// What a rollback depends on, and the store decides.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RollbackRequest {
+    /// Decide, by an object that is made once, which commit before a spike is resumed from.
+    Spike {
+        /// Updates applied before the spike.
+        at: Step,
+        /// What it was, one sentence.
+        cause: String,
+    },
+    /// A member reports a damaged commit: verify it, and quarantine it if it is damaged and there is an older one.
+    DamagedCheckpoint(DamagedCheckpoint),
+    /// A member cannot restore a recovery point: quarantine it.
+    UnrestorablePoint {
+        /// Updates applied in it.
+        step: Step,
+        /// What is wrong with it, one sentence.
+        why: String,
+    },
+}
+
+/// What the store has decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RollbackResolution {
+    /// The checkpoint is what was written.
+    Sound,
+    /// The run resumes from an older checkpoint.
+    Target(RollbackTarget),
+    /// The recovery point is quarantined.
+    PointQuarantined,
+}
+
+/// The checkpoint that a run is rolled back to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RollbackTarget {
+    /// Updates applied in the commit; `None`: the beginning of the run.
+    pub to: Option<Step>,
+    /// What the run remembers and leaves out from there.
+    pub policy: PolicyState,
+    /// Checkpoints that were found damaged and quarantined, newest first, and what is wrong with each: one sentence that
+    /// names the object.
+    pub quarantined: Vec<(Step, String)>,
+}
 
 /// What happens.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,19 +130,12 @@ pub enum Event {
         /// How it ended.
         result: Result<(), String>,
     },
-    /// A way back from a spike is decided; the error says why it could not be.
-    RolledBack {
-        /// Updates applied before the spike.
-        at: Step,
-        /// How it was decided.
-        result: Result<RolledBack, String>,
-    },
-    /// The store was looked at, because a member could not believe a checkpoint; the error says why the run cannot go on.
-    Examined {
-        /// The checkpoint.
-        place: CheckpointPlace,
-        /// What was found, and done.
-        result: Result<Examined, String>,
+    /// The store has answered what a rollback depends on; the error says why it could not.
+    RollbackResolved {
+        /// Of the request.
+        id: RollbackId,
+        /// The answer.
+        result: Result<RollbackResolution, String>,
     },
     /// The store refused something other than a commit.
     StoreFailed {
@@ -171,9 +209,9 @@ pub enum Record {
     /// A commit.
     Committed(Step),
     /// A generation begins from this state version: what was recorded of later ones is done again.
-    WentBack(Step),
-    /// What the story of the run's failures is made of.
-    Recovery(FailureLine),
+    ResumedAt(Step),
+    /// A line of the failure log.
+    Failure(FailureLine),
 }
 
 /// How the run ended.
@@ -225,23 +263,13 @@ pub enum Action {
         /// Updates applied in it.
         step: Step,
     },
-    /// Nobody is to go on from this recovery point again.
-    DropPoint {
-        /// Updates applied in it.
-        step: Step,
-        /// What is wrong with it, one sentence.
-        why: String,
+    /// A rollback depends on the store: answer with [`Event::RollbackResolved`], behind whatever is being committed.
+    ResolveRollback {
+        /// Of the request.
+        id: RollbackId,
+        /// What the store is to do.
+        request: RollbackRequest,
     },
-    /// Decide on a way back from a spike, behind whatever is being committed, and answer with [`Event::RolledBack`].
-    RollBack {
-        /// Updates applied before the spike.
-        at: Step,
-        /// What it was, one sentence.
-        cause: String,
-    },
-    /// A member could not believe a checkpoint: look at it, set it aside if it is damaged and there is an older one to go
-    /// on from, and answer with [`Event::Examined`].
-    Examine(DamagedCheckpoint),
     /// Parts of steps before this one will not be used any more.
     DropParts {
         /// The first step that still matters.

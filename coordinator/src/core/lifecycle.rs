@@ -1,209 +1,186 @@
-//! From pending to over: what the run waits for, and when it goes on.
+//! Where the run is in its life and why, the operator's request to stop it, and its end. Written here alone.
 
-use polygram_domain::{CheckpointKind, Step, words};
-use polygram_proto::control::{Assignment, Directive, MemberRef, Reason, Role, RunState};
+use polygram_proto::control::{Reason, RunState};
 
-use super::event::Action;
-use super::state::{Attendance, State, Turn};
+use super::event::Time;
 
-/// How often a status says what members have read of the checkpoint that they restore.
-const RESTORED_INTERVAL_MS: u64 = 5_000;
+/// The life of the run.
+#[derive(Clone, Debug)]
+pub(super) struct Lifecycle {
+    run: RunState,
+    reason: Reason,
+    message: String,
+    since: Time,
+    /// Why the coordinator waits for the store, while it does.
+    store_wait: Option<String>,
+    stop: Option<StopRequest>,
+    ending: Option<Ending>,
+}
 
-impl Turn<'_> {
-    /// Goes as far as the state allows; called after every event.
-    pub(super) fn advance(&mut self) {
-        while !self.state.is_over() && self.advance_once() {}
-        self.settle();
-    }
+/// The run is to stop with a commit.
+#[derive(Clone, Debug)]
+struct StopRequest {
+    reason: String,
+    /// The commit is not waited for any longer than this.
+    until: Option<Time>,
+}
 
-    /// One transition; false when the run has to wait.
-    fn advance_once(&mut self) -> bool {
-        match self.state.run {
-            RunState::Pending | RunState::Admitting => self.advance_admission(),
-            RunState::Rendezvous => self.advance_rendezvous(),
-            RunState::Restoring => self.advance_restoring(),
-            RunState::Running => {
-                self.advance_running();
-                false
-            }
-            RunState::Recovering => self.advance_recovery(),
-            RunState::Completed | RunState::Failed | RunState::Stopped => false,
+/// The run is over; members leave.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    until: Time,
+    is_done: bool,
+    /// Whether the failure log has the end.
+    is_recorded: bool,
+}
+
+impl Lifecycle {
+    /// A run nobody has joined yet.
+    pub(super) fn new(now: Time, message: String) -> Lifecycle {
+        Lifecycle {
+            run: RunState::Pending,
+            reason: Reason::WaitingForMembers,
+            message,
+            since: now,
+            store_wait: None,
+            stop: None,
+            ending: None,
         }
     }
 
-    fn advance_admission(&mut self) -> bool {
-        let joined = self.state.members.len();
-        if joined == self.state.settings.member_count() {
-            let message = self.waiting_for_attendance();
-            self.enter(RunState::Rendezvous, Reason::WaitingForAttendance, message);
-            return true;
-        }
-        let run = if joined == 0 { RunState::Pending } else { RunState::Admitting };
-        let message = self.state.waiting_to_join();
-        self.enter(run, Reason::WaitingForMembers, message);
-        false
+    /// A run that was over when it was opened.
+    pub(super) fn over(now: Time, (run, reason, message): (RunState, Reason, String)) -> Lifecycle {
+        let ending = Some(Ending { until: now, is_done: false, is_recorded: false });
+        Lifecycle { run, reason, ending, ..Lifecycle::new(now, message) }
     }
 
-    pub(super) fn waiting_for_attendance(&self) -> String {
-        let state = &*self.state;
-        state.waiting_for("to attend", |slot| {
-            state.members.get(slot).is_some_and(|m| m.attendance == Attendance::Open)
-        })
+    pub(super) fn run(&self) -> RunState {
+        self.run
     }
 
-    fn advance_rendezvous(&mut self) -> bool {
-        if self.state.members.values().any(|m| m.attendance != Attendance::Open) {
-            let message = self.waiting_for_attendance();
-            self.enter(RunState::Rendezvous, Reason::WaitingForAttendance, message);
+    pub(super) fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// When the run entered its state.
+    pub(super) fn since(&self) -> Time {
+        self.since
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.run.is_over()
+    }
+
+    /// Enters `run` for `reason`; false where nothing of the three changes.
+    pub(super) fn enter(&mut self, now: Time, (run, reason, message): (RunState, Reason, String)) -> bool {
+        if self.run == run && self.reason == reason && self.message == message {
             return false;
         }
-        self.resume_from_newest();
-        let assignment = self.state.assign();
-        self.state.assignment = Some(assignment.hash());
-        self.state.shown_restored = (0, self.now);
-        self.direct_all(&Directive::Assign(assignment));
-        let message = self.waiting_for_ready();
-        self.enter(RunState::Restoring, Reason::WaitingForReady, message);
+        if self.run != run {
+            self.since = now;
+        }
+        (self.run, self.reason, self.message) = (run, reason, message);
         true
     }
 
-    fn waiting_for_ready(&self) -> String {
-        let state = &*self.state;
-        let waiting =
-            state.waiting_for("to be ready", |slot| state.members.get(slot).is_some_and(|m| m.ready));
-        match state.shown_restored {
-            (0, _) => waiting,
-            (bytes, _) => format!("{waiting}; {} of the checkpoint are read", words::bytes(bytes)),
-        }
+    pub(super) fn set_store_wait(&mut self, sentence: Option<String>) {
+        self.store_wait = sentence;
     }
 
-    /// Takes note, now and then, of what members have read: each change is a status for everybody who watches.
-    fn note_restored(&mut self) {
-        let read = self.state.members.values().map(|m| m.restored_bytes).fold(0, u64::saturating_add);
-        let (shown, at) = self.state.shown_restored;
-        if read != shown && self.now.since(at) >= RESTORED_INTERVAL_MS {
-            self.state.shown_restored = (read, self.now);
-        }
+    pub(super) fn store_wait(&self) -> Option<&str> {
+        self.store_wait.as_deref()
     }
 
-    fn advance_restoring(&mut self) -> bool {
-        if self.state.members.values().any(|m| !m.ready) {
-            self.note_restored();
-            let message = self.waiting_for_ready();
-            self.enter(RunState::Restoring, Reason::WaitingForReady, message);
+    pub(super) fn request_stop(&mut self, reason: String, until: Option<Time>) {
+        self.stop = Some(StopRequest { reason, until });
+    }
+
+    /// Why the run is to stop.
+    pub(super) fn stop_reason(&self) -> Option<&str> {
+        self.stop.as_ref().map(|stop| stop.reason.as_str())
+    }
+
+    /// The same, once its commit is not waited for any longer.
+    pub(super) fn overdue_stop(&self, now: Time) -> Option<&str> {
+        let stop = self.stop.as_ref()?;
+        stop.until.is_some_and(|until| until <= now).then_some(stop.reason.as_str())
+    }
+
+    /// The run ends; members have until then to leave.
+    pub(super) fn end(&mut self, until: Time) {
+        self.ending = Some(Ending { until, is_done: false, is_recorded: true });
+    }
+
+    /// Whether the run ends and is not to wait for anybody from now on.
+    pub(super) fn hurry_end(&mut self, now: Time) -> bool {
+        self.ending.as_mut().map(|ending| ending.until = now).is_some()
+    }
+
+    /// Whether an end is still to be recorded; asked once.
+    pub(super) fn take_unrecorded_end(&mut self) -> bool {
+        self.ending.as_mut().is_some_and(|ending| !std::mem::replace(&mut ending.is_recorded, true))
+    }
+
+    /// Whether the process is to end now; answered with true once.
+    pub(super) fn take_end(&mut self, now: Time, waits: bool) -> bool {
+        let Some(ending) = &mut self.ending else { return false };
+        if ending.is_done || waits && now < ending.until {
             return false;
         }
-        self.direct_all(&Directive::Start);
-        self.recovered();
-        let (from, to) = (self.state.resume_step(), self.state.settings.last_step);
-        self.enter(RunState::Running, Reason::Training, format!("training from step {from} to step {to}"));
+        ending.is_done = true;
         true
-    }
-
-    fn advance_running(&mut self) {
-        if let Some(step) = self.state.all_finished() {
-            if self.state.is_settled(step) {
-                self.finish_at(step);
-            } else if let Some(gone) = self.state.gone_without_part(step) {
-                let message = format!("left without reporting its part of step {step}");
-                self.member_fails(gone, Reason::ProtocolBroken, message);
-            } else {
-                let message =
-                    format!("committing the last step, {step}; {}", self.state.waiting_for_parts(step));
-                self.enter(RunState::Running, Reason::FinalCommit, message);
-            }
-            return;
-        }
-        let (from, to) = (self.state.resume_step(), self.state.settings.last_step);
-        let (reason, message) = if let Some(why) = &self.state.stop {
-            (Reason::Stopping, format!("stopping at the next step boundary: {why}"))
-        } else if let Some(step) = self.state.checkpoints.committing {
-            (Reason::Committing, format!("training; committing step {step}"))
-        } else if let Some(step) = self.state.next_incomplete() {
-            (Reason::Committing, format!("training; {}", self.state.waiting_for_parts(step)))
-        } else {
-            (Reason::Training, format!("training from step {from} to step {to}"))
-        };
-        self.enter(RunState::Running, reason, message);
-    }
-
-    pub(super) fn finish_at(&mut self, step: Step) {
-        let total = self.state.settings.total_steps;
-        let committed = if self.state.last_commit() == Some(step) { "committed" } else { "unchanged" };
-        let (run, reason, message) = if step.0 == total {
-            (
-                RunState::Completed,
-                Reason::AllStepsDone,
-                format!("all {} done and {committed}", words::counted(total, "step")),
-            )
-        } else if let Some(why) = self.state.stop.clone() {
-            let message = format!("stopped at step {step} of {total}, {committed}: {why}");
-            (RunState::Stopped, Reason::StopRequested, message)
-        } else if step.0 == self.state.settings.last_step {
-            let message = format!("stopped at step {step} of {total}, {committed}: training.stop_at_step");
-            (RunState::Stopped, Reason::StopAtStep, message)
-        } else {
-            let message = format!("the workers stopped by themselves at step {step} of {total}, {committed}");
-            (RunState::Stopped, Reason::StopRequested, message)
-        };
-        self.finish(run, reason, message);
-        self.actions.push(Action::StatusChanged);
     }
 }
 
-impl State {
-    fn assign(&self) -> Assignment {
-        let of = |role: Role| self.members.values().filter(move |m| m.who.role == role).map(|m| m.address);
-        Assignment {
-            generation: self.generation(),
-            workers: of(Role::Worker).collect(),
-            shards: of(Role::Shard).collect(),
-            resume_step: self.resume_step(),
-            resume_manifest: self.resume.as_ref().map(|resume| resume.manifest.clone()),
-            resume_kind: self.resume.as_ref().map(|resume| resume.kind).unwrap_or_default(),
-            left_out: self.policy.state.left_out.clone(),
-            ways_back: self.policy.state.ways_back.clone(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_entered_once_and_dated_once() {
+        let mut life = Lifecycle::new(Time(1), "waiting".into());
+        let running = |message: &str| (RunState::Running, Reason::Training, message.to_owned());
+        assert!(life.enter(Time(5), running("a")));
+        assert!(!life.enter(Time(6), running("a")));
+        assert!(life.enter(Time(7), running("b")));
+        assert_eq!((life.since(), life.message()), (Time(5), "b"));
+    }
+
+    #[test]
+    fn the_end_comes_once_when_nobody_is_waited_for_or_time_is_up() {
+        for (waits, at, ends) in
+            [(false, 0, true), (true, 0, false), (true, 99, false), (true, 100, true), (false, 100, true)]
+        {
+            let mut life = Lifecycle::new(Time(0), String::new());
+            assert!(!life.take_end(Time(at), waits), "it is not over");
+            life.end(Time(100));
+            assert_eq!(life.take_end(Time(at), waits), ends, "{waits}, {at}");
+            assert_eq!(life.take_end(Time(1000), false), !ends, "once");
         }
+        let mut life = Lifecycle::new(Time(0), String::new());
+        assert!(!life.hurry_end(Time(3)));
+        life.end(Time(100));
+        assert!(!life.take_unrecorded_end(), "whoever ends it records it");
+        assert!(life.hurry_end(Time(3)) && life.take_end(Time(3), true));
     }
 
-    /// The step at which every worker has finished.
-    fn all_finished(&self) -> Option<Step> {
-        let first = self.workers().next()?.finished?;
-        self.workers().all(|m| m.finished == Some(first)).then_some(first)
+    #[test]
+    fn a_run_that_was_over_records_its_end_once() {
+        let mut life = Lifecycle::over(Time(4), (RunState::Completed, Reason::AllStepsDone, "done".into()));
+        assert!(life.is_over() && life.take_unrecorded_end() && !life.take_unrecorded_end());
     }
 
-    /// Whether nothing about `step` is left to commit.
-    fn is_settled(&self, step: Step) -> bool {
-        let c = &self.checkpoints;
-        let idle = c.committing.is_none() && c.complete.is_empty();
-        let unchanged = step == self.resume_step() && !c.parts.contains_key(&step);
-        idle && (c.committed == Some(step) || unchanged)
-    }
-
-    /// A member that is gone and whose part of `step` will never come.
-    fn gone_without_part(&self, step: Step) -> Option<MemberRef> {
-        let c = &self.checkpoints;
-        if c.committing.is_some() || c.complete.contains_key(&step) {
-            return None;
-        }
-        let reported = |who: &MemberRef| c.parts.get(&step).is_some_and(|parts| parts.reported.contains(who));
-        let gone = self.members.values().filter(|m| m.attendance == Attendance::Ended);
-        gone.map(|m| m.who).find(|who| !reported(who))
-    }
-
-    /// The first commit that some parts of are here. Recovery points come and go without a word.
-    fn next_incomplete(&self) -> Option<Step> {
-        let mut parts = self.checkpoints.parts.iter();
-        parts.find(|(_, parts)| parts.kind == CheckpointKind::Commit).map(|(step, _)| *step)
-    }
-
-    fn waiting_for_parts(&self, step: Step) -> String {
-        let c = &self.checkpoints;
-        if c.committing == Some(step) || c.complete.contains_key(&step) {
-            return "all parts are here".into();
-        }
-        self.waiting_for(&format!("to report their part of step {step}"), |slot| {
-            c.parts.get(&step).is_some_and(|parts| parts.reported.contains(slot))
-        })
+    #[test]
+    fn a_stop_without_a_grace_is_never_overdue() {
+        let mut life = Lifecycle::new(Time(0), String::new());
+        assert_eq!(life.stop_reason(), None);
+        life.request_stop("asked".into(), None);
+        assert_eq!((life.stop_reason(), life.overdue_stop(Time(u64::MAX))), (Some("asked"), None));
+        life.request_stop("asked".into(), Some(Time(10)));
+        assert_eq!((life.overdue_stop(Time(9)), life.overdue_stop(Time(10))), (None, Some("asked")));
     }
 }

@@ -13,7 +13,7 @@ const NAMED: usize = 4;
 impl State {
     /// "waiting for 1 of 2 shards: shard 1".
     pub(super) fn waiting_to_join(&self) -> String {
-        let missing = self.slots().filter(|slot| !self.members.contains_key(slot)).collect();
+        let missing = self.slots().filter(|slot| self.membership.get(*slot).is_none()).collect();
         format!("waiting for {}", self.some_of(&missing, ""))
     }
 

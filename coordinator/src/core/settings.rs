@@ -10,13 +10,15 @@ use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///
-/// Their order, checked by [`Timeouts::of`]: heartbeat < verdict ≤ detection ≤ leave.
+/// Their order, checked by [`Timeouts::of`]: heartbeat < suspicion ≤ explanation < detection ≤ leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// Members report where they are this often.
     pub heartbeat_ms: u64,
-    /// A failure that blames a peer waits this long for the peer's own end.
-    pub verdict_ms: u64,
+    /// Failures that blame a peer are collected for so long, and the peer's own end is waited for.
+    pub suspicion_timeout_ms: u64,
+    /// A member that is blamed for a broken connection has so long to report why it broke.
+    pub explanation_timeout_ms: u64,
     /// A member silent for so long is lost.
     pub detection_ms: u64,
     /// Members have this long to leave once the run is over.
@@ -24,14 +26,15 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// Derives the timeouts: a heartbeat every tenth of the detection time, but at least once a second; a verdict after
-    /// three heartbeats; leaving may take as long as detection.
+    /// Derives the timeouts: a heartbeat every tenth of the detection time, but at least once a second; a suspicion is judged
+    /// after three heartbeats; leaving may take as long as detection.
     pub fn of(failure_detection_seconds: f64) -> Timeouts {
         let detection_ms = (failure_detection_seconds.clamp(0.1, 86_400.0) * 1000.0) as u64;
         let heartbeat_ms = (detection_ms / 10).clamp(10, 1000);
         Timeouts {
             heartbeat_ms,
-            verdict_ms: (heartbeat_ms * 3).min(detection_ms / 2).min(1500),
+            suspicion_timeout_ms: (heartbeat_ms * 3).min(detection_ms / 2).min(1500),
+            explanation_timeout_ms: (detection_ms / 2).min(5000),
             detection_ms,
             leave_ms: detection_ms,
         }
@@ -157,8 +160,12 @@ mod tests {
     fn timeouts_are_ordered_for_every_knob() {
         for knob in [1.0, 1.5, 2.0, 10.0, 30.0, 600.0] {
             let t = Timeouts::of(knob);
-            assert!(t.heartbeat_ms < t.verdict_ms, "{knob}: {t:?}");
-            assert!(t.verdict_ms < t.detection_ms && t.detection_ms <= t.leave_ms, "{knob}: {t:?}");
+            assert!(t.heartbeat_ms < t.suspicion_timeout_ms, "{knob}: {t:?}");
+            assert!(t.suspicion_timeout_ms <= t.explanation_timeout_ms, "{knob}: {t:?}");
+            assert!(
+                t.explanation_timeout_ms < t.detection_ms && t.detection_ms <= t.leave_ms,
+                "{knob}: {t:?}"
+            );
             assert!(t.heartbeat_ms * 5 <= t.detection_ms, "{knob}: several heartbeats fit: {t:?}");
         }
     }

@@ -4,25 +4,28 @@ use polygram_domain::Step;
 use polygram_proto::control::{MemberStatus, RunStatus};
 
 use super::event::Time;
-use super::state::{Attendance, State};
+use super::membership::Stream;
+use super::state::State;
 
 impl State {
     /// The run at `now`.
     pub fn status(&self, now: Time) -> RunStatus {
+        let lifecycle = &self.lifecycle;
+        let (settings, reported, rollback) = (&self.settings, &self.reported, &self.rollback);
         RunStatus {
-            state: self.run,
-            reason: self.reason,
-            message: self.message.clone(),
-            since_unix_ms: self.since.0,
-            run: self.settings.run.clone(),
+            state: lifecycle.run(),
+            reason: lifecycle.reason(),
+            message: lifecycle.message().to_owned(),
+            since_unix_ms: lifecycle.since().0,
+            run: settings.run.clone(),
             generation: self.generation(),
-            attempt: self.settings.attempt,
+            attempt: settings.attempt,
             step: self.step(),
-            total_steps: self.settings.total_steps,
+            total_steps: settings.total_steps,
             resume_step: self.resume_step(),
             members: self
-                .members
-                .values()
+                .membership
+                .iter()
                 .map(|m| MemberStatus {
                     role: m.who.role,
                     index: m.who.index,
@@ -32,27 +35,26 @@ impl State {
                     step: m.step,
                     address: m.address.to_string(),
                     last_heard_ms: now.since(m.heard),
-                    alive: m.attendance != Attendance::Ended,
-                    shard: self.counts.shard(m.who).cloned(),
+                    alive: m.stream != Stream::Ended,
+                    shard: reported.counts().shard(m.who).cloned(),
                 })
                 .collect(),
-            last_commit: self.checkpoints.committed,
-            last_point: self.checkpoints.point,
-            last_metrics: self.metrics.or(self.settings.earlier.metrics),
-            evaluations: self.evaluations.values().cloned().collect(),
-            culprit: self.culprit.clone(),
-            consequences: self.consequences.clone(),
-            rows: self.counts.status(&self.settings),
-            restarts: self.recovery.restarts,
-            last_rollback: self.recovery.last.clone(),
-            set_aside: self.damage.set_aside.clone(),
+            last_commit: self.checkpoints.committed(),
+            last_point: self.checkpoints.point(),
+            last_metrics: reported.metrics().or(settings.earlier.metrics),
+            evaluations: reported.evaluations().cloned().collect(),
+            culprit: self.culprit().cloned(),
+            consequences: self.root_cause.secondary().to_vec(),
+            rows: reported.counts().status(settings),
+            restarts: self.budget.restarts(),
+            last_rollback: rollback.last().cloned(),
+            set_aside: rollback.quarantined().to_vec(),
         }
     }
 
-    /// Updates applied so far, as far as anybody said.
+    /// Updates applied so far, as far as anybody has reported.
     fn step(&self) -> Step {
-        let reported = self.metrics.map_or(Step(0), |metrics| metrics.step.next());
-        let workers = self.workers().map(|m| m.step).max().unwrap_or_default();
-        self.resume_step().max(reported).max(workers).max(self.checkpoints.committed.unwrap_or_default())
+        let workers = self.membership.workers().map(|m| m.step).max().unwrap_or_default();
+        self.reached().max(workers).max(self.resume_step()).max(self.last_commit().unwrap_or_default())
     }
 }

@@ -2,23 +2,20 @@
 //! [`super::core`] does. What is to be kept is on disk before anything that follows from it is done.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use polygram_domain::RunFile;
 use polygram_proto::control::{RunStatus, StopMode, Token};
-use polygram_proto::pool::{
-    JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolMemberStatus, PoolWord, Submission,
-};
+use polygram_proto::pool::{JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolWord, Submission};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::core::event::Admission;
 use super::core::{Action, Event, Needs, Reply, SessionEnd, State, apply};
-use super::metrics::Numbers;
+use super::messages::{Answer, Input, Numbers, Words};
 use super::session::Session;
 use super::store::{Store, StoreError};
 use crate::beat::{self, Beat};
@@ -29,58 +26,6 @@ use crate::core::{Level, Ticket};
 const WORDS: usize = 32;
 /// How often time passes for the core.
 const TICK: Duration = Duration::from_millis(200);
-
-/// A call's answer; the error is a refusal, one sentence.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, String>>;
-/// What a member says; the error is the end, and how it came.
-pub(super) type Words = Pin<Box<dyn Stream<Item = Result<MemberWord, String>> + Send>>;
-
-/// What reaches the driver.
-pub(super) enum Input {
-    /// From inside: sessions.
-    Happened(Event),
-    /// A session's coordinator listens.
-    Opened {
-        job: JobId,
-        session: u32,
-        address: SocketAddr,
-        statuses: watch::Receiver<Arc<RunStatus>>,
-    },
-    Offer {
-        offering: Offering,
-        words: Words,
-        answer: oneshot::Sender<mpsc::Receiver<PoolWord>>,
-    },
-    /// On this connection, a member said something.
-    Word {
-        member: PoolMemberId,
-        connection: u64,
-        word: MemberWord,
-    },
-    /// This connection of a member ended.
-    Hung {
-        member: PoolMemberId,
-        connection: u64,
-        message: String,
-    },
-    Submit {
-        submission: Submission,
-        answer: Answer<JobId>,
-    },
-    Cancel {
-        job: JobId,
-        answer: Answer<String>,
-    },
-    Jobs {
-        answer: oneshot::Sender<Vec<JobStatus>>,
-    },
-    Members {
-        answer: oneshot::Sender<Vec<PoolMemberStatus>>,
-    },
-    Numbers {
-        answer: oneshot::Sender<Numbers>,
-    },
-}
 
 /// A call that waits for the core's answer.
 enum Pending {

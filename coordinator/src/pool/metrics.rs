@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::core::Tallies;
-use super::driver::Input;
+use super::messages::{Input, Numbers};
 use crate::scrapes;
 
 /// Upper bounds of waits in the queue.
@@ -24,16 +24,6 @@ pub(super) async fn serve(listener: TcpListener, inbox: mpsc::Sender<Input>) {
     let (sender, latest) = watch::channel(Numbers::default());
     let metrics = Metrics::new(&identity).with(Arc::new(PoolSource(latest)));
     scrapes::serve((listener, metrics), sender, inbox, |answer| Input::Numbers { answer }).await;
-}
-
-/// A pool at one instant.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Numbers {
-    pub(super) jobs: Vec<JobStatus>,
-    pub(super) members: Vec<PoolMemberStatus>,
-    pub(super) tallies: Tallies,
-    /// Times that runs went back because a member was lost.
-    pub(super) restarts: u64,
 }
 
 impl Numbers {

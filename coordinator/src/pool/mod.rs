@@ -9,6 +9,7 @@ pub mod server;
 pub mod store;
 
 mod driver;
+mod messages;
 mod metrics;
 mod service;
 mod session;

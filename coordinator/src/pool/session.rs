@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::core::{Event, SessionEnd};
-use super::driver::Input;
+use super::messages::Input;
 use crate::leadership::Claim;
 use crate::opening::{Origin, open};
 use crate::server::{Ended, serve};

@@ -20,17 +20,20 @@ pub enum FailureKind {
     Store,
     /// The store is full, or refuses, or is gone: a person has to mend it.
     StoreUnusable,
+    /// A signal asked this process to end.
+    Signal,
 }
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [FailureKind; 6] = [
+    pub const ALL: [FailureKind; 7] = [
         FailureKind::Program,
         FailureKind::Connect,
         FailureKind::Timeout,
         FailureKind::Reset,
         FailureKind::Store,
         FailureKind::StoreUnusable,
+        FailureKind::Signal,
     ];
 
     /// Whether the environment failed, and not the program.

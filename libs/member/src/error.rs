@@ -75,7 +75,7 @@ impl MemberError {
                 (FailureOrigin::Coordinator, FailureCause::SessionLost)
             }
             MemberError::Control(_) => (FailureOrigin::Coordinator, FailureCause::Refused),
-            MemberError::Signalled => (FailureOrigin::Operator, FailureCause::Fault(FailureKind::Program)),
+            MemberError::Signalled => (FailureOrigin::Operator, FailureCause::Fault(FailureKind::Signal)),
             MemberError::NoPlace
             | MemberError::Faults(_)
             | MemberError::Listen { .. }

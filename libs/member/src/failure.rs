@@ -161,7 +161,7 @@ mod tests {
             (Peer(Some(peer)), fault(FailureKind::Reset), [Rejoin, LeaveRun, Rejoin]),
             (Peer(None), fault(FailureKind::Timeout), [Rejoin, LeaveRun, Rejoin]),
             (Disputed(peer), fault(FailureKind::Program), [ExitProcess; 3]),
-            (Operator, fault(FailureKind::Program), [ExitProcess; 3]),
+            (Operator, fault(FailureKind::Signal), [ExitProcess; 3]),
             (Own, damaged(), [Rejoin, LeaveRun, Rejoin]),
             (Own, FailureCause::RollbackRequest, [Rejoin, LeaveRun, Rejoin]),
             (Coordinator, FailureCause::RunRestarts, [Rejoin; 3]),

@@ -28,26 +28,7 @@ struct Known {
     reason: &'static str,
 }
 
-static KNOWN: &[Known] = &[
-    Known {
-        root: "coordinator/src/lib.rs",
-        parent: "",
-        members: &["driver", "examination", "leadership", "opening", "recorder", "room"],
-        reason: "messages move when the run and the scheduler share one reactor",
-    },
-    Known {
-        root: "coordinator/src/lib.rs",
-        parent: "core",
-        members: &["counts", "damage", "event", "policy", "recovery", "state"],
-        reason: "to be mended with the one rollback of the core",
-    },
-    Known {
-        root: "coordinator/src/lib.rs",
-        parent: "pool",
-        members: &["driver", "metrics", "session"],
-        reason: "messages move when the run and the scheduler share one reactor",
-    },
-];
+static KNOWN: &[Known] = &[];
 
 impl Known {
     fn allows(&self, circle: &Circle) -> bool {

@@ -9,7 +9,7 @@ use polygram_proto::control::{
     Abort, AbortKind, AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
 };
 
-use crate::core::{Action, Event, Outcome, Record, Reply, State, Ticket, Time};
+use crate::core::{Action, Event, Outcome, Record, Reply, RollbackId, RollbackRequest, State, Ticket, Time};
 use crate::ledger::{Base, Ledger};
 
 /// The invariants, from what was delivered and what was ordered.
@@ -43,16 +43,16 @@ pub(super) struct Checker {
     pub(super) recorded: BTreeMap<Step, Generation>,
     /// The ledger, kept as the recorder keeps it; `None` where reports may be lost, for then a run fails in time.
     pub(super) ledger: Option<Ledger>,
-    /// Whether the run may begin from nothing: it never had a checkpoint, or a way back led behind all of them.
+    /// Whether the run may begin from nothing: it never had a checkpoint, or a rollback led behind all of them.
     pub(super) may_begin: bool,
     /// Checkpoints that were found damaged and not committed again.
     pub(super) known_damaged: BTreeSet<Step>,
-    /// How often one was set aside.
-    pub(super) set_aside: u32,
-    /// The checkpoint that the store was asked about.
-    examining: Option<Step>,
-    /// Ways back that this coordinator has asked for.
-    wished: BTreeSet<Step>,
+    /// How often one was quarantined.
+    pub(super) quarantined: u32,
+    /// What the store was asked, and has not answered.
+    asked_store: Option<RollbackId>,
+    /// Spikes that this coordinator has asked a rollback from.
+    spikes: BTreeSet<Step>,
     /// What commits have named of it.
     heads: BTreeMap<Step, ChainHash>,
 }
@@ -89,8 +89,8 @@ impl Checker {
             {
                 self.ready.insert(*member);
             }
-            Event::Examined { place, .. } => {
-                assert_eq!(self.examining.take(), Some(place.step), "what was asked is answered");
+            Event::RollbackResolved { id, .. } => {
+                assert_eq!(self.asked_store.take(), Some(*id), "what was asked is answered");
             }
             Event::StreamEnded { member, .. } => {
                 self.open.remove(member);
@@ -154,7 +154,7 @@ impl Checker {
                             !self.known_damaged.contains(&assignment.resume_step),
                             "no generation begins from a checkpoint that is known to be damaged"
                         );
-                        assert_eq!(self.examining, None, "nor from one that is being looked at");
+                        assert_eq!(self.asked_store, None, "nor while the store decides on one");
                         assert!(
                             assignment.resume_manifest.is_some() || self.may_begin,
                             "a run that has checkpoints never begins afresh"
@@ -196,9 +196,6 @@ impl Checker {
                 self.note_head(*step);
                 self.keeping = Some(*step);
             }
-            Action::DropPoint { step, .. } => {
-                assert_eq!(self.point.take(), Some(*step), "the point that was resumed from is dropped");
-            }
             Action::End(outcome) => self.ended = Some(*outcome),
             Action::Record(Record::Metrics(metrics)) => {
                 let newest = self.recorded.last_key_value().map(|(step, _)| *step);
@@ -208,19 +205,29 @@ impl Checker {
                     ledger.add(metrics).expect("each step has one line");
                 }
             }
-            Action::Record(Record::WentBack(step)) => {
+            Action::Record(Record::ResumedAt(step)) => {
                 self.recorded.split_off(step);
                 let base = self.base(*step);
                 if let Some(ledger) = &mut self.ledger {
                     ledger.go_back(base);
                 }
             }
-            Action::RollBack { at, .. } => {
-                assert!(self.wished.insert(*at), "the store is asked once for each way back");
-            }
-            Action::Examine(claim) => {
-                assert_eq!(self.examining, None, "one look at a time");
-                self.examining = Some(claim.place.step);
+            Action::ResolveRollback { id, request } => {
+                assert_eq!(self.asked_store, None, "one request at a time");
+                self.asked_store = Some(*id);
+                match request {
+                    RollbackRequest::Spike { at, .. } => {
+                        assert!(self.spikes.insert(*at), "the store is asked once for each spike");
+                    }
+                    RollbackRequest::UnrestorablePoint { step, .. } => {
+                        assert_eq!(
+                            self.point.take(),
+                            Some(*step),
+                            "the point that was resumed from is dropped"
+                        );
+                    }
+                    RollbackRequest::DamagedCheckpoint(_) => {}
+                }
             }
             Action::DropParts { .. } | Action::Record(_) | Action::StatusChanged | Action::Log(..) => {}
         }
@@ -249,12 +256,12 @@ impl Checker {
             self.over = Some((run, now));
         }
         self.follow(state.generation());
-        let culprit = &state.culprit;
+        let culprit = state.culprit();
         let settled = self.culprit.is_none()
-            || self.culprit == *culprit
+            || self.culprit.as_ref() == culprit
             || state.run_state() != RunState::Failed && culprit.is_none();
         assert!(settled, "the culprit of a generation is its culprit for good");
-        self.culprit.clone_from(culprit);
+        self.culprit = culprit.cloned();
         let bad = run == RunState::Failed;
         assert!(self.ended.is_none_or(|outcome| (outcome == Outcome::Bad) == bad));
     }
@@ -277,8 +284,8 @@ impl Checker {
     /// Another coordinator leads from here. It finds the metrics of attempts before it up to its resume point.
     pub(super) fn succeeded(&mut self) {
         let newest = self.newest();
-        self.wished.clear();
-        self.examining = None;
+        self.spikes.clear();
+        self.asked_store = None;
         self.recorded.split_off(&newest);
         if self.ledger.is_some() {
             self.keep_ledger(newest);

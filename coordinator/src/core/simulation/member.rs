@@ -50,7 +50,7 @@ pub(super) struct Agent {
     pub(super) unread: Vec<Delivery>,
     pub(super) told_failure: bool,
     /// Whether its assignment left the spike's samples out.
-    pub(super) knows_way_back: bool,
+    pub(super) knows_rollback: bool,
     /// Number of its process; timers of an older one are over.
     pub(super) clock: u32,
 }
@@ -66,7 +66,7 @@ impl World {
                 (it.hash, it.stage) = (Some(assignment.hash()), Stage::Restoring);
                 it.step = assignment.resume_step.0;
                 it.from = assignment.resume_manifest.as_ref().map(|_| assignment.resume_step);
-                it.knows_way_back = !assignment.ways_back.is_empty();
+                it.knows_rollback = !assignment.ways_back.is_empty();
             }
             Directive::Start => it.stage = Stage::Running,
             Directive::Stop { .. } => {
@@ -131,6 +131,9 @@ impl World {
         }
         it.told_failure = true;
         let step = Step(it.step);
+        // A connection that breaks, a silence, a call that the peer does not make: what a loss looks like from outside.
+        let kinds = [FailureKind::Program, FailureKind::Reset, FailureKind::Timeout, FailureKind::Connect];
+        let kind = kinds[self.random.below(kinds.len() as u64) as usize];
         let failure = Failure {
             message: "peer gone".into(),
             step,
@@ -138,7 +141,7 @@ impl World {
             suspect,
             roll_back: false,
             damaged: None,
-            kind: FailureKind::Program,
+            kind,
         };
         self.report(agent, MemberReport::Failed(failure));
     }
@@ -180,7 +183,7 @@ impl World {
             Stage::Restoring => {
                 self.heartbeat(agent, Phase::Restoring);
                 if self.cannot_restore(agent) {
-                    self.disbelieve(agent);
+                    self.report_damage(agent);
                 } else if let Some(assignment) = self.agents[agent].hash
                     && self.random.once_in(3)
                 {
@@ -211,7 +214,7 @@ impl World {
         doubts
     }
 
-    fn disbelieve(&mut self, agent: usize) {
+    fn report_damage(&mut self, agent: usize) {
         let it = &mut self.agents[agent];
         let (Some(step), Some(id)) = (it.from, it.id) else { return };
         if std::mem::replace(&mut it.told_failure, true) {
@@ -264,10 +267,10 @@ impl World {
             }
             return;
         }
-        if Some(it.step) == self.weather.spike && !it.knows_way_back && it.step < limit {
+        if Some(it.step) == self.weather.spike && !it.knows_rollback && it.step < limit {
             // The step is not applied by anybody: all of them find the spike and ask to go back.
             if it.step == slowest && all_here {
-                self.wish_back(agent);
+                self.request_rollback(agent);
             }
             return;
         }
@@ -298,7 +301,7 @@ impl World {
         }
     }
 
-    fn wish_back(&mut self, agent: usize) {
+    fn request_rollback(&mut self, agent: usize) {
         let it = &mut self.agents[agent];
         if std::mem::replace(&mut it.told_failure, true) {
             return;

@@ -353,7 +353,7 @@ fn damaged_checkpoints_are_gone_past() {
     };
     let (mut fallen, mut failed) = (0, 0);
     campaign("damage", 4000, weather, |state, world| {
-        fallen += world.checker.set_aside;
+        fallen += world.checker.quarantined;
         if state == RunState::Failed {
             let message = world.state.message();
             if message.contains("none of them verifies") {
@@ -373,10 +373,10 @@ fn damaged_checkpoints_are_gone_past() {
         assert!(first <= world.first_step, "seed {}: {steps:?}", world.seed);
         assert_eq!(steps, (first..STEPS).collect::<Vec<_>>(), "seed {}", world.seed);
     });
-    assert!(fallen > 500 && failed > 50, "{fallen} set aside, {failed} runs without any left: too calm");
+    assert!(fallen > 500 && failed > 50, "{fallen} quarantined, {failed} runs without any left: too calm");
 }
 
-/// The same in weather that loses and reorders words, with a way back from a spike now and then.
+/// The same in weather that loses and reorders words, with a rollback from a spike now and then.
 #[test]
 fn hostile_schedules_with_damage_keep_every_invariant() {
     let weather = |random: &mut Random, members: usize| {

@@ -13,8 +13,8 @@ use super::checker::Checker;
 use super::member::{Agent, Frozen, Stage};
 use super::{EVERY, HORIZON, STEPS, Weather};
 use crate::core::{
-    Action, Event, Examined, FellBack, Reply, Resume, RolledBack, Settings, State, Ticket, Time, Timeouts,
-    apply,
+    Action, Event, Reply, Resume, RollbackId, RollbackRequest, RollbackResolution, RollbackTarget, Settings,
+    State, Ticket, Time, Timeouts, apply,
 };
 use crate::random::Random;
 
@@ -37,10 +37,8 @@ pub(super) enum Delivery {
     Deserted(usize, MemberId),
     /// A peer of this membership is lost.
     PeerLost(usize, MemberId, Generation),
-    /// The store decides on a way back from the spike after so many steps.
-    Decide(Step),
-    /// The store is looked at.
-    Examine(DamagedCheckpoint),
+    /// The store decides what a rollback depends on.
+    Resolve(RollbackId, RollbackRequest),
     /// The coordinator dies and is started again.
     Successor,
 }
@@ -74,7 +72,7 @@ pub(super) struct World {
     pub(super) has_doubted: bool,
     /// At which boundaries the ranks of a generation begin a recovery point.
     pub(super) points: BTreeMap<(Generation, u64), bool>,
-    /// Ways back that the store has decided on.
+    /// Rollbacks that the store has decided on.
     pub(super) policy: PolicyState,
     /// Who is cut off from when until when.
     pub(super) partitions: Vec<(usize, u64, u64)>,
@@ -125,7 +123,7 @@ impl World {
             frozen: Frozen::No,
             unread: Vec::new(),
             told_failure: false,
-            knows_way_back: false,
+            knows_rollback: false,
             clock: 0,
         });
         let now = Time(1_000_000);
@@ -379,22 +377,28 @@ impl World {
                 }
             }
             // The recorder does one thing after the other.
-            Delivery::Decide(at) if self.checker.committing.or(self.checker.keeping).is_some() => {
-                self.schedule(50, Delivery::Decide(at));
+            Delivery::Resolve(id, request) if self.checker.committing.or(self.checker.keeping).is_some() => {
+                self.schedule(50, Delivery::Resolve(id, request));
             }
-            Delivery::Decide(at) => {
-                let to = self.decide(at);
-                let result = Ok(RolledBack { to, policy: self.policy.clone() });
-                self.feed(Event::RolledBack { at, result });
-            }
-            Delivery::Examine(claim) if self.checker.committing.is_some() => {
-                self.schedule(50, Delivery::Examine(claim));
-            }
-            Delivery::Examine(claim) => {
-                let (place, result) = (claim.place, self.examine(&claim));
-                self.feed(Event::Examined { place, result });
+            Delivery::Resolve(id, request) => {
+                let result = self.resolve(&request);
+                self.feed(Event::RollbackResolved { id, result });
             }
             Delivery::Successor => self.succeed(),
+        }
+    }
+
+    fn resolve(&mut self, request: &RollbackRequest) -> Result<RollbackResolution, String> {
+        match request {
+            RollbackRequest::Spike { at, .. } => {
+                let (to, policy) = (self.decide(*at), self.policy.clone());
+                Ok(RollbackResolution::Target(RollbackTarget { to, policy, quarantined: Vec::new() }))
+            }
+            RollbackRequest::DamagedCheckpoint(claim) => self.verify(claim),
+            RollbackRequest::UnrestorablePoint { .. } => {
+                let bad = self.random.once_in(self.weather.bad_points);
+                if bad { Err("disk full".into()) } else { Ok(RollbackResolution::PointQuarantined) }
+            }
         }
     }
 
@@ -420,11 +424,11 @@ impl World {
         }
     }
 
-    /// Whether the newest checkpoint there is can be believed; if not, the one before it becomes the newest.
-    fn examine(&mut self, claim: &DamagedCheckpoint) -> Result<Examined, String> {
+    /// Whether the newest checkpoint there is is sound; if not, the one before it becomes the newest.
+    fn verify(&mut self, claim: &DamagedCheckpoint) -> Result<RollbackResolution, String> {
         let step = claim.place.step;
         if self.commits.contains(&step) && !self.damaged.contains_key(&step) {
-            return Ok(Examined::Sound);
+            return Ok(RollbackResolution::Sound);
         }
         self.checker.known_damaged.insert(step);
         let Some(to) = self.commits.range(..step).next_back().copied() else {
@@ -433,9 +437,10 @@ impl World {
         self.commits.remove(&step);
         self.damaged.remove(&step);
         self.checker.committed = Some(to);
-        self.checker.set_aside += 1;
-        let fell_back = FellBack { fallen: vec![(step, "x".into())], to, policy: self.policy.clone() };
-        Ok(Examined::SetAside(fell_back))
+        self.checker.quarantined += 1;
+        let quarantined = vec![(step, "x".into())];
+        let (to, policy) = (Some(to), self.policy.clone());
+        Ok(RollbackResolution::Target(RollbackTarget { to, policy, quarantined }))
     }
 
     /// The coordinator dies, and another one leads from what is in the store.
@@ -453,15 +458,15 @@ impl World {
                 self.kept(step);
             }
         }
-        // So is what follows a look at a checkpoint.
-        let claim = self.deliveries.values().find_map(|delivery| match delivery {
-            Delivery::Examine(claim) => Some(claim.clone()),
+        // So is what follows the verification of a checkpoint.
+        let asked = self.deliveries.values().find_map(|delivery| match delivery {
+            Delivery::Resolve(_, request) => Some(request.clone()),
             _ => None,
         });
-        if let Some(claim) = claim.filter(|_| is_idle)
+        if let Some(RollbackRequest::DamagedCheckpoint(claim)) = asked.as_ref().filter(|_| is_idle)
             && self.random.once_in(2)
         {
-            let found = self.examine(&claim);
+            let found = self.verify(claim);
             if found.is_err() {
                 // Nothing was touched, and who knew of it is gone.
                 self.checker.known_damaged.remove(&claim.place.step);
@@ -476,11 +481,7 @@ impl World {
             self.checker.point = None;
         }
         // So was the decision behind it.
-        let undecided = self.deliveries.values().find_map(|delivery| match delivery {
-            Delivery::Decide(at) => Some(*at),
-            _ => None,
-        });
-        if let Some(at) = undecided.filter(|_| is_idle)
+        if let Some(RollbackRequest::Spike { at, .. }) = asked.filter(|_| is_idle)
             && self.random.once_in(2)
         {
             self.decide(at);
@@ -499,7 +500,7 @@ impl World {
         self.deliveries.retain(|_, delivery| match delivery {
             Delivery::ToCore(event) => matches!(event, Event::Report(_)),
             Delivery::ToAgent(..) | Delivery::Admitted(..) | Delivery::PartNoted(..) => false,
-            Delivery::Decide(_) | Delivery::Examine(_) => false,
+            Delivery::Resolve(..) => false,
             _ => true,
         });
         self.state = State::new(settings, self.now);
@@ -538,11 +539,11 @@ impl World {
         }
         self.checker.settled(&self.state, self.now);
         for action in actions {
-            self.obey(action);
+            self.carry_out(action);
         }
     }
 
-    fn obey(&mut self, action: Action) {
+    fn carry_out(&mut self, action: Action) {
         match action {
             Action::Reply { ticket, answer } => {
                 let Asker { agent, incarnation, step } = self.tickets[&ticket.0];
@@ -568,19 +569,15 @@ impl World {
                     self.schedule(delay, Delivery::ToAgent(agent, member, directive));
                 }
             }
-            Action::RollBack { at, .. } => {
+            Action::ResolveRollback { id, request } => {
                 let delay = 1 + self.random.below(2000);
-                self.schedule(delay, Delivery::Decide(at));
+                self.schedule(delay, Delivery::Resolve(id, request));
             }
             Action::KeepPoint { step } => {
                 let bad = self.random.once_in(self.weather.bad_points);
                 let result = if bad { Err("disk full".into()) } else { Ok(()) };
                 let delay = 1 + self.random.below(1000);
                 self.schedule(delay, Delivery::ToCore(Event::PointDone { step, result }));
-            }
-            Action::Examine(claim) => {
-                let delay = 1 + self.random.below(2000);
-                self.schedule(delay, Delivery::Examine(claim));
             }
             Action::Commit { step } => {
                 let bad = self.random.once_in(self.weather.bad_commit);

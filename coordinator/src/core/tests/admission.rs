@@ -87,7 +87,7 @@ fn the_wrong_ones_are_refused_in_one_sentence() {
     let twin = JoinRequest { incarnation: Incarnation(99), ..run.request(W0) };
     let sentence = run.call(|ticket| Event::Join { ticket, request: twin }).0.unwrap_err();
     assert!(sentence.contains("worker 0 is taken by pid 40"), "{sentence}");
-    assert_eq!(run.state.members.len(), 1);
+    assert_eq!(run.state.membership.len(), 1);
 }
 
 #[test]

@@ -77,6 +77,33 @@ fn suspicion_is_handed_on_to_the_first_cause() {
     assert_eq!(run.culprit(), Some(S0));
 }
 
+/// Worker 1 hears nothing from shard 0 and closes its connections; worker 0 notices that, and reports it first.
+#[test]
+fn a_cut_link_is_named_whoever_reports_first() {
+    let cut = "worker 1 hears nothing from shard 0 for 10.0 s";
+    let closed = "rank 0 lost rank 1: it closed the connection";
+    // How long after worker 0 worker 1 reports, and whether both are heard before the run is judged.
+    for (late_ms, is_heard) in [(0, true), (1_000, true), (3_500, true), (6_000, false)] {
+        let mut run = Run::running();
+        run.fail_with((W0, Some(W1)), closed, FailureKind::Reset);
+        run.pass(late_ms, &[]);
+        if is_heard {
+            assert_eq!(run.state.run_state(), RunState::Running, "{late_ms}");
+            run.fail_with((W1, Some(S0)), cut, FailureKind::Timeout);
+            run.pass(2_000, &[]);
+        }
+        let status = run.state.status(run.now);
+        assert_eq!((status.state, status.reason), (RunState::Failed, Reason::EnvironmentFailed));
+        let culprit = status.culprit.unwrap();
+        let (who, message, secondary) = match is_heard {
+            true => (W1, cut, vec![format!("worker 0: {closed}")]),
+            false => (W0, closed, Vec::new()),
+        };
+        assert!(culprit.member == who && culprit.message.starts_with(message), "{late_ms}: {culprit:?}");
+        assert_eq!(status.consequences, secondary, "{late_ms}");
+    }
+}
+
 #[test]
 fn a_suspect_that_lives_on_leaves_the_witness_to_blame() {
     let mut run = Run::running();

@@ -10,7 +10,8 @@ use polygram_proto::control::{
 };
 
 use super::{
-    Action, Event, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Timeouts, Uploaded, apply,
+    Action, Event, Outcome, Record, Reply, Resume, RollbackId, RollbackResolution, Settings, State, Ticket,
+    Time, Timeouts, Uploaded, apply,
 };
 
 const W0: MemberRef = MemberRef { role: Role::Worker, index: 0 };
@@ -38,6 +39,8 @@ struct Run {
     state: State,
     now: Time,
     tickets: u64,
+    /// The newest request of a rollback.
+    asked: RollbackId,
 }
 
 fn settings() -> Settings {
@@ -67,7 +70,7 @@ fn settings() -> Settings {
 
 impl Run {
     fn new(settings: Settings) -> Run {
-        Run { state: State::new(settings, Time(5_000)), now: Time(5_000), tickets: 0 }
+        Run { state: State::new(settings, Time(5_000)), now: Time(5_000), tickets: 0, asked: RollbackId(0) }
     }
 
     fn running() -> Run {
@@ -90,7 +93,13 @@ impl Run {
     }
 
     fn apply(&mut self, event: Event) -> Vec<Action> {
-        apply(&mut self.state, event, self.now)
+        let actions = apply(&mut self.state, event, self.now);
+        for action in &actions {
+            if let Action::ResolveRollback { id, .. } = action {
+                self.asked = *id;
+            }
+        }
+        actions
     }
 
     fn call(&mut self, event: impl FnOnce(Ticket) -> Event) -> (Result<Reply, String>, Vec<Action>) {
@@ -121,7 +130,7 @@ impl Run {
     }
 
     fn id(&self, member: MemberRef) -> MemberId {
-        self.state.members[&member].id
+        self.state.membership.get(member).expect("it has joined").id
     }
 
     fn attend(&mut self, member: MemberRef) -> Result<Vec<Action>, String> {
@@ -136,7 +145,7 @@ impl Run {
     }
 
     fn ready(&mut self, member: MemberRef) -> Vec<Action> {
-        let assignment = self.state.assignment.expect("assigned");
+        let assignment = self.state.membership.assignment().expect("assigned");
         self.report(member, MemberReport::Ready { assignment })
     }
 
@@ -183,7 +192,7 @@ impl Run {
         while self.now < until {
             self.now = self.now.after(500).min(until);
             for who in ALL {
-                if !silent.contains(&who) && self.state.members.contains_key(&who) {
+                if !silent.contains(&who) && self.state.membership.get(who).is_some() {
                     let heartbeat = Heartbeat {
                         step: Step(0),
                         phase: Phase::Computing,
@@ -203,6 +212,12 @@ impl Run {
             self.upload(who, step).0.unwrap();
         }
         self.apply(Event::CommitDone { step: Step(step), result: Ok(()) })
+    }
+
+    /// The store answers the newest request of a rollback.
+    fn resolved(&mut self, result: Result<RollbackResolution, String>) -> Vec<Action> {
+        let id = self.asked;
+        self.apply(Event::RollbackResolved { id, result })
     }
 
     fn finish(&mut self, step: u64) -> Vec<Action> {

@@ -1,5 +1,6 @@
-//! Recovery points: kept, given up, gone back to, distrusted.
+//! Recovery points: kept, given up, resumed from, discarded.
 
+use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;
 
 const PART: Uploaded = Uploaded::Part(CheckpointKind::Point);
@@ -41,6 +42,15 @@ impl Run {
     }
 }
 
+fn quarantined_point(action: &Action) -> Option<(Step, &str)> {
+    match action {
+        Action::ResolveRollback { request: RollbackRequest::UnrestorablePoint { step, why }, .. } => {
+            Some((*step, why))
+        }
+        _ => None,
+    }
+}
+
 fn recovering() -> Run {
     let mut settings = settings();
     settings.recovery.max_restarts = 9;
@@ -58,7 +68,7 @@ fn a_loss_goes_back_to_the_newest_of_commit_and_recovery_point() {
     let status = run.state.status(run.now);
     assert_eq!((status.last_commit, status.last_point), (Some(Step(20)), Some(Step(24))));
     run.ended(S1);
-    assert!(run.message().contains("going back to step 24"), "{}", run.message());
+    assert!(run.message().contains("rolling back to step 24"), "{}", run.message());
     assert_eq!(run.rejoin(), (Step(24), Some(Step(24))));
     for who in ALL {
         run.ready(who);
@@ -130,16 +140,88 @@ fn a_recovery_point_that_cannot_be_restored_is_not_gone_back_to_again() {
     let actions = run.fail(W1, "ckpt/data/x is damaged", None);
     let dropped = actions
         .iter()
-        .any(|a| matches!(a, Action::DropPoint { step: Step(24), why } if why.contains("damaged")));
+        .filter_map(quarantined_point)
+        .any(|(step, why)| step == Step(24) && why.contains("damaged"));
     assert!(dropped, "{actions:?}");
-    assert_eq!(run.rejoin(), (Step(20), None));
-    // A member that dies meanwhile says nothing of the point.
+    // The store is asked to quarantine it, and the next generation waits for the answer, whatever it is.
+    for who in ALL {
+        run.join(who).unwrap();
+        run.attend(who).unwrap();
+    }
+    assert_eq!(run.state.run_state(), RunState::Recovering);
+    assert!(run.message().contains("waiting for recovery point 24 to be quarantined"), "{}", run.message());
+    run.resolved(Err("no space left".into()));
+    assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Restoring, Step(20)));
+}
+
+/// What blames a peer, and the peer lives on, is no fault of the point either.
+#[test]
+fn a_recovery_point_stays_where_a_peer_is_blamed() {
     let mut run = recovering();
-    run.point(4);
+    run.commit(20);
+    run.point(24);
     run.ended(S1);
-    assert_eq!(run.rejoin().0, Step(4));
-    run.ended(S0);
-    assert_eq!(run.rejoin().0, Step(4));
+    assert_eq!(run.rejoin().0, Step(24));
+    run.fail(W1, "shard 0 refused this worker", Some(S0));
+    let actions = run.pass(3_000, &[]);
+    assert_eq!(run.culprit(), Some(W1), "{}", run.message());
+    assert!(actions.iter().find_map(quarantined_point).is_none(), "{actions:?}");
+    assert_eq!(run.rejoin(), (Step(24), Some(Step(24))));
+}
+
+/// The place of recovery points may be gone for good, and the run does not need it.
+#[test]
+fn a_point_whose_store_does_not_answer_for_long_is_gone_without() {
+    let mut run = recovering();
+    run.commit(20);
+    run.point(24);
+    run.ended(S1);
+    // The outages behind the first loss: as many as a program may fail, and one more.
+    for outage in 1..=3 {
+        run.now = run.now.after(60_000);
+        run.apply(Event::Tick);
+        assert_eq!(run.rejoin().0, Step(24), "{outage}");
+        let actions = run.fail_with((W1, None), "no answer within 30 s", FailureKind::Store);
+        assert_eq!(actions.iter().find_map(quarantined_point).is_some(), outage == 3, "{actions:?}");
+    }
+    run.resolved(Err("no answer within 5 s".into()));
+    run.now = run.now.after(60_000);
+    run.apply(Event::Tick);
+    assert_eq!(run.rejoin(), (Step(20), None));
+}
+
+/// Neither a cut link, nor a store that does not answer, nor a process that is ended says anything of the point.
+#[test]
+fn a_recovery_point_stays_where_the_environment_fails_while_it_is_restored() {
+    let fail = |kind: FailureKind| move |run: &mut Run| run.fail_with((W1, None), "x", kind);
+    let kinds = FailureKind::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, FailureKind::Program | FailureKind::StoreUnusable));
+    let mut losses: Vec<(String, Box<dyn Fn(&mut Run) -> Vec<Action>>)> = Vec::new();
+    for kind in kinds {
+        losses.push((format!("{kind:?}"), Box::new(fail(kind))));
+    }
+    losses.push(("SIGKILL".into(), Box::new(|run| run.ended(S0))));
+    losses.push(("silence".into(), Box::new(|run| run.pass(12_000, &[S0]))));
+    for (name, lose) in losses {
+        let mut run = recovering();
+        run.commit(20);
+        run.point(24);
+        run.ended(S1);
+        assert_eq!(run.rejoin(), (Step(24), Some(Step(24))), "{name}");
+        for _ in 0..2 {
+            let actions = lose(&mut run);
+            assert!(actions.iter().find_map(quarantined_point).is_none(), "{name}: {actions:?}");
+            assert_eq!(run.state.run_state(), RunState::Recovering, "{name}: {}", run.message());
+            run.now = run.now.after(60_000);
+            run.apply(Event::Tick);
+            assert_eq!(run.rejoin(), (Step(24), Some(Step(24))), "{name}");
+        }
+        for who in ALL {
+            run.ready(who);
+        }
+        assert_eq!(run.state.run_state(), RunState::Running, "{name}");
+    }
 }
 
 #[test]
@@ -159,7 +241,7 @@ fn a_way_back_from_a_spike_forgets_the_recovery_points_behind_it() {
         kind: FailureKind::Program,
     };
     run.report(W0, MemberReport::Failed(failure));
-    let rolled = crate::core::RolledBack { to: Some(Step(20)), policy: Default::default() };
-    run.apply(Event::RolledBack { at: Step(26), result: Ok(rolled) });
+    let target = RollbackTarget { to: Some(Step(20)), policy: Default::default(), quarantined: Vec::new() };
+    run.resolved(Ok(RollbackResolution::Target(target)));
     assert_eq!(run.rejoin(), (Step(20), None));
 }

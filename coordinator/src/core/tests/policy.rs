@@ -5,11 +5,11 @@ use polygram_domain::spikes::PolicyState;
 use polygram_domain::{FailureKind, StepOutcome};
 use polygram_proto::control::StepProof;
 
-use super::super::RolledBack;
+use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;
 
 impl Run {
-    fn wish(&mut self, member: MemberRef, step: u64) -> Vec<Action> {
+    fn request_rollback(&mut self, member: MemberRef, step: u64) -> Vec<Action> {
         let message = format!("step {step}: loss 9 is a spike");
         let failure = Failure {
             message,
@@ -26,14 +26,21 @@ impl Run {
     fn decided(&mut self, at: u64, to: Option<u64>) -> Vec<Action> {
         let mut policy = PolicyState { ways_back: vec![at], ..PolicyState::default() };
         policy.left_out.add(400..416);
-        let result = Ok(RolledBack { to: to.map(Step), policy });
-        self.apply(Event::RolledBack { at: Step(at), result })
+        let target = RollbackTarget { to: to.map(Step), policy, quarantined: Vec::new() };
+        self.resolved(Ok(RollbackResolution::Target(target)))
+    }
+}
+
+fn spike(action: &Action) -> Option<Step> {
+    match action {
+        Action::ResolveRollback { request: RollbackRequest::Spike { at, .. }, .. } => Some(*at),
+        _ => None,
     }
 }
 
 fn lines(actions: &[Action]) -> Vec<&FailureLine> {
     let lines = actions.iter().filter_map(|action| match action {
-        Action::Record(Record::Recovery(line)) => Some(line),
+        Action::Record(Record::Failure(line)) => Some(line),
         _ => None,
     });
     lines.collect()
@@ -47,8 +54,8 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     run.commit(20);
     let before = run.state.generation();
     let (member, generation) = (run.id(W1), before);
-    let actions = run.wish(W0, 25);
-    assert!(actions.iter().any(|action| matches!(action, Action::RollBack { at: Step(25), .. })));
+    let actions = run.request_rollback(W0, 25);
+    assert!(actions.iter().any(|action| spike(action) == Some(Step(25))));
     assert!(
         matches!(lines(&actions)[..], [FailureLine::RollbackRequested { step: Step(25), member, cause, .. }]
             if member == "worker 0" && cause.contains("spike")),
@@ -66,7 +73,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
     };
     let report = MemberReport::Failed(failure);
     let late = run.apply(Event::Report(Envelope { member, generation, report }));
-    assert!(!late.iter().any(|action| matches!(action, Action::RollBack { .. })), "once: {late:?}");
+    assert!(!late.iter().any(|action| spike(action).is_some()), "once: {late:?}");
     for who in ALL {
         run.join(who).unwrap();
         run.attend(who).unwrap();
@@ -82,7 +89,7 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
             if *found == cause)),
         "{actions:?}"
     );
-    assert!(actions.contains(&Action::Record(Record::WentBack(Step(10)))));
+    assert!(actions.contains(&Action::Record(Record::ResumedAt(Step(10)))));
     let assigned: Vec<_> = directives(&actions)
         .into_iter()
         .filter_map(|directive| match directive {
@@ -99,17 +106,16 @@ fn a_spike_sends_everybody_back_behind_the_stores_decision() {
         run.ready(who);
     }
     assert_eq!(run.state.run_state(), RunState::Running);
-    assert_eq!(run.state.status(run.now).restarts, 0, "a way back is no loss");
+    assert_eq!(run.state.status(run.now).restarts, 0, "a spike is no loss");
     // A loss afterwards goes back to the commit that the store has left.
     run.commit(20);
     assert_eq!(run.state.last_commit(), Some(Step(20)));
-    assert_eq!(run.state.recovery.rollback_cause, cause);
 }
 
 #[test]
 fn a_run_may_go_back_to_its_beginning() {
     let mut run = Run::running();
-    run.wish(W1, 3);
+    run.request_rollback(W1, 3);
     run.decided(3, None);
     let mut actions = Vec::new();
     for who in ALL {
@@ -128,8 +134,8 @@ fn a_run_may_go_back_to_its_beginning() {
 #[test]
 fn a_store_that_cannot_decide_fails_the_run() {
     let mut run = Run::running();
-    run.wish(W0, 3);
-    run.apply(Event::RolledBack { at: Step(3), result: Err("disk full".into()) });
+    run.request_rollback(W0, 3);
+    run.resolved(Err("disk full".into()));
     assert_eq!(run.state.run_state(), RunState::Failed);
     assert!(run.message().contains("disk full") && run.message().contains("step 3"), "{}", run.message());
 }

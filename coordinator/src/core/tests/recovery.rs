@@ -1,4 +1,4 @@
-//! Going back, and not going back.
+//! Losses after which the run is rolled back, and those after which it is not.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn a_loss_sends_everybody_back_to_the_newest_commit() {
     let actions = run.ended(S1);
     assert_eq!(run.state.run_state(), RunState::Recovering);
     assert!(
-        run.message().starts_with("going back to step 20, restart 1 of 10: shard 1"),
+        run.message().starts_with("rolling back to step 20, restart 1 of 10: shard 1"),
         "{}",
         run.message()
     );
@@ -51,7 +51,7 @@ fn a_loss_sends_everybody_back_to_the_newest_commit() {
         _ => None,
     });
     assert_eq!(resumed, Some(Step(20)));
-    assert!(assigned.contains(&Action::Record(Record::WentBack(Step(20)))));
+    assert!(assigned.contains(&Action::Record(Record::ResumedAt(Step(20)))));
     for who in ALL {
         run.ready(who);
     }
@@ -168,6 +168,43 @@ fn a_failing_environment_is_tried_again_at_the_same_step() {
     run.fail(W1, "not finite", None);
     assert_eq!(run.state.run_state(), RunState::Failed);
     assert!(run.message().contains("this failure came at step 7 before"), "{}", run.message());
+}
+
+/// The same while a commit is restored: the commit is not looked at, and the run waits for its environment.
+#[test]
+fn a_commit_stays_where_the_environment_fails_while_it_is_restored() {
+    for kind in [FailureKind::Connect, FailureKind::Timeout, FailureKind::Reset, FailureKind::Store] {
+        let mut run = recovering();
+        run.commit(20);
+        run.ended(S1);
+        for outage in 0..6 {
+            run.now = run.now.after(120_000);
+            for who in ALL {
+                run.join(who).unwrap();
+                run.attend(who).unwrap();
+            }
+            assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Restoring, Step(20)));
+            let actions = run.fail_with((S1, None), "x", kind);
+            let looks = actions.iter().any(|action| matches!(action, Action::ResolveRollback { .. }));
+            assert!(!looks, "{kind:?}: {actions:?}");
+            let status = run.state.status(run.now);
+            assert_eq!(status.state, RunState::Recovering, "{kind:?}, outage {outage}: {}", run.message());
+            assert_eq!(status.last_rollback.unwrap().reason, Reason::EnvironmentFailed);
+            assert!(status.set_aside.is_empty() && status.last_commit == Some(Step(20)));
+        }
+    }
+}
+
+/// A process that is told to end twice at the same step has not failed twice.
+#[test]
+fn a_signal_is_no_failure_of_the_program() {
+    let mut run = recovering();
+    for _ in 0..3 {
+        run.fail_with((W1, None), "ended by a signal", FailureKind::Signal);
+        assert_eq!(run.state.run_state(), RunState::Recovering, "{}", run.message());
+        run.now = run.now.after(120_000);
+        run.start();
+    }
 }
 
 #[test]

@@ -82,6 +82,7 @@ fn a_recovery_point_that_the_store_refuses_is_gone_on_without() {
         run.attend(who).unwrap();
     }
     run.report(S1, failure(FailureKind::StoreUnusable, "permission denied"));
+    run.resolved(Ok(RollbackResolution::PointQuarantined));
     run.start();
     assert_eq!((run.state.run_state(), run.state.resume_step()), (RunState::Running, Step(10)));
 }
@@ -158,7 +159,7 @@ fn a_complete_run_that_is_opened_again_records_its_end() {
         let ended: Vec<&str> = actions
             .iter()
             .filter_map(|action| match action {
-                Action::Record(Record::Recovery(FailureLine::Ended { state, .. })) => Some(state.as_str()),
+                Action::Record(Record::Failure(FailureLine::Ended { state, .. })) => Some(state.as_str()),
                 _ => None,
             })
             .collect();

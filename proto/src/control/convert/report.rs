@@ -19,6 +19,7 @@ impl From<FailureKind> for wire::FailureKind {
             FailureKind::Reset => wire::FailureKind::Reset,
             FailureKind::Store => wire::FailureKind::Store,
             FailureKind::StoreUnusable => wire::FailureKind::StoreUnusable,
+            FailureKind::Signal => wire::FailureKind::Signal,
         }
     }
 }
