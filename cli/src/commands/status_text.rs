@@ -171,7 +171,7 @@ fn tables(rows: &RowsStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use polygram_domain::{Generation, Step};
+    use polygram_domain::Step;
     use polygram_proto::control::{
         Evaluation, Fingerprint, InputStatus, Mark, Phase, Reason, Role, ShardReport, StepMetrics, TableRows,
         TableStatus,
@@ -218,23 +218,13 @@ mod tests {
             reason: Reason::AllStepsDone,
             message: "all 9 steps done and committed".into(),
             since_unix_ms: 1_700_000_000_000,
-            run: "tiny".into(),
-            generation: Generation::of_attempt(1),
             attempt: 1,
             step: Step(9),
-            total_steps: 9,
-            resume_step: Step(0),
             members: vec![member(Role::Worker, None), member(Role::Shard, Some(shard()))],
             last_commit: Some(Step(9)),
-            last_point: None,
             last_metrics: Some(StepMetrics { step: Step(8), loss: 2.5, ..StepMetrics::default() }),
             evaluations: vec![evaluation("code", 2.0), evaluation("wiki", 3.25)],
-            culprit: None,
-            consequences: Vec::new(),
-            rows: RowsStatus::default(),
-            restarts: 0,
-            last_rollback: None,
-            set_aside: Vec::new(),
+            ..RunStatus::of("tiny", 9)
         }
     }
 

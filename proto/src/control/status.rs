@@ -237,6 +237,35 @@ pub struct RunStatus {
     pub set_aside: Vec<String>,
 }
 
+impl RunStatus {
+    /// The status of the run called `run` of `total_steps` updates of which nothing else is known.
+    pub fn of(run: impl Into<String>, total_steps: u64) -> RunStatus {
+        RunStatus {
+            state: RunState::Pending,
+            reason: Reason::WaitingForMembers,
+            message: String::new(),
+            since_unix_ms: 0,
+            run: run.into(),
+            generation: Generation::of_attempt(0),
+            attempt: 0,
+            step: Step(0),
+            total_steps,
+            resume_step: Step(0),
+            members: Vec::new(),
+            last_commit: None,
+            last_point: None,
+            last_metrics: None,
+            evaluations: Vec::new(),
+            culprit: None,
+            consequences: Vec::new(),
+            rows: RowsStatus::default(),
+            restarts: 0,
+            last_rollback: None,
+            set_aside: Vec::new(),
+        }
+    }
+}
+
 /// What a watcher sees.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WatchEvent {
