@@ -24,6 +24,9 @@ pub(crate) enum Age {
 pub(crate) fn human(status: &RunStatus, (state, message): (&str, &str), age: &Age) -> String {
     let RunStatus { run, step, total_steps, attempt, .. } = status;
     let mut text = format!("run {run}: {state}, step {step}/{total_steps}, attempt {attempt}\n{message}\n");
+    if let (Some(stall), Age::Live) = (&status.stall, age) {
+        text += &format!("{stall}\n");
+    }
     if let Age::Ended { now_unix_ms } = age {
         let ago = now_unix_ms.saturating_sub(status.since_unix_ms) as f64 / 1000.0;
         text += &format!("ended {} ago, {} UTC\n", units::duration(ago), units::moment(status.since_unix_ms));

@@ -169,7 +169,8 @@ fn conclude(
         Ending::Over(last) => {
             let status = &last.status;
             let committed = status.last_commit.map(|step| step.0);
-            let nothing = if ending.is_stopped() && last.steps.is_empty() { "; nothing was trained" } else { "" };
+            let nothing =
+                if ending.is_stopped() && last.steps.is_empty() { "; nothing was trained" } else { "" };
             let document = TrainDocument {
                 state: status.state.to_string(),
                 message: format!("{}{nothing}", status.message),

@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_proto::control::{ControlError, RunStatus, StopMode};
 
-use super::ended::{COORDINATOR, Ended};
 use super::claim::Claim;
+use super::ended::{COORDINATOR, Ended};
 use super::messages::{Action, Event};
 use super::progress::ProgressLine;
+use super::stall::StallWatch;
 use super::store_trouble::StoreTrouble;
 use super::supervisor::Supervisor;
 
@@ -133,6 +134,7 @@ pub(crate) struct Decider {
     loss: Option<Loss>,
     /// Restarts that the coordinator has counted.
     restarts: u32,
+    stall: StallWatch,
     store_trouble: StoreTrouble,
     /// What was said of checkpoints that are quarantined.
     quarantined: Vec<String>,
@@ -168,6 +170,7 @@ impl Decider {
             asked_to_abort: false,
             loss: None,
             restarts: 0,
+            stall: StallWatch::new(setup.detection),
             store_trouble: StoreTrouble::default(),
             quarantined: Vec::new(),
             furthest: None,
@@ -194,6 +197,7 @@ impl Decider {
             Event::Exited(exit) => self.exited(exit, now),
             Event::Signal => self.signal(now),
             Event::StopAnswered(result) => self.stop_answered(result),
+            Event::StallAnswered(stall) => self.stall_answered(stall, now),
             Event::NewestCommit(committed) => self.newest_commit(committed, now),
             Event::Recorded(is_recorded) => self.recorded(is_recorded, now),
         }
@@ -221,6 +225,10 @@ impl Decider {
 
     /// What to show now in at most `width` columns: the progress, or why there is none.
     pub(crate) fn line(&self, now: Instant, width: usize) -> Option<String> {
+        if let Some(stall) = self.stall.line(now) {
+            let done = self.furthest.unwrap_or(0);
+            return Some(format!("step {done}/{}  {stall}", self.setup.last_step));
+        }
         match (self.line.render(self.seconds(now), width), &self.status) {
             (Some(line), _) if self.loss.is_none() => Some(line),
             (_, Some(status)) => Some(format!("{}: {}", status.state, status.message)),
@@ -244,6 +252,9 @@ impl Decider {
                 self.restart_due(now);
                 self.kill_absent(now);
                 self.kill_unstarted(now);
+                if self.stall.asks(now) {
+                    self.actions.push(Action::AskWhatIsWaitedFor);
+                }
                 self.death_due(now);
             }
             Phase::ClearingAway(clearing) => {

@@ -7,12 +7,14 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use polygram_proto::control::{ControlError, OperatorClient, StopMode, Token, WatchEvent, WatchStream};
+use polygram_proto::control::{
+    ControlError, OperatorClient, RunStatus, StopMode, Token, WatchEvent, WatchStream,
+};
 use tokio::time::{Interval, MissedTickBehavior};
 
-use super::ended::{COORDINATOR, Ended};
 use super::decider::{Decider, Setup};
 use super::display::Display;
+use super::ended::{COORDINATOR, Ended};
 use super::launch::Launch;
 use super::messages::{Action, Ending, Event, Exit};
 use super::wait::sleep_until;
@@ -36,6 +38,7 @@ pub(super) struct Driver<'l, 'c, 'p> {
     connecting: Option<Pending<Line>>,
     line: Option<Line>,
     stopping: Option<Pending<()>>,
+    asking: Option<Pending<RunStatus>>,
     outcome: Option<Outcome<Ending>>,
 }
 
@@ -67,6 +70,11 @@ impl Line {
         let mut client = self.client.clone();
         Box::pin(async move { client.stop(mode, &reason).await.map(|_answer| ()) })
     }
+
+    fn status(&self) -> Pending<RunStatus> {
+        let mut client = self.client.clone();
+        Box::pin(async move { client.status().await })
+    }
 }
 
 /// What wakes the driver.
@@ -76,6 +84,7 @@ enum Woken {
     Signal,
     Connected(Result<Line, ControlError>),
     Stopped(Result<(), ControlError>),
+    Status(Result<RunStatus, ControlError>),
     Announcement,
     Tick,
 }
@@ -93,6 +102,7 @@ impl<'l, 'c, 'p> Driver<'l, 'c, 'p> {
             connecting: None,
             line: None,
             stopping: None,
+            asking: None,
             outcome: None,
         }
     }
@@ -138,12 +148,13 @@ impl<'l, 'c, 'p> Driver<'l, 'c, 'p> {
                 return Some(started(name, result));
             }
             Action::Connect(address) => {
-                (self.line, self.stopping) = (None, None);
+                (self.line, self.stopping, self.asking) = (None, None, None);
                 self.connecting = Some(Line::connect(address, self.launch.files.token().clone()));
             }
             Action::RequestStop { mode, reason } => {
                 self.stopping = self.line.as_ref().map(|line| line.stop(mode, reason));
             }
+            Action::AskWhatIsWaitedFor => self.asking = self.line.as_ref().map(Line::status),
             Action::Terminate(pids) => self.launch.processes.children.terminate_pids(&pids),
             Action::Kill(pids) => pids.iter().for_each(|pid| self.launch.processes.children.kill(*pid)),
             Action::ReadNewestCommit => return Some(Event::NewestCommit(self.launch.newest_commit().await)),
@@ -152,7 +163,8 @@ impl<'l, 'c, 'p> Driver<'l, 'c, 'p> {
             }
             Action::Conclude(conclusion) => {
                 self.printer.end_line();
-                (self.opening, self.connecting, self.line, self.stopping) = (None, None, None, None);
+                (self.opening, self.connecting, self.line) = (None, None, None);
+                (self.stopping, self.asking) = (None, None);
                 self.outcome = Some(self.launch.outcome(*conclusion));
             }
             // The loop of [`Driver::run`] ends with it.
@@ -171,6 +183,7 @@ impl<'l, 'c, 'p> Driver<'l, 'c, 'p> {
             () = self.launch.signals.next() => Woken::Signal,
             result = answered(&mut self.connecting) => Woken::Connected(result),
             result = answered(&mut self.stopping) => Woken::Stopped(result),
+            result = answered(&mut self.asking) => Woken::Status(result),
             () = tokio::time::sleep(ANNOUNCE_INTERVAL), if self.opening.is_some() => Woken::Announcement,
             () = sleep_until(wake_at) => Woken::Tick,
             _ = ticks.tick() => Woken::Tick,
@@ -200,6 +213,11 @@ impl<'l, 'c, 'p> Driver<'l, 'c, 'p> {
             Woken::Stopped(result) => {
                 self.stopping = None;
                 Event::StopAnswered(result)
+            }
+            Woken::Status(result) => {
+                self.asking = None;
+                // One that does not answer is asked again.
+                Event::StallAnswered(result.ok().and_then(|status| status.stall))
             }
             Woken::Announcement => return self.look_for_announcement(),
             Woken::Tick => Event::Tick,

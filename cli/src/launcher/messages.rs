@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_proto::control::{
-    Announcement, ControlError, Reason, RunState, RunStatus, StepMetrics, StopMode, WatchEvent,
+    Announcement, ControlError, Reason, RunState, RunStatus, Stall, StepMetrics, StopMode, WatchEvent,
 };
 
-use super::ended::Ended;
 use super::claim::Claim;
+use super::ended::Ended;
 use super::progress::MeanLoss;
 use crate::exit::{ExitStatus, Failure};
 
@@ -47,6 +47,8 @@ pub(crate) enum Event {
     Signal,
     /// The answer to [`Action::RequestStop`].
     StopAnswered(Result<(), ControlError>),
+    /// The answer to [`Action::AskWhatIsWaitedFor`]; none also where there is no answer.
+    StallAnswered(Option<Stall>),
     /// The answer to [`Action::ReadNewestCommit`]: the newest commit in the store.
     NewestCommit(Option<u64>),
     /// The answer to [`Action::Record`]: whether the store has it.
@@ -93,6 +95,8 @@ pub(crate) enum Action {
         /// Why.
         reason: String,
     },
+    /// Ask the coordinator what the run waits for.
+    AskWhatIsWaitedFor,
     /// Ask these processes to end (SIGTERM).
     Terminate(Vec<u32>),
     /// Kill these processes (SIGKILL).

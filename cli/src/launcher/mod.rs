@@ -22,6 +22,7 @@ pub(crate) mod progress;
 pub(crate) mod siblings;
 #[cfg(test)]
 mod simulation;
+mod stall;
 mod stop_signals;
 mod store_trouble;
 pub(crate) mod supervisor;

@@ -39,12 +39,7 @@ impl Supervisor {
     /// For a run of this policy.
     pub(crate) fn new(policy: &RecoverySpec) -> Supervisor {
         let most_deaths = if policy.max_restarts == 0 { 0 } else { policy.max_fruitless_restarts };
-        Supervisor {
-            most_deaths,
-            deaths: BTreeMap::new(),
-            alike: BTreeMap::new(),
-            due: BTreeMap::new(),
-        }
+        Supervisor { most_deaths, deaths: BTreeMap::new(), alike: BTreeMap::new(), due: BTreeMap::new() }
     }
 
     /// Whether anything is started again at all.

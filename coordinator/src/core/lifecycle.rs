@@ -94,6 +94,7 @@ impl Turn<'_> {
             return false;
         }
         self.direct_all(&Directive::Start);
+        self.state.stepped.get_or_insert(self.now);
         self.recovered();
         let (from, to) = (self.state.resume_step(), self.state.settings.last_step);
         self.enter(RunState::Running, Reason::Training, format!("training from step {from} to step {to}"));

@@ -140,6 +140,7 @@ impl Turn<'_> {
                     && metrics.step >= self.state.resume_step();
                 if self.speaks_for_the_run(who) && is_next {
                     self.state.metrics = Some(metrics);
+                    self.state.stepped = Some(now);
                     self.actions.push(Action::Record(Record::Metrics(metrics)));
                     self.tell_skip(&metrics);
                     self.note_progress(metrics.step.next());

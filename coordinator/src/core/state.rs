@@ -50,6 +50,8 @@ pub struct State {
     pub(super) damage: Damage,
     /// Why the coordinator waits for the store, while it does.
     pub(super) store_wait: Option<String>,
+    /// When the last step was reported, or steps began.
+    pub(super) stepped: Option<Time>,
 }
 
 /// One admitted process.
@@ -170,6 +172,7 @@ impl State {
             policy: Policy { state: settings.policy.clone(), undecided: None },
             damage: Damage::default(),
             store_wait: None,
+            stepped: None,
             settings,
         };
         let reached = state.resume_step();

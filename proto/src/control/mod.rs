@@ -42,7 +42,7 @@ pub use recall::Recall;
 pub use report::{
     Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
-pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
+pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, Stall, WatchEvent};
 pub use token::Token;
 
 /// Largest control message either side accepts, in bytes: a part of a checkpoint lists every tensor it holds.

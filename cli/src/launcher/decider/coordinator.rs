@@ -6,8 +6,8 @@ use polygram_proto::control::{Announcement, ControlError};
 
 use super::{Decider, Loss, Phase};
 use crate::exit::{ExitStatus, Failure};
-use crate::launcher::ended::{COORDINATOR, Ended};
 use crate::launcher::claim::Claim;
+use crate::launcher::ended::{COORDINATOR, Ended};
 use crate::launcher::messages::{Action, Cause, Conclusion, Ending};
 use crate::launcher::supervisor::Verdict;
 
@@ -50,8 +50,9 @@ impl Decider {
         let Phase::Opening { .. } = self.phase else { return };
         let Announcement { pid, resume_step, address, .. } = announcement;
         match (self.has_begun(), resume_step) {
-            (true, step) => self
-                .say(format!("the coordinator was started again (pid {pid}); committed step {step}")),
+            (true, step) => {
+                self.say(format!("the coordinator was started again (pid {pid}); committed step {step}"))
+            }
             (false, 0) => self.say(format!("starting run {}", self.setup.run)),
             (false, step) => self.say(format!("resuming run {} from step {step}", self.setup.run)),
         }
@@ -84,6 +85,7 @@ impl Decider {
         if !matches!(self.phase, Phase::Connecting | Phase::Following) {
             return;
         }
+        self.stall.stop();
         if !self.goes_on() {
             return self.end(error, now);
         }

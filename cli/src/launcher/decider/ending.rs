@@ -235,14 +235,7 @@ fn killed(status: RunStatus, done: Option<u64>, committed: Option<u64>) -> RunSt
         }
     };
     let step = Step(reached);
-    RunStatus {
-        state,
-        reason,
-        message,
-        step,
-        last_commit: committed.map(Step),
-        ..status
-    }
+    RunStatus { state, reason, message, step, last_commit: committed.map(Step), ..status }
 }
 
 #[cfg(test)]

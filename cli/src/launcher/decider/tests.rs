@@ -46,7 +46,11 @@ fn status(state: RunState, reason: Reason) -> Event {
 }
 
 fn metrics(step: u64) -> Event {
-    Event::Watched(WatchEvent::Metrics(StepMetrics { step: Step(step), seconds: 0.1, ..StepMetrics::default() }))
+    Event::Watched(WatchEvent::Metrics(StepMetrics {
+        step: Step(step),
+        seconds: 0.1,
+        ..StepMetrics::default()
+    }))
 }
 
 fn committed(step: u64) -> Event {
@@ -133,6 +137,7 @@ fn short(action: &Action) -> String {
         Action::RequestStop { mode, .. } => format!("request {mode:?}"),
         Action::Terminate(of) => format!("terminate {}", pids(of)),
         Action::Kill(of) => format!("kill {}", pids(of)),
+        Action::AskWhatIsWaitedFor => "ask what is waited for".into(),
         Action::ReadNewestCommit => "read newest commit".into(),
         Action::Record { status, coordinator } => format!("record {} of {coordinator}", status.state),
         Action::Conclude(conclusion) => format!("conclude {}", conclusion.exit_status().code()),
@@ -173,9 +178,7 @@ fn in_state(name: &str) -> Launch {
             launch.tell(ended("worker 0", WORKER + 2, 9))
         }
         "awaiting the coordinator's end" => launch.tell(Event::WatchEnded(Some(lost()))),
-        "pausing" => {
-            launch.tell(Event::WatchEnded(Some(lost()))).tell(ended(COORDINATOR, LEADER, 9))
-        }
+        "pausing" => launch.tell(Event::WatchEnded(Some(lost()))).tell(ended(COORDINATOR, LEADER, 9)),
         "opening again" => {
             launch.tell(Event::WatchEnded(Some(lost()))).tell(ended(COORDINATOR, LEADER, 9)).tick_after(100)
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use polygram_proto::control::{Reason, RunStatus, StepMetrics, WatchEvent};
+use polygram_proto::control::{Reason, RunState, RunStatus, Stall, StepMetrics, WatchEvent};
 
 use super::{Decider, IDLE_PATIENCE, Loss, Phase};
 use crate::evaluations;
@@ -43,12 +43,17 @@ impl Decider {
         }
         self.actions.extend(self.store_trouble.see(&status, now));
         self.see_losses(&status, now);
+        match status.state {
+            RunState::Running => self.stall.begin(now),
+            _ => self.stall.stop(),
+        }
         self.status = Some(status);
     }
 
     fn step_done(&mut self, metrics: StepMetrics, now: Instant) {
         let done = metrics.step.0.saturating_add(1);
         self.line.step(metrics, self.seconds(now));
+        self.stall.stepped(now);
         if let Some(loss) = self.loss.take() {
             let seconds = now.saturating_duration_since(loss.noticed).as_secs_f64();
             self.say(format!("step {done}  going on, {seconds:.2} s after the loss"));
@@ -56,6 +61,12 @@ impl Decider {
         if self.furthest.is_none_or(|furthest| furthest < done) {
             self.furthest = Some(done);
             self.supervisor.forgive();
+        }
+    }
+
+    pub(super) fn stall_answered(&mut self, stall: Option<Stall>, now: Instant) {
+        if let Some(text) = self.stall.answered(stall, now) {
+            self.say(text);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use polygram_proto::control::{ControlError, MemberRef, Role, WatchEvent};
+use polygram_proto::control::{ControlError, MemberRef, Role, RunStatus, WatchEvent};
 
 use super::Opening;
 use super::coordinator;
@@ -97,6 +97,11 @@ impl World {
                 }
                 None
             }
+            Action::AskWhatIsWaitedFor => {
+                let delay = 1 + self.random.below(50);
+                self.schedule(delay, Delivery::Ask(self.watch));
+                None
+            }
             Action::Terminate(pids) => {
                 for pid in pids {
                     self.terminate(pid);
@@ -140,12 +145,18 @@ impl World {
         }
     }
 
+    /// What a coordinator says of the run.
+    pub(super) fn status_of(&self, pid: u32) -> Option<RunStatus> {
+        match &self.processes.get(&pid)?.part {
+            Part::Coordinator(coordinator) => Some(coordinator.status(1_000_000 + self.now)),
+            _ => None,
+        }
+    }
+
     pub(super) fn show_status(&mut self, pid: u32) {
-        let Some(Process { part: Part::Coordinator(coordinator), .. }) = self.processes.get(&pid) else {
-            return;
-        };
-        let status = coordinator.status(1_000_000 + self.now);
-        self.show(WatchEvent::Status(Box::new(status)));
+        if let Some(status) = self.status_of(pid) {
+            self.show(WatchEvent::Status(Box::new(status)));
+        }
     }
 
     pub(super) fn show(&mut self, event: WatchEvent) {

@@ -178,9 +178,35 @@ fn a_run_that_is_complete_starts_nobody() {
 
 #[test]
 fn a_run_that_can_go_on_does() {
-    let weather =
-        |random: &mut Random| Weather { resumed: resumed(random), troubles: losses(random), ..Weather::default() };
+    let weather = |random: &mut Random| Weather {
+        resumed: resumed(random),
+        troubles: losses(random),
+        ..Weather::default()
+    };
     campaign("losses", 3000, weather, completes);
+}
+
+/// A member that hangs in the middle of a run is named before it counts as lost, and nobody else is.
+#[test]
+fn a_stall_names_what_is_waited_for() {
+    let weather = |random: &mut Random| {
+        let trouble = Trouble::Freeze(random.below(2) as usize);
+        Weather { troubles: vec![(4_000 + random.below(4_000), trouble)], ..Weather::default() }
+    };
+    let mut named = 0;
+    campaign("stall", 500, weather, |world, status| {
+        completes(world, status);
+        let Some((_, Trouble::Freeze(slot))) = world.weather.troubles.first() else { return };
+        let name = match slot.checked_sub(world.frame.topology.workers as usize) {
+            Some(index) => format!("shard {index}"),
+            None => format!("worker {slot}"),
+        };
+        for line in world.checker.said.iter().filter(|line| line.contains("no step for")) {
+            assert!(line.contains(&name) && line.contains("silent"), "{line}: {name} hangs");
+            named += 1;
+        }
+    });
+    assert!(named > 200, "{named} stalls were told");
 }
 
 #[test]
@@ -217,7 +243,13 @@ fn the_second_signal_ends_everything_at_once() {
         let second = first + random.below(1_000);
         let troubles = if random.once_in(2) { losses(random) } else { Vec::new() };
         let openings = if random.once_in(8) { vec![Opening::Hangs] } else { Vec::new() };
-        Weather { resumed: resumed(random), troubles, signals: vec![first, second], openings, ..Weather::default() }
+        Weather {
+            resumed: resumed(random),
+            troubles,
+            signals: vec![first, second],
+            openings,
+            ..Weather::default()
+        }
     };
     campaign("second signal", 3000, weather, |world, status| {
         let committed = world.commits.last().copied().unwrap_or(0);
@@ -267,8 +299,10 @@ fn a_coordinator_that_does_not_come_up_is_told_by_its_status() {
 #[test]
 fn a_member_that_always_ends_is_given_up() {
     for (end, expected) in [(End::Code(1), 1), (End::Code(2), 2), (End::Signal(9), 1), (End::Code(0), 1)] {
-        let weather =
-            |random: &mut Random| Weather { broken: Some((random.below(2) as usize, end)), ..Weather::default() };
+        let weather = |random: &mut Random| Weather {
+            broken: Some((random.below(2) as usize, end)),
+            ..Weather::default()
+        };
         campaign("broken", 300, weather, |world, status| {
             let said = world.checker.said.join("\n");
             assert_eq!(status, expected, "{end:?}\n{said}");
@@ -282,7 +316,8 @@ fn a_member_that_always_ends_is_given_up() {
 #[test]
 fn hostile_schedules_keep_every_invariant() {
     let weather = |random: &mut Random| {
-        let some = |random: &mut Random, bound: u64| if random.once_in(2) { 2 + random.below(bound) } else { 0 };
+        let some =
+            |random: &mut Random, bound: u64| if random.once_in(2) { 2 + random.below(bound) } else { 0 };
         let mut troubles = losses(random);
         troubles.extend(losses(random));
         if random.once_in(2) {

@@ -90,8 +90,9 @@ impl World {
                 // One that hangs before the run has begun may as well take long to start: nobody ends it.
                 let has_begun = self.checker.furthest > 0;
                 let process = of_slot(self, slot).and_then(|pid| self.processes.get_mut(&pid));
-                let process = process
-                    .filter(|process| has_begun || process.member().is_some_and(|member| member.id.is_some()));
+                let process = process.filter(|process| {
+                    has_begun || process.member().is_some_and(|member| member.id.is_some())
+                });
                 if let Some(process) = process {
                     process.is_frozen = true;
                 }

@@ -50,6 +50,8 @@ pub(super) enum Delivery {
     Watch(u64, WatchEvent),
     WatchBreaks(u64, Option<ControlError>),
     StopAnswered(u64, bool),
+    /// The coordinator of this watch is asked what the run waits for.
+    Ask(u64),
     Trouble(Trouble),
     Signal,
     Wake,
@@ -283,7 +285,12 @@ impl World {
             Delivery::StopAnswered(ticket, is_done) if self.stop_calls.remove(&ticket) => {
                 self.tell(Event::StopAnswered(if is_done { Ok(()) } else { Err(lost()) }));
             }
-            Delivery::Connect(_)
+            Delivery::Ask(watch) if watch == self.watch => {
+                let status = self.listening().and_then(|pid| self.status_of(pid));
+                self.tell(Event::StallAnswered(status.and_then(|status| status.stall)));
+            }
+            Delivery::Ask(_)
+            | Delivery::Connect(_)
             | Delivery::Connected(_)
             | Delivery::Watch(..)
             | Delivery::WatchBreaks(..)
@@ -377,7 +384,9 @@ impl World {
         if !self.is_awake(pid) {
             return;
         }
-        let Some(member) = self.member(pid).filter(|member| member.incarnation == incarnation) else { return };
+        let Some(member) = self.member(pid).filter(|member| member.incarnation == incarnation) else {
+            return;
+        };
         match (answer, member.stage) {
             (Answer::Admitted(id, generation), Stage::Outside) => member.admitted(id, generation),
             (Answer::Later | Answer::Refused, Stage::Attending) => self.rejoin(pid),

@@ -27,6 +27,7 @@ mod failures;
 mod points;
 mod policy;
 mod recovery;
+mod stalls;
 mod stopping;
 mod store;
 

@@ -8,7 +8,7 @@ use crate::control::error::Malformed;
 use crate::control::membership::MemberRef;
 use crate::control::operator::StopMode;
 use crate::control::report::StepMetrics;
-use crate::control::status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
+use crate::control::status::{MemberStatus, Reason, Rollback, RunState, RunStatus, Stall, WatchEvent};
 use crate::control::wire;
 
 /// The schema numbers states in our order, from 1.
@@ -99,6 +99,7 @@ impl From<RunStatus> for wire::StatusReply {
                 reason: rollback.reason.as_str().to_owned(),
                 culprit: Some(rollback.culprit.into()),
             }),
+            stall: s.stall.map(|Stall { no_step_ms, waiting_for }| wire::Stall { no_step_ms, waiting_for }),
         }
     }
 }
@@ -129,6 +130,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             restarts: s.restarts,
             set_aside: s.set_aside,
             last_rollback: s.last_rollback.map(TryInto::try_into).transpose()?,
+            stall: s.stall.map(|wire::Stall { no_step_ms, waiting_for }| Stall { no_step_ms, waiting_for }),
         })
     }
 }
