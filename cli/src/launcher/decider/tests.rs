@@ -223,42 +223,43 @@ const STATES: [&str; 17] = [
     "clearing away",
 ];
 
-type Tell = fn(&mut Launch);
+type Tell = fn(&mut Launch) -> &mut Launch;
 
 const EVENTS: [(&str, Tell); 25] = [
-    ("nothing for 200 ms", |l| drop(l.tick_after(200))),
-    ("nothing for 4 s", |l| drop(l.tick_after(4_000))),
-    ("nothing for 11 s", |l| drop(l.tick_after(11_000))),
-    ("nothing for 70 s", |l| drop(l.tick_after(70_000))),
-    ("announced", |l| drop(l.tell(Event::Announced(announcement(RunState::Pending))))),
-    ("announced as over", |l| drop(l.tell(Event::Announced(announcement(RunState::Completed))))),
-    ("announced unreadably", |l| drop(l.tell(Event::Unreadable(Failure::failed("x"))))),
-    ("connected", |l| drop(l.tell(Event::Connected))),
-    ("not connected", |l| drop(l.tell(Event::NotConnected(lost())))),
-    ("a step", |l| drop(l.tell(metrics(1)))),
-    ("a commit", |l| drop(l.tell(committed(2)))),
-    ("the run is over", |l| drop(l.tell(status(RunState::Completed, Reason::AllStepsDone)))),
-    ("the watch ends", |l| drop(l.tell(Event::WatchEnded(None)))),
-    ("the watch breaks", |l| drop(l.tell(Event::WatchEnded(Some(lost()))))),
-    ("the coordinator is killed", |l| drop(l.tell(ended(COORDINATOR, LEADER, 9)))),
-    ("the coordinator ends with 2", |l| drop(l.tell(ended(COORDINATOR, LEADER, 2 << 8)))),
-    ("a member is killed", |l| drop(l.tell(ended("worker 0", WORKER, 9)))),
-    ("a member ends well", |l| drop(l.tell(ended("worker 0", WORKER, 0)))),
+    ("nothing for 200 ms", |l| l.tick_after(200)),
+    ("nothing for 4 s", |l| l.tick_after(4_000)),
+    ("nothing for 11 s", |l| l.tick_after(11_000)),
+    ("nothing for 70 s", |l| l.tick_after(70_000)),
+    ("announced", |l| l.tell(Event::Announced(announcement(RunState::Pending)))),
+    ("announced as over", |l| l.tell(Event::Announced(announcement(RunState::Completed)))),
+    ("announced unreadably", |l| l.tell(Event::Unreadable(Failure::failed("x")))),
+    ("connected", |l| l.tell(Event::Connected)),
+    ("not connected", |l| l.tell(Event::NotConnected(lost()))),
+    ("a step", |l| l.tell(metrics(1))),
+    ("a commit", |l| l.tell(committed(2))),
+    ("the run is over", |l| l.tell(status(RunState::Completed, Reason::AllStepsDone))),
+    ("the watch ends", |l| l.tell(Event::WatchEnded(None))),
+    ("the watch breaks", |l| l.tell(Event::WatchEnded(Some(lost())))),
+    ("the coordinator is killed", |l| l.tell(ended(COORDINATOR, LEADER, 9))),
+    ("the coordinator ends with 2", |l| l.tell(ended(COORDINATOR, LEADER, 2 << 8))),
+    ("a member is killed", |l| l.tell(ended("worker 0", WORKER, 9))),
+    ("a member ends well", |l| l.tell(ended("worker 0", WORKER, 0))),
     ("a member cannot be started", |l| {
         let (name, failure) = ("worker 0".to_owned(), Failure::failed("no memory"));
-        drop(l.tell(Event::NotStarted { name, failure }));
+        l.tell(Event::NotStarted { name, failure })
     }),
-    ("a signal", |l| drop(l.tell(Event::Signal))),
+    ("a signal", |l| l.tell(Event::Signal)),
     ("two signals", |l| {
         l.tell(Event::Signal);
         let first = std::mem::take(&mut l.actions);
         l.tell(Event::Signal);
         l.actions.splice(0..0, first);
+        l
     }),
-    ("the stop is granted", |l| drop(l.tell(Event::StopAnswered(Ok(()))))),
-    ("the stop is lost", |l| drop(l.tell(Event::StopAnswered(Err(lost()))))),
-    ("the newest commit is 1", |l| drop(l.tell(Event::NewestCommit(Some(1))))),
-    ("recorded", |l| drop(l.tell(Event::Recorded(true)))),
+    ("the stop is granted", |l| l.tell(Event::StopAnswered(Ok(())))),
+    ("the stop is lost", |l| l.tell(Event::StopAnswered(Err(lost())))),
+    ("the newest commit is 1", |l| l.tell(Event::NewestCommit(Some(1)))),
+    ("recorded", |l| l.tell(Event::Recorded(true))),
 ];
 
 /// The table in table.txt was written by this test and read by a person; where a decision changes on purpose, the test
