@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use polygram_tests::{Cluster, Engine};
+use polygram_tests::{Cluster, Engine, wait_until};
+use serde_json::Value;
 
 /// Two workers that share the experts and two shards, in a run that only a fault ends.
 const RUN: [&str; 7] = [
@@ -62,4 +63,31 @@ fn a_worker_of_the_real_model_that_dies_is_named_with_its_phase() {
     for phase in ["computing", "exchanging"] {
         println!("kill while {phase}: {:.1} s", struck(Engine::Torch, phase, "kill").unwrap());
     }
+}
+
+/// Before a worker that freezes counts as lost, `status` and the launcher name it as what the run waits for.
+#[test]
+fn a_stalled_run_says_what_it_waits_for() {
+    let cluster =
+        Cluster::tiny(Engine::Drill).unwrap().with(&RUN).with(&["run.failure_detection_seconds=12"]);
+    let fault = ("POLYGRAM_FAULT", "1 7 updating freeze");
+    let mut running = cluster.start_with(&[], &[fault]).unwrap();
+    cluster.await_step(&mut running, 6).unwrap();
+    let status = |format: &[&str]| {
+        let arguments = [&["status", "tiny", "--root", cluster.root_url()], format].concat();
+        Ok::<_, anyhow::Error>(cluster.polygram(&arguments)?.success()?.stdout)
+    };
+    let waiting_for = wait_until("the stall", END_LIMIT, || {
+        let status: Value = serde_json::from_str(&status(&["-o", "json"])?)?;
+        let text = status["stall"]["waiting_for"].as_str().unwrap_or_default();
+        Ok(text.contains("silent").then(|| text.to_owned()))
+    })
+    .unwrap();
+    assert!(waiting_for.starts_with("worker 1 (updating at step 7), silent for "), "{waiting_for}");
+    let text = status(&[]).unwrap();
+    assert!(text.contains("no step for ") && text.contains(" s, waiting for worker 1 (updating"), "{text}");
+    let said = running.wait(END_LIMIT).unwrap().refusal().unwrap();
+    assert!(said.contains("no step for ") && said.contains(" s, waiting for worker 1 (updating"), "{said}");
+    let status: Value = serde_json::from_str(&status(&["-o", "json"]).unwrap()).unwrap();
+    assert_eq!(status["stall"], Value::Null, "a run that is over waits for nothing");
 }

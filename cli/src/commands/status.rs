@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
 use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys};
-use polygram_domain::{Generation, RunFile, Step};
-use polygram_proto::control::{OperatorClient, Reason, RowsStatus, RunState, RunStatus};
+use polygram_domain::{RunFile, Step};
+use polygram_proto::control::{OperatorClient, Reason, RunState, RunStatus};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -159,23 +159,10 @@ fn status_of(manifest: &Manifest, total_steps: u64, (run, origin): (&str, &str))
         reason: if is_complete { Reason::AllStepsDone } else { Reason::StopRequested },
         message,
         since_unix_ms: created_unix_ms,
-        run: run.to_owned(),
-        generation: Generation::of_attempt(0),
-        attempt: 0,
         step,
-        total_steps,
         resume_step: step,
-        members: Vec::new(),
         last_commit: Some(step),
-        last_point: None,
-        last_metrics: None,
-        evaluations: Vec::new(),
-        culprit: None,
-        consequences: Vec::new(),
-        rows: RowsStatus::default(),
-        restarts: 0,
-        last_rollback: None,
-        set_aside: Vec::new(),
+        ..RunStatus::of(run, total_steps)
     }
 }
 

@@ -24,6 +24,9 @@ pub(crate) enum Age {
 pub(crate) fn human(status: &RunStatus, (state, message): (&str, &str), age: &Age) -> String {
     let RunStatus { run, step, total_steps, attempt, .. } = status;
     let mut text = format!("run {run}: {state}, step {step}/{total_steps}, attempt {attempt}\n{message}\n");
+    if let (Some(stall), Age::Live) = (&status.stall, age) {
+        text += &format!("{stall}\n");
+    }
     if let Age::Ended { now_unix_ms } = age {
         let ago = now_unix_ms.saturating_sub(status.since_unix_ms) as f64 / 1000.0;
         text += &format!("ended {} ago, {} UTC\n", units::duration(ago), units::moment(status.since_unix_ms));
@@ -171,7 +174,7 @@ fn tables(rows: &RowsStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use polygram_domain::{Generation, Step};
+    use polygram_domain::Step;
     use polygram_proto::control::{
         Evaluation, Fingerprint, InputStatus, Mark, Phase, Reason, Role, ShardReport, StepMetrics, TableRows,
         TableStatus,
@@ -218,23 +221,13 @@ mod tests {
             reason: Reason::AllStepsDone,
             message: "all 9 steps done and committed".into(),
             since_unix_ms: 1_700_000_000_000,
-            run: "tiny".into(),
-            generation: Generation::of_attempt(1),
             attempt: 1,
             step: Step(9),
-            total_steps: 9,
-            resume_step: Step(0),
             members: vec![member(Role::Worker, None), member(Role::Shard, Some(shard()))],
             last_commit: Some(Step(9)),
-            last_point: None,
             last_metrics: Some(StepMetrics { step: Step(8), loss: 2.5, ..StepMetrics::default() }),
             evaluations: vec![evaluation("code", 2.0), evaluation("wiki", 3.25)],
-            culprit: None,
-            consequences: Vec::new(),
-            rows: RowsStatus::default(),
-            restarts: 0,
-            last_rollback: None,
-            set_aside: Vec::new(),
+            ..RunStatus::of("tiny", 9)
         }
     }
 

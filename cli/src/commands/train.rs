@@ -6,7 +6,7 @@ use std::path::Path;
 use polygram_domain::plan::plan;
 use polygram_domain::run_spec::DataSpec;
 use polygram_faults::FaultInjection;
-use polygram_proto::control::{Evaluation, Reason, RunState, RunStatus};
+use polygram_proto::control::{Evaluation, RunStatus};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
@@ -164,13 +164,13 @@ fn conclude(
                 manifest: Some(manifest(step)),
                 ..empty
             };
-            (document, ExitStatus::Success)
+            (document, ending.exit_status())
         }
         Ending::Over(last) => {
             let status = &last.status;
             let committed = status.last_commit.map(|step| step.0);
-            let asked = status.state == RunState::Stopped && status.reason != Reason::StopAtStep;
-            let nothing = if asked && last.steps.is_empty() { "; nothing was trained" } else { "" };
+            let nothing =
+                if ending.is_stopped() && last.steps.is_empty() { "; nothing was trained" } else { "" };
             let document = TrainDocument {
                 state: status.state.to_string(),
                 message: format!("{}{nothing}", status.message),
@@ -185,7 +185,7 @@ fn conclude(
                 goodput: last.goodput,
                 ..empty
             };
-            (document, if asked { ExitStatus::Stopped } else { ExitStatus::Success })
+            (document, ending.exit_status())
         }
     }
 }

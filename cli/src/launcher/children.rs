@@ -18,31 +18,8 @@ use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use super::ended::Ended;
 use crate::exit::{Failure, Outcome};
-
-/// How a child ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
-    /// Its name, such as `worker 0`.
-    pub(crate) name: String,
-    /// Its process id while it lived.
-    pub(crate) pid: u32,
-    /// How.
-    pub(crate) status: ProcessStatus,
-    /// How long it lived.
-    pub(crate) lived: Duration,
-}
-
-impl Ended {
-    /// How it ended, as the rest of a sentence: `exited with status 3`, `was killed by signal 9`.
-    pub(crate) fn how(&self) -> String {
-        match (self.status.code(), self.status.signal()) {
-            (Some(code), _) => format!("exited with status {code}"),
-            (None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None) => "ended".into(),
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -74,9 +51,9 @@ impl Children {
         Children { faults, living: Vec::new() }
     }
 
-    /// Starts `program`, output to `log`. Call it from the main thread: a child is killed when the thread that
-    /// started it ends.
-    pub(crate) fn spawn(&mut self, name: &str, program: &Path, args: &[OsString], log: File) -> Outcome<()> {
+    /// Starts `program`, output to `log`, and says its process id. Call it from the main thread: a child is killed when the
+    /// thread that started it ends.
+    pub(crate) fn spawn(&mut self, name: &str, program: &Path, args: &[OsString], log: File) -> Outcome<u32> {
         let cannot = |error: io::Error| {
             Failure::failed(format!("cannot start {name} ({})", program.display())).because(error)
         };
@@ -95,7 +72,7 @@ impl Children {
         let child = Command::from(command).kill_on_drop(true).spawn().map_err(cannot)?;
         let pid = child.id().unwrap_or_default();
         self.living.push(Entry { name: name.to_owned(), pid, child, started: Instant::now() });
-        Ok(())
+        Ok(pid)
     }
 
     /// Number of living children.
@@ -132,27 +109,12 @@ impl Children {
         self.living.iter().filter(|entry| pids.contains(&entry.pid)).for_each(Entry::terminate);
     }
 
-    /// Asks the children of these process ids to end, and kills those that are still there after `patience`.
-    pub(crate) async fn end(&mut self, pids: &[u32], patience: Duration) {
-        self.terminate_pids(pids);
-        let deadline = Instant::now() + patience;
-        let is_there = |children: &Children| children.living.iter().any(|entry| pids.contains(&entry.pid));
-        while is_there(self) {
-            if tokio::time::timeout_at(deadline, self.next_exit()).await.is_err() {
-                break;
-            }
+    /// Kills the child of this process id, if it lives.
+    pub(crate) fn kill(&mut self, pid: u32) {
+        if let Some(entry) = self.living.iter_mut().find(|entry| entry.pid == pid) {
+            // It fails only for a child that has just ended.
+            let _ = entry.child.start_kill();
         }
-        for pid in pids {
-            self.kill(*pid);
-        }
-    }
-
-    /// Kills the child of this process id, if it lives; says its name.
-    pub(crate) fn kill(&mut self, pid: u32) -> Option<String> {
-        let entry = self.living.iter_mut().find(|entry| entry.pid == pid)?;
-        // It fails only for a child that has just ended.
-        let _ = entry.child.start_kill();
-        Some(entry.name.clone())
     }
 
     /// The process id of the living child called `name`.
@@ -160,9 +122,9 @@ impl Children {
         self.living.iter().find(|entry| entry.name == name).map(|entry| entry.pid)
     }
 
-    /// Names and process ids of the living children.
-    pub(crate) fn living(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.living.iter().map(|entry| (entry.name.as_str(), entry.pid))
+    /// Names of the living children.
+    pub(crate) fn living(&self) -> impl Iterator<Item = &str> {
+        self.living.iter().map(|entry| entry.name.as_str())
     }
 
     /// Waits until every child has ended by itself, at most for `patience`, and kills the rest. Returns all ends,
@@ -192,9 +154,9 @@ impl Children {
 mod tests {
     use super::*;
 
-    fn shell(children: &mut Children, name: &str, script: &str) {
+    fn shell(children: &mut Children, name: &str, script: &str) -> u32 {
         let log = tempfile::tempfile().unwrap();
-        children.spawn(name, Path::new("/bin/sh"), &["-c".into(), script.into()], log).unwrap();
+        children.spawn(name, Path::new("/bin/sh"), &["-c".into(), script.into()], log).unwrap()
     }
 
     #[tokio::test]
@@ -224,22 +186,15 @@ mod tests {
     #[tokio::test]
     async fn some_are_ended_and_the_others_live_on() {
         let mut children = Children::default();
-        shell(&mut children, "willing", "exec sleep 600");
-        // It is deaf once the file is there.
-        let deaf = tempfile::tempdir().unwrap();
-        let ready = deaf.path().join("ready");
-        let script = format!("trap '' TERM; : > {}; while :; do sleep 0.01; done", ready.display());
-        shell(&mut children, "deaf", &script);
-        while !ready.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        shell(&mut children, "busy", "exec sleep 600");
-        let pid = |children: &Children, name: &str| children.pid_of(name).unwrap();
-        let pids = [pid(&children, "willing"), pid(&children, "deaf")];
-        children.end(&pids, Duration::from_millis(300)).await;
-        let (ended, killed) = children.wind_down(Duration::from_secs(5)).await;
-        assert_eq!(killed, ["busy"]);
-        assert!(ended.iter().any(|end| end.name == "deaf" && end.status.signal() == Some(9)), "{ended:?}");
+        let pids = ["willing", "stubborn", "busy"].map(|name| shell(&mut children, name, "exec sleep 600"));
+        children.terminate_pids(&pids[..1]);
+        let end = children.next_exit().await;
+        assert_eq!((end.name.as_str(), end.pid, end.status.signal()), ("willing", pids[0], Some(15)));
+        children.kill(pids[0]);
+        children.kill(pids[1]);
+        let end = children.next_exit().await;
+        assert_eq!((end.name.as_str(), end.pid, end.status.signal()), ("stubborn", pids[1], Some(9)));
+        assert_eq!(children.living().collect::<Vec<_>>(), ["busy"]);
     }
 
     #[test]

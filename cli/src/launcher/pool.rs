@@ -5,24 +5,31 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polygram_domain::run_spec::RecoverySpec;
+use polygram_faults::FaultInjection;
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
-use tokio::time::Instant;
 
-use super::children::{Children, Ended};
+use super::ended::{COORDINATOR, Ended};
 use super::files::keep_private_file;
 use super::logs::LogFolder;
+use super::processes::{Processes, Start, TAIL_LINES};
+use super::programs::Programs;
 use super::siblings::Program;
-use super::supervisor::{Start, Supervisor, Verdict};
-use super::{ANNOUNCE_DEADLINE, ANNOUNCE_INTERVAL, COORDINATOR, Programs, StopSignals, TAIL_LINES};
+use super::stop_signals::StopSignals;
+use super::supervisor::{Supervisor, Verdict};
+use super::wait::sleep_until;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
 use crate::settings::{PoolFolder, Root};
 use crate::units::counted;
 
+/// How long the coordinator may take to open its queue and listen.
+const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(60);
+/// How often its announcement is looked for; files give no notice.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 /// Members have so long to end once the coordinator has ended.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(10);
 /// After so long without a death, older ones are forgotten.
@@ -51,22 +58,20 @@ pub(crate) async fn up(programs: &Programs, plan: &Plan, printer: &mut Printer) 
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder.0).map_err(cannot)?;
     let token = make_token(&folder.token())?;
+    let logs = LogFolder::under(&folder.0.join("logs"))?;
     let mut pool = Keeper {
-        programs,
         plan,
         token,
-        logs: LogFolder::under(&folder.0.join("logs"))?,
-        children: Children::default(),
+        processes: Processes::new(programs, logs, FaultInjection::default()),
         signals: StopSignals::listen()?,
         supervisor: Supervisor::new(&tireless()),
         last_death: Instant::now(),
-        warnings: Vec::new(),
     };
-    printer.say(format!("logs in {}", pool.logs.path().display()));
+    printer.say(format!("logs in {}", pool.processes.logs.path().display()));
     let ended = pool.keep(printer).await;
-    pool.warnings.drain(..).for_each(|warning| printer.warn(warning));
+    pool.processes.print_warnings(printer);
     // After an orderly end nobody is left; after a failure nobody is to stay.
-    pool.children.wind_down(Duration::ZERO).await;
+    pool.processes.children.wind_down(Duration::ZERO).await;
     ended
 }
 
@@ -91,16 +96,12 @@ fn tireless() -> RecoverySpec {
 }
 
 struct Keeper<'a> {
-    programs: &'a Programs,
     plan: &'a Plan,
     token: Token,
-    logs: LogFolder,
-    children: Children,
+    processes: Processes<'a>,
     signals: StopSignals,
     supervisor: Supervisor,
     last_death: Instant,
-    /// Warnings that are not printed yet.
-    warnings: Vec<String>,
 }
 
 impl Keeper<'_> {
@@ -132,32 +133,33 @@ impl Keeper<'_> {
         }
         let mut stops = 0;
         loop {
+            let due = self.supervisor.next_due();
             tokio::select! {
-                ended = self.children.next_exit() => {
+                ended = self.processes.children.next_exit() => {
                     if stops > 0 && ended.name == COORDINATOR {
                         break;
                     }
                     self.note_exit(ended, stops, printer);
                 }
-                name = self.supervisor.next_due() => self.respawn(name, printer),
+                () = sleep_until(due) => self.respawn_due(printer),
                 () = self.signals.next() => {
                     stops += 1;
                     match stops {
                         1 => printer.say("stopping: every run commits and stops (once more: they stop at once)"),
                         2 => printer.say("stopping at once (once more to kill everything now)"),
                         _ => {
-                            self.children.wind_down(Duration::ZERO).await;
+                            self.processes.children.wind_down(Duration::ZERO).await;
                             return Err(Failure::failed("killed on request").hint("the same command goes on"));
                         }
                     }
                     self.supervisor.retire();
-                    self.children.terminate(COORDINATOR);
+                    self.processes.children.terminate(COORDINATOR);
                 }
             }
         }
-        let names: Vec<String> = self.children.living().map(|(name, _)| name.to_owned()).collect();
-        names.iter().for_each(|name| self.children.terminate(name));
-        let (_, killed) = self.children.wind_down(MEMBERS_PATIENCE).await;
+        let children = &mut self.processes.children;
+        children.living().for_each(|name| children.terminate(name));
+        let (_, killed) = children.wind_down(MEMBERS_PATIENCE).await;
         if !killed.is_empty() {
             let seconds = MEMBERS_PATIENCE.as_secs();
             printer.warn(format!("killed {}: still there after {seconds} s", killed.join(", ")));
@@ -167,13 +169,12 @@ impl Keeper<'_> {
     }
 
     fn start(&mut self, name: String, start: Start) -> Outcome<()> {
-        self.spawn(&name, start.program, &start.args)?;
-        self.supervisor.started(name, start);
-        Ok(())
+        self.processes.learn(name.clone(), start);
+        self.spawn(&name)
     }
 
     /// Starts a process, once the secret that it reads is there.
-    fn spawn(&mut self, name: &str, program: Program, args: &[OsString]) -> Outcome<()> {
+    fn spawn(&mut self, name: &str) -> Outcome<()> {
         let token = self.plan.folder.token();
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -181,27 +182,30 @@ impl Keeper<'_> {
             .create(&self.plan.folder.0)
             .and_then(|()| keep_private_file(&token, &self.token.line()))
             .map_err(|error| Failure::failed(format!("cannot write {}", token.display())).because(error))?;
-        let log = self.logs.open(name)?;
-        let (path, warning) = self.programs.startable(program)?;
-        self.warnings.extend(log.lost.into_iter().chain(warning));
-        self.children.spawn(name, &path, args, log.file)
+        self.processes.start(name).map(|_pid| ())
     }
 
-    /// Starts a process again. Where that fails, it is tried again later: a pool never gives up.
-    fn respawn(&mut self, name: String, printer: &mut Printer) {
-        let Some(Start { program, args }) = self.supervisor.start_of(&name) else { return };
-        let (program, args) = (*program, args.clone());
-        let started = self.spawn(&name, program, &args);
-        self.warnings.drain(..).for_each(|warning| printer.warn(warning));
-        let Err(failure) = started else { return };
-        printer.warn(failure.to_string());
+    /// Starts those again whose pause is over. Where that fails, it is tried again later: a pool never gives up.
+    fn respawn_due(&mut self, printer: &mut Printer) {
+        while let Some(name) = self.supervisor.take_due(Instant::now()) {
+            let started = self.spawn(&name);
+            self.processes.print_warnings(printer);
+            if let Err(failure) = started {
+                printer.warn(failure.to_string());
+                self.start_again(name);
+            }
+        }
+    }
+
+    fn start_again(&mut self, name: String) {
+        // It is never given up.
         if let Verdict::Again(pause) = self.supervisor.died(&name) {
             self.supervisor.schedule(name, Instant::now() + pause);
         }
     }
 
     fn note_exit(&mut self, ended: Ended, stops: u32, printer: &mut Printer) {
-        printer.say(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how()));
+        printer.say(ended.sentence());
         if stops > 0 {
             return;
         }
@@ -209,10 +213,7 @@ impl Keeper<'_> {
             self.supervisor.forgive();
         }
         self.last_death = Instant::now();
-        // It is never given up.
-        if let Verdict::Again(pause) = self.supervisor.died(&ended.name) {
-            self.supervisor.schedule(ended.name, Instant::now() + pause);
-        }
+        self.start_again(ended.name);
     }
 
     /// Starts the coordinator and waits until it listens; none where a signal came first.
@@ -226,14 +227,15 @@ impl Keeper<'_> {
                 Failure::failed("the coordinator announced itself unreadably").because(error)
             })?;
             // What another one announced is not this one's word.
-            let own = self.children.pid_of(COORDINATOR);
+            let own = self.processes.children.pid_of(COORDINATOR);
             if let Some(PoolAnnouncement { address, .. }) = announced.filter(|said| Some(said.pid) == own) {
                 // One that is started again listens where members look for it.
-                self.supervisor.started(COORDINATOR.to_owned(), Start { program, args: self.args(address) });
+                let args = self.args(address);
+                self.processes.learn(COORDINATOR.to_owned(), Start { program, args });
                 return Ok(Some(address));
             }
             tokio::select! {
-                ended = self.children.next_exit() => return Err(self.failure_of(&ended)),
+                ended = self.processes.children.next_exit() => return Err(self.failure_of(&ended)),
                 () = self.signals.next() => return Ok(None),
                 () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
             }
@@ -265,7 +267,7 @@ impl Keeper<'_> {
 
     /// The failure of the coordinator that this pool began with: its own last word, or how it ended.
     fn failure_of(&self, ended: &Ended) -> Failure {
-        let tail = self.logs.tail(&ended.name, TAIL_LINES);
+        let tail = self.processes.logs.tail(&ended.name, TAIL_LINES);
         let last_word = tail.iter().rev().find_map(|line| line.strip_prefix("error: "));
         match last_word {
             Some(word) => {
@@ -273,12 +275,12 @@ impl Keeper<'_> {
                 let word = word.replace("--state", "--folder");
                 let mut failure = Failure::failed(format!("{}: {word}", ended.name));
                 // Its statuses mean what ours do.
-                if ended.status.code() == Some(ExitStatus::Usage.code().into()) {
+                if ended.is_usage() {
                     failure.status = ExitStatus::Usage;
                 }
                 failure
             }
-            None => Failure::failed(format!("{} (pid {}) {}", ended.name, ended.pid, ended.how())),
+            None => Failure::failed(ended.sentence()),
         }
     }
 }

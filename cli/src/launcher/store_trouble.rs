@@ -1,9 +1,10 @@
 //! What is said while the store does not take what a run gives it: once that it is so, and once that it is over.
 
-use polygram_proto::control::{Reason, RunStatus};
-use tokio::time::Instant;
+use std::time::Instant;
 
-use crate::printer::Printer;
+use polygram_proto::control::{Reason, RunStatus};
+
+use super::messages::Action;
 
 /// Whether the store is in trouble, as far as the status says.
 #[derive(Debug, Default)]
@@ -13,20 +14,19 @@ pub(super) struct StoreTrouble {
 
 impl StoreTrouble {
     /// Says what is new in `status`.
-    pub(super) fn see(&mut self, status: &RunStatus, printer: &mut Printer) {
+    pub(super) fn see(&mut self, status: &RunStatus, now: Instant) -> Option<Action> {
         match (status.reason == Reason::StoreTrouble, self.since) {
             (true, None) => {
-                self.since = Some(Instant::now());
-                printer.warn(&status.message);
+                self.since = Some(now);
+                Some(Action::Warn(status.message.clone()))
             }
             (false, Some(since)) => {
                 self.since = None;
-                if !status.state.is_over() {
-                    let seconds = since.elapsed().as_secs();
-                    printer.say(format!("the store works again, after {seconds} s; the run goes on"));
-                }
+                let seconds = now.saturating_duration_since(since).as_secs();
+                let text = format!("the store works again, after {seconds} s; the run goes on");
+                (!status.state.is_over()).then_some(Action::Say(text))
             }
-            (true, Some(_)) | (false, None) => {}
+            (true, Some(_)) | (false, None) => None,
         }
     }
 }

@@ -1,13 +1,9 @@
-//! Which processes are started again, and when. Pure but for its clock; [`super::Launch`] starts them.
+//! Which processes are started again, and when. Pure: the caller tells the time and starts them.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polygram_domain::run_spec::RecoverySpec;
-use tokio::time::Instant;
-
-use super::siblings::Program;
 
 /// Before a process that died is started again; doubled with every death since the run last came further.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -18,15 +14,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(1);
 /// So many such ends in a row for the same reason: another start would end like them.
 const MOST_ALIKE: u32 = 3;
-
-/// How a process is started.
-#[derive(Debug)]
-pub(crate) struct Start {
-    /// The program.
-    pub(crate) program: Program,
-    /// Its arguments.
-    pub(crate) args: Vec<OsString>,
-}
 
 /// What follows a death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +29,6 @@ pub(crate) enum Verdict {
 pub(crate) struct Supervisor {
     /// Deaths of one process, while the run comes no further, that it is started again after; 0: none.
     most_deaths: u32,
-    starts: BTreeMap<String, Start>,
     deaths: BTreeMap<String, u32>,
     /// Why a process last ended at once, and how often in a row.
     alike: BTreeMap<String, (String, u32)>,
@@ -53,28 +39,12 @@ impl Supervisor {
     /// For a run of this policy.
     pub(crate) fn new(policy: &RecoverySpec) -> Supervisor {
         let most_deaths = if policy.max_restarts == 0 { 0 } else { policy.max_fruitless_restarts };
-        Supervisor {
-            most_deaths,
-            starts: BTreeMap::new(),
-            deaths: BTreeMap::new(),
-            alike: BTreeMap::new(),
-            due: BTreeMap::new(),
-        }
+        Supervisor { most_deaths, deaths: BTreeMap::new(), alike: BTreeMap::new(), due: BTreeMap::new() }
     }
 
     /// Whether anything is started again at all.
     pub(crate) fn restarts(&self) -> bool {
         self.most_deaths > 0
-    }
-
-    /// Remembers how a process was started.
-    pub(crate) fn started(&mut self, name: String, start: Start) {
-        self.starts.insert(name, start);
-    }
-
-    /// How the process called `name` is started.
-    pub(crate) fn start_of(&self, name: &str) -> Option<&Start> {
-        self.starts.get(name)
     }
 
     /// A process died.
@@ -114,14 +84,17 @@ impl Supervisor {
         self.due.clear();
     }
 
-    /// The next process that is to be started again, when it is time; never resolves when there is none. Dropping the
-    /// future loses nothing.
-    pub(crate) async fn next_due(&mut self) -> String {
-        let next = self.due.iter().min_by_key(|(_, due)| **due).map(|(name, due)| (name.clone(), *due));
-        let Some((name, due)) = next else { return std::future::pending().await };
-        tokio::time::sleep_until(due).await;
+    /// When the next process is to be started again.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// A process that is to be started again by `now`, the longest due first.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<String> {
+        let (name, _) = self.due.iter().filter(|(_, due)| **due <= now).min_by_key(|(_, due)| **due)?;
+        let name = name.clone();
         self.due.remove(&name);
-        name
+        Some(name)
     }
 }
 
@@ -172,17 +145,19 @@ mod tests {
         assert_eq!(supervisor.died("worker 0"), Verdict::GiveUp);
     }
 
-    #[tokio::test]
-    async fn the_earliest_comes_first() {
+    #[test]
+    fn the_earliest_comes_first() {
         let mut supervisor = Supervisor::new(&policy(100));
         let now = Instant::now();
-        supervisor.schedule("shard 0".into(), now + Duration::from_millis(60));
-        supervisor.schedule("worker 0".into(), now + Duration::from_millis(20));
-        assert_eq!(supervisor.next_due().await, "worker 0");
-        assert_eq!(supervisor.next_due().await, "shard 0");
+        let after = |millis| now + Duration::from_millis(millis);
+        assert_eq!((supervisor.next_due(), supervisor.take_due(now)), (None, None));
+        supervisor.schedule("shard 0".into(), after(60));
+        supervisor.schedule("worker 0".into(), after(20));
+        assert_eq!((supervisor.next_due(), supervisor.take_due(after(19))), (Some(after(20)), None));
+        assert_eq!(supervisor.take_due(after(60)).as_deref(), Some("worker 0"));
+        assert_eq!(supervisor.take_due(after(60)).as_deref(), Some("shard 0"));
         supervisor.schedule("worker 0".into(), now);
         supervisor.retire();
-        let nothing = tokio::time::timeout(Duration::from_millis(50), supervisor.next_due()).await;
-        assert!(nothing.is_err());
+        assert_eq!((supervisor.next_due(), supervisor.take_due(after(100))), (None, None));
     }
 }

@@ -27,6 +27,7 @@ mod restart_budget;
 mod rollback;
 mod root_cause;
 mod sentence;
+mod stall;
 mod status;
 mod turn;
 

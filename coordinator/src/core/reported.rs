@@ -6,12 +6,15 @@ use polygram_domain::Step;
 use polygram_proto::control::{Evaluation, InputReport, MemberRef, ShardReport, StepMetrics};
 
 use super::counts::Counts;
+use super::event::Time;
 use super::settings::Settings;
 
 /// The newest reports.
 #[derive(Clone, Debug)]
 pub(super) struct Reported {
     metrics: Option<StepMetrics>,
+    /// When the last step was reported, or steps began. Losses do not change it.
+    stepped: Option<Time>,
     /// The newest evaluation of every held-out set, by name.
     evaluations: BTreeMap<String, Evaluation>,
     counts: Counts,
@@ -23,7 +26,7 @@ impl Reported {
         let is_known = |evaluation: &&Evaluation| settings.held_out_sets.contains(&evaluation.set);
         let earlier = settings.earlier.evaluations.iter().filter(is_known);
         let evaluations = earlier.map(|evaluation| (evaluation.set.clone(), evaluation.clone())).collect();
-        Reported { metrics: None, evaluations, counts: Counts::default() }
+        Reported { metrics: None, stepped: None, evaluations, counts: Counts::default() }
     }
 
     /// Rank 0's newest metrics in this generation.
@@ -36,11 +39,21 @@ impl Reported {
         self.metrics.map(|metrics| metrics.step.next())
     }
 
+    /// When the last step was reported, or steps began.
+    pub(super) fn stepped(&self) -> Option<Time> {
+        self.stepped
+    }
+
+    /// Steps begin at `now`, the run's first or a generation's.
+    pub(super) fn begin_steps(&mut self, now: Time) {
+        self.stepped.get_or_insert(now);
+    }
+
     /// Takes the metrics of a step. False where they are not newer than what is there.
-    pub(super) fn take_metrics(&mut self, metrics: StepMetrics) -> bool {
+    pub(super) fn take_metrics(&mut self, metrics: StepMetrics, now: Time) -> bool {
         let is_newer = self.metrics.is_none_or(|newest| metrics.step > newest.step);
         if is_newer {
-            self.metrics = Some(metrics);
+            (self.metrics, self.stepped) = (Some(metrics), Some(now));
         }
         is_newer
     }

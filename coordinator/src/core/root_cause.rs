@@ -102,6 +102,11 @@ impl RootCause {
         std::mem::take(&mut self.reports)
     }
 
+    /// The report that is closest to the cause, of those that are not judged yet.
+    pub(super) fn best_report(&self) -> Option<&PeerReport> {
+        Some(&self.reports[root_of(&self.reports)?])
+    }
+
     /// The report that is closest to the cause and the others, once it is time to judge them.
     pub(super) fn take_due(&mut self, now: Time) -> Option<(PeerReport, Vec<PeerReport>)> {
         let root = root_of(&self.reports)?;

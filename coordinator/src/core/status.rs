@@ -49,6 +49,7 @@ impl State {
             restarts: self.budget.restarts(),
             last_rollback: rollback.last().cloned(),
             set_aside: rollback.quarantined().to_vec(),
+            stall: self.stall(now),
         }
     }
 

@@ -28,7 +28,7 @@ pub use polygram_domain::control::{
     Abort, AbortKind, Assignment, AssignmentHash, CheckpointPlace, CollisionStatus, Culprit,
     DamagedCheckpoint, Directive, Envelope, Evaluation, Failure, Fingerprint, Heartbeat, Incarnation,
     InputReport, InputStatus, Mark, MemberId, MemberRef, MemberReport, MemberStatus, Phase, PhaseSeconds,
-    Reason, Role, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus, ShardReport, StepMetrics,
+    Reason, Role, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus, ShardReport, Stall, StepMetrics,
     StepProof, StopMode, TableRows, TableStatus, WatchEvent, common_marks,
 };
 pub use progress::Progress;

@@ -28,6 +28,7 @@ mod failures;
 mod points;
 mod policy;
 mod recovery;
+mod stalls;
 mod stopping;
 mod store;
 

@@ -93,6 +93,7 @@ impl Turn<'_> {
             return false;
         }
         self.direct_all(&Directive::Start);
+        self.state.reported.begin_steps(self.now);
         self.generation_started();
         let message = self.state.training();
         self.enter(RunState::Running, Reason::Training, message);

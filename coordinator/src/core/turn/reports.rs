@@ -67,7 +67,11 @@ impl Turn<'_> {
 
     fn step_done(&mut self, who: MemberRef, metrics: StepMetrics) {
         let is_of_generation = metrics.step >= self.state.resume_step();
-        if !self.speaks_for_the_run(who) || !is_of_generation || !self.state.reported.take_metrics(metrics) {
+        let now = self.now;
+        if !self.speaks_for_the_run(who)
+            || !is_of_generation
+            || !self.state.reported.take_metrics(metrics, now)
+        {
             return;
         }
         self.actions.push(Action::Record(Record::Metrics(metrics)));

@@ -20,5 +20,5 @@ pub use membership::{Incarnation, MemberId, MemberRef, Phase, Role};
 pub use report::{
     Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
-pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, WatchEvent};
+pub use status::{MemberStatus, Reason, Rollback, RunState, RunStatus, Stall, WatchEvent};
 pub use stop::StopMode;

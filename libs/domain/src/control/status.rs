@@ -184,6 +184,22 @@ pub struct Rollback {
     pub culprit: Culprit,
 }
 
+/// A run whose next step takes longer than its steps do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Milliseconds since the last step, or since steps began.
+    pub no_step_ms: u64,
+    /// What the run waits for, as far as the coordinator knows: the end of a sentence.
+    pub waiting_for: String,
+}
+
+impl fmt::Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.no_step_ms as f64 / 1000.0;
+        write!(f, "no step for {seconds:.1} s, waiting for {}", self.waiting_for)
+    }
+}
+
 /// The whole run at one instant. Also the content of `status.json` in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
@@ -235,6 +251,39 @@ pub struct RunStatus {
     /// Damaged checkpoints that this attempt has set aside to go on from an older one, a sentence each.
     #[serde(default)]
     pub set_aside: Vec<String>,
+    /// What the run waits for, where its next step takes longer than its steps do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Stall>,
+}
+
+impl RunStatus {
+    /// The status of the run called `run` of `total_steps` updates of which nothing else is known.
+    pub fn of(run: impl Into<String>, total_steps: u64) -> RunStatus {
+        RunStatus {
+            state: RunState::Pending,
+            reason: Reason::WaitingForMembers,
+            message: String::new(),
+            since_unix_ms: 0,
+            run: run.into(),
+            generation: Generation::of_attempt(0),
+            attempt: 0,
+            step: Step(0),
+            total_steps,
+            resume_step: Step(0),
+            members: Vec::new(),
+            last_commit: None,
+            last_point: None,
+            last_metrics: None,
+            evaluations: Vec::new(),
+            culprit: None,
+            consequences: Vec::new(),
+            rows: RowsStatus::default(),
+            restarts: 0,
+            last_rollback: None,
+            set_aside: Vec::new(),
+            stall: None,
+        }
+    }
 }
 
 /// What a watcher sees.

@@ -1,7 +1,7 @@
 //! What watchers and operators see and say.
 
 use polygram_domain::control::{
-    Culprit, MemberRef, MemberStatus, Reason, Rollback, RunState, RunStatus, StepMetrics, StopMode,
+    Culprit, MemberRef, MemberStatus, Reason, Rollback, RunState, RunStatus, Stall, StepMetrics, StopMode,
     WatchEvent,
 };
 use polygram_domain::{Generation, Step};
@@ -98,6 +98,7 @@ impl From<RunStatus> for wire::StatusReply {
                 reason: rollback.reason.as_str().to_owned(),
                 culprit: Some(rollback.culprit.into()),
             }),
+            stall: s.stall.map(|Stall { no_step_ms, waiting_for }| wire::Stall { no_step_ms, waiting_for }),
         }
     }
 }
@@ -128,6 +129,7 @@ impl TryFrom<wire::StatusReply> for RunStatus {
             restarts: s.restarts,
             set_aside: s.set_aside,
             last_rollback: s.last_rollback.map(TryInto::try_into).transpose()?,
+            stall: s.stall.map(|wire::Stall { no_step_ms, waiting_for }| Stall { no_step_ms, waiting_for }),
         })
     }
 }
