@@ -231,7 +231,7 @@ fn refusals_say_what_to_do() {
         assert!(error.to_string().contains("limit of bytes"), "{error}");
     }
     let all = PrepareOptions { held_out_share: 1.0 - 1e-9, ..good.clone() };
-    assert!(prepare(&all).unwrap_err().to_string().contains("all 1 documents are held out"));
+    assert!(prepare(&all).unwrap_err().to_string().contains("the only document is held out"));
     let json = folder.path().join("t.txt");
     let given = TokenizerChoice::Given { path: json, eos: None };
     assert!(

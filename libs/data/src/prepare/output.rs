@@ -37,10 +37,8 @@ pub struct Leftovers {
 impl Leftovers {
     /// Of a preparation into `output` that is about to begin.
     pub fn of(output: &Path) -> Leftovers {
-        let is_missing = |folder: &&Path| {
-            !folder.as_os_str().is_empty()
-                && matches!(fs::symlink_metadata(folder), Err(error) if error.kind() == io::ErrorKind::NotFound)
-        };
+        let is_missing =
+            |folder: &&Path| !folder.as_os_str().is_empty() && fs::symlink_metadata(folder).is_err();
         let made = output.ancestors().take_while(is_missing).map(Path::to_owned).collect();
         Leftovers { staging: output.join(STAGING), made }
     }
@@ -61,11 +59,8 @@ impl Leftovers {
     /// Removes the folders that are empty.
     fn remove_folders(&self) {
         for folder in &self.made {
-            // One that is not empty is in use, and so are those above it.
-            match fs::remove_dir(folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return,
-                _ => {}
-            }
+            // One that is not empty is in use, and so are those above it; one that could not be made is not there.
+            let _ = fs::remove_dir(folder);
         }
     }
 }
