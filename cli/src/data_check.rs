@@ -1,26 +1,16 @@
 //! What a run's data must be, checked before anything starts: files that are there and whole, tokens of the
 //! model's vocabulary, enough of them, and documents closed by the token that the model takes for it.
 
-use std::path::{Path, PathBuf};
-
-use polygram_data::prepare::PartReport;
-use polygram_data::segment::pair_of;
-use polygram_data::{DataError, DataIdentity, Loader, PrepareReport, Segment};
+use polygram_data::{DataError, DataIdentity, Loader, Segment};
 use polygram_domain::RunSpec;
 use polygram_domain::run_spec::DataSpec;
 
 use crate::data_files;
+pub(crate) use crate::data_prepared::report_beside;
+use crate::data_prepared::{self, Set};
 use crate::exit::{Failure, Outcome};
 use crate::settings::Configuration;
 use crate::units::{counted, grouped};
-
-/// A set of token files that a run reads, and what it holds.
-struct Set {
-    /// The key that names it.
-    key: String,
-    prefix: String,
-    identity: DataIdentity,
-}
 
 /// Checks the data of a run, and writes the identities of its files into the configuration. Gives warnings.
 pub(crate) fn check(configuration: &mut Configuration) -> Outcome<Vec<String>> {
@@ -29,9 +19,7 @@ pub(crate) fn check(configuration: &mut Configuration) -> Outcome<Vec<String>> {
         data_files::check(&key, prefix)?;
     }
     let sets = sets(spec).map_err(|error| refusal(error, spec))?;
-    for set in &sets {
-        check_prepared(set, spec)?;
-    }
+    let mut warnings = data_prepared::check(&sets, spec)?;
     let loader = Loader::of_run(spec).map_err(|error| refusal(error, spec))?;
     check_amounts(&loader, spec)?;
     let Some((train, held_out)) = sets.split_first() else { return Ok(Vec::new()) };
@@ -43,7 +31,7 @@ pub(crate) fn check(configuration: &mut Configuration) -> Outcome<Vec<String>> {
         ))
         .hint("give the data that was meant, or leave data.train_identity out"));
     }
-    let mut warnings = equal_sets(&sets);
+    warnings.extend(equal_sets(&sets));
     let names = spec.data.held_out_names();
     let written = configuration.file.data.held_out_identity.clone().unwrap_or_default();
     if let Some(name) = written.names().find(|name| !names.contains(name)) {
@@ -73,7 +61,9 @@ pub(crate) fn warnings(spec: &RunSpec) -> Vec<String> {
     if named(&spec.data).iter().any(|(key, prefix)| data_files::check(key, prefix).is_err()) {
         return Vec::new();
     }
-    sets(spec).map(|sets| equal_sets(&sets)).unwrap_or_default()
+    let Ok(sets) = sets(spec) else { return Vec::new() };
+    let tokenizers = data_prepared::different_tokenizers(&sets).map(|difference| difference.to_string());
+    equal_sets(&sets).into_iter().chain(tokenizers).collect()
 }
 
 /// Whether the data is on this machine, or made by the run.
@@ -118,44 +108,6 @@ fn equal_sets(sets: &[Set]) -> Vec<String> {
     warnings
 }
 
-/// What `data prepare` noted beside the files, of all of them and of this segment: `None` where it did not
-/// make them.
-pub(crate) fn report_beside(prefix: &str) -> Option<(PathBuf, PrepareReport, PartReport)> {
-    let (bin, _) = pair_of(prefix);
-    let path = bin.with_file_name("meta.json");
-    let report = PrepareReport::read(&path).ok()??;
-    let name = bin.file_stem();
-    let mut parts = std::iter::once(&report.train).chain(&report.held_out);
-    let part = parts.find(|part| Path::new(&part.path).file_name() == name)?.clone();
-    Some((path, report, part))
-}
-
-/// The tokenizer that made the data and the model must mean the same by their special tokens.
-fn check_prepared(Set { key, prefix, identity }: &Set, spec: &RunSpec) -> Outcome<()> {
-    let Some((path, report, part)) = report_beside(prefix) else { return Ok(()) };
-    let path = path.display();
-    if let Some(difference) = part.identity.as_ref().and_then(|noted| noted.difference(identity)) {
-        return Err(Failure::usage(format!("{key}: {prefix} is not what {path} describes: {difference}"))
-            .hint("prepare the data again; the files of a preparation belong together"));
-    }
-    let (eos, bos) = (report.eos_token_id, report.bos_token_id);
-    let mut wrong = Vec::new();
-    if spec.model.eos_token_id != eos {
-        wrong.push(("model.eos_token_id", "closed", eos, spec.model.eos_token_id));
-    }
-    // A tokenizer without a token that begins documents is noted with EOS in its place.
-    if bos != eos && spec.model.bos_token_id != bos {
-        wrong.push(("model.bos_token_id", "begun", bos, spec.model.bos_token_id));
-    }
-    let Some((_, verb, token, here)) = wrong.first() else { return Ok(()) };
-    let id = wrong.first().map_or("", |(name, ..)| name);
-    let sets: Vec<String> = wrong.iter().map(|(name, _, token, _)| format!("--set {name}={token}")).collect();
-    Err(Failure::usage(format!(
-        "{key}: its documents are {verb} by token {token} ({path}), but {id} is {here}"
-    ))
-    .hint(format!("add {}", sets.join(" "))))
-}
-
 /// A step needs samples of its own, an evaluation cells of its own.
 fn check_amounts(loader: &Loader, spec: &RunSpec) -> Outcome<()> {
     let (samples, per_step) = (loader.samples(), spec.samples_per_step());
@@ -183,7 +135,10 @@ fn check_amounts(loader: &Loader, spec: &RunSpec) -> Outcome<()> {
             spec.training.micro_batch_size,
             spec.training.seq_len,
         ))
-        .hint(format!("set evaluation.cells={cells} or use more held-out data")));
+        .hint(match cells {
+            0 => "use more held-out data, a smaller training.micro_batch_size or a smaller training.seq_len".into(),
+            cells => format!("add --set evaluation.cells={cells}, or use more held-out data"),
+        }));
     }
     Ok(())
 }
@@ -194,7 +149,7 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
     let DataSpec::Segments { train, held_out } = &spec.data else {
         return Failure::usage("the run's data cannot be made").because(error);
     };
-    if matches!(error, DataError::TokenRange { .. }) {
+    if let DataError::TokenRange { source_name, document, position, token, vocab } = &error {
         let largest = |prefix: &str| Segment::open(prefix).and_then(|segment| segment.largest_token());
         let prefixes = || std::iter::once(train.as_str()).chain(held_out.iter().map(|(_, prefix)| prefix));
         let largest: Result<Vec<_>, _> = prefixes().map(largest).collect();
@@ -202,9 +157,11 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
         if let Some(largest) = largest.ok().and_then(|largest| largest.into_iter().flatten().max()) {
             let noted = prefixes().filter_map(report_beside).map(|(_, report, _)| report.vocab_size);
             let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
-            return Failure::usage("the data does not fit the model's vocabulary")
-                .because(error)
-                .hint(format!("its largest token is {largest}: set model.vocab_size={wanted}"));
+            return Failure::usage(format!(
+                "the data does not fit the model's vocabulary: {source_name} has token {token} at position {position} \
+                 (document {document}), and model.vocab_size is {vocab}"
+            ))
+            .hint(format!("the largest token of the data is {largest}: add --set model.vocab_size={wanted}"));
         }
     }
     Failure::usage("the run's data cannot be used").because(error)
@@ -212,6 +169,8 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use polygram_data::segment::{Dtype, Existing, SegmentWriter};
 
     use super::*;
@@ -377,7 +336,9 @@ mod tests {
             })
             .collect();
         let error = Data::of(&[&wide]).checked(&[]).unwrap_err();
-        assert!(error.contains("token 300 at position 77") && error.contains("vocab_size=312"), "{error}");
+        assert!(error.contains("token 300 at position 77"), "{error}");
+        // One piece of advice, which works.
+        assert!(error.contains("--set model.vocab_size=312") && !error.contains("more than"), "{error}");
         assert!(Data::of(&[&wide]).checked(&["model.vocab_size=312"]).is_ok());
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use polygram_data::local_path;
 use polygram_data::segment::pair_of;
 
 use crate::exit::{Failure, Outcome};
@@ -19,6 +20,9 @@ pub(crate) fn check(key: &str, prefix: &str) -> Outcome<()> {
     match (idx.is_file(), bin.is_file()) {
         (true, true) => Ok(()),
         (false, false) => {
+            if let Some(problem) = local_path::problem_of(Path::new(prefix)) {
+                return Err(Failure::usage(format!("{key} = {prefix:?} cannot be used: {problem}")));
+            }
             let hint = meant(key, prefix).unwrap_or_else(|| PREPARE.to_owned());
             Err(Failure::usage(format!("{key}: there is no file {}", idx.display())).hint(hint))
         }
@@ -128,6 +132,15 @@ mod tests {
         ] {
             let text = said(key, name);
             assert!(text.contains(&words) && text.contains(key), "{name}: {text}");
+        }
+        for (prefix, words) in [
+            ("s3://bucket/train", "it is an address (s3:)"),
+            ("hf://datasets/x/train", "files of this machine only"),
+            ("~/data/train", "~ is not expanded"),
+            ("file:///data/train", "without file://"),
+        ] {
+            let text = check("data.train", prefix).unwrap_err().to_string();
+            assert!(text.contains(words) && text.contains(prefix), "{text}");
         }
         for name in ["d1/train", "d1/train.bin", "d1/train.idx"] {
             assert!(check("data.train", &at(name)).is_ok(), "{name}");

@@ -5,6 +5,7 @@ mod byte_progress;
 mod commands;
 mod data_check;
 mod data_files;
+mod data_prepared;
 mod device_check;
 mod evaluations;
 mod exit;

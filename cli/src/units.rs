@@ -2,20 +2,7 @@
 
 use polygram_domain::words::{self, three_digits};
 
-pub(crate) use polygram_domain::words::bytes;
-
-/// An integer with thousands separated: `68,562,459,648`.
-pub(crate) fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+pub(crate) use polygram_domain::words::{bytes, grouped};
 
 /// A grouped integer with its noun: `1 step`, `68,562 objects`.
 pub(crate) fn counted(count: u64, noun: &str) -> String {
@@ -113,9 +100,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(68_562_459_648), "68,562,459,648");
         assert_eq!(count(68_562_459_648.0), "68.6 B");
         assert_eq!(count(8192.0), "8.19 k");
         assert_eq!(count(17.0), "17");

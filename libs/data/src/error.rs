@@ -3,6 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use polygram_domain::words::{counted, grouped};
+
+use crate::local_path;
+
 /// A refusal or failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -59,7 +63,8 @@ pub enum DataError {
     /// A token that the model has no embedding for.
     #[error(
         "{source_name} has token {token} at position {position} (document {document}), outside the vocabulary of \
-         {vocab} tokens; use data of the model's tokenizer or set model.vocab_size to more than {token}"
+         {vocab} tokens; the model needs a vocabulary for every token of its data: `polygram data inspect` shows the \
+         largest one"
     )]
     TokenRange {
         /// File or source.
@@ -74,7 +79,7 @@ pub enum DataError {
         vocab: u32,
     },
     /// Too few tokens to make what is needed.
-    #[error("{source_name} has {tokens} tokens, but {needed} are needed for {purpose}; {hint}")]
+    #[error("{source_name} has {}, but {needed} are needed for {purpose}; {hint}", counted(*tokens, "token"))]
     TooShort {
         /// File or source.
         source_name: String,
@@ -100,7 +105,7 @@ pub enum DataError {
         tokens: u64,
     },
     /// A cell that the step's grid does not have, or a step beyond counting.
-    #[error("step {step} has no cell {cell}: a step has {cells} cells")]
+    #[error("step {step} has no cell {cell}: a step has {}", counted(u64::from(*cells), "cell"))]
     NoSuchCell {
         /// The step asked for.
         step: u64,
@@ -125,21 +130,29 @@ pub enum DataError {
     },
     /// Inputs without any text.
     #[error(
-        "no text found in {inputs}: {files} files were read and {left_out} left out; name files of text, .jsonl, \
-         .jsonl.gz, .jsonl.zst or .parquet, or folders of them"
+        "no text found in {inputs}: {found}; name files of text, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or \
+         folders of them"
     )]
     EmptyCorpus {
         /// The inputs as given.
         inputs: String,
-        /// Files read.
-        files: u64,
-        /// Files left out, by kind where there are any.
-        left_out: String,
+        /// What was found in its place: a clause.
+        found: String,
     },
     /// A file that was named as an input and cannot be used.
     #[error("input {path} cannot be used: {problem}", path = path.display())]
     UnusableInput {
         /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// A path that names nothing on this machine.
+    #[error("{what} {path} cannot be used: {problem}", path = path.display())]
+    NoLocalPath {
+        /// What it was given for, with an article.
+        what: &'static str,
+        /// As it was given.
         path: PathBuf,
         /// Why, and what to do.
         problem: String,
@@ -157,8 +170,12 @@ pub enum DataError {
     },
     /// Every document is held out.
     #[error(
-        "all {documents} documents are held out at a share of {share} and seed {seed}, so none is left to train on; \
-         choose a smaller share, another seed or more documents"
+        "{} held out at a share of {share} and seed {seed}, so none is left to train on; choose a smaller share, \
+         another seed or more documents",
+        match documents {
+            1 => "the only document is".to_owned(),
+            documents => format!("all {} documents are", grouped(*documents)),
+        }
     )]
     NothingToTrainOn {
         /// Documents.
@@ -221,6 +238,14 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Refuses a path that names nothing on this machine.
+    pub(crate) fn check_local(what: &'static str, path: &Path) -> Result<(), DataError> {
+        match local_path::problem_of(path) {
+            Some(problem) => Err(DataError::NoLocalPath { what, path: path.to_owned(), problem }),
+            None => Ok(()),
+        }
+    }
+
     /// For `map_err`: wraps an I/O error with what was being done to which path.
     pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataError + 'a {
         move |source| DataError::Io { action, path: path.to_owned(), source }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use polygram_domain::words::{grouped, of_many};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
@@ -47,14 +48,19 @@ impl DataIdentity {
     pub fn difference(&self, now: &DataIdentity) -> Option<String> {
         let DataIdentity { tokens, documents, index_hash, sample_hash } = self;
         if (now.tokens, now.documents) != (*tokens, *documents) {
+            let amount = |tokens, documents| {
+                let count = |number, noun| of_many(number, grouped(number), noun);
+                format!("{} in {}", count(tokens, "token"), count(documents, "document"))
+            };
             Some(format!(
-                "it had {tokens} tokens in {documents} documents and has {} tokens in {} documents now",
-                now.tokens, now.documents
+                "it had {} and has {} now",
+                amount(*tokens, *documents),
+                amount(now.tokens, now.documents)
             ))
         } else if now.index_hash != *index_hash {
-            Some(format!("its {tokens} tokens are divided into other documents, or stored as another type"))
+            Some("its tokens are divided into other documents, or stored as another type".into())
         } else if now.sample_hash != *sample_hash {
-            Some(format!("it has {tokens} tokens as before, but other ones"))
+            Some("it has as many tokens as before, but other ones".into())
         } else {
             None
         }
@@ -104,7 +110,7 @@ mod tests {
         assert_eq!(base.difference(&identity(&[&[1, 2, 3], &[4, 5]], Dtype::U16)), None);
         for (other, words) in [
             (identity(&[&[1, 2, 3], &[4, 5, 6]], Dtype::U16), "6 tokens in 2 documents now"),
-            (identity(&[&[1, 2, 3, 4, 5]], Dtype::U16), "5 tokens in 1 documents now"),
+            (identity(&[&[1, 2, 3, 4, 5]], Dtype::U16), "5 tokens in 1 document now"),
             (identity(&[&[1, 2], &[3, 4, 5]], Dtype::U16), "divided into other documents"),
             (identity(&[&[1, 2, 3], &[4, 5]], Dtype::I32), "another type"),
             (identity(&[&[1, 2, 3], &[4, 6]], Dtype::U16), "but other ones"),

@@ -11,6 +11,7 @@ mod guard;
 pub mod identity;
 pub mod inspect;
 pub mod loader;
+pub mod local_path;
 pub mod prepare;
 pub mod sampler;
 pub mod segment;

@@ -11,6 +11,7 @@ use arrow_array::{RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use polygram_data::prepare::{TextFormat, TokenizerChoice};
 use polygram_data::{PrepareOptions, PrepareReport, prepare};
+use polygram_domain::words::grouped;
 use serde_json::json;
 
 /// Inputs and a tokenizer, in a temporary folder.
@@ -303,7 +304,9 @@ fn a_smaller_vocabulary_than_asked_for_is_said() {
     let bytes = texts().concat().len();
     assert!(report.vocab_size < 5000);
     let note = report.notes.iter().find(|note| note.contains("--vocab-size")).unwrap();
-    for words in [format!("{} tokens, not 5000", report.vocab_size), format!("{bytes} bytes")] {
+    for words in
+        [format!("{} tokens, not 5,000", report.vocab_size), format!("{} bytes", grouped(bytes as u64))]
+    {
         assert!(note.contains(&words), "{note}");
     }
     let whole = train(report.vocab_size, 1 << 20);

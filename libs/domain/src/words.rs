@@ -12,6 +12,19 @@ pub fn of_many(count: u64, text: impl Display, noun: &str) -> String {
     if count == 1 { format!("{text} {noun}") } else { format!("{text} {}", plural(noun)) }
 }
 
+/// An integer with thousands separated: `68,562,459,648`.
+pub fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Bytes in three digits and binary units: `117 GiB`.
 pub fn bytes(count: u64) -> String {
     let value = count as f64;
@@ -62,7 +75,8 @@ mod tests {
         ] {
             assert_eq!(counted(count, noun), text);
         }
-        assert_eq!(of_many(1024, "1,024", "object"), "1,024 objects");
+        assert_eq!(of_many(1024, grouped(1024), "object"), "1,024 objects");
+        assert_eq!([0, 999, 68_562_459_648].map(grouped), ["0", "999", "68,562,459,648"]);
         assert_eq!([512, 1 << 30, 4_510_000].map(bytes), ["512 B", "1.00 GiB", "4.30 MiB"]);
     }
 }

@@ -127,6 +127,11 @@ pub(crate) struct Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_empty()
+    }
+
     /// The first plain bytes, enough to tell what is not text.
     pub(crate) fn start(&self) -> Vec<u8> {
         self.head[..self.head.len().min(KEPT_BYTES)].to_vec()
@@ -155,7 +160,7 @@ pub(crate) fn open<'a>(file: &InputFile, bytes: &'a Cell<u64>) -> Result<Opened<
     read.map_err(DataError::io("read", &file.path))?;
     let compression = match (file.compression, compression_of(&start)) {
         (Compression::None, found) | (_, found @ (Compression::Gzip | Compression::Zstd)) => found,
-        (named, Compression::None) if start.is_empty() => named,
+        (_, Compression::None) if start.is_empty() => Compression::None,
         (named, Compression::None) => {
             let found = what_is(&start).map_or(String::new(), |what| format!(" but {what}"));
             return Err(file.unusable(format!(

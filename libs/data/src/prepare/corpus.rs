@@ -69,7 +69,8 @@ impl Reading<'_> {
             {
                 FileRead { format: None, left_out: Some(UNREADABLE) }
             }
-            read => read?,
+            Err(error) => return Err(self.damage_behind(file, error)),
+            Ok(read) => read,
         };
         let kind = self.report.sources.entry(kind_of(file, read.format)).or_default();
         let has_text = count.count.documents > 0;
@@ -79,6 +80,40 @@ impl Reading<'_> {
         }
         self.report.prints.push(*count.print.finalize().as_bytes());
         Ok(())
+    }
+
+    /// The damage of a compressed file in the place of `error`, which may come of it: what is decompressed is
+    /// wrong before its checksum shows it.
+    fn damage_behind(&self, file: &InputFile, error: DataError) -> DataError {
+        let is_of_content = matches!(error, DataError::Corpus { .. } | DataError::UnusableInput { .. });
+        if !is_of_content || file.state == FileState::Stream {
+            return error;
+        }
+        match self.check_compressed(file) {
+            Err(damage @ (DataError::Corpus { .. } | DataError::Stopped)) => damage,
+            _ => error,
+        }
+    }
+
+    /// Decompresses a file to its end.
+    fn check_compressed(&self, file: &InputFile) -> Result<(), DataError> {
+        let unseen = Cell::new(0);
+        let opened = content::open(file, &unseen)?;
+        let compression = opened.compression;
+        if compression == Compression::None {
+            return Ok(());
+        }
+        let mut reader = opened.into_reader();
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            self.tick()?;
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(reading_failed(file, compression, error)),
+            }
+        }
     }
 
     /// Offers the documents of a file.
@@ -96,14 +131,18 @@ impl Reading<'_> {
         }
         let within = Cell::new(0);
         let mut opened = content::open(file, &within)?;
+        if opened.is_empty() {
+            return Ok(FileRead { format: None, left_out: Some("empty") });
+        }
         match content_of(file, &mut opened, records)? {
             Content::Foreign(kind) => Ok(FileRead { format: None, left_out: Some(kind) }),
             Content::Documents(Format::Parquet) if file.state == FileState::Stream => {
                 Err(file.unusable(PIPED_TABLE))
             }
             Content::Documents(Format::Parquet) => {
-                read_parquet(self, file, &records.text_key, &mut |reading, offered| {
-                    reading.offer(offered, count, visit)
+                read_parquet(self, file, &records.text_key, &mut |reading, row| match row {
+                    Some(offered) => reading.offer(offered, count, visit),
+                    None => reading.skip_null(count),
                 })?;
                 read(Format::Parquet, None)
             }
@@ -200,9 +239,12 @@ impl Reading<'_> {
                 continue;
             }
             self.within.set(within.get());
-            if let Line::Text { text, repaired } = json_line::text_of(text, key).map_err(failed)? {
-                let offered = Offered { first: text, repaired, place: &place, rest: None };
-                self.offer(offered, count, visit)?;
+            match json_line::text_of(text, key).map_err(failed)? {
+                Line::Text { text, repaired } => {
+                    let offered = Offered { first: text, repaired, place: &place, rest: None };
+                    self.offer(offered, count, visit)?;
+                }
+                Line::Null => self.skip_null(count)?,
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::meta::LeftOutCount;
 use super::output::OUTPUTS;
 use crate::error::DataError;
+use crate::local_path::problem_of;
 
 /// Extensions of text files that are taken from folders unless others are asked for.
 pub const DEFAULT_EXTENSIONS: [&str; 37] = [
@@ -332,10 +333,14 @@ fn cannot_look_at(input: &Path, error: std::io::Error) -> DataError {
         (_, Ok(target)) => {
             unusable(input, &format!("it is a link to {}, which leads nowhere: {error}", target.display()))
         }
-        (ErrorKind::NotFound, _) => {
-            DataError::Missing { path: input.to_owned(), hint: "name files or folders of text that exist" }
-        }
-        _ => DataError::io("look at", input)(error),
+        (kind, _) => match problem_of(input) {
+            Some(problem) => unusable(input, &problem),
+            None if kind == ErrorKind::NotFound => DataError::Missing {
+                path: input.to_owned(),
+                hint: "name files or folders of text that exist",
+            },
+            None => DataError::io("look at", input)(error),
+        },
     }
 }
 

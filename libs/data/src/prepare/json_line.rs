@@ -37,7 +37,7 @@ pub(crate) fn text_of(line: &[u8], key: &str) -> Result<Line, String> {
             let (text, repaired) = unescaped(raw);
             Ok(Line::Text { text, repaired })
         }
-        Some(Value::Other) => Err(format!("its {key:?} is not a string")),
+        Some(Value::Other(kind)) => Err(format!("its {key:?} is {kind}, and text is needed")),
     }
 }
 
@@ -75,7 +75,8 @@ enum Value<'a> {
     Null,
     /// What stands between the quotes.
     String(&'a [u8]),
-    Other,
+    /// What it is, with an article.
+    Other(&'static str),
 }
 
 struct Scan<'a> {
@@ -168,7 +169,8 @@ impl<'a> Scan<'a> {
     fn value(&mut self) -> Result<Value<'a>, String> {
         match self.peek() {
             Some(b'"') => self.string().map(Value::String),
-            Some(b'{' | b'[') => self.nested().map(|()| Value::Other),
+            Some(b'{') => self.nested().map(|()| Value::Other("an object")),
+            Some(b'[') => self.nested().map(|()| Value::Other("a list")),
             _ => {
                 let start = self.at;
                 while self
@@ -180,7 +182,8 @@ impl<'a> Scan<'a> {
                 match &self.line[start..self.at] {
                     [] => Err(self.broken("a value")),
                     b"null" => Ok(Value::Null),
-                    _ => Ok(Value::Other),
+                    b"true" | b"false" => Ok(Value::Other("true or false")),
+                    _ => Ok(Value::Other("a number")),
                 }
             }
         }
@@ -334,8 +337,11 @@ mod tests {
                 r#"{"body":"x","id":1}"#,
                 "it has no \"text\"; name the field that holds the text (--text-key), one of: body, id",
             ),
-            (r#"{"text":5}"#, "its \"text\" is not a string"),
-            (r#"{"text":["a"]}"#, "its \"text\" is not a string"),
+            (r#"{"text":5}"#, "its \"text\" is a number, and text is needed"),
+            (r#"{"text":NaN}"#, "its \"text\" is a number"),
+            (r#"{"text":true}"#, "its \"text\" is true or false"),
+            (r#"{"text":["a"]}"#, "its \"text\" is a list"),
+            (r#"{"text":{"a":1}}"#, "its \"text\" is an object"),
             (r#"{"text":"a"} x"#, "it goes on after its JSON object"),
             (r#"{"text":"a""#, "ends where a comma or the closing brace is due"),
             (r#"{"text":"a"#, "ends where the end of a string is due"),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 use crate::identity::DataIdentity;
+use crate::segment::pair_of;
 
 /// Version of `meta.json`.
 pub(crate) const VERSION: u32 = 1;
@@ -23,6 +24,9 @@ pub struct PrepareReport {
     pub held_out: Option<PartReport>,
     /// The `tokenizer.json`.
     pub tokenizer: String,
+    /// BLAKE3 of the bytes of that file, 64 hexadecimal digits; absent in files of older versions.
+    #[serde(default)]
+    pub tokenizer_hash: Option<String>,
     /// Tokens of the vocabulary: the largest id plus one. A model needs at least so many.
     pub vocab_size: u32,
     /// Token that begins a document; EOS where the tokenizer has none. The data does not contain it.
@@ -44,6 +48,17 @@ pub struct PrepareReport {
     /// repaired.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// What `meta.json` says about the segment that it lies beside.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// The `meta.json`.
+    pub path: PathBuf,
+    /// All of it.
+    pub report: PrepareReport,
+    /// The segment.
+    pub part: PartReport,
 }
 
 /// One segment.
@@ -79,6 +94,12 @@ pub struct SourceCount {
     /// replaced by U+FFFD.
     #[serde(default)]
     pub repaired_documents: u64,
+    /// JSON lines and rows whose text is null; no documents.
+    #[serde(default)]
+    pub null_texts: u64,
+    /// JSON lines and rows whose text is empty or white space; no documents.
+    #[serde(default)]
+    pub empty_texts: u64,
 }
 
 impl SourceCount {
@@ -89,6 +110,8 @@ impl SourceCount {
         self.documents += more.documents;
         self.bytes += more.bytes;
         self.repaired_documents += more.repaired_documents;
+        self.null_texts += more.null_texts;
+        self.empty_texts += more.empty_texts;
     }
 }
 
@@ -128,6 +151,18 @@ impl PrepareReport {
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|error| corpus(format!("it is not the meta.json of a preparation: {error}")))
+    }
+
+    /// Reads the `meta.json` beside the segment at `prefix`; `None` where there is none, or it is about other
+    /// files.
+    pub fn beside(prefix: &str) -> Result<Option<Prepared>, DataError> {
+        let (bin, _) = pair_of(prefix);
+        let path = bin.with_file_name("meta.json");
+        let Some(report) = PrepareReport::read(&path)? else { return Ok(None) };
+        let name = bin.file_stem();
+        let mut parts = std::iter::once(&report.train).chain(&report.held_out);
+        let part = parts.find(|part| Path::new(&part.path).file_name() == name).cloned();
+        Ok(part.map(|part| Prepared { path, report, part }))
     }
 
     /// As `meta.json`.

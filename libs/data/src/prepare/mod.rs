@@ -16,23 +16,26 @@ mod files;
 mod json_line;
 mod meta;
 mod monitor;
+mod notes;
+mod options;
 mod output;
 mod reading;
 mod split;
 mod table;
 mod text;
 mod tokenizer;
+mod tokenizer_file;
 mod train;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use content::TextFormat;
 pub use files::{DEFAULT_EXTENSIONS, UNREADABLE};
-pub use meta::{LeftOutCount, PartReport, PrepareReport, SourceCount};
+pub use meta::{LeftOutCount, PartReport, PrepareReport, Prepared, SourceCount};
 pub use monitor::{Monitor, Progress, Stage};
-pub use output::abandon;
+pub use options::PrepareOptions;
+pub use output::Leftovers;
 pub use tokenizer::TokenizerChoice;
 
 use crate::error::DataError;
@@ -44,104 +47,11 @@ use encode::{Encoded, encode};
 use files::{FileState, Search};
 use meta::PartCount;
 use monitor::Unattended;
-use output::{Staging, check_outputs};
+use notes::{check_found, notes};
+use output::Staging;
 use reading::{Pass, PassReport};
 use split::{Sample, Side, Split};
 use tokenizer::TextTokenizer;
-
-/// Fewer bytes hold no text: a character takes up to four.
-const LEAST_BYTES: u64 = 4;
-/// More threads than this are a mistake.
-const MOST_THREADS: usize = 4096;
-
-/// What to prepare, from what, into what. [`PrepareOptions::new`] has the defaults.
-#[derive(Clone, Debug)]
-pub struct PrepareOptions {
-    /// Files and folders. A folder is walked in name order, hidden files and folders aside; links are
-    /// followed.
-    pub inputs: Vec<PathBuf>,
-    /// Folder of the output; made where needed.
-    pub output: PathBuf,
-    /// Where the tokenizer comes from.
-    pub tokenizer: TokenizerChoice,
-    /// Field of a JSON line, or column of a parquet file, that holds the text.
-    pub text_key: String,
-    /// What files other than parquet hold.
-    pub format: TextFormat,
-    /// Extensions of text files taken from folders, without the dot. Files named as inputs are taken whatever
-    /// theirs.
-    pub extensions: Vec<String>,
-    /// Stop reading after so many bytes of text.
-    pub max_bytes: Option<u64>,
-    /// Share of documents that are held out, 0 to below 1.
-    pub held_out_share: f64,
-    /// Decides which documents are held out and which the tokenizer is trained on.
-    pub seed: u64,
-    /// Threads that encode.
-    pub threads: NonZeroUsize,
-    /// What to do about output that is there.
-    pub existing: Existing,
-}
-
-impl PrepareOptions {
-    /// Defaults: train a tokenizer of 8192 tokens on up to 32 MiB of text; key "text"; 1 % held out; seed 0;
-    /// all cores; refuse to overwrite.
-    pub fn new(inputs: Vec<PathBuf>, output: PathBuf) -> PrepareOptions {
-        PrepareOptions {
-            inputs,
-            output,
-            tokenizer: TokenizerChoice::default(),
-            text_key: "text".into(),
-            format: TextFormat::Auto,
-            extensions: DEFAULT_EXTENSIONS.iter().map(|&e| e.to_owned()).collect(),
-            max_bytes: None,
-            held_out_share: 0.01,
-            seed: 0,
-            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            existing: Existing::Refuse,
-        }
-    }
-
-    fn check(&self) -> Result<(), DataError> {
-        if !(0.0..1.0).contains(&self.held_out_share) {
-            return Err(DataError::IllegalOption {
-                option: "the held-out share",
-                value: self.held_out_share.to_string(),
-                wanted: "0 to below 1".into(),
-            });
-        }
-        if self.inputs.is_empty() {
-            return Err(DataError::IllegalOption {
-                option: "the list of inputs",
-                value: "empty".into(),
-                wanted: "files or folders of text".into(),
-            });
-        }
-        if self.output.to_str().is_none() {
-            return Err(DataError::IllegalOption {
-                option: "the output folder",
-                value: self.output.display().to_string(),
-                wanted: "valid UTF-8, since run files must name it".into(),
-            });
-        }
-        if let Some(bytes) = self.max_bytes.filter(|&bytes| bytes < LEAST_BYTES) {
-            return Err(DataError::IllegalOption {
-                option: "the limit of bytes",
-                value: bytes.to_string(),
-                wanted: format!("at least {LEAST_BYTES}"),
-            });
-        }
-        if self.threads.get() > MOST_THREADS {
-            return Err(DataError::IllegalOption {
-                option: "the number of threads",
-                value: self.threads.to_string(),
-                wanted: format!("at most {MOST_THREADS}"),
-            });
-        }
-        self.tokenizer.check()?;
-        check_outputs(&self.output, self.existing)
-    }
-}
 
 /// Prepares a corpus; returns what `meta.json` says.
 pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
@@ -201,8 +111,10 @@ pub fn prepare_with(options: &PrepareOptions, monitor: &dyn Monitor) -> Result<P
     if parts.train.count.documents() == 0 {
         return Err(nothing_to_train_on(options, Some(&found)));
     }
-    let report = parts.finish(options, &tokenizer, found)?;
-    staging.write("tokenizer.json", &tokenizer.to_json()?)?;
+    let json = tokenizer.to_json()?;
+    let hash = blake3::hash(json.as_bytes()).to_hex().to_string();
+    let report = PrepareReport { tokenizer_hash: Some(hash), ..parts.finish(options, &tokenizer, found)? };
+    staging.write("tokenizer.json", &json)?;
     let meta = report.to_json().map_err(|error| DataError::Io {
         action: "write",
         path: options.output.join("meta.json"),
@@ -258,23 +170,6 @@ fn refuse_streams(corpus: &Corpus) -> Result<(), DataError> {
         )),
         None => Ok(()),
     }
-}
-
-fn check_found(
-    options: &PrepareOptions,
-    corpus: &Corpus,
-    found: Option<&PassReport>,
-) -> Result<(), DataError> {
-    let Some(found) = found.filter(|found| found.documents() == 0) else { return Ok(()) };
-    let inputs: Vec<String> = options.inputs.iter().map(|path| path.display().to_string()).collect();
-    let kinds: Vec<String> =
-        found.left_out.iter().map(|(kind, count)| format!("{} {kind}", count.files)).collect();
-    let left_out = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
-    Err(DataError::EmptyCorpus {
-        inputs: inputs.join(", "),
-        files: corpus.inputs.files.len() as u64,
-        left_out,
-    })
 }
 
 fn nothing_to_train_on(options: &PrepareOptions, found: Option<&PassReport>) -> DataError {
@@ -374,61 +269,16 @@ impl Parts {
             train: report(&self.train, "train", train_identity),
             held_out: has_held_out.then(|| report(&self.held_out, "held_out", held_out_identity)),
             tokenizer: path("tokenizer.json"),
+            tokenizer_hash: None,
             vocab_size: tokenizer.vocab().size,
             bos_token_id: tokenizer.vocab().bos,
             eos_token_id: tokenizer.vocab().eos,
             dtype: self.dtype.to_string(),
             seed: options.seed,
             held_out_share: options.held_out_share,
-            notes: self.notes(options, tokenizer, &found),
+            notes: notes(options, tokenizer, (&self.train.count, &self.held_out.count), &found),
             sources: found.sources,
             left_out: found.left_out,
         })
-    }
-
-    /// What the user may not expect.
-    fn notes(&self, options: &PrepareOptions, tokenizer: &TextTokenizer, found: &PassReport) -> Vec<String> {
-        let mut notes = tokenizer.notes().to_vec();
-        let repaired: u64 = found.sources.values().map(|count| count.repaired_documents).sum();
-        if repaired > 0 {
-            notes.push(format!("documents with broken text, which became U+FFFD: {repaired}"));
-        }
-        for (what, count) in &found.doubts {
-            notes.push(format!(
-                "files that {what} were each read as one text: {} ({}{}); say what they are, or read them so with \
-                 --format text",
-                count.files,
-                count.example,
-                if count.files > 1 { " and others" } else { "" }
-            ));
-        }
-        if let Some(count) = found.left_out.get(UNREADABLE) {
-            notes.push(format!(
-                "files and folders without permission to read were left out: {} ({}{}); give it (chmod, or as their \
-                 owner) and prepare again to have them",
-                count.files,
-                count.example,
-                if count.files > 1 { " and others" } else { "" }
-            ));
-        }
-        let eos = tokenizer.vocab().eos;
-        let inside = [&self.train, &self.held_out]
-            .map(|part| part.count.count_of(eos).saturating_sub(part.count.documents()))
-            .iter()
-            .sum::<u64>();
-        if inside > 0 {
-            notes.push(format!(
-                "the tokenizer makes its closing token {eos} of text too: it stands {inside} times inside documents"
-            ));
-        }
-        if options.held_out_share > 0.0 && self.held_out.count.documents() == 0 {
-            notes.push(format!(
-                "no document is held out: {} documents at a share of {}; choose a larger share or another seed to \
-                 have some",
-                self.train.count.documents(),
-                options.held_out_share
-            ));
-        }
-        notes
     }
 }

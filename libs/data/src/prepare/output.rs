@@ -25,12 +25,54 @@ const INSTALLED: [&str; 6] =
 /// Those that are removed before: what remains is no longer a set that can be read.
 const REMOVED_FIRST: [&str; 5] = ["meta.json", "train.idx", "held_out.idx", "held_out.bin", "tokenizer.json"];
 
-/// The files of a preparation at work. Dropped, it removes all of them.
+/// What a preparation that does not complete has to remove: its unfinished files, and the folders that it
+/// made for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftovers {
+    staging: PathBuf,
+    /// The output folder and those above it, as far as they did not exist; the deepest first.
+    made: Vec<PathBuf>,
+}
+
+impl Leftovers {
+    /// Of a preparation into `output` that is about to begin.
+    pub fn of(output: &Path) -> Leftovers {
+        let is_missing =
+            |folder: &&Path| !folder.as_os_str().is_empty() && fs::symlink_metadata(folder).is_err();
+        let made = output.ancestors().take_while(is_missing).map(Path::to_owned).collect();
+        Leftovers { staging: output.join(STAGING), made }
+    }
+
+    /// Removes them. Folders that hold anything else stay.
+    ///
+    /// # Errors
+    /// The unfinished files cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.staging) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.remove_folders();
+        Ok(())
+    }
+
+    /// Removes the folders that are empty.
+    fn remove_folders(&self) {
+        for folder in &self.made {
+            // One that is not empty is in use, and so are those above it; one that could not be made is not there.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// The files of a preparation at work. Dropped, it removes all of them, unless they were installed.
 #[derive(Debug)]
 pub(crate) struct Staging {
     output: PathBuf,
     folder: PathBuf,
     existing: Existing,
+    /// What is removed at the end.
+    leftovers: Leftovers,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -39,10 +81,13 @@ impl Staging {
     /// Locks `output`, which is made where needed, and removes what a dead preparation left there.
     pub(crate) fn begin(output: &Path, existing: Existing) -> Result<Staging, DataError> {
         check_outputs(output, existing)?;
-        fs::create_dir_all(output).map_err(DataError::io("create", output))?;
+        let leftovers = Leftovers::of(output);
         let folder = output.join(STAGING);
-        let lock = lock(output, &folder)?;
-        let staging = Staging { output: output.to_owned(), folder, existing, _lock: lock };
+        let locked = fs::create_dir_all(output)
+            .map_err(DataError::io("create", output))
+            .and_then(|()| lock(output, &folder));
+        let lock = locked.inspect_err(|_| leftovers.remove_folders())?;
+        let staging = Staging { output: output.to_owned(), folder, existing, leftovers, _lock: lock };
         for entry in fs::read_dir(&staging.folder).map_err(DataError::io("list", &staging.folder))? {
             let path = entry.map_err(DataError::io("list", &staging.folder))?.path();
             if path.file_name().is_some_and(|name| name != LOCK) {
@@ -101,21 +146,15 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // The next preparation removes what remains, and there is nobody to report it to.
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// Removes what a preparation that is about to be ended has in `output` so far. Its process must end next.
-pub fn abandon(output: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(output.join(STAGING)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        // The next preparation removes what remains, and there is nobody to report it to. A folder with
+        // installed files is not empty and stays.
+        let _ = self.leftovers.remove();
     }
 }
 
 /// Refuses output that is there where it must not be, and what is no regular file in any case.
 pub(crate) fn check_outputs(output: &Path, existing: Existing) -> Result<(), DataError> {
+    DataError::check_local("the output folder", output)?;
     match fs::metadata(output) {
         Ok(metadata) if !metadata.is_dir() => {
             return Err(DataError::IllegalOption {
@@ -212,6 +251,33 @@ mod tests {
         let names: Vec<_> = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["mine.partial-12"]);
         Staging::begin(&output, Existing::Refuse).unwrap();
+    }
+
+    #[test]
+    fn folders_that_were_made_in_vain_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there");
+        fs::create_dir(&there).unwrap();
+        for output in [there.join("a/b/c"), there.join("a"), there.clone()] {
+            drop(Staging::begin(&output, Existing::Refuse).unwrap());
+            assert_eq!(fs::read_dir(&there).unwrap().count(), 0, "{}", output.display());
+        }
+        // What somebody else put there stays, and the folders that it is in.
+        let staging = Staging::begin(&there.join("a/b/c"), Existing::Refuse).unwrap();
+        fs::write(there.join("a/notes"), "of the user").unwrap();
+        drop(staging);
+        assert!(there.join("a/notes").exists() && !there.join("a/b").exists());
+        // Whoever ends the process instead removes the same.
+        let leftovers = Leftovers::of(&there.join("d/e"));
+        std::mem::forget(Staging::begin(&there.join("d/e"), Existing::Refuse).unwrap());
+        leftovers.remove().unwrap();
+        assert!(!there.join("d").exists());
+        // A folder that cannot be made leaves none above it.
+        fs::write(there.join("file"), "x").unwrap();
+        assert!(Staging::begin(&there.join("file/b"), Existing::Refuse).is_err());
+        let long = "x".repeat(300);
+        assert!(Staging::begin(&there.join("g/h").join(long), Existing::Refuse).is_err());
+        assert!(!there.join("g").exists());
     }
 
     #[test]

@@ -95,8 +95,13 @@ impl<'a> Reading<'a> {
         if first.starts_with('\u{feff}') {
             first.remove(0);
         }
-        first.truncate(boundary_below(&first, self.left));
         self.tick()?;
+        // A file that is one text and is empty is left out as a file.
+        let is_record = rest.is_none();
+        if is_record && first.trim().is_empty() {
+            count.count.empty_texts += 1;
+        }
+        first.truncate(boundary_below(&first, self.left));
         if first.trim().is_empty() {
             return Ok(());
         }
@@ -111,6 +116,12 @@ impl<'a> Reading<'a> {
         count.count.bytes += bytes;
         count.print.update(&bytes.to_le_bytes());
         Ok(())
+    }
+
+    /// Counts a record whose text is null.
+    pub(crate) fn skip_null(&self, count: &mut FileCount) -> Result<(), DataError> {
+        count.count.null_texts += 1;
+        self.tick()
     }
 
     /// Reports progress; ends the pass where it is to stop.

@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use arrow_array::{Array, BinaryArray, RecordBatch, StringArray};
+use arrow_schema::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
@@ -14,10 +15,10 @@ use crate::guard::guarded;
 /// Rows decoded at a time. Few, since a row may be a whole book.
 const ROWS: usize = 128;
 
-/// Takes the documents.
-type Offer<'o> = dyn FnMut(&mut Reading<'_>, Offered<'_>) -> Result<(), DataError> + 'o;
+/// Takes the documents; `None` is a row without a value.
+type Offer<'o> = dyn FnMut(&mut Reading<'_>, Option<Offered<'_>>) -> Result<(), DataError> + 'o;
 
-/// Offers the text of every row, in order. Rows without a value are passed over.
+/// Offers every row, in order.
 pub(crate) fn read_parquet(
     reading: &mut Reading<'_>,
     file: &InputFile,
@@ -41,6 +42,13 @@ pub(crate) fn read_parquet(
             columns.join(", ")
         )));
     };
+    let texts: Vec<String> = builder
+        .schema()
+        .fields()
+        .iter()
+        .filter(|field| is_text(field.data_type()))
+        .map(|field| field.name().clone())
+        .collect();
     let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0).max(1);
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let build = || builder.with_projection(mask).with_batch_size(ROWS).build();
@@ -48,8 +56,12 @@ pub(crate) fn read_parquet(
     let mut row = 0u64;
     while let Some(batch) = guarded(|| reader.next().transpose()).map_err(broken)? {
         let Some(texts) = texts_of(&batch) else {
-            let kind = batch.schema().field(0).data_type().clone();
-            return Err(failed(format!("its column {column:?} holds {kind}, and text is needed")));
+            let kind = kind_of(batch.schema().field(0).data_type());
+            let others = match texts.as_slice() {
+                [] => "no column of it holds text".to_owned(),
+                texts => format!("name the one that holds the text (--text-key): {}", texts.join(", ")),
+            };
+            return Err(failed(format!("its column {column:?} holds {kind}, and text is needed; {others}")));
         };
         for text in texts {
             row += 1;
@@ -60,12 +72,29 @@ pub(crate) fn read_parquet(
                 return Ok(());
             }
             let place = || format!("{}, row {row}", file.path.display());
-            if let Some((first, repaired)) = text {
-                offer(reading, Offered { first, repaired, place: &place, rest: None })?;
-            }
+            let text = text.map(|(first, repaired)| Offered { first, repaired, place: &place, rest: None });
+            offer(reading, text)?;
         }
     }
     Ok(())
+}
+
+/// Whether [`texts_of`] reads such a column.
+fn is_text(kind: &DataType) -> bool {
+    matches!(kind, DataType::Utf8 | DataType::Binary)
+}
+
+/// What a column of another type holds.
+fn kind_of(kind: &DataType) -> &'static str {
+    match kind {
+        DataType::Struct(_) => "records of several fields",
+        DataType::Boolean => "true or false",
+        DataType::Null => "nothing",
+        kind if kind.is_numeric() => "numbers",
+        kind if kind.is_temporal() => "times",
+        kind if kind.is_nested() => "lists",
+        _ => "no text",
+    }
 }
 
 /// The texts of the batch's only column, and whether something in them was not UTF-8; `None` when it holds

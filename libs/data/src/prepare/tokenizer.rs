@@ -11,12 +11,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use polygram_domain::words::{grouped, of_many};
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::byte_level::{ByteLevel, Memory, Piece};
 use super::corpus::MOST_RECORD_BYTES;
 use super::monitor::Monitor;
+use super::tokenizer_file;
 use super::train::{SPECIAL, failed, train};
 use crate::error::DataError;
 use crate::guard::guarded;
@@ -75,10 +77,8 @@ impl TokenizerChoice {
                     ),
                 })
             }
-            TokenizerChoice::Given { path, .. } if !path.exists() => {
-                Err(DataError::Missing { path: path.clone(), hint: "name a tokenizer.json, or train one" })
-            }
-            _ => Ok(()),
+            TokenizerChoice::Train { .. } => Ok(()),
+            TokenizerChoice::Given { path, .. } => tokenizer_file::check(path),
         }
     }
 }
@@ -117,9 +117,11 @@ impl TextTokenizer {
         let size = tokenizer.vocab.size;
         if size < vocab_size {
             tokenizer.notes.push(format!(
-                "the vocabulary has {size} tokens, not {vocab_size} (--vocab-size): the {bytes} bytes of text that the \
-                 tokenizer is trained on have no other pairs of tokens that occur twice; a larger vocabulary takes \
-                 more text"
+                "the vocabulary has {} tokens, not {} (--vocab-size): the {} of text that the tokenizer is trained on \
+                 have no other pairs of tokens that occur twice; a larger vocabulary takes more text",
+                grouped(size.into()),
+                grouped(vocab_size.into()),
+                of_many(bytes as u64, grouped(bytes as u64), "byte"),
             ));
         }
         Ok(tokenizer)
@@ -135,8 +137,8 @@ impl TextTokenizer {
         if bytes.len() as u64 > MOST_FILE_BYTES {
             return Err(failed(&name, format!("it is larger than {} MiB", MOST_FILE_BYTES >> 20)));
         }
-        let mut json: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| failed(&name, format!("not a tokenizer.json: {error}")))?;
+        let mut json = tokenizer_file::parse(&bytes, path)
+            .map_err(|problem| failed(&name, format!("not a tokenizer.json: {problem}")))?;
         let notes = remove_state(&mut json);
         let bytes = serde_json::to_vec(&json)
             .map_err(|error| failed(&name, format!("not a tokenizer.json: {error}")))?;
