@@ -10,6 +10,7 @@ mod evaluations;
 mod exit;
 mod launcher;
 mod lead_check;
+mod machine_check;
 mod printer;
 mod resume_check;
 mod settings;

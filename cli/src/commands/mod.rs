@@ -17,6 +17,7 @@ mod runtime;
 pub(crate) mod status;
 pub(crate) mod status_text;
 pub(crate) mod train;
+pub(crate) mod train_result;
 pub(crate) mod verify_replay;
 pub(crate) mod why;
 
