@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use polygram_data::segment::pair_of;
+use polygram_domain::store_address::check_local_path;
 
 use crate::exit::{Failure, Outcome};
 
@@ -15,6 +16,7 @@ const PREPARE: &str = "make it with `polygram data prepare TEXT --output DIR`";
 
 /// Whether both files of the segment `prefix` are there, which `key` names.
 pub(crate) fn check(key: &str, prefix: &str) -> Outcome<()> {
+    check_local_path(prefix).map_err(|reason| Failure::usage(format!("{key} {reason}")))?;
     let (bin, idx) = pair_of(prefix);
     match (idx.is_file(), bin.is_file()) {
         (true, true) => Ok(()),
@@ -128,6 +130,10 @@ mod tests {
         ] {
             let text = said(key, name);
             assert!(text.contains(&words) && text.contains(key), "{name}: {text}");
+        }
+        for url in ["s3://bucket/train", "s3:/bucket/train", "https://x/train", "~/train"] {
+            let text = check("data.held_out.wiki", url).unwrap_err().to_string();
+            assert!(text.contains(&format!("data.held_out.wiki is {url:?}")), "{text}");
         }
         for name in ["d1/train", "d1/train.bin", "d1/train.idx"] {
             assert!(check("data.train", &at(name)).is_ok(), "{name}");

@@ -71,7 +71,8 @@ fn sample_entropy(spec: &RunSpec, Evaluation { set, tokens, .. }: &Evaluation) -
     if let DataSpec::Segments { held_out, .. } = &spec.data {
         // The training data is not needed, and may be large.
         let (_, prefix) = held_out.iter().find(|(name, _)| name == set)?;
-        let (train, held_out) = (prefix.to_owned(), HeldOutSets::named([(set.clone(), prefix.to_owned())]).ok()?);
+        let (train, held_out) =
+            (prefix.to_owned(), HeldOutSets::named([(set.clone(), prefix.to_owned())]).ok()?);
         spec.data = DataSpec::Segments { train, held_out };
     }
     let loader = Loader::of_run(&spec).ok()?;
@@ -108,7 +109,8 @@ mod tests {
         let evaluation =
             |tokens| Evaluation { step: Step(1), set: HeldOutSets::UNNAMED.into(), loss: 1.0, tokens };
         let cell = u64::from(spec.training.micro_batch_size * spec.training.seq_len);
-        let (few, many) = (sample_entropy(&spec, &evaluation(cell)), sample_entropy(&spec, &evaluation(20 * cell)));
+        let (few, many) =
+            (sample_entropy(&spec, &evaluation(cell)), sample_entropy(&spec, &evaluation(20 * cell)));
         // Few tokens have few kinds: their entropy is at most ln of their number, and below that of many.
         assert!(few.unwrap() <= (cell as f64).ln() && few.unwrap() < many.unwrap(), "{few:?} {many:?}");
         for tokens in [0, cell - 1, u64::MAX] {

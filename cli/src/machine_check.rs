@@ -80,10 +80,16 @@ mod tests {
     fn more_threads_than_cores_are_warned_of() {
         let threads = |sets: &[&str], cores| thread_warnings(&spec(sets), cores).join("\n");
         assert_eq!(threads(&[], 2), "");
-        assert!(threads(&["device.threads=64"], 2).contains("1 worker with device.threads = 64 make 64 busy threads"));
+        assert!(
+            threads(&["device.threads=64"], 2)
+                .contains("1 worker with device.threads = 64 make 64 busy threads")
+        );
         assert!(threads(&["topology.workers=4"], 2).contains("4 workers with device.threads = 1"));
         assert!(threads(&["topology.shards=8"], 2).contains("8 shards with embedding.lanes = 1"));
-        assert!(threads(&["embedding.lanes=4"], 4).contains("2 shards with embedding.lanes = 4 make 8 busy threads"));
+        assert!(
+            threads(&["embedding.lanes=4"], 4)
+                .contains("2 shards with embedding.lanes = 4 make 8 busy threads")
+        );
         let both = threads(&["topology.workers=4", "topology.shards=8"], 2);
         assert_eq!(both.lines().count(), 2, "{both}");
         assert_eq!(threads(&["topology.workers=4", "topology.shards=8"], 8), "");

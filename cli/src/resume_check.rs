@@ -74,7 +74,11 @@ pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome
         Err(error) if error.is_of_another_run() => return Err(stored::refused(root, error)),
         Err(_) => return Ok(Changed::default()),
     };
-    let status: Option<RunStatus> = store.read_status().await.ok().flatten();
+    let mut status: Option<RunStatus> = store.read_status().await.ok().flatten();
+    if let Some(status) = status.as_mut().filter(|status| !status.state.is_over()) {
+        // One whose coordinator was killed may have recorded steps after its last status.
+        status.step = status.step.max(Step(store.newest_metrics_step().await.unwrap_or(0)));
+    }
     let is_sound = latest.damaged.is_empty()
         && store.list(keys::DAMAGED).await.is_ok_and(|quarantined| quarantined.is_empty());
     let gone = status.as_ref().filter(|_| is_sound).and_then(|status| {
@@ -95,7 +99,8 @@ pub(crate) async fn check(configuration: &Configuration, root: &Root) -> Outcome
     let jump = before.as_ref().and_then(|before| jump(before, spec, step));
     let warnings = other.iter().map(|change| incomparable(change, step));
     let warnings = warnings.chain(gone).chain(jump).chain(nothing_left(spec, step)).collect();
-    let idle = before.zip(status.filter(|_| is_sound)).and_then(|(before, status)| idle(step, spec, before, status));
+    let idle =
+        before.zip(status.filter(|_| is_sound)).and_then(|(before, status)| idle(step, spec, before, status));
     let idle = idle.map(|idle| Idle { changes: changes.len(), ..idle });
     Ok(Changed { lines: lines.collect(), warnings, idle })
 }
@@ -107,7 +112,13 @@ fn idle(step: u64, spec: &RunSpec, before: RunSpec, status: RunStatus) -> Option
     let keeps = spec.checkpoint.keep >= before.checkpoint.keep;
     let is_of_checkpoint = status.run == spec.name.as_str() && status.step.0 == step;
     let end = end_of(spec);
-    (end.1 <= step && is_over && keeps && is_of_checkpoint).then_some(Idle { step, status, before, end, changes: 0 })
+    (end.1 <= step && is_over && keeps && is_of_checkpoint).then_some(Idle {
+        step,
+        status,
+        before,
+        end,
+        changes: 0,
+    })
 }
 
 /// The key that ends a run, and its value.
@@ -130,7 +141,9 @@ fn gone(status: &RunStatus, newest: Option<Step>) -> Option<String> {
     }
     let (was, newest) = (last_commit.as_ref().filter(|_| status.state.is_over())?, newest?);
     (newest < *was).then(|| {
-        format!("the checkpoint of step {was} of run {run} is not there any more: it goes on from step {newest}")
+        format!(
+            "the checkpoint of step {was} of run {run} is not there any more: it goes on from step {newest}"
+        )
     })
 }
 

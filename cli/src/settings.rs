@@ -55,7 +55,8 @@ impl Root {
     fn meant(&self) -> Option<&Path> {
         let folder = self.folder()?;
         let is_runs = |folder: &Path| folder.file_name().is_some_and(|name| name == RUNS);
-        let is_run = |folder: &Path| ["coord", "config", "ckpt"].iter().any(|part| folder.join(part).is_dir());
+        let is_run =
+            |folder: &Path| ["coord", "config", "ckpt"].iter().any(|part| folder.join(part).is_dir());
         // One that has runs of its own is what it is said to be.
         if folder.join(RUNS).is_dir() {
             return None;
@@ -141,7 +142,9 @@ pub(crate) fn check_writable(folder: &Path) -> Outcome<()> {
     let Err(error) = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK) else { return Ok(()) };
     let remedy = match std::io::Error::from(error).kind() {
         std::io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable, or use another folder",
-        std::io::ErrorKind::PermissionDenied => "give this user write permission there, or use another folder",
+        std::io::ErrorKind::PermissionDenied => {
+            "give this user write permission there, or use another folder"
+        }
         _ => "use another folder",
     };
     let what = format!("{} cannot be written: {error}", there.display());
@@ -187,6 +190,14 @@ impl RunPlace {
         Ok(RunPlace {
             name: RunName::new(&*args.run).map_err(Failure::usage)?,
             root: Root::resolve(&args.root)?,
+        })
+    }
+
+    /// Another run, or the same name under another root, which `option` names.
+    pub(crate) fn other(&self, run: Option<&str>, (option, root): (&str, Option<&str>)) -> Outcome<RunPlace> {
+        Ok(RunPlace {
+            name: run.map_or(Ok(self.name.clone()), RunName::new).map_err(Failure::usage)?,
+            root: root.map_or(Ok(self.root.clone()), |root| Root::of_option(option, Some(root)))?,
         })
     }
 }
@@ -268,7 +279,8 @@ impl Configuration {
         let origin = args.run_file.display().to_string();
         let text = std::fs::read_to_string(&args.run_file).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => {
-                Failure::usage(format!("the run file {origin} is no text in UTF-8")).hint("write it as TOML in UTF-8")
+                Failure::usage(format!("the run file {origin} is no text in UTF-8"))
+                    .hint("write it as TOML in UTF-8")
             }
             std::io::ErrorKind::IsADirectory => {
                 Failure::usage(format!("cannot read the run file {origin}: it is a folder"))

@@ -253,9 +253,18 @@ mod tests {
     #[test]
     fn a_run_that_commits_at_its_end_only_is_warned_of() {
         for (sets, words) in [
-            (&["checkpoint.every_steps="][..], "before step 60, the last one, since checkpoint.every_steps is not set"),
-            (&["checkpoint.every_steps=61"], "since checkpoint.every_steps is 61: a run that is lost before begins anew"),
-            (&["training.stop_at_step=10"], "before step 10, the last one, since checkpoint.every_steps is 20"),
+            (
+                &["checkpoint.every_steps="][..],
+                "before step 60, the last one, since checkpoint.every_steps is not set",
+            ),
+            (
+                &["checkpoint.every_steps=61"],
+                "since checkpoint.every_steps is 61: a run that is lost before begins anew",
+            ),
+            (
+                &["training.stop_at_step=10"],
+                "before step 10, the last one, since checkpoint.every_steps is 20",
+            ),
             (&["checkpoint.every_steps=", "recovery_points.every_steps=5"], "newest recovery point only"),
         ] {
             let warning = commit_warning(&spec(sets)).unwrap();
@@ -271,7 +280,10 @@ mod tests {
         let warned = |sets: &[&str]| rows_warning(&plan(&spec(sets)).memory);
         assert_eq!(warned(&[]), None);
         let warning = warned(&["embedding.memory_limit_gib=0.0001"]).unwrap();
-        assert!(warning.contains("embedding.memory_limit_gib") && warning.contains("topology.shards"), "{warning}");
+        assert!(
+            warning.contains("embedding.memory_limit_gib") && warning.contains("topology.shards"),
+            "{warning}"
+        );
         // Twice the rows in as much memory.
         let tight = format!("embedding.memory_limit_gib={}", {
             let memory = plan(&spec(&[])).memory;

@@ -114,7 +114,10 @@ fn gone(status: &RunStatus, committed: Option<Step>) -> Option<String> {
         Some(step) => format!("the same train command goes on from step {step}"),
         None => "no checkpoint is left, so the same train command begins anew".to_owned(),
     };
-    Some(format!("it ended at step {}, but its checkpoint of step {was} is not there any more; {rest}", status.step))
+    Some(format!(
+        "it ended at step {}, but its checkpoint of step {was} is not there any more; {rest}",
+        status.step
+    ))
 }
 
 /// Who leads the run although nobody answers here. A lease that looks old by this machine's clock may be renewed all the

@@ -196,7 +196,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                     Revived::Leads(again) => {
                         line = *again;
                         // The new one knows nothing of an older wish.
-                        let wish = "asked for by the operator of the launcher".to_owned();
+                        let wish = "requested by a signal to the launcher".to_owned();
                         stopping = (self.stops > 0).then(|| stop(&line.client, StopMode::Commit, wish));
                     }
                     Revived::Over(announcement) => return Ok(Ending::AlreadyOver(announcement)),
@@ -206,7 +206,7 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
                 Event::Signal if self.stops == 0 => {
                     self.stops = 1;
                     self.printer.say("stopping: this step, then a commit (once more to kill everything now)");
-                    let reason = "asked for by the operator of the launcher".to_owned();
+                    let reason = "requested by a signal to the launcher".to_owned();
                     stopping = Some(stop(&line.client, StopMode::Commit, reason));
                 }
                 Event::Signal => return self.kill().await,

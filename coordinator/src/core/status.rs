@@ -50,7 +50,7 @@ impl State {
     }
 
     /// Updates applied so far, as far as anybody said.
-    fn step(&self) -> Step {
+    pub fn step(&self) -> Step {
         let reported = self.metrics.map_or(Step(0), |metrics| metrics.step.next());
         let workers = self.workers().map(|m| m.step).max().unwrap_or_default();
         self.resume_step().max(reported).max(workers).max(self.checkpoints.committed.unwrap_or_default())

@@ -33,7 +33,9 @@ pub fn check_store_address(text: &str) -> Result<(), String> {
 pub fn check_local_path(text: &str) -> Result<(), String> {
     check_home(text)?;
     if text.contains("://") || scheme_of(text).is_some() {
-        return Err(format!("is {text:?}, a URL; it must be a path of this machine: copy the files here first"));
+        return Err(format!(
+            "is {text:?}, a URL; it must be a path of this machine: copy the files here first"
+        ));
     }
     Ok(())
 }
@@ -42,7 +44,9 @@ fn check_home(text: &str) -> Result<(), String> {
     if !text.starts_with('~') {
         return Ok(());
     }
-    Err(format!("is {text:?}; ~ is not expanded here: write the whole path, or ./{text} for a file of that name"))
+    Err(format!(
+        "is {text:?}; ~ is not expanded here: write the whole path, or ./{text} for a file of that name"
+    ))
 }
 
 /// Scheme and rest of what looks like a URL without `//`.
@@ -75,7 +79,9 @@ mod tests {
             let error = check_store_address(text).unwrap_err();
             assert!(error.contains(meant), "{text}: {error}");
         }
-        for text in ["x", "./s3:/x", "./~", "/a/b", "runs:2026", "a b", "s3://b/x", "file:///x", "ftp://x", "x~"] {
+        for text in
+            ["x", "./s3:/x", "./~", "/a/b", "runs:2026", "a b", "s3://b/x", "file:///x", "ftp://x", "x~"]
+        {
             assert_eq!(check_store_address(text), Ok(()), "{text}");
         }
     }

@@ -115,6 +115,13 @@ pub enum Event {
         /// The session.
         session: u32,
     },
+    /// How far a session's run had come when it ended; it comes before that event.
+    Progressed {
+        /// The job.
+        job: JobId,
+        /// Its run.
+        progress: Progress,
+    },
     /// A session's run is over; its members leave.
     RunOver {
         /// The job.

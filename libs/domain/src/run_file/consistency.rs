@@ -29,7 +29,9 @@ pub(super) fn check(file: &RunFile) -> Result<(), ConfigError> {
     let rules = [data(file), schedule(&file.training), spikes(file), embedding(&file.embedding)];
     if let Some(Idle { key, why, .. }) = rules.into_iter().flatten().find(|rule| rule.is_idle) {
         let joint = if why.ends_with(", or") { "" } else { ";" };
-        return Err(ConfigError::Invalid(format!("{key} has no effect: {why}{joint} leave {key} out (--set {key}= does)")));
+        return Err(ConfigError::Invalid(format!(
+            "{key} has no effect: {why}{joint} leave {key} out (--set {key}= does)"
+        )));
     }
     lengths(&file.training)
 }

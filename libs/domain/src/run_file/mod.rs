@@ -193,7 +193,9 @@ mod tests {
             let root = format!("recovery_points.root={root}");
             parse(&["recovery_points.every_steps=5", &root]).and_then(|file| file.resolve())
         };
-        for (root, words) in [("s3:/b/x", "write s3://b/x"), ("~/x", "~ is not expanded"), ("\" \"", "is empty")] {
+        for (root, words) in
+            [("s3:/b/x", "write s3://b/x"), ("~/x", "~ is not expanded"), ("\" \"", "is empty")]
+        {
             let error = of(root).unwrap_err().to_string();
             assert!(error.starts_with("recovery_points.root ") && error.contains(words), "{root}: {error}");
         }

@@ -183,10 +183,15 @@ fn with_suggestion(message: &str) -> String {
     }
 }
 
+/// The word here that means the same as a word of another tool.
+pub(super) fn synonym(word: &str) -> Option<&'static str> {
+    let lower = word.to_lowercase();
+    SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, meant)| *meant)
+}
+
 /// The word of `known` that was meant by `wrong`: the same word of another tool, or one that differs in few letters.
 fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
-    let lower = wrong.to_lowercase();
-    let meant = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, meant)| *meant);
+    let meant = synonym(wrong);
     if let Some(candidate) = known.clone().find(|candidate| Some(*candidate) == meant) {
         return Some(candidate);
     }
@@ -366,14 +371,21 @@ mod tests {
         };
         for (both, unset) in [
             (&["ngram.ratio=2.5"][..], &["ngram.base_rows="][..]),
-            (&["data.train=x"], &["data.synthetic_tokens=", "data.synthetic_held_out_tokens=", "evaluation.every_steps="]),
+            (
+                &["data.train=x"],
+                &["data.synthetic_tokens=", "data.synthetic_held_out_tokens=", "evaluation.every_steps="],
+            ),
         ] {
             let error = resolve(both).unwrap_err();
             let key = both[0].split('=').next().unwrap();
             assert!(error.contains("both set") && error.contains(key) && error.contains(unset[0]), "{error}");
             assert!(resolve(&[both, unset].concat()).is_ok(), "{:?}", resolve(&[both, unset].concat()));
         }
-        assert!(resolve(&["ngram.base_rows="]).unwrap_err().contains("neither ngram.ratio nor ngram.base_rows is set"));
+        assert!(
+            resolve(&["ngram.base_rows="])
+                .unwrap_err()
+                .contains("neither ngram.ratio nor ngram.base_rows is set")
+        );
         assert!(resolve(&["data.synthetic_tokens="]).unwrap_err().contains("neither data.train nor"));
         assert_eq!(resolve(&["checkpoint.every_steps="]).unwrap().checkpoint.every_steps, None);
         assert_eq!(resolve(&["training.clip.norm=5", "training.clip="]).unwrap().training.clip, Some(1.0));

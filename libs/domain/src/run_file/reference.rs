@@ -3,7 +3,7 @@
 //! of [`super::bounds`]; only the lines stand here, and a test compares them with the keys.
 
 use super::change::OnResume;
-use super::{ConfigError, Key, KeyKind, RunFile, bounds, change, flatten, required};
+use super::{ConfigError, Key, KeyKind, RunFile, bounds, change, flatten, read, required};
 
 /// A key of a run file, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,19 @@ impl RunFile {
             }
         };
         Ok(keys.iter().map(reference).collect())
+    }
+}
+
+impl RunFile {
+    /// The keys whose last part is `name`, or the same in another tool's words; none where there is no such key.
+    pub fn keys_named(name: &str) -> Vec<String> {
+        let is_named = |path: &str, name: &str| path.rsplit('.').next() == Some(name);
+        let named = |name: &str| -> Vec<String> {
+            let keys = RunFile::keys().unwrap_or_default().into_iter().map(|key| key.path);
+            keys.filter(|path| is_named(path, name)).collect()
+        };
+        let found = named(name);
+        if found.is_empty() { read::synonym(name).map(named).unwrap_or_default() } else { found }
     }
 }
 
@@ -124,20 +137,38 @@ const MEANINGS: &[(&str, &str)] = &[
     ("model.rope_scaling.mscale", "YaRN: attention temperature of queries and keys"),
     ("model.rope_scaling.mscale_all_dim", "YaRN: attention temperature of the softmax scale"),
     ("model.rope_scaling.attention_factor", "YaRN: factor of cosines and sines, instead of the computed one"),
-    ("model.rope_scaling.truncate", "YaRN: whether the borders between frequencies are rounded to whole ones"),
+    (
+        "model.rope_scaling.truncate",
+        "YaRN: whether the borders between frequencies are rounded to whole ones",
+    ),
     ("model.bos_token_id", "token that begins a document"),
     ("model.eos_token_id", "token that closes a document"),
-    ("model.max_position_embeddings", "longest context that is promised; training.seq_len where it is left out"),
+    (
+        "model.max_position_embeddings",
+        "longest context that is promised; training.seq_len where it is left out",
+    ),
     ("ngram.max_order", "longest n-gram; there are tables for 2 to so many tokens"),
     ("ngram.heads", "tables of each order, each with a hash of its own"),
     ("ngram.ratio", "rows of a table as a multiple of the vocabulary; this or ngram.base_rows must be set"),
-    ("ngram.base_rows", "rows of the first table, each later one has 2 more; this or ngram.ratio must be set"),
+    (
+        "ngram.base_rows",
+        "rows of the first table, each later one has 2 more; this or ngram.ratio must be set",
+    ),
     ("ngram.hash_vocab_size", "vocabulary of the hash; model.vocab_size where it is left out"),
-    ("ngram.ignored_tokens", "tokens that begin the context of n-grams anew and have no n-grams of their own"),
+    (
+        "ngram.ignored_tokens",
+        "tokens that begin the context of n-grams anew and have no n-grams of their own",
+    ),
     ("ngram.normalizer", "divisor of the summed embeddings: their number, or its square root"),
     ("ngram.amplification", "how embeddings are amplified before they enter the network"),
-    ("data.train", "training data: path of a .bin/.idx pair without extension; this or data.synthetic_tokens must be set"),
-    ("data.held_out", "held-out data: such a path, or a table of names and paths; needs evaluation.every_steps"),
+    (
+        "data.train",
+        "training data: path of a .bin/.idx pair without extension; this or data.synthetic_tokens must be set",
+    ),
+    (
+        "data.held_out",
+        "held-out data: such a path, or a table of names and paths; needs evaluation.every_steps",
+    ),
     ("data.train_identity", "identity that the training data must have; written by the run itself"),
     ("data.held_out_identity", "identities of the held-out sets; written by the run itself"),
     ("data.allow_change", "lets a resumed run go on with other training data"),
@@ -158,18 +189,30 @@ const MEANINGS: &[(&str, &str)] = &[
     ("training.optimizer.eps", "AdamW: epsilon"),
     ("training.optimizer.weight_decay", "AdamW: decay of weights of two or more dimensions"),
     ("training.optimizer.word_embedding_lr_multiplier", "factor of the learning rate of word embeddings"),
-    ("training.optimizer.word_embedding_weight_decay", "decay of word embeddings; that of the other weights where it is left out"),
+    (
+        "training.optimizer.word_embedding_weight_decay",
+        "decay of word embeddings; that of the other weights where it is left out",
+    ),
     ("training.clip.enabled", "whether gradients are clipped by their global norm"),
     ("training.clip.norm", "global norm to which gradients are clipped"),
     ("training.clip.tables", "whether gradients of n-gram tables take part in the norm and are clipped"),
     ("training.balance.bias_rate", "first rate of the router's bias update; 0 switches it off"),
     ("training.balance.bias_rate_halving_steps", "updates after which that rate is halved"),
     ("training.balance.bias_rate_min", "lowest rate of the bias update"),
-    ("training.balance.target_top_k", "FFN experts wanted for a token on average; computed where it is left out"),
+    (
+        "training.balance.target_top_k",
+        "FFN experts wanted for a token on average; computed where it is left out",
+    ),
     ("training.balance.loss_coefficient", "coefficient of the balance loss; 0 switches it off"),
-    ("training.balance.loss_groups", "groups of FFN experts in the balance loss; one expert each where it is left out"),
+    (
+        "training.balance.loss_groups",
+        "groups of FFN experts in the balance loss; one expert each where it is left out",
+    ),
     ("training.balance.router_z_coefficient", "coefficient of the router's z-loss; 0 switches it off"),
-    ("training.balance.hidden_z_coefficient", "coefficient of the z-loss of hidden states; 0 switches it off"),
+    (
+        "training.balance.hidden_z_coefficient",
+        "coefficient of the z-loss of hidden states; 0 switches it off",
+    ),
     ("training.compute", "number format of matrix products; weights are f32 always"),
     ("training.recompute", "compute activations again in backward instead of keeping them"),
     ("training.determinism", "runs with the same bits: of any topology, or of the same topology"),
@@ -183,7 +226,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("embedding.weight_decay", "decay of rows"),
     ("embedding.decay", "rows that decay at a step: those that it updates, or all"),
     ("embedding.max_row_norm", "longest row; a longer one is shortened"),
-    ("embedding.init_std", "standard deviation of rows never written; follows from the model where it is left out"),
+    (
+        "embedding.init_std",
+        "standard deviation of rows never written; follows from the model where it is left out",
+    ),
     ("embedding.storage", "number format of stored rows"),
     ("embedding.wire_rows", "number format of rows on their way to workers"),
     ("embedding.wire_gradients", "number format of row gradients on their way to shards"),
@@ -197,11 +243,23 @@ const MEANINGS: &[(&str, &str)] = &[
     ("topology.expert_parallel", "workers that hold all experts together"),
     ("topology.shards", "embedding shards of the run"),
     ("topology.min_workers", "fewest workers with which a job of a pool goes on; all where it is left out"),
-    ("checkpoint.every_steps", "updates between two commits; where it is left out nothing is committed before the end"),
+    (
+        "checkpoint.every_steps",
+        "updates between two commits; where it is left out nothing is committed before the end",
+    ),
     ("checkpoint.keep", "checkpoints that are kept; older ones are removed"),
-    ("recovery_points.every_steps", "updates between two recovery points; there are none where it is left out"),
-    ("recovery_points.root", "where recovery points are kept: a folder or URL; beside the runs where it is left out"),
-    ("recovery_points.changes_below", "only changed rows are written while they are less than this part of all written rows"),
+    (
+        "recovery_points.every_steps",
+        "updates between two recovery points; there are none where it is left out",
+    ),
+    (
+        "recovery_points.root",
+        "where recovery points are kept: a folder or URL; beside the runs where it is left out",
+    ),
+    (
+        "recovery_points.changes_below",
+        "only changed rows are written while they are less than this part of all written rows",
+    ),
     ("recovery.max_restarts", "restarts of one session; 0: the first lost process fails the run"),
     ("recovery.max_fruitless_restarts", "restarts in a row without progress after which the run fails"),
     ("recovery.backoff_seconds", "pause after two restarts without progress, doubled with each further one"),
@@ -217,9 +275,15 @@ const MEANINGS: &[(&str, &str)] = &[
     ("spikes.skip_steps", "steps whose samples are left out after a rollback"),
     ("spikes.max_actions", "skips and rollbacks within the window; one more fails the run"),
     ("spikes.window_steps", "steps of that window"),
-    ("evaluation.every_steps", "updates between two evaluations on the held-out data; none where it is left out"),
+    (
+        "evaluation.every_steps",
+        "updates between two evaluations on the held-out data; none where it is left out",
+    ),
     ("evaluation.cells", "cells of every held-out set that are evaluated, its first ones"),
-    ("device.engine", "what computes: the model on libtorch, or a small stand-in for drills that learns no language"),
+    (
+        "device.engine",
+        "what computes: the model on libtorch, or a small stand-in for drills that learns no language",
+    ),
     ("device.kind", "where tensors live"),
     ("device.threads", "threads of a worker's tensor arithmetic"),
     ("device.memory_gib", "memory that a worker may take; `plan` and `train` refuse what does not fit"),
@@ -247,7 +311,10 @@ mod tests {
         let reference = RunFile::reference().unwrap();
         let of = |path: &str| reference.iter().find(|key| key.path == path).unwrap().clone();
         let lr = of("training.lr");
-        assert_eq!((lr.takes.as_str(), lr.default, lr.is_required), ("a number above 0, at most 1000", None, true));
+        assert_eq!(
+            (lr.takes.as_str(), lr.default, lr.is_required),
+            ("a number above 0, at most 1000", None, true)
+        );
         let keep = of("checkpoint.keep");
         assert_eq!((keep.default.as_deref(), keep.is_required, keep.is_fixed), (Some("3"), false, false));
         assert_eq!(of("checkpoint.every_steps").default, None);

@@ -28,7 +28,8 @@ const REQUIRED: &[(&str, &[&str])] = &[
 ];
 
 /// Of each pair exactly one must be there.
-const EITHER: &[(&str, [&str; 2])] = &[("ngram", ["ratio", "base_rows"]), ("data", ["train", "synthetic_tokens"])];
+const EITHER: &[(&str, [&str; 2])] =
+    &[("ngram", ["ratio", "base_rows"]), ("data", ["train", "synthetic_tokens"])];
 
 /// Whether a run file must have the key `path`.
 pub(super) fn is_required(path: &str) -> bool {
@@ -113,9 +114,17 @@ mod tests {
         assert!(refusal(&tree, &[]).starts_with(&format!("run.toml: missing keys: {all}")));
         // What assignments supply is not missing, in whichever order they come.
         let error = refusal(&tree, &["training.lr=1e-3", "ngram.heads=4", "model.hidden_size=64"]);
-        assert!(error.starts_with("run.toml: missing keys: ngram.max_order, training.steps, ngram.ratio or"), "{error}");
-        let most =
-            ["ngram.heads=4", "training.lr=1e-3", "ngram.max_order=3", "model.hidden_size=64", "ngram.ratio=5"];
+        assert!(
+            error.starts_with("run.toml: missing keys: ngram.max_order, training.steps, ngram.ratio or"),
+            "{error}"
+        );
+        let most = [
+            "ngram.heads=4",
+            "training.lr=1e-3",
+            "ngram.max_order=3",
+            "model.hidden_size=64",
+            "ngram.ratio=5",
+        ];
         let error = refusal(&tree, &most);
         assert!(error.starts_with("run.toml: missing key: training.steps;"), "{error}");
     }

@@ -319,7 +319,10 @@ impl RunFile {
             (None, Some(base)) => ratio_of_base(base, hash_vocab_size),
             (Some(_), Some(_)) => return Err(both_set("ngram.ratio", "ngram.base_rows")),
             (None, None) => {
-                return Err("neither ngram.ratio nor ngram.base_rows is set: give one of them, a positive number".into());
+                return Err(
+                    "neither ngram.ratio nor ngram.base_rows is set: give one of them, a positive number"
+                        .into(),
+                );
             }
         };
         let spec = ModelSpec {
