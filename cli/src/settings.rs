@@ -151,6 +151,19 @@ pub(crate) fn check_writable(folder: &Path) -> Outcome<()> {
     Err(Failure::usage(what).hint(remedy))
 }
 
+/// The text of a file that is named on the command line.
+pub(crate) fn read_text(path: &Path) -> Outcome<String> {
+    let file = path.display();
+    std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => Failure::usage(format!("{file} is no text in UTF-8"))
+            .hint("name a text file, or write it in UTF-8"),
+        std::io::ErrorKind::IsADirectory => {
+            Failure::usage(format!("cannot read {file}: it is a folder")).hint("name a file in it")
+        }
+        _ => Failure::usage(format!("cannot read {file}")).because(error),
+    })
+}
+
 /// The current directory.
 ///
 /// # Errors
@@ -277,17 +290,7 @@ impl Configuration {
     /// Reads the run file, applies `--set` in order and then `--run`, and checks every rule.
     pub(crate) fn load(args: &RunFileArgs, run: Option<&str>) -> Outcome<Configuration> {
         let origin = args.run_file.display().to_string();
-        let text = std::fs::read_to_string(&args.run_file).map_err(|error| match error.kind() {
-            std::io::ErrorKind::InvalidData => {
-                Failure::usage(format!("the run file {origin} is no text in UTF-8"))
-                    .hint("write it as TOML in UTF-8")
-            }
-            std::io::ErrorKind::IsADirectory => {
-                Failure::usage(format!("cannot read the run file {origin}: it is a folder"))
-                    .hint("name the run file in it")
-            }
-            _ => Failure::usage(format!("cannot read the run file {origin}")).because(error),
-        })?;
+        let text = read_text(&args.run_file)?;
         let mut overrides = args.overrides.clone();
         if let Some(name) = run {
             let name = RunName::new(name).map_err(Failure::usage)?;

@@ -440,6 +440,10 @@ impl<'l, 'c, 'p> Follower<'l, 'c, 'p> {
         let line = match (self.line.render(self.launch.elapsed_seconds(), self.printer.width()), &self.status)
         {
             (Some(line), _) if self.loss.is_none() => line,
+            // Before the first step, who is waited for says it all.
+            (_, Some(status)) if matches!(status.state, RunState::Pending | RunState::Admitting) => {
+                status.message.clone()
+            }
             (_, Some(status)) => format!("{}: {}", status.state, status.message),
             (_, None) => return,
         };
