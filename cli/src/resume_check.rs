@@ -52,11 +52,11 @@ impl Idle {
 
     /// What makes a run go on that was trained for more steps than it has done.
     pub(crate) fn cure(&self) -> String {
-        let (key, _) = self.end;
+        let ((key, _), step) = (self.end, self.step);
         format!(
-            "to train on: the same command with {key} above {}, or without it ({} is what the run was trained with)",
-            self.step,
-            self.before.last_step()
+            "to train on: the same command with {key} above {step}, or without it; the run was trained with \
+             training.steps = {}",
+            self.before.training.steps
         )
     }
 }

@@ -85,7 +85,10 @@ fn a_stopped_run_is_not_completed_by_fewer_steps() {
     let idle = cluster.train(&["training.steps=7", "training.warmup_steps=1"]).unwrap().success().unwrap();
     says(
         &idle,
-        &["for training.steps is 7", "with training.steps above 10, or without it"],
+        &[
+            "for training.steps is 7",
+            "with training.steps above 10, or without it; the run was trained with training.steps = 20",
+        ],
         &["of 7", "completed"],
     );
     let status = json(ask(&cluster, &["status", "tiny", "-o", "json"]));
@@ -202,6 +205,9 @@ fn what_is_listed_is_what_every_command_finds() {
     assert!(copied.unwrap().success());
     let listed = ask(&cluster, &["runs"]).success().unwrap();
     says(&listed, &["tiny", "copied: ", "is a copy of that run"], &["empty", "0/0"]);
+    let asked = ask(&cluster, &["status", "copied"]);
+    assert_eq!(asked.status.code(), Some(2), "{}", asked.said());
+    says(&asked, &["is a copy of that run"], &["run tiny: completed"]);
     let copy = cluster.train(&["run.name=copied"]).unwrap();
     assert_eq!(copy.status.code(), Some(2), "{}", copy.said());
     let words = ["is a copy of that run", "--to-run copied", "where run tiny itself is gone, rename"];

@@ -84,6 +84,10 @@ pub(crate) async fn of(run: StoredRun, place: &RunPlace) -> Outcome<Found> {
         _ => None,
     };
     let stored = if damage.is_some() { None } else { stored.map_err(failed)? };
+    if let Some(status) = stored.as_ref().filter(|status| status.run != place.name.as_str()) {
+        let (run, found) = (place.name.to_string(), status.run.clone());
+        return Err(failed(CheckpointError::OtherRun { key: keys::STATUS.to_owned(), run, found }));
+    }
     let status = match stored {
         // What retention, or a checkpoint copied into the run, has changed since.
         Some(status) => {
