@@ -7,7 +7,7 @@ use std::sync::Arc;
 use polygram_proto::control::{MemberRef, StopMode};
 use polygram_proto::pool::{JobId, Offering, Placement, PoolMemberId, Seat};
 
-use super::job::{JobRecord, Needs};
+use super::job::{JobRecord, Needs, Progress};
 use crate::core::{Level, Ticket};
 
 /// A run file that was read and found legal.
