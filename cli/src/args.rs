@@ -25,14 +25,18 @@ pub(crate) struct Cli {
 pub(crate) struct GlobalArgs {
     /// How results are printed on standard output
     #[arg(short = 'o', long = "output-format", global = true, value_enum, value_name = "FORMAT")]
-    #[arg(default_value_t = OutputFormat::Human)]
+    #[arg(default_value_t = OutputFormat::Human, help_heading = GLOBAL_OPTIONS)]
     pub(crate) output_format: OutputFormat,
     /// Say more on standard error
-    #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count, help_heading = GLOBAL_OPTIONS)]
     pub(crate) verbose: u8,
-    #[command(flatten)]
-    pub(crate) root: RootArgs,
+    /// Root of the runs, for the commands that have one; it may stand before or after the command
+    #[arg(long, value_name = "URL", global = true, hide = true)]
+    pub(crate) root: Option<String>,
 }
+
+/// Heading of the options that every command takes.
+const GLOBAL_OPTIONS: &str = "Global options";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -40,6 +44,8 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// What a run file costs, before anything starts
     Plan(PlanArgs),
+    /// Every key of a run file: what it does, what it takes, its default
+    Keys(KeysArgs),
     /// State, step and members of a run
     Status(RunArgs),
     /// The runs under a root
@@ -77,6 +83,37 @@ pub(crate) enum Command {
     /// What this machine does against what it could do
     #[command(subcommand)]
     Bench(BenchCommand),
+}
+
+impl Command {
+    /// Whether `--root` says anything to the command.
+    pub(crate) fn takes_root(&self) -> bool {
+        match self {
+            Command::Train(_)
+            | Command::Status(_)
+            | Command::Runs(_)
+            | Command::Metrics(_)
+            | Command::Why(_)
+            | Command::Digest(_)
+            | Command::Ledger(_)
+            | Command::VerifyReplay(_)
+            | Command::Ckpt(_)
+            | Command::Pool(PoolCommand::Up(_))
+            | Command::Bench(BenchCommand::Checkpoint(_)) => true,
+            Command::Plan(_)
+            | Command::Keys(_)
+            | Command::Logits(_)
+            | Command::Ngram(_)
+            | Command::Data(_)
+            | Command::Submit(_)
+            | Command::Jobs(_)
+            | Command::Cancel(_)
+            | Command::Pool(PoolCommand::Members(_))
+            | Command::Bench(BenchCommand::Shard(_) | BenchCommand::Collective(_) | BenchCommand::Step(_)) => {
+                false
+            }
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -256,119 +293,6 @@ pub(crate) struct VerifyReplayArgs {
     pub(crate) scratch: Option<String>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum CkptCommand {
-    /// Checkpoints of a run: step, time, bytes, pins, and whether they look whole
-    Ls(RunArgs),
-    /// What a checkpoint holds: members, tensors, rows, objects (all of them with -v or as JSON)
-    Show(CheckpointArgs),
-    /// Read everything and name every object that is missing, cut or altered
-    Verify(CkptVerifyArgs),
-    /// Tensors and tables in which two checkpoints differ
-    Diff(CkptDiffArgs),
-    /// Keep a checkpoint whatever retention does
-    Pin(CkptPinArgs),
-    /// Let retention treat a checkpoint as any other
-    Unpin(CkptPinArgs),
-    /// Remove a checkpoint and what it alone needs; works where no room is left
-    Rm(CkptRmArgs),
-    /// Objects that no checkpoint needs; removes them only with --yes
-    Gc(CkptGcArgs),
-    /// Write a checkpoint as another topology would, with the same state
-    Reshard(CkptReshardArgs),
-}
-
-/// A checkpoint of a run.
-#[derive(Debug, Args)]
-pub(crate) struct CheckpointArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// Committed step [default: the newest]
-    #[arg(long, value_name = "N")]
-    pub(crate) step: Option<u64>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptVerifyArgs {
-    #[command(flatten)]
-    pub(crate) checkpoint: CheckpointArgs,
-    /// Every checkpoint of the run
-    #[arg(long, conflicts_with = "step")]
-    pub(crate) all: bool,
-    /// Move the manifests of damaged ones to ckpt/damaged/, so that the run continues from an older one
-    #[arg(long)]
-    pub(crate) set_aside: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptDiffArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// Step of the first checkpoint
-    #[arg(value_name = "A")]
-    pub(crate) first: u64,
-    /// Step of the second checkpoint
-    #[arg(value_name = "B")]
-    pub(crate) second: u64,
-    /// Run of the second checkpoint, if it is another
-    #[arg(long, value_name = "RUN")]
-    pub(crate) other_run: Option<String>,
-    /// Root of the second checkpoint, if it is another
-    #[arg(long, value_name = "URL")]
-    pub(crate) other_root: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptPinArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// Committed step
-    #[arg(value_name = "STEP")]
-    pub(crate) step: u64,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptRmArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// Committed step
-    #[arg(value_name = "STEP")]
-    pub(crate) step: u64,
-    /// Remove it though it is pinned, or the newest one
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptGcArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// Remove them
-    #[arg(long)]
-    pub(crate) yes: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CkptReshardArgs {
-    #[command(flatten)]
-    pub(crate) checkpoint: CheckpointArgs,
-    /// Workers that will load it
-    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(crate) workers: u32,
-    /// Ranks that hold all experts together
-    #[arg(long, value_name = "E", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(crate) expert_parallel: u32,
-    /// Embedding shards that will load it
-    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) shards: u32,
-    /// Run to write to [default: the same; its checkpoint is replaced, which nobody may be training]
-    #[arg(long, value_name = "RUN")]
-    pub(crate) to_run: Option<String>,
-    /// Root to write to [default: the same]
-    #[arg(long, value_name = "URL")]
-    pub(crate) to_root: Option<String>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct LogitsArgs {
     /// Folder with config.json and safetensors files
@@ -539,8 +463,13 @@ pub(crate) struct DataInspectArgs {
     pub(crate) prefix: PathBuf,
 }
 
+mod ckpt;
 #[cfg(test)]
 mod global_tests;
+mod keys;
+
+pub(crate) use ckpt::*;
+pub(crate) use keys::KeysArgs;
 
 #[cfg(test)]
 mod tests {

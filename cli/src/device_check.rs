@@ -9,6 +9,9 @@ use crate::exit::{Failure, Outcome};
 use crate::launcher::Programs;
 use crate::launcher::siblings::Program;
 
+/// How the worker's own message ends.
+const OTHERWISE: &str = "; or set device.kind = \"cpu\"";
+
 /// Asks the worker of `programs` for the device of `spec`. A CPU is always there, but not libtorch.
 pub(crate) fn check(spec: &RunSpec, programs: &Programs) -> Outcome<()> {
     if spec.device.engine != Engine::Torch {
@@ -30,6 +33,7 @@ pub(crate) fn check(spec: &RunSpec, programs: &Programs) -> Outcome<()> {
     }
     let said = String::from_utf8_lossy(&answer.stderr);
     let reason = said.trim().trim_start_matches("error: ");
+    let reason = reason.strip_suffix(OTHERWISE).unwrap_or(reason);
     Err(Failure::usage(format!("device.kind is \"cuda\", which the worker cannot use: {reason}"))
-        .hint("install libtorch with CUDA and the driver of the device"))
+        .hint("install libtorch with CUDA and the driver of the device, or set device.kind = \"cpu\""))
 }

@@ -86,6 +86,11 @@ impl Failure {
         self
     }
 
+    /// What happened, without causes and hint.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Adds what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint = Some(hint.into());

@@ -11,6 +11,7 @@ mod evaluations;
 mod exit;
 mod launcher;
 mod lead_check;
+mod machine_check;
 mod printer;
 mod resume_check;
 mod settings;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     polygram_process::limits::name_limits_on_panic();
     let cli = args::Cli::try_parse().unwrap_or_else(|error| suggestion::improve(error).exit());
     let mut printer = printer::Printer::new(cli.global.output_format, cli.global.verbose);
-    let status = commands::run(&cli.command, &mut printer).unwrap_or_else(|failure| {
+    let status = commands::run(&cli, &mut printer).unwrap_or_else(|failure| {
         printer.failure(&failure);
         failure.status
     });

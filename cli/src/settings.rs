@@ -6,15 +6,19 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use polygram_domain::run_file::Origin;
+use polygram_domain::store_address::check_store_address;
 use polygram_domain::{ConfigError, HeldOutIdentities, RunFile, RunName, RunSpec};
 use polygram_proto::control::Token;
 use polygram_proto::pool::PoolAnnouncement;
+use rustix::fs::Access;
 
 use crate::args::{PoolArgs, RootArgs, RunArgs, RunFileArgs};
 use crate::exit::{Failure, Outcome};
 
 /// Folder of runs when `--root` is not given, under the current directory.
 const DEFAULT_ROOT: &str = "polygram-root";
+/// Folder of a root that its runs lie in.
+const RUNS: &str = "runs";
 
 /// Where runs are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,22 +32,50 @@ pub(crate) enum Root {
 impl Root {
     /// `--root`, or the default. Plain paths and `file://` become absolute; another scheme is left to the store.
     pub(crate) fn resolve(args: &RootArgs) -> Outcome<Root> {
-        let text = args.root.as_deref();
+        Root::of_option("--root", args.root.as_deref())
+    }
+
+    /// The root that `option` names, or the default.
+    ///
+    /// # Errors
+    /// The text is no address of a store, or names the folder of the runs of a root, or one of these runs.
+    pub(crate) fn of_option(option: &str, text: Option<&str>) -> Outcome<Root> {
         // What is absolute needs no current directory, which may have been removed.
         let is_absolute = text.is_some_and(|text| text.starts_with('/') || text.contains("://"));
         let here = if is_absolute { PathBuf::from("/") } else { current_folder()? };
-        Root::from_text(text, &here)
+        let root = Root::from_text((option, text), &here)?;
+        match root.meant() {
+            Some(meant) => Err(Failure::usage(format!("{option} {} lies within a root", root.address()))
+                .hint(format!("give {option} {}", meant.display()))),
+            None => Ok(root),
+        }
     }
 
-    fn from_text(text: Option<&str>, here: &Path) -> Outcome<Root> {
-        let text = text.unwrap_or(DEFAULT_ROOT);
-        if text.trim().is_empty() {
-            return Err(Failure::usage("--root is empty").hint("give a folder or file:///path"));
+    /// The root that was meant where this one is its folder of runs, or a run in it.
+    fn meant(&self) -> Option<&Path> {
+        let folder = self.folder()?;
+        let is_runs = |folder: &Path| folder.file_name().is_some_and(|name| name == RUNS);
+        let is_run =
+            |folder: &Path| ["coord", "config", "ckpt"].iter().any(|part| folder.join(part).is_dir());
+        // One that has runs of its own is what it is said to be.
+        if folder.join(RUNS).is_dir() {
+            return None;
         }
+        let parent = folder.parent()?;
+        if is_runs(parent) && is_run(folder) {
+            return parent.parent();
+        }
+        let mut entries = std::fs::read_dir(folder).ok().filter(|_| is_runs(folder))?.flatten();
+        entries.any(|entry| is_run(&entry.path())).then_some(parent)
+    }
+
+    fn from_text((option, text): (&str, Option<&str>), here: &Path) -> Outcome<Root> {
+        let text = text.unwrap_or(DEFAULT_ROOT);
+        check_store_address(text).map_err(|reason| Failure::usage(format!("{option} {reason}")))?;
         let folder = match text.split_once("://") {
             Some(("file", _)) => {
                 url::Url::parse(text).ok().and_then(|url| url.to_file_path().ok()).ok_or_else(|| {
-                    Failure::usage(format!("--root {text} is not a file URL"))
+                    Failure::usage(format!("{option} {text} is not a file URL"))
                         .hint("write file:///absolute/path, or a plain path")
                 })?
             }
@@ -69,6 +101,15 @@ impl Root {
         }
     }
 
+    /// Refuses a folder of this machine in which the run `name` cannot be written. A disk that is full is no reason: a
+    /// launch may be what makes room.
+    pub(crate) fn check_writable(&self, name: &RunName) -> Outcome<()> {
+        match self.folder() {
+            Some(folder) => check_writable(&folder.join(RUNS).join(name.as_str())),
+            None => Ok(()),
+        }
+    }
+
     /// The option that names this root, as text to append to a command: nothing for the default.
     pub(crate) fn as_option(&self) -> String {
         let is_default =
@@ -88,6 +129,39 @@ impl fmt::Display for Root {
             Root::Remote(url) => f.write_str(url),
         }
     }
+}
+
+/// Refuses a folder that cannot be written, or made.
+///
+/// # Errors
+/// This user has no permission, the file system is read-only, or a part of the path is a file.
+pub(crate) fn check_writable(folder: &Path) -> Outcome<()> {
+    let Some(there) = folder.ancestors().find(|ancestor| std::fs::symlink_metadata(ancestor).is_ok()) else {
+        return Ok(());
+    };
+    let Err(error) = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK) else { return Ok(()) };
+    let remedy = match std::io::Error::from(error).kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable, or use another folder",
+        std::io::ErrorKind::PermissionDenied => {
+            "give this user write permission there, or use another folder"
+        }
+        _ => "use another folder",
+    };
+    let what = format!("{} cannot be written: {error}", there.display());
+    Err(Failure::usage(what).hint(remedy))
+}
+
+/// The text of a file that is named on the command line.
+pub(crate) fn read_text(path: &Path) -> Outcome<String> {
+    let file = path.display();
+    std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => Failure::usage(format!("{file} is no text in UTF-8"))
+            .hint("name a text file, or write it in UTF-8"),
+        std::io::ErrorKind::IsADirectory => {
+            Failure::usage(format!("cannot read {file}: it is a folder")).hint("name a file in it")
+        }
+        _ => Failure::usage(format!("cannot read {file}")).because(error),
+    })
 }
 
 /// The current directory.
@@ -129,6 +203,14 @@ impl RunPlace {
         Ok(RunPlace {
             name: RunName::new(&*args.run).map_err(Failure::usage)?,
             root: Root::resolve(&args.root)?,
+        })
+    }
+
+    /// Another run, or the same name under another root, which `option` names.
+    pub(crate) fn other(&self, run: Option<&str>, (option, root): (&str, Option<&str>)) -> Outcome<RunPlace> {
+        Ok(RunPlace {
+            name: run.map_or(Ok(self.name.clone()), RunName::new).map_err(Failure::usage)?,
+            root: root.map_or(Ok(self.root.clone()), |root| Root::of_option(option, Some(root)))?,
         })
     }
 }
@@ -208,8 +290,7 @@ impl Configuration {
     /// Reads the run file, applies `--set` in order and then `--run`, and checks every rule.
     pub(crate) fn load(args: &RunFileArgs, run: Option<&str>) -> Outcome<Configuration> {
         let origin = args.run_file.display().to_string();
-        let text = std::fs::read_to_string(&args.run_file)
-            .map_err(|error| Failure::usage(format!("cannot read the run file {origin}")).because(error))?;
+        let text = read_text(&args.run_file)?;
         let mut overrides = args.overrides.clone();
         if let Some(name) = run {
             let name = RunName::new(name).map_err(Failure::usage)?;
@@ -297,12 +378,46 @@ mod tests {
             (Some("file:///z"), "file:///z"),
             (Some("s3://bucket/z"), "s3://bucket/z"),
         ] {
-            assert_eq!(Root::from_text(text, here).unwrap().to_string(), url);
+            assert_eq!(Root::from_text(("--root", text), here).unwrap().to_string(), url);
         }
-        let spaced = Root::from_text(Some("file:///a%20b"), here).unwrap();
+        let of = |text| Root::from_text(("--to-root", Some(text)), here);
+        let spaced = of("file:///a%20b").unwrap();
         assert_eq!((spaced.address().as_str(), spaced.to_string().as_str()), ("/a b", "file:///a%20b"));
-        assert!(Root::from_text(Some("file://relative"), here).is_err());
-        assert!(Root::from_text(Some(" "), here).is_err());
+        for text in ["file://relative", " ", "s3:/bucket", "~/runs"] {
+            let error = of(text).unwrap_err().to_string();
+            assert!(error.starts_with("error: --to-root "), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_within_a_root_is_refused_with_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::create_dir_all(at("root/runs/first/coord")).unwrap();
+        std::fs::create_dir_all(at("runs/x")).unwrap();
+        std::fs::create_dir_all(at("runs/runs/first/coord")).unwrap();
+        for inner in ["root/runs", "root/runs/first", "root/runs/"] {
+            let error = Root::of_option("--root", Some(&at(inner))).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("hint: give --root {}", at("root"))), "{inner}: {error}");
+        }
+        // A root may have any name, and need not be there.
+        for root in ["root", "runs", "root/other", "absent/runs"] {
+            assert!(Root::of_option("--root", Some(&at(root))).is_ok(), "{root}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused_and_what_can_be_made_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_writable(&folder.path().join("a/b/c")).is_ok());
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        for path in ["/proc/self/x", "/proc/self/x/y"] {
+            let failure = check_writable(Path::new(path)).unwrap_err();
+            assert_eq!(failure.status.code(), 2, "{failure}");
+            assert!(failure.to_string().contains("cannot be written"), "{failure}");
+        }
+        let below_a_file = check_writable(&folder.path().join("file/x")).unwrap_err().to_string();
+        assert!(below_a_file.contains("file cannot be written"), "{below_a_file}");
     }
 
     #[test]

@@ -16,6 +16,15 @@ pub(crate) struct StoredRun {
 /// Opens a run that exists: one that a coordinator has ruled, or that has a checkpoint.
 pub(crate) async fn open(place: &RunPlace) -> Outcome<StoredRun> {
     let RunPlace { name, root } = place;
+    find(place).await?.ok_or_else(|| {
+        Failure::usage(format!("there is no run {name} in {root}"))
+            .hint(format!("`polygram runs{}` lists what is there", root.as_option()))
+    })
+}
+
+/// The same; `None` where there is no such run.
+pub(crate) async fn find(place: &RunPlace) -> Outcome<Option<StoredRun>> {
+    let RunPlace { name, root } = place;
     let store = RunStore::open(&root.address(), name).map_err(|error| refused(root, error))?;
     let failed = |error| refused(root, error);
     let coordinator = match store.latest_coordinator().await {
@@ -28,10 +37,9 @@ pub(crate) async fn open(place: &RunPlace) -> Outcome<StoredRun> {
         coordinator => coordinator.map_err(failed)?,
     };
     if coordinator.is_none() && store.committed_steps().await.map_err(failed)?.is_empty() {
-        return Err(Failure::usage(format!("there is no run {name} in {root}"))
-            .hint(format!("`polygram runs{}` lists what is there", root.as_option())));
+        return Ok(None);
     }
-    Ok(StoredRun { store, coordinator })
+    Ok(Some(StoredRun { store, coordinator }))
 }
 
 /// The checkpoint of `step`, or the newest that verifies.
@@ -73,10 +81,13 @@ async fn newest(store: &RunStore, place: &RunPlace, printer: &mut Printer) -> Ou
 /// A store's refusal: a root that cannot be opened is the user's matter, the rest is a failure.
 pub(crate) fn refused(root: &Root, error: CheckpointError) -> Failure {
     match error {
+        // Each names what is wrong itself.
+        CheckpointError::BadRoot { reason, .. } if reason.contains(&root.address()) => Failure::usage(reason),
         CheckpointError::BadRoot { .. }
         | CheckpointError::UnknownScheme { .. }
         | CheckpointError::OtherRun { .. }
-        | CheckpointError::Refused { .. } => Failure::usage(format!("cannot open {root}")).because(error),
+        | CheckpointError::AlreadyCommitted { .. } => Failure::usage(error.to_string()),
+        CheckpointError::Refused { .. } => Failure::usage(format!("cannot open {root}")).because(error),
         other => Failure::failed(format!("cannot read what is stored in {root}")).because(other),
     }
 }

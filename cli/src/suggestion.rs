@@ -5,9 +5,13 @@ use std::error::Error as _;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use polygram_domain::RunFile;
 
 /// Letters that may differ: a suggestion that is further away misleads.
 const MOST_EDITS: usize = 2;
+
+/// Keys of a run file that are named in a tip.
+const MOST_KEYS: usize = 3;
 
 /// Commands that people look for, and what to do instead.
 const ELSEWHERE: &[(&[&str], &str)] = &[
@@ -30,7 +34,8 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["queue"], "`polygram jobs` lists the queue of a pool"),
     (
         &["init", "new", "config"],
-        "copy a run file of configs/ and edit it; `polygram plan RUNFILE` checks it",
+        "`polygram keys --example` prints a run file to begin from, `polygram keys` describes every key, `polygram plan \
+         RUNFILE` checks it",
     ),
     (&["version"], "`polygram --version` prints it"),
     (&["completions", "completion"], "there are no shell completions; `polygram --help` lists the commands"),
@@ -46,10 +51,36 @@ const NUMBERS: &[(&str, &str)] = &[
 
 /// The same error in plain words, without suggestions that mislead.
 pub(crate) fn improve(error: Error) -> Error {
-    if let Some(message) = no_number(&error) {
+    if let Some(message) = no_number(&error).or_else(|| no_value(&error)) {
         return Error::raw(ErrorKind::ValueValidation, message);
     }
     improve_suggestion(error)
+}
+
+/// What to say of a number outside its range, and of what is no address.
+fn no_value(error: &Error) -> Option<String> {
+    let cause = error.source()?;
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (argument, typed) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    if cause.is::<std::net::AddrParseError>() {
+        return Some(format!(
+            "{typed:?} for {argument} is no address with a port; write it as 127.0.0.1:7000, port 0 for any that is free\n"
+        ));
+    }
+    let said = cause.to_string();
+    let (_, range) = said.split_once(" is not in ")?;
+    let (least, most) = range.split_once("..")?;
+    let last: u64 = match most.strip_prefix('=') {
+        Some(most) => most.parse().ok()?,
+        None if most == u64::MAX.to_string() => u64::MAX,
+        None => most.parse::<u64>().ok()?.checked_sub(1)?,
+    };
+    let range =
+        if last == u64::MAX { format!("at least {least}") } else { format!("from {least} to {last}") };
+    Some(format!("{argument} is {typed}; it must be {range}\n"))
 }
 
 /// What to say where a number is wanted, and something else was typed.
@@ -84,6 +115,18 @@ fn improve_suggestion(mut error: Error) -> Error {
         _ => return error,
     };
     let Some(ContextValue::String(typed)) = error.get(wrong).cloned() else { return error };
+    if error.kind() == ErrorKind::UnknownArgument {
+        // "To pass it as a value" is never what was meant: no argument begins with a hyphen.
+        error.remove(ContextKind::Suggested);
+        let takes_run_file =
+            error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("RUNFILE"));
+        if let Some(tip) = tip(&typed).filter(|_| takes_run_file) {
+            error.remove(suggested);
+            let tip = clap::builder::StyledStr::from(tip);
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+            return error;
+        }
+    }
     let is_near = |candidate: &String| strsim::damerau_levenshtein(&typed, candidate) <= MOST_EDITS;
     let near = match error.remove(suggested) {
         Some(ContextValue::String(candidate)) if is_near(&candidate) => Some(ContextValue::String(candidate)),
@@ -106,6 +149,25 @@ fn improve_suggestion(mut error: Error) -> Error {
         (None, None) => {}
     }
     error
+}
+
+/// What to write instead of an option that a command with a run file does not have.
+fn tip(typed: &str) -> Option<String> {
+    let name = typed.trim_start_matches('-');
+    let (name, value) = name.split_once('=').unwrap_or((name, "VALUE"));
+    match name {
+        "resume" | "continue" | "restart" => {
+            return Some("the same command goes on with a run that exists; no option is needed".to_owned());
+        }
+        "config" | "config-file" | "run-file" => {
+            return Some("the run file is given without an option: `polygram train RUNFILE`".to_owned());
+        }
+        "name" | "run-name" => return Some("`--run NAME` names the run".to_owned()),
+        _ => {}
+    }
+    let keys = RunFile::keys_named(&name.replace('-', "_"));
+    let sets: Vec<String> = keys.iter().take(MOST_KEYS).map(|key| format!("`--set {key}={value}`")).collect();
+    (!sets.is_empty()).then(|| format!("keys of the run file are given as {}", sets.join(" or ")))
 }
 
 #[cfg(test)]
@@ -138,8 +200,44 @@ mod tests {
             assert!(said.starts_with("error: ") && said.contains(words), "{line}: {said}");
             assert!(!said.contains("digit"), "{line}: {said}");
         }
-        let said = said("polygram metrics mine --last 0");
-        assert!(said.contains("0 is not in 1.."), "a range speaks for itself: {said}");
+        for (line, words) in [
+            ("polygram metrics mine --last 0", "--last <N> is 0; it must be at least 1"),
+            ("polygram pool up --workers 0 --shards 1", "--workers <N> is 0; it must be from 1 to 4096"),
+            ("polygram verify-replay r --from 0 --to 2", "--from <A> is 0; it must be at least 1"),
+            (
+                "polygram ngram size --vocab 5 --rows 0 --orders 2 --heads 1",
+                "it must be from 1 to 4294967294",
+            ),
+            ("polygram pool up --workers 1 --shards 1 --listen nowhere", "no address with a port"),
+            ("polygram pool up --workers 1 --shards 1 --listen 127.0.0.1", "127.0.0.1:7000"),
+        ] {
+            let said = said(line);
+            assert!(said.contains(words) && !said.contains("18446744073709551615"), "{line}: {said}");
+            assert!(!said.contains("syntax"), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn options_of_other_tools_are_answered_with_the_key() {
+        for (line, words) in [
+            ("polygram train x.toml --steps 3", "`--set training.steps=VALUE`"),
+            ("polygram train x.toml --steps=3", "`--set training.steps=3`"),
+            ("polygram plan x.toml --learning-rate=1", "`--set training.lr=1`"),
+            ("polygram train x.toml --seq-len 8", "`--set training.seq_len=VALUE`"),
+            ("polygram train x.toml --batch-size 8", "`--set training.micro_batch_size=VALUE`"),
+            ("polygram submit x.toml --every-steps=5", "checkpoint.every_steps=5` or"),
+            ("polygram train x.toml --resume", "goes on with a run that exists"),
+            ("polygram train --config x.toml", "without an option"),
+        ] {
+            let said = said(line);
+            assert!(said.contains(words) && !said.contains("-- --"), "{line}: {said}");
+        }
+        for line in
+            ["polygram train x.toml --frobnicate", "polygram status r --resume", "polygram status r -1"]
+        {
+            let said = said(line);
+            assert!(!said.contains("tip:"), "{line}: {said}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::schedule::{Schedule, ScheduleKind};
 
+use crate::units::short_number;
+
 /// Advice for a run that ended after update `done`, one line each.
 pub(crate) fn advice(spec: &RunSpec, done: u64) -> Vec<String> {
     let training = &spec.training;
@@ -19,20 +21,24 @@ pub(crate) fn advice(spec: &RunSpec, done: u64) -> Vec<String> {
     let last = schedule.lr(training.steps.saturating_sub(1));
     if schedule.kind == ScheduleKind::Constant {
         return vec![format!(
-            "to train on, the learning rate {last} as before: the same command with --set training.steps={more}"
+            "to train on, the learning rate {} as before: the same command with --set training.steps={more}",
+            short_number(last)
         )];
     }
     let raised = Schedule { steps: more, ..*schedule }.lr(training.steps);
     let mut lines = Vec::new();
     if raised > last {
         lines.push(format!(
-            "the learning rate has decayed to {last:.3e}; more training.steps alone would raise it to {raised:.3e} again"
+            "the learning rate has decayed to {}; more training.steps alone would raise it to {} again",
+            short_number(last),
+            short_number(raised)
         ));
     }
     if last > 0.0 {
         lines.push(format!(
             "to train on at the rate that it has: the same command with --set training.steps={more} \
-             --set training.lr={last:e} --set training.min_lr_ratio=1"
+             --set training.lr={} --set training.min_lr_ratio=1",
+            short_number(last)
         ));
     }
     lines.push(match schedule.kind {
@@ -80,8 +86,10 @@ mod tests {
             longer.extend(command.split("--set ").skip(1).map(|set| set.trim().to_owned()));
             let after = spec(&longer);
             assert_eq!(after.training.steps, 120, "{lines:?}");
+            assert!(!command.contains("0000"), "{command}");
             for step in 60..120 {
-                assert_eq!(after.training.schedule.lr(step), last, "{lines:?}, step {step}");
+                let rate = after.training.schedule.lr(step);
+                assert!((rate - last).abs() <= 1e-5 * last, "{lines:?}, step {step}: {rate}");
             }
         }
     }
@@ -96,7 +104,7 @@ mod tests {
     fn what_a_longer_run_alone_would_do_is_computed() {
         let decaying = spec(&["training.schedule=wsd".into(), "training.decay_steps=20".into()]);
         let lines = advice(&decaying, 60).join("\n");
-        assert!(lines.contains("decayed to 3.000e-4") && lines.contains("raise it to 3.000e-3"), "{lines}");
+        assert!(lines.contains("decayed to 3e-4") && lines.contains("raise it to 0.003"), "{lines}");
         assert!(lines.contains("checkpoint of step 40 or before"), "{lines}");
         let to_zero = spec(&["training.min_lr_ratio=0".into()]);
         let lines = advice(&to_zero, 60).join("\n");

@@ -67,6 +67,18 @@ pub(crate) fn percent(ratio: f64) -> String {
     if ratio.is_finite() { format!("{:.0}%", ratio * 100.0) } else { "?".into() }
 }
 
+/// A difference in percents with its sign: `+1.2%`, and `0.0%` for what rounds to nothing.
+pub(crate) fn signed_percent(ratio: f64) -> String {
+    let text = format!("{:+.1}%", 100.0 * ratio);
+    if matches!(text.as_str(), "+0.0%" | "-0.0%") { "0.0%".to_owned() } else { text }
+}
+
+/// A positive number in at most six digits, in the form that a run file takes: `3e-4`, `0.0125`.
+pub(crate) fn short_number(value: f64) -> String {
+    let rounded = format!("{value:.5e}").parse().unwrap_or(value);
+    if (1e-3..1e6).contains(&rounded) { format!("{rounded}") } else { format!("{rounded:e}") }
+}
+
 /// Columns of text, the first aligned left and the others right, two spaces apart.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0))
@@ -116,6 +128,11 @@ mod tests {
             ["0 µs", "12 µs", "5.30 ms", "1.00 s", "12.0 s"]
         );
         assert_eq!(latency(-1.0), "?");
+        assert_eq!([0.0123, -0.5, 1e-6, -1e-6].map(signed_percent), ["+1.2%", "-50.0%", "0.0%", "0.0%"]);
+        assert_eq!(
+            [3e-3 * 0.1, 0.1 + 0.2, 1e-3, 2.5e-5, 12.5, 1.0 / 3.0].map(short_number),
+            ["3e-4", "0.3", "0.001", "2.5e-5", "12.5", "0.333333"]
+        );
         assert_eq!((counted(1, "step"), counted(1024, "object")), ("1 step".into(), "1,024 objects".into()));
     }
 

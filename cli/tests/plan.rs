@@ -67,7 +67,7 @@ fn low_merit_is_a_warning_that_names_the_cure() {
         said.stderr
     );
     let plan = polygram(&["plan", "configs/longcat-flash-lite.toml", "-o", "json"]).json();
-    assert_eq!(plan["warnings"].as_array().unwrap().len(), 1);
+    assert_eq!(plan["warnings"].as_array().unwrap().len(), 1, "{}", plan["warnings"]);
 }
 
 #[test]
@@ -77,7 +77,9 @@ fn the_demo_is_mostly_tables_and_sound() {
     assert!(count("total") >= 20_000_000, "{}", count("total"));
     assert!(2 * count("ngram_tables") > count("total"));
     assert!(plan["tables"].as_u64().unwrap() >= 12);
-    let warnings = plan["warnings"].as_array().unwrap();
+    // What this machine lacks is its own matter.
+    let is_of_run = |warning: &&serde_json::Value| !warning.as_str().unwrap().contains("this machine");
+    let warnings: Vec<_> = plan["warnings"].as_array().unwrap().iter().filter(is_of_run).collect();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].as_str().unwrap().contains("of the parameters; above 50 %"), "{warnings:?}");
 }
@@ -115,14 +117,25 @@ fn bad_run_files_are_refused_with_one_message() {
         "did you mean `hidden_size`",
     ]);
     plan(&tiny, &["--set", "trainning.steps=3"]).refused(&["trainning", "did you mean `training`"]);
+    plan(&tiny.replace("name = \"tiny\"", "name = first"), &[]).refused(&["line 3", "name = \"first\""]);
+    plan(&tiny, &["--set", "device.kind=gpu"]).refused(&["did you mean `cuda`"]);
+    plan(&tiny, &["--set", "training.lr=fast"]).refused(&["training.lr", "expected a number"]);
+    plan("[run]\nname = \"x\"\n", &[]).refused(&[
+        "missing keys",
+        "ngram.ratio or ngram.base_rows",
+        "data.train or data.synthetic_tokens",
+        "polygram keys",
+    ]);
     plan(&tiny, &["--set", "steps"]).refused(&["section.key=value"]);
     plan(&tiny.replace("hidden_size = 48", "hidden_size = 50"), &[]).refused(&["model.hidden_size = 50"]);
     plan("[run\n", &[]).refused(&["run.toml", "line 1"]);
     plan(&tiny, &["--set", "checkpoint.keep=1"]).refused(&["checkpoint.keep"]);
     polygram_in(folder.path(), &["plan", "absent.toml"]).refused(&["cannot read", "absent.toml"]);
-    polygram_in(folder.path(), &["plan", "."]).refused(&["cannot read"]);
+    polygram_in(folder.path(), &["plan", "."]).refused(&["cannot read .: it is a folder"]);
     std::fs::write(folder.path().join("binary.toml"), [0xff, 0xfe, 0x00]).unwrap();
-    polygram_in(folder.path(), &["plan", "binary.toml"]).refused(&["binary.toml"]);
+    polygram_in(folder.path(), &["plan", "binary.toml"]).refused(&["binary.toml is no text in UTF-8"]);
+    let ids = ["ngram", "ids", "--config", "binary.toml", "--tokens", "absent"];
+    polygram_in(folder.path(), &ids).refused(&["binary.toml is no text in UTF-8"]);
 }
 
 /// A plan needs no data; where it is there, what it makes of held-out losses is said.

@@ -35,6 +35,63 @@ fn names_and_roots_are_checked() {
     assert!(!folder.path().join("polygram-root").exists(), "reading creates nothing");
 }
 
+/// The reference of keys is whole, names each once, and its example is a run file.
+#[test]
+fn keys_are_described_and_the_example_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = polygram_in(folder.path(), &["keys", "-o", "json"]).json();
+    let keys = all.as_array().unwrap();
+    let lr = keys.iter().find(|key| key["key"] == "training.lr").unwrap();
+    assert_eq!(
+        (lr["required"].as_bool(), lr["takes"].as_str()),
+        (Some(true), Some("a number above 0, at most 1000"))
+    );
+    assert!(keys.len() > 100 && keys.iter().all(|key| !key["meaning"].as_str().unwrap().is_empty()));
+    let clip = polygram_in(folder.path(), &["keys", "training.clip"]);
+    assert!(clip.stdout.contains("[training.clip]\n  enabled = true\n"), "{}", clip.stdout);
+    assert!(!clip.stdout.contains("schedule"), "{}", clip.stdout);
+    polygram_in(folder.path(), &["keys", "learning_rate"]).refused(&["no key learning_rate", "training.lr"]);
+    let example = polygram_in(folder.path(), &["keys", "--example"]);
+    assert_eq!(example.code, Some(0), "{}", example.stderr);
+    let file = common::file(folder.path(), "mine.toml", &example.stdout);
+    assert_eq!(polygram_in(folder.path(), &["plan", &file]).code, Some(0));
+}
+
+/// What only looks like the address of a store is never taken for a folder.
+#[test]
+fn addresses_that_are_none_are_refused_by_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = common::repository().join("configs/tiny.toml").display().to_string();
+    for address in ["s3:/bucket/x", "~/runs", "~", "file:x"] {
+        for arguments in [
+            &["train", &tiny, "--root"][..],
+            &["status", "x", "--root"],
+            &["runs", "--root"],
+            &["pool", "up", "--workers", "1", "--shards", "1", "--root"],
+            &["bench", "checkpoint", "save", "--root"],
+        ] {
+            let said = polygram_in(folder.path(), &[arguments, &[address]].concat());
+            said.refused(&[&format!("--root is {address:?}")]);
+        }
+        let points = format!("recovery_points.root={address}");
+        let train = ["train", &tiny, "--set", "recovery_points.every_steps=5", "--set", &points];
+        polygram_in(folder.path(), &train).refused(&["recovery_points.root is", address]);
+        let data = format!("data.train={address}");
+        let unset = ["--set", "data.synthetic_tokens=", "--set", "data.synthetic_held_out_tokens=", "--set"];
+        let train = [&["train", &tiny][..], &unset, &["evaluation.every_steps=", "--set", &data]].concat();
+        polygram_in(folder.path(), &train).refused(&["data.train is", address]);
+    }
+    std::fs::create_dir(folder.path().join("root")).unwrap();
+    for (option, command) in [
+        ("--to-root", &["ckpt", "reshard", "x", "--workers", "1", "--shards", "1"][..]),
+        ("--other-root", &["ckpt", "diff", "x", "1", "2"]),
+    ] {
+        let said = polygram_in(folder.path(), &[command, &["--root", "root", option, "s3:/b"]].concat());
+        said.refused(&[&format!("{option} is \"s3:/b\"; write s3://b")]);
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was made");
+}
+
 #[test]
 fn training_refuses_before_it_starts_anything() {
     let folder = tempfile::tempdir().unwrap();

@@ -103,6 +103,7 @@ impl Driver {
                 }
                 self.events.push_back(Event::Tick);
                 self.settle_events();
+                self.publish_progress();
                 beat.passed();
                 continue;
             }
@@ -123,6 +124,14 @@ impl Driver {
         let status = self.state.status(self.clock.now());
         self.outlets.status.send_replace(Arc::new(status.clone()));
         (outcome, status)
+    }
+
+    /// Steps change no state: whoever follows the status is given them with each tick.
+    fn publish_progress(&self) {
+        let status = &self.outlets.status;
+        if status.receiver_count() > 0 && status.borrow().step != self.state.step() {
+            status.send_replace(Arc::new(self.state.status(self.clock.now())));
+        }
     }
 
     /// Turns an input into an event, remembering whom to answer.

@@ -218,9 +218,10 @@ fn a_cancelled_run_keeps_its_last_commit() {
     let first = submit(&pool, 1, &[]).unwrap();
     pool.await_job(first, "at work", at_step(20)).unwrap();
     pool.polygram(&["cancel", &first.to_string()]).unwrap().success().unwrap();
-    pool.await_job(first, "cancelled", |job| job.state == "cancelled").unwrap();
+    let cancelled = pool.await_job(first, "cancelled", |job| job.state == "cancelled").unwrap();
     let (_, committed) = pool.digest("run-1").unwrap();
     assert!((20..600).contains(&committed), "{committed}");
+    assert_eq!(cancelled.step, committed, "a job that is over still says how far it came");
     // Its members are free for the next, which may well be the same run again.
     let again = submit(&pool, 1, &[]).unwrap();
     ends_undisturbed(&pool, again, 1).unwrap();

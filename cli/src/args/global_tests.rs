@@ -21,6 +21,41 @@ fn a_root_may_stand_before_or_after_the_command() {
     assert!(matches!(cli.command, Command::Runs(args) if args.root.is_none()));
 }
 
+/// Commands that have nothing to do with a root show none, and refuse one.
+#[test]
+fn a_root_is_shown_where_it_means_something() {
+    use clap::CommandFactory;
+    for (line, has_root) in [
+        ("train", true),
+        ("status", true),
+        ("ckpt ls", true),
+        ("ckpt reshard", true),
+        ("pool up", true),
+        ("bench checkpoint", true),
+        ("plan", false),
+        ("keys", false),
+        ("data prepare", false),
+        ("logits", false),
+        ("ngram size", false),
+        ("submit", false),
+        ("jobs", false),
+        ("bench step", false),
+    ] {
+        let help = Cli::try_parse_from(["polygram"].into_iter().chain(line.split(' ')).chain(["--help"]));
+        let help = help.unwrap_err().to_string();
+        assert_eq!(help.contains("--root"), has_root, "{line}: {help}");
+        // Options of the command come first, in the order of its own words.
+        let at = |words: &str| help.find(words).unwrap_or_else(|| panic!("{words} is not in {help}"));
+        assert!(at("\nOptions:") < at("\nGlobal options:"), "{line}: {help}");
+        assert!(at("Global options:") < at("--output-format"), "{line}: {help}");
+    }
+    let given = Cli::try_parse_from("polygram plan x.toml --root r".split(' ')).unwrap();
+    assert_eq!((given.global.root.as_deref(), given.command.takes_root()), (Some("r"), false));
+    let given = Cli::try_parse_from("polygram status x --root r".split(' ')).unwrap();
+    assert_eq!((given.global.root.as_deref(), given.command.takes_root()), (Some("r"), true));
+    Cli::command().debug_assert();
+}
+
 /// Every number of the command line has bounds, so that no sum of it wraps and no time outlasts the machine.
 #[test]
 fn numbers_have_bounds() {

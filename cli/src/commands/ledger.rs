@@ -1,7 +1,7 @@
 //! `polygram ledger`: the lines of a run's ledger, each step once, and what is wrong with it.
 
 use polygram_checkpoint::Entry;
-use polygram_domain::OutputFormat;
+use polygram_domain::{OutputFormat, Step};
 
 use crate::args::LedgerArgs;
 use crate::commands::block_on;
@@ -32,8 +32,16 @@ pub(crate) fn run(args: &LedgerArgs, printer: &mut Printer) -> Outcome {
     for fault in &faults.0 {
         printer.warn(format!("{}: {}", fault.key, fault.reason));
     }
-    if entries.is_empty() {
-        printer.warn(format!("the ledger of run {} has no such step", place.name));
+    let (first, last) = (chain.entries().next().map(|entry| entry.step), chain.last());
+    if let Some(first) = first.filter(|_| entries.is_empty()) {
+        printer.warn(format!("the ledger of run {} has no such step: it has {first} to {last}", place.name));
+    }
+    if first.is_none() && faults.0.is_empty() {
+        let behind = match last {
+            Step(0) => String::new(),
+            step => format!(": it begins behind the checkpoint of step {step}, which another run has made"),
+        };
+        return Err(Failure::failed(format!("the ledger of run {} has no step yet{behind}", place.name)));
     }
     Ok(if faults.0.is_empty() { ExitStatus::Success } else { ExitStatus::Failed })
 }

@@ -82,17 +82,31 @@ pub(crate) fn run(args: &MetricsArgs, printer: &mut Printer) -> Outcome {
         let (first, last) = (grouped(*first), grouped(*last));
         printer.warn(format!("steps {first} to {last} are not in the store any more"));
     }
+    if newest == 0 {
+        let behind = block_on(made_elsewhere(&place))?;
+        return Err(Failure::failed(format!("run {} has no finished step yet{behind}", place.name)));
+    }
     if let Some(words) = outside(args, newest, lines.len()) {
         printer.warn(format!("run {} {words}", place.name));
     }
     Ok(ExitStatus::Success)
 }
 
+/// What to say of the steps behind the first checkpoint of a run that has trained none.
+async fn made_elsewhere(place: &RunPlace) -> Outcome<String> {
+    let steps = stored::open(place).await?.store.committed_steps().await;
+    Ok(match steps.map_err(|error| stored::refused(&place.root, error))?.last() {
+        Some(step) => {
+            format!(" of its own: it begins at step {step}, from a checkpoint that another run has made")
+        }
+        None => String::new(),
+    })
+}
+
 /// What to say of wanted steps that a run with the newest step `newest` does not have; `shown` were found.
 fn outside(args: &MetricsArgs, newest: u64, shown: usize) -> Option<String> {
     let newest_words = || format!("its newest is step {}", grouped(newest));
     match (args.from, args.to) {
-        _ if newest == 0 => Some("has no finished step yet".to_owned()),
         (Some(from), _) if from > newest => {
             Some(format!("has no step from --from {from} on: {}", newest_words()))
         }

@@ -6,6 +6,7 @@ pub(crate) mod bench_step;
 pub(crate) mod ckpt;
 pub(crate) mod data;
 pub(crate) mod digest;
+pub(crate) mod keys;
 pub(crate) mod ledger;
 pub(crate) mod logits;
 pub(crate) mod metrics;
@@ -17,20 +18,28 @@ mod runtime;
 pub(crate) mod status;
 pub(crate) mod status_text;
 pub(crate) mod train;
+pub(crate) mod train_result;
 pub(crate) mod verify_replay;
 pub(crate) mod why;
 
-use crate::args::{BenchCommand, CkptCommand, Command, DataCommand, NgramCommand, PoolCommand};
-use crate::exit::Outcome;
+use crate::args::{BenchCommand, CkptCommand, Cli, Command, DataCommand, NgramCommand, PoolCommand};
+use crate::exit::{Failure, Outcome};
 use crate::launcher::siblings::Program;
 use crate::printer::Printer;
 use runtime::block_on;
 
 /// Runs one command to its end.
-pub(crate) fn run(command: &Command, printer: &mut Printer) -> Outcome {
-    match command {
+pub(crate) fn run(cli: &Cli, printer: &mut Printer) -> Outcome {
+    if cli.global.root.is_some() && !cli.command.takes_root() {
+        return Err(Failure::usage(
+            "--root says nothing to this command: it reads and writes no run of a root",
+        )
+        .hint("leave --root out"));
+    }
+    match &cli.command {
         Command::Train(args) => train::run(args, printer),
         Command::Plan(args) => plan::run(args, printer),
+        Command::Keys(args) => keys::run(args, printer),
         Command::Status(args) => status::run(args, printer),
         Command::Runs(args) => runs::run(args, printer),
         Command::Metrics(args) => metrics::run(args, printer),

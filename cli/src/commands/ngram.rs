@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::args::{NgramIdsArgs, NgramSizeArgs};
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::printer::Printer;
+use crate::settings::read_text;
 use crate::units::{columns, count, grouped};
 
 #[derive(Serialize)]
@@ -19,13 +20,13 @@ struct IdsDocument {
 
 /// `polygram ngram ids`: always JSON, for it has no other reader than a program.
 pub(crate) fn ids(args: &NgramIdsArgs, printer: &mut Printer) -> Outcome {
-    let config = HashConfig::parse(&read(&args.config)?)
+    let config = HashConfig::parse(&read_text(&args.config)?)
         .map_err(|message| Failure::usage(format!("{}: {message}", args.config.display())))?;
     let hasher = Hasher::new(&config.ngram(), config.eos_token_id).map_err(|error| {
         Failure::usage(format!("{}: no legal tables", args.config.display())).because(error)
     })?;
     let tokens = args.tokens.display();
-    let sequences: Vec<Vec<u32>> = serde_json::from_str(&read(&args.tokens)?).map_err(|error| {
+    let sequences: Vec<Vec<u32>> = serde_json::from_str(&read_text(&args.tokens)?).map_err(|error| {
         Failure::usage(format!("{tokens} is not a JSON list of lists of token ids")).because(error)
     })?;
     let ids = sequences
@@ -49,11 +50,6 @@ fn refused(error: NgramError, sequence: usize, config: &HashConfig, tokens: &Pat
         )),
         other => Failure::usage(format!("{file}: sequence {sequence} cannot be hashed")).because(other),
     }
-}
-
-fn read(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read {}", path.display())).because(error))
 }
 
 #[derive(Serialize)]

@@ -2,12 +2,13 @@
 
 use polygram_domain::Topology;
 use polygram_domain::plan::{MemoryPlan, Misfit, Operands, Plan, WorkerPart, misfit, plan};
-use polygram_domain::run_spec::DeviceKind;
+use polygram_domain::run_spec::{DeviceKind, RunSpec};
 use serde::Serialize;
 
 use crate::args::PlanArgs;
 use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
+use crate::machine_check;
 use crate::printer::Printer;
 use crate::settings::{Configuration, KeyScope};
 use crate::units::{self, counted, grouped};
@@ -32,6 +33,7 @@ pub(crate) fn run(args: &PlanArgs, printer: &mut Printer) -> Outcome {
     let spec = &configuration.spec;
     let mut warnings = warnings(&configuration)?;
     warnings.extend(data_check::warnings(spec));
+    warnings.extend(machine_check::warnings(spec));
     let plan = plan(spec);
     let misfit = misfit(spec, Operands::of(spec));
     let document = PlanDocument {
@@ -40,7 +42,7 @@ pub(crate) fn run(args: &PlanArgs, printer: &mut Printer) -> Outcome {
         topology: spec.topology,
         device: spec.device.kind,
         plan: &plan,
-        machine_memory_bytes: machine_memory_bytes(),
+        machine_memory_bytes: machine_check::memory_bytes(),
         misfit: misfit.as_ref(),
         warnings: &warnings,
     };
@@ -90,39 +92,51 @@ fn refusal(device: DeviceKind, misfit: &Misfit) -> Failure {
     }
 }
 
-/// Warnings about a configuration: sizes of the n-gram tables and their share of the parameters. Equal or illegal sizes
-/// are an error.
+/// Warnings about a configuration: sizes of the n-gram tables and their share of the parameters, rows that do not fit a
+/// shard, and commits that do not come. Equal or illegal sizes are an error.
 pub(crate) fn warnings(configuration: &Configuration) -> Outcome<Vec<String>> {
-    let model = &configuration.spec.model;
-    if configuration.spec.tables().is_empty() {
-        return Ok(Vec::new());
-    }
-    let warnings = polygram_ngram::check_tables(&model.ngram)
-        .map_err(|error| Failure::usage("the n-gram tables are not legal").because(error))?;
-    let share = polygram_domain::plan::count_parameters(model).table_share_warning();
-    Ok(warnings.iter().map(ToString::to_string).chain(share).collect())
-}
-
-/// A warning where the workers of a run that starts here need more memory than this machine has.
-pub(crate) fn machine_warning(configuration: &Configuration) -> Option<String> {
     let spec = &configuration.spec;
-    let workers = u64::from(spec.topology.workers);
-    let needed = plan(spec).memory.worker_host_bytes.saturating_mul(workers);
-    let has = machine_memory_bytes().filter(|has| needed > *has)?;
-    Some(format!(
-        "{} together take about {} of memory, this machine has {}; `polygram plan` shows the parts",
-        counted(workers, "worker"),
-        units::bytes(needed),
-        units::bytes(has)
-    ))
+    let mut warnings = Vec::new();
+    if !spec.tables().is_empty() {
+        let sizes = polygram_ngram::check_tables(&spec.model.ngram)
+            .map_err(|error| Failure::usage("the n-gram tables are not legal").because(error))?;
+        warnings.extend(sizes.iter().map(ToString::to_string));
+        warnings.extend(polygram_domain::plan::count_parameters(&spec.model).table_share_warning());
+    }
+    warnings.extend(rows_warning(&plan(spec).memory));
+    warnings.extend(commit_warning(spec));
+    Ok(warnings)
 }
 
-/// Memory of this machine, where the system tells.
-fn machine_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+/// A warning where a shard may not keep all its rows.
+fn rows_warning(memory: &MemoryPlan) -> Option<String> {
+    let all = memory.shard_index_bytes.saturating_add(memory.shard_all_rows_bytes);
+    (memory.shard_limit_bytes < all).then(|| {
+        format!(
+            "embedding.memory_limit_gib lets each shard keep {} of rows, and every row takes {}: the run fails when more \
+             rows are written than fit; raise it, or topology.shards",
+            units::bytes(memory.shard_limit_bytes),
+            units::bytes(all)
+        )
+    })
+}
+
+/// A warning where nothing is committed before the end of the run, or of this session.
+fn commit_warning(spec: &RunSpec) -> Option<String> {
+    let last = spec.last_step();
+    let why = match spec.checkpoint.every_steps {
+        None => "checkpoint.every_steps is not set".to_owned(),
+        Some(every) if every > last => format!("checkpoint.every_steps is {every}"),
+        Some(_) => return None,
+    };
+    let meanwhile = match spec.recovery_points {
+        Some(_) => "a run that is lost goes on from its newest recovery point only",
+        None => "a run that is lost before begins anew",
+    };
+    Some(format!(
+        "nothing is committed before step {last}, the last one, since {why}: {meanwhile}; set checkpoint.every_steps to a \
+         part of it"
+    ))
 }
 
 fn human(document: &PlanDocument<'_>) -> String {
@@ -221,4 +235,61 @@ fn worker_rows(document: &PlanDocument<'_>) -> Vec<[String; 3]> {
         rows.push([format!("  {name}"), size(part.host_bytes, part.device_bytes), what.to_owned()]);
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use polygram_domain::RunFile;
+
+    use super::*;
+
+    fn spec(sets: &[&str]) -> RunSpec {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        RunFile::parse(include_str!("../../../configs/tiny.toml"), "tiny", &sets)
+            .and_then(|file| file.resolve())
+            .unwrap()
+    }
+
+    #[test]
+    fn a_run_that_commits_at_its_end_only_is_warned_of() {
+        for (sets, words) in [
+            (
+                &["checkpoint.every_steps="][..],
+                "before step 60, the last one, since checkpoint.every_steps is not set",
+            ),
+            (
+                &["checkpoint.every_steps=61"],
+                "since checkpoint.every_steps is 61: a run that is lost before begins anew",
+            ),
+            (
+                &["training.stop_at_step=10"],
+                "before step 10, the last one, since checkpoint.every_steps is 20",
+            ),
+            (&["checkpoint.every_steps=", "recovery_points.every_steps=5"], "newest recovery point only"),
+        ] {
+            let warning = commit_warning(&spec(sets)).unwrap();
+            assert!(warning.contains(words), "{sets:?}: {warning}");
+        }
+        for sets in [&[][..], &["checkpoint.every_steps=60"], &["training.stop_at_step=20"]] {
+            assert_eq!(commit_warning(&spec(sets)), None, "{sets:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_a_shard_are_warned_of() {
+        let warned = |sets: &[&str]| rows_warning(&plan(&spec(sets)).memory);
+        assert_eq!(warned(&[]), None);
+        let warning = warned(&["embedding.memory_limit_gib=0.0001"]).unwrap();
+        assert!(
+            warning.contains("embedding.memory_limit_gib") && warning.contains("topology.shards"),
+            "{warning}"
+        );
+        // Twice the rows in as much memory.
+        let tight = format!("embedding.memory_limit_gib={}", {
+            let memory = plan(&spec(&[])).memory;
+            1.5 * (memory.shard_index_bytes + memory.shard_all_rows_bytes) as f64 / f64::from(1 << 30)
+        });
+        assert_eq!(warned(&[&tight]), None);
+        assert!(warned(&[&tight, "topology.shards=1"]).is_some());
+    }
 }

@@ -1,8 +1,10 @@
 //! `polygram pool`, `submit`, `jobs`, `cancel`: a pool and its queue.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use polygram_data::local_path;
 use polygram_proto::control::{ControlError, Token};
 use polygram_proto::pool::{JobId, JobStatus, PoolAnnouncement, PoolClient, PoolMemberStatus, Submission};
 use serde::Serialize;
@@ -13,7 +15,7 @@ use crate::data_check;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Programs};
 use crate::printer::Printer;
-use crate::settings::{Configuration, PoolFolder, PoolPlace, Root, current_folder};
+use crate::settings::{Configuration, PoolFolder, PoolPlace, Root, check_writable, current_folder};
 use crate::stored;
 use crate::units::{columns, moment};
 
@@ -40,8 +42,13 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
             .hint("give an address of this machine"));
     }
     let here = if args.folder.is_absolute() { PathBuf::new() } else { current_folder()? };
+    if let Some(problem) = local_path::problem_of(&args.folder) {
+        return Err(Failure::usage(format!("--folder {:?} cannot be used: {problem}", args.folder)));
+    }
     let folder = PoolFolder(here.join(&args.folder));
     block_on(refuse_second(&folder))?;
+    check_writable(&folder.0)?;
+    check_listen(args.listen)?;
     polygram_checkpoint::create_root(&root.address()).map_err(|error| stored::refused(&root, error))?;
     let plan = launcher::pool::Plan {
         folder,
@@ -51,6 +58,20 @@ pub(crate) fn up(args: &PoolUpArgs, printer: &mut Printer) -> Outcome {
         listen: args.listen,
     };
     block_on(launcher::pool::up(&programs, &plan, printer))
+}
+
+/// Refuses an address that the coordinator could not listen at, before anything is made for it.
+fn check_listen(listen: SocketAddr) -> Outcome<()> {
+    let Err(error) = std::net::TcpListener::bind(listen) else { return Ok(()) };
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "another program listens there: give another port, or port 0 for any that is free"
+        }
+        std::io::ErrorKind::AddrNotAvailable => "give an address of this machine",
+        std::io::ErrorKind::PermissionDenied => "give a port above 1023, or port 0 for any that is free",
+        _ => "give another address",
+    };
+    Err(Failure::usage(format!("--listen {listen} cannot be listened at")).because(error).hint(hint))
 }
 
 /// Refuses a folder whose pool is up, before anything is made in it.
@@ -77,6 +98,9 @@ async fn refuse_second(folder: &PoolFolder) -> Outcome<()> {
 pub(crate) fn submit(args: &SubmitArgs, printer: &mut Printer) -> Outcome {
     let mut configuration = Configuration::load(&args.file, args.run.as_deref())?;
     plan::check_memory(&configuration)?;
+    for warning in plan::warnings(&configuration)? {
+        printer.warn(warning);
+    }
     // The paths are those of the machines that work on the run, of which this one may be none.
     if data_check::is_here(&configuration.spec) {
         for warning in data_check::check(&mut configuration)? {

@@ -17,6 +17,8 @@ struct RunLine {
     step: u64,
     total_steps: u64,
     last_commit: Option<u64>,
+    /// Why nothing is known of it, if so.
+    problem: Option<String>,
 }
 
 pub(crate) fn run(args: &RootArgs, printer: &mut Printer) -> Outcome {
@@ -26,10 +28,19 @@ pub(crate) fn run(args: &RootArgs, printer: &mut Printer) -> Outcome {
         let mut rows = vec![["run", "state", "step", "committed"].map(str::to_owned).to_vec()];
         rows.extend(lines.iter().map(|line| {
             let commit = line.last_commit.map_or("-".to_owned(), |step| step.to_string());
-            vec![line.run.clone(), line.state.clone(), format!("{}/{}", line.step, line.total_steps), commit]
+            let step = match line.problem {
+                Some(_) => "-".to_owned(),
+                None => format!("{}/{}", line.step, line.total_steps),
+            };
+            vec![line.run.clone(), line.state.clone(), step, commit]
         }));
-        columns(&rows)
+        let problems =
+            lines.iter().filter_map(|line| Some(format!("{}: {}\n", line.run, line.problem.as_ref()?)));
+        columns(&rows) + &problems.collect::<String>()
     })?;
+    if lines.is_empty() {
+        printer.warn(format!("there is no run in {root}"));
+    }
     Ok(ExitStatus::Success)
 }
 
@@ -39,12 +50,19 @@ async fn list(root: &Root) -> Outcome<Vec<RunLine>> {
     let mut lines = Vec::new();
     for name in polygram_checkpoint::list_runs(&store).await.map_err(failed)? {
         let place = RunPlace { name, root: root.clone() };
-        // A folder without a readable status is listed all the same: that is what one looks for.
-        let (state, step, total_steps, last_commit) = match status::find(&place).await {
-            Ok(found) => found.summary(),
-            Err(_) => ("unknown".to_owned(), 0, 0, None),
+        let found = match stored::find(&place).await {
+            // A folder in which nothing was ever led or committed is no run, as for every other command.
+            Ok(None) => continue,
+            Ok(Some(run)) => status::of(run, &place).await,
+            Err(failure) => Err(failure),
         };
-        lines.push(RunLine { run: place.name.to_string(), state, step, total_steps, last_commit });
+        // A run without a readable status is listed all the same: that is what one looks for.
+        let (found, problem) = match found {
+            Ok(found) => (found.summary(), None),
+            Err(failure) => (("unknown".to_owned(), 0, 0, None), Some(failure.message().to_owned())),
+        };
+        let (state, step, total_steps, last_commit) = found;
+        lines.push(RunLine { run: place.name.to_string(), state, step, total_steps, last_commit, problem });
     }
     Ok(lines)
 }

@@ -66,7 +66,11 @@ enum Source {
 
 /// Asks the coordinator, then the store.
 pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
-    let run = stored::open(place).await?;
+    of(stored::open(place).await?, place).await
+}
+
+/// The same of a run that is open.
+pub(crate) async fn of(run: StoredRun, place: &RunPlace) -> Outcome<Found> {
     if let Some(record) = &run.coordinator
         && let Some(status) = ask(record, place).await
     {
@@ -80,6 +84,10 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
         _ => None,
     };
     let stored = if damage.is_some() { None } else { stored.map_err(failed)? };
+    if let Some(status) = stored.as_ref().filter(|status| status.run != place.name.as_str()) {
+        let (run, found) = (place.name.to_string(), status.run.clone());
+        return Err(failed(CheckpointError::OtherRun { key: keys::STATUS.to_owned(), run, found }));
+    }
     let status = match stored {
         // What retention, or a checkpoint copied into the run, has changed since.
         Some(status) => {
@@ -90,7 +98,8 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
                 true => status.step,
                 false => run.store.newest_metrics_step().await.map_or(status.step, Step),
             };
-            RunStatus { last_commit: committed, step: status.step.max(recorded), ..status }
+            let message = gone(&status, committed).unwrap_or(status.message);
+            RunStatus { last_commit: committed, step: status.step.max(recorded), message, ..status }
         }
         None => of_checkpoint(&run, place, (leader.as_ref(), damage)).await?,
     };
@@ -100,6 +109,19 @@ pub(crate) async fn find(place: &RunPlace) -> Outcome<Found> {
         None => Source::Lost(run.coordinator),
     };
     Ok(Found { status, source })
+}
+
+/// What to say of a run that is over and whose newest checkpoint is not there any more.
+fn gone(status: &RunStatus, committed: Option<Step>) -> Option<String> {
+    let was = status.last_commit.filter(|was| status.state.is_over() && committed < Some(*was))?;
+    let rest = match committed {
+        Some(step) => format!("the same train command goes on from step {step}"),
+        None => "no checkpoint is left, so the same train command begins anew".to_owned(),
+    };
+    Some(format!(
+        "it ended at step {}, but its checkpoint of step {was} is not there any more; {rest}",
+        status.step
+    ))
 }
 
 /// Who leads the run although nobody answers here. A lease that looks old by this machine's clock may be renewed all the

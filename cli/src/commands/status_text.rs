@@ -34,6 +34,7 @@ pub(crate) fn human(status: &RunStatus, (state, message): (&str, &str), age: &Ag
     text += &losses(status, age);
     match status.last_commit {
         Some(step) => text += &format!("committed step {step}\n"),
+        None if status.state.is_over() && status.step.0 > 0 => text += "no checkpoint is left\n",
         None => text += "nothing committed yet\n",
     }
     if let Some(step) = status.last_point.filter(|step| Some(*step) > status.last_commit) {
@@ -163,7 +164,7 @@ fn tables(rows: &RowsStatus) -> String {
             judged(|judged| judged.ngrams_per_row.map(|mean| format!("{mean:.2}"))),
             judged(|judged| judged.shared_lookups_ratio.map(|share| format!("{:.1}%", 100.0 * share))),
             judged(|judged| Some(units::count(judged.ideal_rows.round()))),
-            judged(|judged| judged.excess_ratio.map(|ratio| format!("{:+.1}%", 100.0 * ratio))),
+            judged(|judged| judged.excess_ratio.map(units::signed_percent)),
         ]
     }));
     if lines.len() > 1 {

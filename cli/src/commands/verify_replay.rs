@@ -9,7 +9,7 @@ use polygram_domain::{RunFile, RunName, Step};
 use polygram_faults::FaultInjection;
 use serde::Serialize;
 
-use crate::args::{RootArgs, VerifyReplayArgs};
+use crate::args::VerifyReplayArgs;
 use crate::commands::block_on;
 use crate::exit::{ExitStatus, Failure, Outcome};
 use crate::launcher::{self, Claim, Plan};
@@ -75,12 +75,13 @@ pub(crate) fn run(args: &VerifyReplayArgs, printer: &mut Printer) -> Outcome {
     let folder = tempfile::Builder::new().prefix("polygram-replay-").tempdir();
     let folder = folder.map_err(|error| Failure::failed("cannot make a temporary folder").because(error))?;
     let scratch = match &args.scratch {
-        Some(url) => Root::resolve(&RootArgs { root: Some(url.clone()) })?,
+        Some(url) => Root::of_option("--scratch", Some(url))?,
         None => Root::Folder(folder.path().to_owned()),
     };
     if scratch == place.root {
         return Err(Failure::usage("--scratch is the run's own root; a replay is never written into it"));
     }
+    scratch.check_writable(&place.name)?;
     let task = block_on(prepare(args, &place, (&scratch, &programs), printer))?;
     let began_at = task.began_at();
     printer.say(format!("doing steps {} to {} again", began_at.0 + 1, args.to));

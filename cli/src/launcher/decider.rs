@@ -34,7 +34,7 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long members that have not started may take to end once the run is over: they hold nothing that could be lost.
 const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 /// Why the operator's request to stop reaches the coordinator.
-const STOP_REASON: &str = "asked for by the operator of the launcher";
+const STOP_REASON: &str = "requested by a signal to the launcher";
 
 /// What a launch is about.
 #[derive(Clone, Debug)]

@@ -17,9 +17,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// What to do about a program that does not fit.
 const REBUILD: &str = "build all programs with `make build` and keep them in one folder";
 /// What to do about libtorch.
-const LIBTORCH: &str = "the worker needs the libtorch that it was built with: build again with `make build`, or name the \
-                        `lib` folder of that libtorch in LD_LIBRARY_PATH; a LD_LIBRARY_PATH that names another libtorch \
-                        has to be unset";
+const LIBTORCH: &str = "the worker needs the libtorch that it was built with, and the libraries that came beside it: build \
+                        again with `make build`, or name the `lib` folders of all of them in LD_LIBRARY_PATH; a \
+                        LD_LIBRARY_PATH that names another libtorch has to be unset";
 
 /// What a program answers to `--version`, after its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +89,11 @@ fn judge(path: &Path, status: ExitStatus, (said, complaint): (&str, &str)) -> Ou
     let file = path.display();
     if !status.success() {
         let reason = complaint.lines().last().unwrap_or("it says nothing");
+        // Only the worker is linked with more than the system's own libraries: libtorch, and what that needs.
+        let is_worker = path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("worker"));
         let is_of_libtorch =
-            ["libtorch", "libc10", "symbol lookup error"].iter().any(|word| reason.contains(word));
+            ["libtorch", "libc10", "symbol lookup error"].iter().any(|word| reason.contains(word))
+                || (is_worker && reason.contains("shared object file"));
         let hint = if is_of_libtorch { LIBTORCH } else { REBUILD };
         return Err(Failure::usage(format!("{file} cannot be started ({status}): {reason}")).hint(hint));
     }
@@ -139,14 +142,21 @@ mod tests {
         for reason in [
             "polygram-worker: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file: No \
              such file or directory",
+            "polygram-worker: error while loading shared libraries: libcupti.so.13: cannot open shared object file: No such \
+             file or directory",
+            "polygram-worker: libgomp.so.1: cannot open shared object file",
             "polygram-worker: symbol lookup error: polygram-worker: undefined symbol: _ZN2at4_ops3add",
         ] {
             let error = judged(127, "", reason).unwrap_err();
             assert!(error.contains(reason) && error.contains("LD_LIBRARY_PATH"), "{error}");
         }
-        let error =
-            judged(127, "", "polygram-worker: libxyz.so: cannot open shared object file").unwrap_err();
+        // Another program has nothing to do with libtorch.
+        let status = ExitStatus::from_raw(127 << 8);
+        let reason = "polygram-coordinator: libxyz.so: cannot open shared object file";
+        let refused = judge(Path::new("/p/polygram-coordinator"), status, ("", reason));
+        let error = refused.unwrap_err().to_string();
         assert!(error.contains("libxyz.so") && error.contains("make build"), "{error}");
+        assert!(!error.contains("LD_LIBRARY_PATH"), "{error}");
     }
 
     #[test]

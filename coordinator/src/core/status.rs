@@ -54,7 +54,7 @@ impl State {
     }
 
     /// Updates applied so far, as far as anybody has reported.
-    fn step(&self) -> Step {
+    pub fn step(&self) -> Step {
         let workers = self.membership.workers().map(|m| m.step).max().unwrap_or_default();
         self.reached().max(workers).max(self.resume_step()).max(self.last_commit().unwrap_or_default())
     }

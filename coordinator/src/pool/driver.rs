@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::core::event::Admission;
-use super::core::{Action, Event, Needs, Reply, SessionEnd, State, apply};
+use super::core::{Action, Event, Needs, Reply, State, apply};
 use super::messages::{Answer, Input, Numbers, Words};
-use super::session::Session;
+use super::session::{LedTo, Session};
 use super::store::{Store, StoreError};
 use crate::beat::{self, Beat};
 use crate::clock::Clock;
@@ -70,7 +70,7 @@ pub(super) struct Driver {
     sessions: HashMap<JobId, Leading>,
     /// Of sessions that have ended.
     restarts: u64,
-    leading: JoinSet<(JobId, u32, SessionEnd)>,
+    leading: JoinSet<(JobId, u32, LedTo)>,
     events: VecDeque<Event>,
     may_leave: bool,
 }
@@ -154,10 +154,11 @@ impl Driver {
         Ok(())
     }
 
-    fn session_ended(&mut self, ended: Result<(JobId, u32, SessionEnd), JoinError>) {
+    fn session_ended(&mut self, ended: Result<(JobId, u32, LedTo), JoinError>) {
         match ended {
-            Ok((job, session, end)) => {
+            Ok((job, session, LedTo { end, progress })) => {
                 self.restarts += self.sessions.remove(&job).map_or(0, |leading| leading.restarts());
+                self.events.extend(progress.map(|progress| Event::Progressed { job, progress }));
                 self.events.push_back(Event::SessionEnded { job, session, end });
             }
             Err(error) => tracing::error!(%error, "the task around a session failed"),
@@ -325,9 +326,9 @@ impl Driver {
         self.leading.spawn(async move {
             // A task of its own, so that a bug in one run ends that run alone.
             let leading = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(led.lead(waiting)));
-            let end = leading.await.unwrap_or_else(|panic| {
-                SessionEnd::Failed(format!("its coordinator ended abnormally: {panic}"))
-            });
+            let end = leading
+                .await
+                .unwrap_or_else(|panic| LedTo::failed(format!("its coordinator ended abnormally: {panic}")));
             (job, session, end)
         });
     }

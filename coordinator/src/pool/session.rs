@@ -10,7 +10,7 @@ use polygram_proto::pool::JobId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use super::core::{Event, SessionEnd};
+use super::core::{Event, Progress, SessionEnd};
 use super::messages::Input;
 use crate::leadership::Claim;
 use crate::opening::{Origin, open};
@@ -29,13 +29,32 @@ pub(super) struct Session {
     pub(super) inbox: mpsc::Sender<Input>,
 }
 
+/// What a session came to.
+#[derive(Debug)]
+pub(super) struct LedTo {
+    pub(super) end: SessionEnd,
+    /// How far its run had come; `None` where it could not be opened.
+    pub(super) progress: Option<Progress>,
+}
+
+impl LedTo {
+    /// A session that failed without a last status.
+    pub(super) fn failed(message: String) -> LedTo {
+        LedTo { end: SessionEnd::Failed(message), progress: None }
+    }
+}
+
 impl Session {
     /// Leads the run to the end of this session. Each text on `interrupts` is a request to end it: the first commits and
     /// stops, the second aborts.
-    pub(super) async fn lead(self, interrupts: mpsc::Receiver<String>) -> SessionEnd {
+    pub(super) async fn lead(self, interrupts: mpsc::Receiver<String>) -> LedTo {
         match self.try_lead(interrupts).await {
-            Ok(ended) => end_of(ended.status),
-            Err(error) => SessionEnd::Failed(format!("{error:#}")),
+            Ok(Ended { status, .. }) => {
+                let last_commit = status.last_commit.map(|step| step.0);
+                let progress = Some(Progress { step: status.step.0, last_commit });
+                LedTo { end: end_of(status), progress }
+            }
+            Err(error) => LedTo::failed(format!("{error:#}")),
         }
     }
 

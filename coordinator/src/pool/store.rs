@@ -10,14 +10,15 @@ use polygram_domain::{ConfigError, RunFile};
 use polygram_proto::pool::{JobId, JobState};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, params};
 
-use super::core::{JobRecord, Needs};
+use super::core::{JobRecord, Needs, Progress};
 use crate::core::Time;
 
 /// "poly": what SQLite calls the application that a file belongs to.
 const APPLICATION: i32 = 0x706f_6c79;
 
 /// One step of the schema each; a file of version n has had the first n.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE pool (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE jobs (
         id INTEGER PRIMARY KEY,
@@ -46,7 +47,12 @@ const MIGRATIONS: &[&str] = &["
         BEGIN SELECT RAISE (ABORT, 'the history of jobs is not rewritten'); END;
     CREATE TRIGGER job_events_stay BEFORE DELETE ON job_events
         BEGIN SELECT RAISE (ABORT, 'the history of jobs is not rewritten'); END;
-"];
+",
+    "
+    ALTER TABLE jobs ADD COLUMN step INTEGER;
+    ALTER TABLE jobs ADD COLUMN last_commit INTEGER;
+",
+];
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -221,7 +227,7 @@ impl Store {
     /// Every job, oldest first.
     pub fn jobs(&self) -> Result<Vec<KeptJob>, StoreError> {
         let query = "SELECT id, run, priority, preemptible, state, reason, submitted_ms, started_ms, ended_ms, sessions, \
-                     workers, patient_until_ms, is_cancelled, config_toml FROM jobs ORDER BY id";
+                     workers, patient_until_ms, is_cancelled, config_toml, step, last_commit FROM jobs ORDER BY id";
         let mut statement = self.connection.prepare(query).map_err(|e| self.told(e))?;
         let rows = statement.query_map([], read).map_err(|e| self.told(e))?;
         let mut jobs = Vec::new();
@@ -296,7 +302,7 @@ impl Store {
 fn update(change: &Transaction<'_>, record: &JobRecord, word: &str, now: Time) -> rusqlite::Result<()> {
     let changed = change.execute(
         "UPDATE jobs SET state = ?2, reason = ?3, started_ms = ?4, ended_ms = ?5, sessions = ?6, workers = ?7, \
-         patient_until_ms = ?8, is_cancelled = ?9 WHERE id = ?1",
+         patient_until_ms = ?8, is_cancelled = ?9, step = ?10, last_commit = ?11 WHERE id = ?1",
         params![
             number(record.job.0),
             record.state.as_str(),
@@ -306,7 +312,9 @@ fn update(change: &Transaction<'_>, record: &JobRecord, word: &str, now: Time) -
             record.sessions,
             record.workers,
             number(record.patient_until.0),
-            record.is_cancelled
+            record.is_cancelled,
+            record.progress.map(|progress| number(progress.step)),
+            record.progress.and_then(|progress| progress.last_commit).map(number)
         ],
     )?;
     if changed != 1 {
@@ -341,6 +349,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<(JobRecord, String, String)> {
         workers: row.get(10)?,
         patient_until: time(row.get(11)?),
         is_cancelled: row.get(12)?,
+        progress: optional(14)?
+            .map(|step| {
+                Ok::<_, rusqlite::Error>(Progress { step: step.0, last_commit: optional(15)?.map(|at| at.0) })
+            })
+            .transpose()?,
     };
     Ok((record, row.get(4)?, row.get(13)?))
 }
@@ -380,6 +393,7 @@ mod tests {
             workers: 0,
             patient_until: Time(5),
             is_cancelled: false,
+            progress: None,
         }
     }
 
@@ -399,6 +413,7 @@ mod tests {
             sessions: 2,
             workers: 4,
             is_cancelled: true,
+            progress: Some(Progress { step: 127, last_commit: Some(120) }),
             ..second.clone()
         };
         {
@@ -428,6 +443,26 @@ mod tests {
         for statement in ["DELETE FROM job_events", "UPDATE job_events SET word = 'else'"] {
             assert!(store.connection.execute(statement, []).is_err(), "{statement}");
         }
+    }
+
+    /// The file of an older build has its jobs afterwards, and can keep what it could not before.
+    #[test]
+    fn an_older_file_is_brought_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.sqlite");
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(MIGRATIONS[0]).unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        let insert = "INSERT INTO jobs VALUES (1, 'run-1', ?1, -3, 1, 'queued', 'submitted', 1700000000000, NULL, NULL, 0, \
+                      0, 5, 0)";
+        connection.execute(insert, [TINY]).unwrap();
+        drop(connection);
+        let mut store = open(&path).unwrap();
+        assert_eq!(store.jobs().unwrap()[0].0, record(1));
+        let ended = JobRecord { progress: Some(Progress { step: 3, last_commit: None }), ..record(1) };
+        store.save(&ended, "ended", Time(9)).unwrap();
+        assert_eq!(store.jobs().unwrap()[0].0, ended);
     }
 
     #[test]

@@ -70,9 +70,9 @@ pub enum CheckpointError {
     },
     /// A manifest of another run. The folder is a copy; nothing in it is damaged.
     #[error(
-        "{key} belongs to run {found}: the folder of run {run} is a copy of that run, and nothing of it is damaged. Rename the \
-         folder to {found}; or remove the copy, and make a run of its own with `polygram ckpt reshard {found} --workers W \
-         --shards S --to-run {run}`"
+        "{key} belongs to run {found}: the folder of run {run} is a copy of that run, and nothing of it is damaged. Remove the \
+         copy, and make a run of its own with `polygram ckpt reshard {found} --workers W --shards S --to-run {run}`; or, where \
+         run {found} itself is gone, rename the folder to {found}"
     )]
     OtherRun {
         /// Object.
@@ -144,7 +144,7 @@ pub enum CheckpointError {
     },
     /// A newer coordinator has claimed the run.
     #[error(
-        "the run was taken over by {by}: term {held} is fenced since term {current} was claimed; this coordinator stops"
+        "the run was taken over by {by}: this coordinator (term {held}) stops, that one (term {current}) leads the run"
     )]
     Fenced {
         /// The caller's term.

@@ -85,7 +85,13 @@ impl RunStore {
             return Err(CheckpointError::input(format!("the checkpoint of step {}", manifest.step), reason));
         }
         let committed = match placement {
-            Placement::Beside => target.commit(&written).await?,
+            Placement::Beside => {
+                // The line that the manifest names stays in the ledger of the run that has trained the step.
+                if let Some(head) = written.ledger {
+                    target.import_ledger(written.step, head, written.config.clone()).await?;
+                }
+                target.commit(&written).await?
+            }
             Placement::InPlace => target.replace(&written).await?,
         };
         Ok(Resharded { manifest: written, digest, committed })

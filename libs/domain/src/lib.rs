@@ -30,6 +30,7 @@ pub mod run_spec;
 pub mod schedule;
 pub mod spikes;
 pub mod square_sum;
+pub mod store_address;
 pub mod sum_tree;
 pub mod tables;
 pub mod topology;

@@ -4,7 +4,7 @@ use polygram_checkpoint::compare::measure;
 use polygram_checkpoint::{Cursor, Difference, Distance, Manifest, RowDistance, RunStore};
 use serde::Serialize;
 
-use crate::args::{CkptDiffArgs, RootArgs, RunArgs};
+use crate::args::CkptDiffArgs;
 use crate::byte_progress::ByteProgress;
 use crate::commands::block_on;
 use crate::exit::{ExitStatus, Outcome};
@@ -32,10 +32,7 @@ impl Document {
 
 pub(crate) fn run(args: &CkptDiffArgs, printer: &mut Printer) -> Outcome {
     let first = RunPlace::resolve(&args.run)?;
-    let second = RunPlace::resolve(&RunArgs {
-        run: args.other_run.clone().unwrap_or_else(|| args.run.run.clone()),
-        root: RootArgs { root: args.other_root.clone().or_else(|| args.run.root.root.clone()) },
-    })?;
+    let second = first.other(args.other_run.as_deref(), ("--other-root", args.other_root.as_deref()))?;
     let name = |place: &RunPlace, step| format!("{} at step {step}", place.name);
     let names = [name(&first, args.first), name(&second, args.second)];
     let document = block_on(async {

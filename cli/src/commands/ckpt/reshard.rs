@@ -5,10 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use polygram_checkpoint::{
     CheckpointError, Committed, Manifest, ManifestHeader, Placement, ReshardTarget, RunStore,
 };
-use polygram_domain::{RunFile, RunSpec};
+use polygram_domain::{RunFile, RunSpec, Step};
 use serde::Serialize;
 
-use crate::args::{CkptReshardArgs, RootArgs, RunArgs};
+use crate::args::CkptReshardArgs;
 use crate::byte_progress::ByteProgress;
 use crate::commands::{block_on, status};
 use crate::exit::{ExitStatus, Failure, Outcome};
@@ -31,15 +31,16 @@ struct Document {
 
 pub(crate) fn run(args: &CkptReshardArgs, printer: &mut Printer) -> Outcome {
     let from = RunPlace::resolve(&args.checkpoint.run)?;
-    let to = RunPlace::resolve(&RunArgs {
-        run: args.to_run.clone().unwrap_or_else(|| args.checkpoint.run.run.clone()),
-        root: RootArgs { root: args.to_root.clone().or_else(|| args.checkpoint.run.root.root.clone()) },
-    })?;
+    let to = from.other(args.to_run.as_deref(), ("--to-root", args.to_root.as_deref()))?;
     let is_same = from.name == to.name && from.root == to.root;
     let resharded = block_on(async {
         let source = stored::open(&from).await?.store;
         let manifest = stored::checkpoint(&source, &from, args.checkpoint.step, printer).await?;
         refuse_if_led(&to).await?;
+        to.root.check_writable(&to.name)?;
+        if !is_same {
+            refuse_if_there(&to, manifest.step).await?;
+        }
         let target = RunStore::create(&to.root.address(), &to.name)
             .map_err(|error| stored::refused(&to.root, error))?;
         let placement = if is_same { Placement::InPlace } else { Placement::Beside };
@@ -110,6 +111,19 @@ fn target_configuration(config: &str, args: &CkptReshardArgs, to: &RunPlace) -> 
     let file = RunFile::parse(config, "the checkpoint's configuration", &overrides).map_err(refused)?;
     let spec = file.resolve().map_err(refused)?;
     Ok((spec, file.to_toml().map_err(refused)?))
+}
+
+/// A checkpoint is never written over that of another run, and this is said before anything is copied.
+async fn refuse_if_there(place: &RunPlace, step: Step) -> Outcome<()> {
+    // Where there is no root yet, there is no checkpoint.
+    let Ok(store) = RunStore::open(&place.root.address(), &place.name) else { return Ok(()) };
+    let there = store.committed_steps().await.map_err(|error| stored::refused(&place.root, error))?;
+    if !there.contains(&step) {
+        return Ok(());
+    }
+    let RunPlace { name, root } = place;
+    Err(Failure::usage(format!("run {name} in {root} has a checkpoint of step {step} already"))
+        .hint("write to another run with --to-run NAME"))
 }
 
 /// Whoever leads a run also removes what no checkpoint of it needs.

@@ -1,6 +1,7 @@
 //! `polygram ckpt rm`: one checkpoint less. Needs no room in the store.
 
 use polygram_checkpoint::removal::Removed;
+use polygram_checkpoint::{CheckpointError, RunStore};
 use polygram_domain::Step;
 use serde::Serialize;
 
@@ -19,6 +20,25 @@ struct Document {
     /// Data objects that are gone with it.
     objects: usize,
     bytes: u64,
+}
+
+/// What is lost with the newest sound checkpoint, which is that of `step`.
+async fn loss(store: &RunStore, step: Step) -> Result<String, CheckpointError> {
+    let mut before = None;
+    for older in store.committed_steps().await?.into_iter().filter(|older| *older < step) {
+        match store.read_manifest(older).await {
+            Ok(_) => before = Some(older),
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match before {
+        Some(before) => format!("--force removes it; the steps since the one of step {before} are lost then"),
+        None => format!(
+            "it is the only one: --force removes it, all {} are lost then, and the run begins anew",
+            units::counted(step.0, "step")
+        ),
+    })
 }
 
 pub(crate) fn run(args: &CkptRmArgs, printer: &mut Printer) -> Outcome {
@@ -41,7 +61,7 @@ pub(crate) fn run(args: &CkptRmArgs, printer: &mut Printer) -> Outcome {
                 return Err(Failure::usage(format!(
                     "the checkpoint of step {step} is the newest sound one: the run goes on from it"
                 ))
-                .hint("--force removes it; the steps since the one before are lost then"));
+                .hint(loss(&run.store, step).await.map_err(failed)?));
             }
         }
         run.store.remove_checkpoint(step).await.map_err(failed)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use polygram_proto::control::{MemberRef, StopMode};
 use polygram_proto::pool::{JobId, Offering, Placement, PoolMemberId, Seat};
 
-use super::job::{JobRecord, Needs};
+use super::job::{JobRecord, Needs, Progress};
 use crate::core::{Level, Ticket};
 
 /// A run file that was read and found legal.
@@ -114,6 +114,13 @@ pub enum Event {
         job: JobId,
         /// The session.
         session: u32,
+    },
+    /// How far a session's run had come when it ended; it comes before that event.
+    Progressed {
+        /// The job.
+        job: JobId,
+        /// Its run.
+        progress: Progress,
     },
     /// A session's run is over; its members leave.
     RunOver {

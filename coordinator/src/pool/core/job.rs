@@ -55,6 +55,15 @@ impl Needs {
     }
 }
 
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Updates applied.
+    pub step: u64,
+    /// Newest committed step.
+    pub last_commit: Option<u64>,
+}
+
 /// What is kept of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
@@ -84,6 +93,8 @@ pub struct JobRecord {
     pub patient_until: Time,
     /// Somebody cancelled it, and its session has not ended yet.
     pub is_cancelled: bool,
+    /// How far its run had come when its newest session ended.
+    pub progress: Option<Progress>,
 }
 
 /// A job of the pool.

@@ -7,7 +7,7 @@ use polygram_proto::control::StopMode;
 use polygram_proto::pool::{JobId, JobState};
 
 use super::event::{Action, Admission, Reply, SessionEnd};
-use super::job::{Active, Job, JobRecord, Purpose, Stage};
+use super::job::{Active, Job, JobRecord, Progress, Purpose, Stage};
 use super::state::Turn;
 use crate::core::{Level, Ticket, Time};
 
@@ -36,6 +36,7 @@ impl Turn<'_> {
             workers: 0,
             patient_until: self.now.after(needs.wait_ms()),
             is_cancelled: false,
+            progress: None,
         };
         self.log(Level::Info, format!("job {id} (run {}, priority {priority}) submitted", record.run));
         self.actions.push(Action::Admit { record: record.clone(), config_toml: config_toml.clone() });
@@ -128,6 +129,13 @@ impl Turn<'_> {
                 JobState::Running,
                 format!("its run is at work with {}", words::counted(workers.into(), "worker")),
             );
+        }
+    }
+
+    /// It is kept with what the end of the session changes.
+    pub(super) fn progressed(&mut self, id: JobId, progress: Progress) {
+        if let Some(job) = self.state.jobs.get_mut(&id) {
+            job.record.progress = Some(progress);
         }
     }
 

@@ -23,7 +23,7 @@ mod simulation;
 mod tests;
 
 pub use event::{Action, Event, Reply, SessionEnd};
-pub use job::{JobRecord, Needs};
+pub use job::{JobRecord, Needs, Progress};
 pub use state::{Rules, State, Tallies};
 
 use crate::core::Time;
@@ -41,6 +41,7 @@ pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {
         Event::Opened { job, session, address } => turn.opened(job, session, address),
         Event::Awaited { job, session, slots } => turn.awaited(job, session, slots),
         Event::RunStarted { job, session } => turn.run_started(job, session),
+        Event::Progressed { job, progress } => turn.progressed(job, progress),
         Event::RunOver { job, session } => turn.run_over(job, session),
         Event::SessionEnded { job, session, end } => turn.session_ended(job, session, end),
         Event::Interrupt { reason } => turn.interrupt(&reason),

@@ -115,7 +115,7 @@ impl State {
         self.tallies
     }
 
-    /// The jobs, oldest first. The run's own progress is not known here.
+    /// The jobs, oldest first. The progress of a run at work is not known here, but how far it came in earlier sessions.
     pub fn job_statuses(&self) -> Vec<JobStatus> {
         let status = |job: &Job| {
             let record = &job.record;
@@ -136,9 +136,9 @@ impl State {
                 workers: record.workers,
                 wanted_workers: job.needs.workers,
                 shards: job.needs.shards,
-                step: None,
+                step: record.progress.map(|progress| progress.step),
                 total_steps: job.needs.total_steps,
-                last_commit: None,
+                last_commit: record.progress.and_then(|progress| progress.last_commit),
             }
         };
         self.jobs.values().map(status).collect()

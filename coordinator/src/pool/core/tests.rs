@@ -148,3 +148,26 @@ fn a_coordinator_that_stood_still_takes_no_seat_back() {
     assert_eq!(pool.pass(2_000), [], "nobody could join meanwhile");
     assert_eq!(pool.pass(1_000), [(1, None), (2, Some(SEAT))]);
 }
+
+/// Whatever ends a session, how far its run came is said afterwards, and kept with the job.
+#[test]
+fn a_job_whose_session_ended_says_how_far_it_came() {
+    let progress = super::Progress { step: 127, last_commit: Some(120) };
+    for end in [
+        super::SessionEnd::Completed("done".into()),
+        super::SessionEnd::Failed("lost".into()),
+        super::SessionEnd::Stopped("asked".into()),
+    ] {
+        let mut pool = Pool::at_work();
+        let known = |pool: &Pool| {
+            let job = &pool.state.job_statuses()[0];
+            (job.step, job.last_commit)
+        };
+        assert_eq!(known(&pool), (None, None));
+        pool.apply(Event::Progressed { job: JOB, progress });
+        let actions = pool.apply(Event::SessionEnded { job: JOB, session: 1, end });
+        assert_eq!(known(&pool), (Some(127), Some(120)));
+        let is_kept = |action: &Action| matches!(action, Action::Save { record, .. } if record.progress == Some(progress));
+        assert!(actions.iter().any(is_kept), "{actions:?}");
+    }
+}

@@ -24,6 +24,8 @@ impl Faults {
 pub struct Chain {
     /// What it begins behind: a state version and its hash; 0 and the genesis for a whole run.
     base: Option<(u64, ChainHash)>,
+    /// Versions with their hashes whose lines are in the ledgers of other runs, from which checkpoints were taken.
+    imported: BTreeMap<u64, ChainHash>,
     /// Each with its configuration's place in the list.
     entries: BTreeMap<u64, (Entry, usize)>,
     configs: Vec<ConfigHash>,
@@ -45,13 +47,13 @@ impl Chain {
         self.entries.get(&step.0).and_then(|(_, config)| self.configs.get(*config))
     }
 
-    /// The hash of the line of version `step`, or of what the chain begins behind.
+    /// The hash of the line of version `step`, or of a checkpoint that the run began from.
     pub fn hash_at(&self, step: Step) -> Option<ChainHash> {
         match (self.at(step), self.base) {
             (Some(entry), _) => Some(entry.hash()),
             (None, Some((base, hash))) if base == step.0 => Some(hash),
             (None, None) if step.0 == 0 => Some(ChainHash::genesis()),
-            _ => None,
+            _ => self.imported.get(&step.0).copied(),
         }
     }
 
@@ -76,6 +78,9 @@ impl Chain {
             if self.hash_at(after).is_none() {
                 self.entries.clear();
                 self.base = Some((after.0, heading.head));
+            }
+            if heading.imported {
+                self.imported.insert(after.0, heading.head);
             }
         } else {
             match self.hash_at(after) {

@@ -1,9 +1,11 @@
 //! The ledger in a store: its objects written, read, and held against what checkpoints say of it.
 
 use bytes::Bytes;
+use polygram_domain::Step;
 
 use super::page::{Heading, Page};
-use super::{Chain, Entry, Faults};
+use super::{Chain, ChainHash, Entry, Faults};
+use crate::config::ConfigHash;
 use crate::error::CheckpointError;
 use crate::events::seal_lines;
 use crate::keys;
@@ -40,6 +42,26 @@ impl RunStore {
         }
         self.put_once(&key, Bytes::from(seal_lines(&text))).await?;
         Ok(key)
+    }
+
+    /// Writes that the run has a checkpoint of version `after` from another run, in whose ledger the line with the hash `head`
+    /// is. `config` is the configuration of that checkpoint. Writing it again is no error.
+    ///
+    /// The attempt of such an object is 0, which no coordinator has: the chain knows it before it reads lines.
+    pub async fn import_ledger(
+        &self,
+        after: Step,
+        head: ChainHash,
+        config: ConfigHash,
+    ) -> Result<(), CheckpointError> {
+        let (chain, _) = self.read_ledger().await?;
+        if chain.hash_at(after) == Some(head) {
+            return Ok(());
+        }
+        let imports = self.segments(keys::LEDGER).await?.into_iter().filter(|segment| segment.attempt == 0);
+        let seq = imports.map(|segment| segment.id.seq.saturating_add(1)).max().unwrap_or(0);
+        let heading = Heading { after, head, config, imported: true };
+        self.append_ledger(0, seq, &heading, &[]).await.map(drop)
     }
 
     /// The lines of the segment of the ledger that is named `key`, each as it was written; one that was cut or altered is

@@ -207,7 +207,7 @@ async fn a_copied_run_is_no_damaged_one() {
         ] {
             assert!(error.is_of_another_run() && !error.is_damage(), "{error}");
             let text = error.to_string();
-            for words in ["belongs to run tiny", "is a copy", "--to-run copied", "Rename the folder to tiny"]
+            for words in ["belongs to run tiny", "is a copy", "--to-run copied", "rename the folder to tiny"]
             {
                 assert!(text.contains(words), "{words:?}: {text}");
             }

@@ -188,3 +188,37 @@ proptest! {
         });
     }
 }
+
+/// Checkpoints that another run has trained are no faults of the ledger, before the run is trained and afterwards. A ledger
+/// that is gone is one.
+#[tokio::test]
+async fn the_steps_of_another_run_are_not_missed() {
+    let spec = spec(&[]);
+    let backend = Backend::memory();
+    let store = backend.run(&spec);
+    let made = lines(1..9, 1.0, ChainHash::genesis());
+    for step in [8u64, 4] {
+        let head = made[step as usize - 1].hash();
+        let parts = State::new(&spec, 1, step).write(&store, ONE).await;
+        let named = ManifestHeader { ledger: Some(head), ..header(Step(step)) };
+        let manifest = polygram_checkpoint::Manifest::assemble(&spec, named, &parts).unwrap();
+        for _ in 0..2 {
+            store.import_ledger(Step(step), head, manifest.config.clone()).await.unwrap();
+        }
+        store.commit(&manifest).await.unwrap();
+        let (chain, faults) = store.verify_ledger().await.unwrap();
+        assert!(faults.0.is_empty() && chain.entries().next().is_none(), "{faults:?}");
+        assert_eq!(chain.hash_at(Step(step)), Some(head));
+    }
+    // It is trained on from the newest.
+    let head = made[7].hash();
+    store.append_ledger(1, 0, &heading(8, head), &lines(9..12, 1.0, head)).await.unwrap();
+    let (chain, faults) = store.verify_ledger().await.unwrap();
+    assert!(faults.0.is_empty() && chain.last() == Step(11), "{faults:?}");
+    assert_eq!(chain.entries().count(), 3);
+    for object in store.list("ledger").await.unwrap() {
+        backend.remove(&spec, &object.key).await;
+    }
+    let (_, faults) = store.verify_ledger().await.unwrap();
+    assert_eq!(faults.0.len(), 2, "{faults:?}");
+}

@@ -200,6 +200,11 @@ impl Range {
     }
 }
 
+/// The range of the key `path` in words, if it has one.
+pub(super) fn range_of(path: &str) -> Option<String> {
+    BOUNDS.iter().find(|(key, ..)| *key == path).map(|(_, range, _)| range.to_string())
+}
+
 /// Refuses the first number of `tree` that is outside the range of its key.
 pub(super) fn check(tree: &toml::Table) -> Result<(), OutOfRange> {
     check_table("", tree)

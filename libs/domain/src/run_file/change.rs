@@ -154,7 +154,7 @@ impl Change {
     }
 }
 
-fn rule_of(key: &str) -> Option<OnResume> {
+pub(super) fn rule_of(key: &str) -> Option<OnResume> {
     // A key may hold a table, as data.held_out does.
     let is_of = |known: &str| {
         let rest = key.strip_prefix(known);

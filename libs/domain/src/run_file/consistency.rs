@@ -29,7 +29,9 @@ pub(super) fn check(file: &RunFile) -> Result<(), ConfigError> {
     let rules = [data(file), schedule(&file.training), spikes(file), embedding(&file.embedding)];
     if let Some(Idle { key, why, .. }) = rules.into_iter().flatten().find(|rule| rule.is_idle) {
         let joint = if why.ends_with(", or") { "" } else { ";" };
-        return Err(ConfigError::Invalid(format!("{key} has no effect: {why}{joint} leave {key} out")));
+        return Err(ConfigError::Invalid(format!(
+            "{key} has no effect: {why}{joint} leave {key} out (--set {key}= does)"
+        )));
     }
     lengths(&file.training)
 }
@@ -55,7 +57,7 @@ fn data(file: &RunFile) -> Vec<Idle> {
         idle("data.allow_change", is_synthetic && d.allow_change, SYNTHETIC),
         idle(
             "data.synthetic_held_out_tokens",
-            !is_synthetic && d.synthetic_held_out_tokens > 0,
+            d.train.is_some() && d.synthetic_held_out_tokens > 0,
             "the run trains on files, whose held-out data is data.held_out",
         ),
         idle("data.held_out", every_steps.is_none() && d.held_out.is_some(), NO_EVALUATION),

@@ -2,7 +2,7 @@
 //!
 //! [`read`] turns text and `--set a.b=c` assignments into a [`RunFile`]: unknown keys are errors with a
 //! suggestion, and numbers stay in the ranges of [`bounds`]. [`resolve`] checks the values against each
-//! other, with [`consistency`] for keys that would have no effect. The effective configuration (every key,
+//! other, with [`consistency`] for keys that would have no effect. [`reference`] describes every key. The effective configuration (every key,
 //! defaults included) can be printed with the origin of each key and is what a run is frozen with. [`change`]
 //! says which keys may change when a run is resumed.
 
@@ -11,6 +11,7 @@ mod change;
 mod consistency;
 mod keys;
 mod read;
+mod reference;
 mod required;
 mod resolve;
 mod sections;
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use change::{Change, OnResume, Refused, changes};
 pub use keys::{Key, KeyKind};
+pub use reference::{EXAMPLE, KeyReference};
 pub use resolve::ratio_of_base;
 pub use sections::*;
 
@@ -167,7 +169,7 @@ mod tests {
             ("checkpoint.keep=1", "checkpoint.keep"),
             ("recovery_points.every_steps=0", "recovery_points.every_steps"),
             ("recovery_points.changes_below=1.5", "recovery_points.changes_below"),
-            ("recovery_points.root=", "recovery_points.root"),
+            ("recovery_points.root=\"\"", "recovery_points.root"),
             ("training.lr=-1", "training.lr"),
             ("training.lr=nan", "training.lr"),
             ("ngram.heads=7", "ngram.heads"),
@@ -183,6 +185,21 @@ mod tests {
             let error = parse(&[set]).and_then(|file| file.resolve()).unwrap_err().to_string();
             assert!(error.contains(key), "{set}: {error}");
         }
+    }
+
+    #[test]
+    fn recovery_points_are_kept_at_an_address_of_a_store() {
+        let of = |root: &str| {
+            let root = format!("recovery_points.root={root}");
+            parse(&["recovery_points.every_steps=5", &root]).and_then(|file| file.resolve())
+        };
+        for (root, words) in
+            [("s3:/b/x", "write s3://b/x"), ("~/x", "~ is not expanded"), ("\" \"", "is empty")]
+        {
+            let error = of(root).unwrap_err().to_string();
+            assert!(error.starts_with("recovery_points.root ") && error.contains(words), "{root}: {error}");
+        }
+        assert!(of("s3://b/x").is_ok() && of("fast/disk").is_ok());
     }
 
     #[test]

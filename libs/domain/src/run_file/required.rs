@@ -27,6 +27,28 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("training", &["steps", "seq_len", "micro_batch_size", "cells", "lr"]),
 ];
 
+/// Of each pair exactly one must be there.
+const EITHER: &[(&str, [&str; 2])] =
+    &[("ngram", ["ratio", "base_rows"]), ("data", ["train", "synthetic_tokens"])];
+
+/// Whether a run file must have the key `path`.
+pub(super) fn is_required(path: &str) -> bool {
+    path.split_once('.').is_some_and(|(section, name)| {
+        REQUIRED.iter().any(|(known, keys)| *known == section && keys.contains(&name))
+    })
+}
+
+/// The pairs of keys of which `tree` has neither, in words.
+pub(super) fn missing_pairs(tree: &toml::Table) -> Vec<String> {
+    let has = |section: &str, key: &str| match tree.get(section) {
+        Some(toml::Value::Table(table)) => table.contains_key(key),
+        Some(_) => true,
+        None => false,
+    };
+    let lacking = EITHER.iter().filter(|(section, keys)| !keys.iter().any(|key| has(section, key)));
+    lacking.map(|(section, [first, second])| format!("{section}.{first} or {section}.{second}")).collect()
+}
+
 /// The required keys that `tree` lacks, dotted, in the order of a run file.
 pub(super) fn missing(tree: &toml::Table) -> Vec<String> {
     let lacks = |section: &str, key: &str| match tree.get(section) {
@@ -45,8 +67,8 @@ pub(super) fn missing(tree: &toml::Table) -> Vec<String> {
 pub(super) fn message(missing: &[String]) -> String {
     let (noun, them) = if missing.len() == 1 { ("key", "it") } else { ("keys", "them") };
     format!(
-        "missing {noun}: {}; write {them} in the run file, or give --set SECTION.KEY=VALUE \
-         (configs/tiny.toml has every key that must be there)",
+        "missing {noun}: {}; write {them} in the run file, or give --set SECTION.KEY=VALUE (`polygram keys` describes \
+         every key, `polygram keys --example` prints a small run file to begin from)",
         missing.join(", ")
     )
 }
@@ -88,12 +110,21 @@ mod tests {
         tree.remove("ngram");
         tree["training"].as_table_mut().unwrap().retain(|key, _| key != "lr" && key != "steps");
         tree["model"].as_table_mut().unwrap().remove("hidden_size");
-        let all = "model.hidden_size, ngram.max_order, ngram.heads, training.steps, training.lr;";
+        let all = "model.hidden_size, ngram.max_order, ngram.heads, training.steps, training.lr, ngram.ratio or ngram.base_rows;";
         assert!(refusal(&tree, &[]).starts_with(&format!("run.toml: missing keys: {all}")));
         // What assignments supply is not missing, in whichever order they come.
         let error = refusal(&tree, &["training.lr=1e-3", "ngram.heads=4", "model.hidden_size=64"]);
-        assert!(error.starts_with("run.toml: missing keys: ngram.max_order, training.steps;"), "{error}");
-        let most = ["ngram.heads=4", "training.lr=1e-3", "ngram.max_order=3", "model.hidden_size=64"];
+        assert!(
+            error.starts_with("run.toml: missing keys: ngram.max_order, training.steps, ngram.ratio or"),
+            "{error}"
+        );
+        let most = [
+            "ngram.heads=4",
+            "training.lr=1e-3",
+            "ngram.max_order=3",
+            "model.hidden_size=64",
+            "ngram.ratio=5",
+        ];
         let error = refusal(&tree, &most);
         assert!(error.starts_with("run.toml: missing key: training.steps;"), "{error}");
     }
@@ -101,6 +132,7 @@ mod tests {
     #[test]
     fn an_empty_file_and_one_of_another_kind_are_refused() {
         let error = refusal(&toml::Table::new(), &[]);
+        assert!(error.contains("data.train or data.synthetic_tokens; write them"), "{error}");
         assert!(error.contains("run.name, model.vocab_size") && error.contains("training.lr"), "{error}");
         let tree: toml::Table = toml::from_str("run = 3").unwrap();
         assert!(!refusal(&tree, &[]).contains("missing"), "a section of the wrong type comes first");

@@ -12,6 +12,7 @@ use crate::run_spec::{
 };
 use crate::schedule::Schedule;
 use crate::spikes::{SpikeAction, SpikeSpec};
+use crate::store_address::check_store_address;
 use crate::topology::Topology;
 
 impl RunFile {
@@ -119,6 +120,8 @@ impl RunFile {
         if root.as_deref() == Some("") {
             return invalid("recovery_points.root is empty; leave it out to keep them beside the run".into());
         }
+        let checked = root.as_deref().map_or(Ok(()), check_store_address);
+        checked.map_err(|reason| ConfigError::Invalid(format!("recovery_points.root {reason}")))?;
         Ok(every_steps.map(|every_steps| RecoveryPointSpec { every_steps, root, changes_below }))
     }
 
@@ -298,11 +301,12 @@ impl RunFile {
             (None, Some(tokens)) => {
                 Ok(DataSpec::Synthetic { tokens, held_out_tokens: self.data.synthetic_held_out_tokens })
             }
-            _ => Err(ConfigError::Invalid(
-                "data needs exactly one source: data.train (the path of a .bin/.idx pair without extension) or \
-                 data.synthetic_tokens (a positive number)"
+            (Some(_), Some(_)) => invalid(both_set("data.train", "data.synthetic_tokens")),
+            (None, None) => invalid(
+                "neither data.train nor data.synthetic_tokens is set: give the path of a .bin/.idx pair without \
+                 extension, or a number of made-up tokens"
                     .into(),
-            )),
+            ),
         }
     }
 
@@ -313,9 +317,11 @@ impl RunFile {
         let ratio = match (n.ratio, n.base_rows) {
             (Some(ratio), None) => ratio,
             (None, Some(base)) => ratio_of_base(base, hash_vocab_size),
-            _ => {
+            (Some(_), Some(_)) => return Err(both_set("ngram.ratio", "ngram.base_rows")),
+            (None, None) => {
                 return Err(
-                    "ngram needs exactly one of ngram.ratio and ngram.base_rows (a positive number)".into()
+                    "neither ngram.ratio nor ngram.base_rows is set: give one of them, a positive number"
+                        .into(),
                 );
             }
         };
@@ -368,6 +374,14 @@ impl RunFile {
         }
         Ok(spec)
     }
+}
+
+/// Refuses both keys of a pair of which exactly one may be set.
+fn both_set(first: &str, second: &str) -> String {
+    format!(
+        "{first} and {second} are both set, and a run has exactly one of them: leave one out (--set {second}= or \
+         --set {first}= unsets what the run file has)"
+    )
 }
 
 /// The ratio whose tables have `base`, `base + 2`, … rows: (base − 0.5)/V, which truncates back for every table.
