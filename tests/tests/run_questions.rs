@@ -246,10 +246,10 @@ fn a_held_out_loss_is_compared_with_its_own_tokens() {
     let of = |path: &str| format!("data.held_out={path:?}");
     let first = cluster.train(&[&of(&held)]).unwrap().success().unwrap();
     // Two cells of 2 × 32 targets, each of the first tokens of the set.
-    let tokens: Vec<u32> = documents[..40].concat();
-    let targets: Vec<u32> = tokens[1..=128].to_vec();
+    let tokens: Vec<u16> = documents[..40].concat();
+    let targets: Vec<u16> = tokens[1..=128].to_vec();
     let share =
-        |token: &u32| targets.iter().filter(|other| *other == token).count() as f64 / targets.len() as f64;
+        |token: &u16| targets.iter().filter(|other| *other == token).count() as f64 / targets.len() as f64;
     let mut kinds = targets.clone();
     kinds.sort_unstable();
     kinds.dedup();

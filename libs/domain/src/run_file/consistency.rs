@@ -57,7 +57,7 @@ fn data(file: &RunFile) -> Vec<Idle> {
         idle("data.allow_change", is_synthetic && d.allow_change, SYNTHETIC),
         idle(
             "data.synthetic_held_out_tokens",
-            d.train.is_some() && d.synthetic_held_out_tokens > 0,
+            d.train.is_some() && !is_synthetic && d.synthetic_held_out_tokens > 0,
             "the run trains on files, whose held-out data is data.held_out",
         ),
         idle("data.held_out", every_steps.is_none() && d.held_out.is_some(), NO_EVALUATION),
