@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use polygram_checkpoint::{Chain, RunStore};
 use polygram_data::Loader;
 use polygram_domain::batch::IGNORED_TARGET;
+use polygram_domain::control::Evaluation;
 use polygram_domain::run_spec::{DataSpec, RunSpec};
 use polygram_domain::{HeldOutSets, RunFile, Step};
-use polygram_proto::control::Evaluation;
 
 use crate::settings::Configuration;
 

@@ -1,9 +1,9 @@
 //! What changed since the checkpoint that a run goes on from: refused before anything starts, or shown.
 
 use polygram_checkpoint::{Manifest, RunStore, keys};
+use polygram_domain::control::{RunState, RunStatus};
 use polygram_domain::run_file::{Change, OnResume, Refused};
 use polygram_domain::{RunFile, RunSpec, Step};
-use polygram_proto::control::{RunState, RunStatus};
 
 use crate::exit::{Failure, Outcome};
 use crate::settings::{Configuration, Root};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use polygram_checkpoint::Part;
 use polygram_domain::Step;
+use polygram_domain::control::{Directive, MemberId, MemberRef, RunStatus, WatchEvent};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::{Directive, Joined, MemberId, MemberRef, RunStatus, WatchEvent};
+use polygram_proto::control::Joined;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -377,7 +378,8 @@ fn send<T>(caller: Answer<T>, answer: Result<T, Refusal>) {
 #[cfg(test)]
 mod tests {
     use polygram_domain::RunFile;
-    use polygram_proto::control::{Incarnation, JoinRequest, Reason, RunState};
+    use polygram_domain::control::{Incarnation, Reason, RunState};
+    use polygram_proto::control::JoinRequest;
     use tokio::sync::oneshot;
 
     use super::*;

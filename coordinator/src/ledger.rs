@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use polygram_checkpoint::{ChainHash, CheckpointError, ConfigHash, Entry, Heading, Manifest, RunStore};
+use polygram_domain::control::StepMetrics;
 use polygram_domain::spikes::{Memory, SpikeSpec};
 use polygram_domain::{Step, StepOutcome};
-use polygram_proto::control::StepMetrics;
 
 use crate::segment_buffer::SegmentBuffer;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use futures::Stream;
 use polygram_checkpoint::{FailureLine, MetricsLine, Part};
-use polygram_domain::{Generation, Step};
-use polygram_proto::control::{
-    Directive, Envelope, Evaluation, JoinRequest, Joined, MemberId, RunStatus, StepMetrics, StopMode,
-    WatchEvent,
+use polygram_domain::control::{
+    Directive, Envelope, Evaluation, MemberId, RunStatus, StepMetrics, StopMode, WatchEvent,
 };
+use polygram_domain::{Generation, Step};
+use polygram_proto::control::{JoinRequest, Joined};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::core::{Event, RollbackId, RollbackRequest};

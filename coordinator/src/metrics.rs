@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use polygram_proto::control::{CollisionStatus, RunStatus, StepMetrics};
+use polygram_domain::control::{CollisionStatus, RunStatus, StepMetrics};
 use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, names};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};

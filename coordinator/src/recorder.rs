@@ -14,11 +14,11 @@ use polygram_checkpoint::{
     AttemptRecord, CheckpointError, Committed, ConfigHash, EvaluationRecord, FailureLine, Manifest,
     ManifestHeader, MetricsLine, MetricsRecord, Part, RunStore, Term, WentBackRecord,
 };
+use polygram_domain::control::{Evaluation, RunStatus, StepMetrics};
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{CheckpointKind, RunSpec, Step};
 use polygram_faults::{Point, pass};
 use polygram_process::unix_ms;
-use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 

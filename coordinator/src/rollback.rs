@@ -9,10 +9,10 @@ use polygram_checkpoint::rollback::policy_of;
 use polygram_checkpoint::{
     CheckpointError, ConfigHash, Latest, QuarantineReason, RollbackRecord, RunStore, Term, keys,
 };
+use polygram_domain::control::DamagedCheckpoint;
 use polygram_domain::spikes::{LeftOut, PolicyState, SpikeSpec};
 use polygram_domain::{RunFile, RunSpec, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::DamagedCheckpoint;
 
 use crate::core::{RollbackRequest, RollbackResolution, RollbackTarget};
 use crate::fit::check_fit;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polygram_checkpoint::Waits;
+use polygram_domain::control::RunStatus;
 use polygram_proto::accept::Acceptor;
 use polygram_proto::control::wire::coordinator_server::CoordinatorServer;
-use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, RunStatus, Token};
+use polygram_proto::control::{Guarded, MESSAGE_LIMIT_BYTES, OPEN_CALLS, Token};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;

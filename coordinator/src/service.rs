@@ -4,11 +4,9 @@
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
+use polygram_domain::control::{Directive, Envelope, StopMode, WatchEvent};
 use polygram_proto::control::wire::coordinator_server::Coordinator;
-use polygram_proto::control::{
-    Directive, Envelope, JoinRequest, MESSAGE_LIMIT_BYTES, Malformed, StopMode, UploadReport, WatchEvent,
-    wire,
-};
+use polygram_proto::control::{JoinRequest, MESSAGE_LIMIT_BYTES, Malformed, UploadReport, wire};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};

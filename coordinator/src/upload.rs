@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use polygram_checkpoint::Part;
+use polygram_domain::control::MemberId;
 use polygram_domain::{Generation, Step};
-use polygram_proto::control::{MemberId, Upload, UploadReport};
+use polygram_proto::control::{Upload, UploadReport};
 
 use crate::core::Uploaded;
 

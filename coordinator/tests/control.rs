@@ -9,12 +9,12 @@ use common::{
 };
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
+use polygram_domain::control::{
+    AbortKind, Directive, Evaluation, MemberReport, Reason, RunState, RunStatus, StopMode, WatchEvent,
+};
 use polygram_domain::{SCHEMA_VERSION, Step};
 use polygram_member::{FailureCause, MemberError};
-use polygram_proto::control::{
-    AbortKind, ControlError, Directive, Evaluation, MemberReport, MemberSession, OperatorClient, Reason,
-    RunState, RunStatus, StopMode, Token, WatchEvent,
-};
+use polygram_proto::control::{ControlError, MemberSession, OperatorClient, Token};
 
 /// A member whose run was aborted leaves it for that reason.
 async fn leaves_the_run(member: common::Member) {

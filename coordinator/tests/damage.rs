@@ -10,8 +10,8 @@ use polygram_checkpoint::FailureLine;
 use polygram_coordinator::OpeningError;
 use polygram_coordinator::core::Outcome;
 use polygram_domain::Step;
+use polygram_domain::control::{Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, RunState};
 use polygram_member::FailureCause;
-use polygram_proto::control::{Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, RunState};
 
 /// A stopped run with commits at 1 and 2.
 async fn two_commits(folder: &std::path::Path) {

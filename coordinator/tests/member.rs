@@ -6,9 +6,9 @@ mod common;
 
 use common::{Lead, WORKER, complete, shard, started, tiny};
 use polygram_coordinator::core::Outcome;
+use polygram_domain::control::{AbortKind, Directive};
 use polygram_domain::{FailureKind, Step};
 use polygram_member::{Disposition, FailureCause, FailureReply, MemberFailure};
-use polygram_proto::control::{AbortKind, Directive};
 
 /// The coordinator is lost just as Ready is sent: the membership ends like any other, its listener is free, and the member
 /// joins again.

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use polygram_coordinator::pool::core::Rules;
 use polygram_coordinator::pool::{Pool, PoolError, Store, serve};
+use polygram_domain::control::{MemberRef, Role};
 use polygram_domain::{RunFile, ShardIndex};
-use polygram_proto::control::{
-    ControlError, JoinOptions, MemberRef, MemberSession, OperatorClient, Role, Token,
-};
+use polygram_proto::control::{ControlError, JoinOptions, MemberSession, OperatorClient, Token};
 use polygram_proto::pool::{Engagement, JobState, OfferOptions, PoolClient, PoolOffer, Submission};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -9,9 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, WORKER, tiny, token};
-use polygram_proto::control::{
-    Announcement, ControlError, JoinOptions, MemberSession, OperatorClient, Phase, RunState,
-};
+use polygram_domain::control::{Phase, RunState};
+use polygram_proto::control::{Announcement, ControlError, JoinOptions, MemberSession, OperatorClient};
 
 struct Files {
     folder: tempfile::TempDir,

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_domain::control::{Assignment, Phase};
 use polygram_domain::{CheckpointKind, ShardIndex};
 use polygram_faults::{Point, pass};
 use polygram_member::stores::Resumption;
 use polygram_member::{Inbox, Listening, MemberEvent, Membership, Role, Stage, Stores, bind};
-use polygram_proto::control::{Assignment, Phase, Progress, Reporter, Upload};
+use polygram_proto::control::{Progress, Reporter, Upload};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;

@@ -7,8 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_domain::control::{MemberReport, ShardReport};
 use polygram_member::{MemberError, Membership, bind};
-use polygram_proto::control::{MemberReport, Reporter, ShardReport};
+use polygram_proto::control::Reporter;
 use polygram_telemetry::{Identity, Metrics, Role, endpoint};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use common::cluster::{Cluster, DEADLINE, new_shard, train_all};
 use common::{Workload, overrides, spec};
+use polygram_domain::control::common_marks;
 use polygram_domain::{RowId, RowRef, Step, TableIndex};
 use polygram_embedding_shard::observe::{Fingerprint, ShardStats, ShardView};
-use polygram_proto::control::common_marks;
 use polygram_proto::rows::HotRow;
 
 const STEPS: u64 = 6;

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use polygram_checkpoint::{Cursor, NamedTensor};
 use polygram_domain::checkpoint::checkpoint_due;
+use polygram_domain::control::Phase;
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{CheckpointKind, CheckpointRef, Rank, Step};
 use polygram_faults::{Point, pass};
-use polygram_proto::control::Phase;
 use polygram_row_exchange::SnapshotOrder;
 use tokio::sync::{mpsc, watch};
 

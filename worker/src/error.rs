@@ -3,13 +3,14 @@
 use polygram_checkpoint::CheckpointError;
 use polygram_collective::{CollectiveError, JoinError};
 use polygram_data::DataError;
+use polygram_domain::control::MemberRef;
 use polygram_domain::spikes::Spike;
 use polygram_domain::{CheckpointRef, FailureKind, MicroBatchRef, Rank, Step};
 use polygram_member::stores::kind_of;
 use polygram_member::{FailureCause, FailureOrigin, MemberError, MemberFailure, RestoreError, RoleError};
 use polygram_ngram::NgramError;
 use polygram_process::Panicked;
-use polygram_proto::control::{ControlError, MemberRef};
+use polygram_proto::control::ControlError;
 use polygram_row_exchange::RowError;
 
 use crate::compute::ComputeError;

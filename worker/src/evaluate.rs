@@ -4,9 +4,9 @@
 //! at every evaluation of a run. Micro-batches are dealt to ranks in contiguous runs; their losses are gathered and summed
 //! in one fixed order, so that the figure does not depend on the number of ranks.
 
+use polygram_domain::control::{Evaluation, Phase};
 use polygram_domain::sum_tree::tree_sum;
 use polygram_domain::{Cell, MicroBatchRef, Step};
-use polygram_proto::control::{Evaluation, Phase};
 
 use crate::error::WorkerError;
 use crate::step::Trainer;

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use polygram_domain::control::{InputReport, MemberReport};
 use polygram_domain::{CellBatch, Step};
 use polygram_ngram::{Hasher, NgramError, UniqueRows, batch_keys};
-use polygram_proto::control::{InputReport, MemberReport, Reporter};
+use polygram_proto::control::Reporter;
 use polygram_telemetry::HyperLogLog;
 
 /// Counts go out this often, 16 KiB an order.

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use polygram_domain::Step;
-use polygram_proto::control::{Phase, PhaseSeconds, Progress};
+use polygram_domain::control::{Phase, PhaseSeconds};
+use polygram_proto::control::Progress;
 
 use crate::compute::ExchangeWatch;
 

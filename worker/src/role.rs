@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use polygram_checkpoint::NamedTensor;
 use polygram_collective::{Bound, Membership as RankMembership, Tcp};
+use polygram_domain::control::Assignment;
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::spikes::{Memory, PolicyState};
 use polygram_domain::{Rank, Step};
 use polygram_faults::{Point, pass};
 use polygram_member::{Inbox, Listening, MemberError, Membership, Role, Stage, Stores, stores::Resumption};
 use polygram_process::Panicked;
-use polygram_proto::control::Assignment;
 use polygram_row_exchange::{ClientLimits, ClientOptions, Hello, RowClient, RowExchange};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;

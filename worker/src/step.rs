@@ -17,10 +17,10 @@
 use std::sync::Arc;
 
 use polygram_collective::Collective;
+use polygram_domain::control::{Phase, StepMetrics};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::sum_tree::SumTree;
 use polygram_domain::{Cell, CheckpointRef, MicroBatchRef, Step, StepOutcome};
-use polygram_proto::control::{Phase, StepMetrics};
 
 use crate::checkpoints::{CheckpointWriter, StepBoundary};
 use crate::compute::{self, Compute, DenseUpdate, TakeBucket};

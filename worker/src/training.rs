@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use polygram_collective::AbortHandle;
 use polygram_domain::Step;
+use polygram_domain::control::{MemberReport, Phase};
 use polygram_faults::{Point, pass};
 use polygram_member::{Inbox, MemberError, MemberEvent};
 use polygram_process::Panicked;
-use polygram_proto::control::{MemberReport, Phase, Reporter};
+use polygram_proto::control::Reporter;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use polygram_coordinator::core::Outcome;
 use polygram_coordinator::{Claim, Ended, Origin, ServeError, open, serve};
+use polygram_domain::control::{Assignment, Heartbeat, MemberRef, MemberReport};
 use polygram_domain::{Rank, RunFile, ShardIndex};
 use polygram_embedding_shard::ShardRole;
 use polygram_member::{Inbox, Listening, MemberOptions, Membership, Role, Stage, run};
-use polygram_proto::control::{Assignment, Heartbeat, MemberRef, MemberReport, Recall, Token};
+use polygram_proto::control::{Recall, Token};
 use polygram_worker::observe::MetricsDesk;
 use polygram_worker::{Listen, WorkerRole};
 use tokio::net::TcpListener;

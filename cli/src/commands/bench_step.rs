@@ -1,8 +1,8 @@
 //! `polygram bench step`: some steps of a run file, with every process of it on this machine, and where their time goes.
 //! The run lives in a folder of its own that is gone afterwards.
 
+use polygram_domain::control::{PhaseSeconds, StepMetrics};
 use polygram_faults::FaultInjection;
-use polygram_proto::control::{PhaseSeconds, StepMetrics};
 use serde::Serialize;
 
 use crate::args::BenchStepArgs;

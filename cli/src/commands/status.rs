@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use polygram_checkpoint::lease::RENEWAL_PERIOD;
 use polygram_checkpoint::{CheckpointError, CoordinatorRecord, Leadership, Lease, Manifest, RunStore, keys};
+use polygram_domain::control::{Reason, RunState, RunStatus};
 use polygram_domain::{RunFile, Step};
-use polygram_proto::control::{OperatorClient, Reason, RunState, RunStatus};
+use polygram_proto::control::OperatorClient;
 use serde::Serialize;
 use serde_json::Value;
 

@@ -1,6 +1,6 @@
 //! A run's status for people: what is of now is shown as such, what is of the past says from when.
 
-use polygram_proto::control::{
+use polygram_domain::control::{
     CollisionStatus, MemberStatus, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus,
 };
 
@@ -176,7 +176,7 @@ fn tables(rows: &RowsStatus) -> String {
 #[cfg(test)]
 mod tests {
     use polygram_domain::Step;
-    use polygram_proto::control::{
+    use polygram_domain::control::{
         Evaluation, Fingerprint, InputStatus, Mark, Phase, Reason, Role, ShardReport, StepMetrics, TableRows,
         TableStatus,
     };

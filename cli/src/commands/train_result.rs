@@ -5,8 +5,8 @@ use std::path::Path;
 
 use polygram_checkpoint::{Chain, RunStore, keys};
 use polygram_domain::Step;
+use polygram_domain::control::{Evaluation, RunStatus};
 use polygram_domain::run_spec::RunSpec;
-use polygram_proto::control::{Evaluation, RunStatus};
 use serde::Serialize;
 
 use crate::commands::block_on;

@@ -18,8 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use polygram_domain::control::{RunStatus, StopMode};
 use polygram_domain::run_spec::RecoverySpec;
-use polygram_proto::control::{ControlError, RunStatus, StopMode};
+use polygram_proto::control::ControlError;
 
 use super::claim::Claim;
 use super::ended::{COORDINATOR, Ended};

@@ -7,9 +7,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use polygram_proto::control::{
-    ControlError, OperatorClient, RunStatus, StopMode, Token, WatchEvent, WatchStream,
-};
+use polygram_domain::control::{RunStatus, StopMode, WatchEvent};
+use polygram_proto::control::{ControlError, OperatorClient, Token, WatchStream};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::decider::{Decider, Setup};

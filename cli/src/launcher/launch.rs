@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_checkpoint::RunStore;
-use polygram_proto::control::{Announcement, ControlError, RunStatus};
+use polygram_domain::control::RunStatus;
+use polygram_proto::control::{Announcement, ControlError};
 
 use super::claim::Claim;
 use super::ended::COORDINATOR;

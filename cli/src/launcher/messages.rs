@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use polygram_proto::control::{
-    Announcement, ControlError, Reason, RunState, RunStatus, Stall, StepMetrics, StopMode, WatchEvent,
-};
+use polygram_domain::control::{Reason, RunState, RunStatus, StepMetrics, StopMode, WatchEvent};
+use polygram_proto::control::{Announcement, ControlError, Stall};
 
 use super::claim::Claim;
 use super::ended::Ended;

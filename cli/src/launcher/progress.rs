@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
+use polygram_domain::control::StepMetrics;
 use polygram_domain::float;
-use polygram_proto::control::StepMetrics;
 use serde::Serialize;
 
 use crate::units;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use polygram_proto::control::{Reason, RunStatus};
+use polygram_domain::control::{Reason, RunStatus};
 
 use super::messages::Action;
 

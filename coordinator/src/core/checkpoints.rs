@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polygram_domain::control::MemberRef;
 use polygram_domain::{CheckpointKind, CheckpointRef, Step};
-use polygram_proto::control::MemberRef;
 
 use super::event::Uploaded;
 use super::settings::Resume;

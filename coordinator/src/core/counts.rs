@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use polygram_domain::{Step, TableSpec, words};
-use polygram_proto::control::{
+use polygram_domain::control::{
     CollisionStatus, InputReport, InputStatus, MemberRef, Role, RowsStatus, RunFingerprint, ShardReport,
     TableStatus, common_marks,
 };
+use polygram_domain::{Step, TableSpec, words};
 use polygram_telemetry::{Collisions, HyperLogLog};
 
 use super::settings::Settings;

@@ -1,11 +1,12 @@
 //! What happens to a run, and what is to be done about it.
 
 use polygram_checkpoint::FailureLine;
+use polygram_domain::control::{
+    DamagedCheckpoint, Directive, Envelope, Evaluation, MemberId, StepMetrics, StopMode,
+};
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{CheckpointKind, Generation, Step};
-use polygram_proto::control::{
-    DamagedCheckpoint, Directive, Envelope, Evaluation, JoinRequest, MemberId, StepMetrics, StopMode,
-};
+use polygram_proto::control::JoinRequest;
 
 /// Milliseconds since 1970, by a clock that never goes back while the coordinator lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

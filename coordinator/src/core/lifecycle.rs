@@ -1,6 +1,6 @@
 //! Where the run is in its life and why, the operator's request to stop it, and its end. Written here alone.
 
-use polygram_proto::control::{Reason, RunState};
+use polygram_domain::control::{Reason, RunState};
 
 use super::event::Time;
 

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use polygram_domain::control::{AssignmentHash, Heartbeat, Incarnation, MemberId, MemberRef, Phase, Role};
 use polygram_domain::{Generation, Step};
-use polygram_proto::control::{
-    AssignmentHash, Heartbeat, Incarnation, JoinRequest, MemberId, MemberRef, Phase, Role,
-};
+use polygram_proto::control::JoinRequest;
 
 use super::event::Time;
 

@@ -43,7 +43,7 @@ pub use event::{
 pub use settings::{Earlier, Resume, Settings, Timeouts};
 pub use state::State;
 
-use polygram_proto::control::Reason;
+use polygram_domain::control::Reason;
 
 /// Applies `event` at `now` and says what is to be done, in order.
 pub fn apply(state: &mut State, event: Event, now: Time) -> Vec<Action> {

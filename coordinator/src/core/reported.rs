@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use polygram_domain::Step;
-use polygram_proto::control::{Evaluation, InputReport, MemberRef, ShardReport, StepMetrics};
+use polygram_domain::control::{Evaluation, InputReport, MemberRef, ShardReport, StepMetrics};
 
 use super::counts::Counts;
 use super::event::Time;

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polygram_domain::control::{Culprit, Reason, Role};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{Step, words};
-use polygram_proto::control::{Culprit, Reason, Role};
 
 use super::event::Time;
 
@@ -194,7 +194,7 @@ impl RestartBudget {
 
 #[cfg(test)]
 mod tests {
-    use polygram_proto::control::{MemberRef, Phase};
+    use polygram_domain::control::{MemberRef, Phase};
 
     use super::*;
 

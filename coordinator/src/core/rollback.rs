@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 
 use polygram_checkpoint::RollbackCause;
 use polygram_domain::Step;
+use polygram_domain::control::{CheckpointPlace, DamagedCheckpoint, MemberRef, Rollback as LastRollback};
 use polygram_domain::spikes::PolicyState;
-use polygram_proto::control::{CheckpointPlace, DamagedCheckpoint, MemberRef, Rollback as LastRollback};
 
 use super::event::{RollbackId, RollbackRequest, RollbackTarget, Time};
 use super::root_cause::Loss;
@@ -209,7 +209,7 @@ impl Rollback {
 
 #[cfg(test)]
 mod tests {
-    use polygram_proto::control::{Culprit, Phase, Reason, Role};
+    use polygram_domain::control::{Culprit, Phase, Reason, Role};
 
     use super::*;
 

@@ -5,7 +5,7 @@
 //! blame; otherwise the report that is closest to the cause counts.
 
 use polygram_domain::FailureKind;
-use polygram_proto::control::{Culprit, Failure, MemberRef, Reason};
+use polygram_domain::control::{Culprit, Failure, MemberRef, Reason};
 
 use super::event::Time;
 
@@ -159,7 +159,7 @@ impl RootCause {
 #[cfg(test)]
 mod tests {
     use polygram_domain::Step;
-    use polygram_proto::control::{Phase, Role};
+    use polygram_domain::control::{Phase, Role};
 
     use super::*;
 

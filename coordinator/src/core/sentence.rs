@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use polygram_domain::control::{MemberRef, Role};
 use polygram_domain::words;
-use polygram_proto::control::{MemberRef, Role};
 
 use super::state::State;
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use polygram_checkpoint::keys;
+use polygram_domain::control::{Evaluation, RunStatus, StepMetrics};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{CheckpointKind, RunSpec, Step, TableSpec, Topology};
-use polygram_proto::control::{Evaluation, RunStatus, StepMetrics};
 
 /// Every timeout of the control plane, derived from the one knob `run.failure_detection_seconds`.
 ///

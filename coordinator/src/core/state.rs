@@ -1,7 +1,7 @@
 //! The state of a run: its parts, each with an owner in a file of its own, and what follows from several of them.
 
+use polygram_domain::control::{Culprit, MemberId, MemberRef, Reason, Role, RunState};
 use polygram_domain::{Generation, Step, words};
-use polygram_proto::control::{Culprit, MemberId, MemberRef, Reason, Role, RunState};
 
 use super::checkpoints::Checkpoints;
 use super::event::Time;

@@ -1,7 +1,7 @@
 //! The state as others see it.
 
 use polygram_domain::Step;
-use polygram_proto::control::{MemberStatus, RunStatus};
+use polygram_domain::control::{MemberStatus, RunStatus};
 
 use super::event::Time;
 use super::membership::Stream;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use polygram_domain::RunFile;
-use polygram_proto::control::{RunStatus, StopMode, Token};
+use polygram_domain::control::{RunStatus, StopMode};
+use polygram_proto::control::Token;
 use polygram_proto::pool::{JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolWord, Submission};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};

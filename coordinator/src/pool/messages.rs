@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use polygram_proto::control::RunStatus;
+use polygram_domain::control::RunStatus;
 use polygram_proto::pool::{
     JobId, JobStatus, MemberWord, Offering, PoolMemberId, PoolMemberStatus, PoolWord, Submission,
 };

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use polygram_domain::control::Role;
 use polygram_process::unix_ms;
-use polygram_proto::control::Role;
 use polygram_proto::pool::{JobState, JobStatus, PoolMemberStatus};
 use polygram_telemetry::{Histogram, Identity, Metrics, Page, Sample, Source, names};
 use tokio::net::TcpListener;

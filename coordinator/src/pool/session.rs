@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use polygram_domain::control::{MemberRef, Reason, Role, RunState, RunStatus};
 use polygram_domain::{ConfigError, RunFile};
-use polygram_proto::control::{MemberRef, Reason, Role, RunState, RunStatus, Token};
+use polygram_proto::control::Token;
 use polygram_proto::pool::JobId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};

@@ -10,13 +10,11 @@ use std::path::Path;
 
 use polygram_checkpoint::{Cursor, NamedTensor, Part, PartRef, RunStore, TableShape, expected_tensors};
 use polygram_coordinator::{Claim, Ended, OpeningError, Origin, ServeError, open, serve};
+use polygram_domain::control::{Assignment, Directive, MemberRef, MemberReport, Phase, Role, StepMetrics};
 use polygram_domain::tables::buckets_of;
 use polygram_domain::{CheckpointKind, RunFile, RunSpec, ShardIndex, Step};
 use polygram_member::MemberOptions;
-use polygram_proto::control::{
-    Announcement, Assignment, Directive, JoinOptions, MemberRef, MemberReport, Phase, Recall, Role,
-    StepMetrics, Token, Upload,
-};
+use polygram_proto::control::{Announcement, JoinOptions, Recall, Token, Upload};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use polygram_domain::FailureKind;
+use polygram_domain::control::{
+    Assignment, DamagedCheckpoint, Directive, Heartbeat, MemberRef, MemberReport, Phase,
+};
 use polygram_member::{
     FailureCause, FailureOrigin, Inbox, Listening, MemberError, MemberEvent, MemberFailure, MemberOptions,
     Membership, Role, RoleError, Stage, bind, run,
 };
-use polygram_proto::control::{
-    Assignment, DamagedCheckpoint, Directive, Heartbeat, Joined, MemberRef, MemberReport, Phase, Reporter,
-};
+use polygram_proto::control::{Joined, Reporter};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinHandle;

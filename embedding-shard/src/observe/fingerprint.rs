@@ -9,8 +9,8 @@
 //! F when they began at the same one; runs that differ anywhere agree by accident once in about 2^32 at worst.
 
 use polygram_domain::RowRef;
+use polygram_domain::control::Mark;
 use polygram_domain::word_hash::{CHAIN, mix, word_hash};
-use polygram_proto::control::Mark;
 
 /// Hash of one row after an update: `weights` are its weights as stored, bit for bit.
 ///
@@ -71,9 +71,10 @@ impl Marks {
 mod tests {
     use std::collections::BTreeSet;
 
+    use polygram_domain::control::common_marks;
     use polygram_domain::word_hash::{KEYS, SPAN};
     use polygram_domain::{RowId, Step, TableIndex};
-    use polygram_proto::control::{self, common_marks};
+    use polygram_proto::control;
 
     use super::*;
 

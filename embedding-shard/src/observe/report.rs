@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use polygram_proto::control::{ShardReport, TableRows};
+use polygram_domain::control::{ShardReport, TableRows};
 
 use crate::observe::view::ShardStats;
 

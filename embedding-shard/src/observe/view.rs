@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_domain::control::{Mark, common_marks};
 use polygram_domain::{Step, TableIndex};
-use polygram_proto::control::{Mark, common_marks};
 use polygram_proto::rows::HotRow;
 use tokio::sync::watch;
 

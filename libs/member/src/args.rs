@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use polygram_domain::control::{MemberRef, Role as RoleKind};
 use polygram_faults::FaultInjection;
-use polygram_proto::control::{MemberRef, Recall, Role as RoleKind, Token};
+use polygram_proto::control::{Recall, Token};
 
 use crate::error::MemberError;
 use crate::options::MemberOptions;

@@ -3,11 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 
+use polygram_domain::control::{Abort, AbortKind};
 use polygram_domain::{ConfigError, FailureKind};
 use polygram_faults::FaultError;
 use polygram_process::Panicked;
 use polygram_process::address::AddressError;
-use polygram_proto::control::{Abort, AbortKind, ControlError};
+use polygram_proto::control::ControlError;
 use thiserror::Error;
 use tokio::net::TcpListener;
 

@@ -3,8 +3,8 @@
 //! What always holds: [`MemberFailure::disposition`] is a pure function of origin, cause and the coordinator's reply, the
 //! same for every role.
 
+use polygram_domain::control::{DamagedCheckpoint, Failure, MemberRef, Phase};
 use polygram_domain::{FailureKind, Step};
-use polygram_proto::control::{DamagedCheckpoint, Failure, MemberRef, Phase};
 
 /// Where a failure comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl MemberFailure {
 #[cfg(test)]
 mod tests {
     use polygram_domain::Rank;
-    use polygram_proto::control::CheckpointPlace;
+    use polygram_domain::control::CheckpointPlace;
 
     use super::*;
 

@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use polygram_domain::Step;
-use polygram_proto::control::{
-    Abort, Assignment, ControlError, Directive, Directives, MemberReport, Reporter,
-};
+use polygram_domain::control::{Abort, Assignment, Directive, MemberReport};
+use polygram_proto::control::{ControlError, Directives, Reporter};
 use tokio::time::timeout;
 
 use crate::error::MemberError;

@@ -1,6 +1,7 @@
 //! What a process needs to be a member of a run.
 
-use polygram_proto::control::{MemberRef, Recall, Token};
+use polygram_domain::control::MemberRef;
+use polygram_proto::control::{Recall, Token};
 
 /// How a member finds its run.
 #[derive(Clone, Debug)]

@@ -1,8 +1,9 @@
 //! A member of a pool: one process that takes part in one run after another.
 
+use polygram_domain::control::{MemberRef, Role as RoleKind};
 use polygram_faults::FaultInjection;
 use polygram_process::StopSignals;
-use polygram_proto::control::{MemberRef, Role as RoleKind, Token};
+use polygram_proto::control::Token;
 use polygram_proto::pool::{Engagement, OfferOptions, Placement, PoolOffer};
 
 use crate::error::MemberError;

@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use polygram_domain::control::{Assignment, MemberRef, MemberReport, Phase};
 use polygram_domain::{RunFile, RunSpec};
 use polygram_process::StopSignals;
 use polygram_process::address::for_peers;
 use polygram_proto::control::{
-    Assignment, ControlError, JoinOptions, Joined, MemberRef, MemberReport, MemberSession, Phase, Reporter,
-    Token, rejoin_patience,
+    ControlError, JoinOptions, Joined, MemberSession, Reporter, Token, rejoin_patience,
 };
 
 use crate::error::{MemberError, RoleError};

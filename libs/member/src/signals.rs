@@ -4,8 +4,9 @@
 use std::fmt;
 use std::pin::Pin;
 
+use polygram_domain::control::StopMode;
 use polygram_process::StopSignals;
-use polygram_proto::control::{ControlError, OperatorClient, StopMode};
+use polygram_proto::control::{ControlError, OperatorClient};
 
 use crate::options::MemberOptions;
 

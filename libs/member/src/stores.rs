@@ -1,8 +1,8 @@
 //! Where a member's checkpoints are, and the one that the run resumes from.
 
 use polygram_checkpoint::{CheckpointError, Manifest, RunStore, StoreProblem, Waits};
+use polygram_domain::control::{Assignment, CheckpointPlace, DamagedCheckpoint};
 use polygram_domain::{CheckpointKind, CheckpointRef, FailureKind};
-use polygram_proto::control::{Assignment, CheckpointPlace, DamagedCheckpoint};
 use thiserror::Error;
 
 use crate::failure::{FailureCause, FailureOrigin, MemberFailure};

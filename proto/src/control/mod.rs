@@ -24,13 +24,6 @@ pub use guard::Guarded;
 pub use joining::{JoinRequest, Joined, Upload, UploadReport};
 pub use member::{Directives, JoinOptions, MemberSession, Reporter, rejoin_patience};
 pub use operator::{OperatorClient, WatchStream};
-pub use polygram_domain::control::{
-    Abort, AbortKind, Assignment, AssignmentHash, CheckpointPlace, CollisionStatus, Culprit,
-    DamagedCheckpoint, Directive, Envelope, Evaluation, Failure, Fingerprint, Heartbeat, Incarnation,
-    InputReport, InputStatus, Mark, MemberId, MemberRef, MemberReport, MemberStatus, Phase, PhaseSeconds,
-    Reason, Role, Rollback, RowsStatus, RunFingerprint, RunState, RunStatus, ShardReport, Stall, StepMetrics,
-    StepProof, StopMode, TableRows, TableStatus, WatchEvent, common_marks,
-};
 pub use progress::Progress;
 pub use recall::Recall;
 pub use token::Token;

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use polygram_domain::control::StepMetrics;
 use polygram_domain::{Rank, RunName};
-use polygram_proto::control::StepMetrics;
 use polygram_telemetry::{Identity, Metrics, Page, Role, Sample, Source, endpoint, names};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -203,7 +203,7 @@ impl MetricsDesk {
 #[cfg(test)]
 mod tests {
     use polygram_domain::Step;
-    use polygram_proto::control::PhaseSeconds;
+    use polygram_domain::control::PhaseSeconds;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 

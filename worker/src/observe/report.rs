@@ -1,8 +1,9 @@
 //! Reports of rank 0 to the coordinator: what a step was, and what it took.
 
+use polygram_domain::control::{Evaluation, Fingerprint, MemberReport, StepMetrics, StepProof};
 use polygram_domain::run_spec::RunSpec;
 use polygram_domain::{Rank, StepOutcome};
-use polygram_proto::control::{Evaluation, Fingerprint, MemberReport, Reporter, StepMetrics, StepProof};
+use polygram_proto::control::Reporter;
 
 use super::WorkerView;
 use crate::error::WorkerError;

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use polygram_domain::Step;
-use polygram_proto::control::{ControlError, Reason, RunState, RunStatus};
+use polygram_domain::control::{Reason, RunState, RunStatus};
+use polygram_proto::control::ControlError;
 
 use super::{Clearing, Death, Decider, IDLE_PATIENCE, Phase, REPORT_PATIENCE};
 use crate::exit::{ExitStatus, Failure};

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus as ProcessStatus;
 use std::time::{Duration, Instant};
 
-use polygram_proto::control::{Reason, RunState, RunStatus, StopMode};
+use polygram_domain::control::{Reason, RunState, RunStatus, StopMode};
 
 use super::{Death, Decider, Phase, REPORT_PATIENCE};
 use crate::exit::Failure;

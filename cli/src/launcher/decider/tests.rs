@@ -1,12 +1,13 @@
 //! What each event does in each phase, as a table; and what the table cannot show.
 
 use polygram_domain::Step;
-use polygram_proto::control::{Announcement, StepMetrics, WatchEvent};
+use polygram_domain::control::{StepMetrics, WatchEvent};
+use polygram_proto::control::Announcement;
 
 use super::*;
 use crate::exit::Failure;
 use crate::launcher::messages::Exit;
-use polygram_proto::control::{Reason, RunState};
+use polygram_domain::control::{Reason, RunState};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus as ProcessStatus;
 
@@ -366,13 +367,13 @@ fn whoever_started_has_time_to_end_and_the_others_do_not() {
     assert!(launch.tick_after(60_000).orders().is_empty());
 }
 
-fn member(pid: u32) -> polygram_proto::control::MemberStatus {
-    polygram_proto::control::MemberStatus {
-        role: polygram_proto::control::Role::Worker,
+fn member(pid: u32) -> polygram_domain::control::MemberStatus {
+    polygram_domain::control::MemberStatus {
+        role: polygram_domain::control::Role::Worker,
         index: 0,
         pid,
         host: "box".into(),
-        phase: polygram_proto::control::Phase::Finished,
+        phase: polygram_domain::control::Phase::Finished,
         step: Step(60),
         address: "127.0.0.1:1".into(),
         last_heard_ms: 0,

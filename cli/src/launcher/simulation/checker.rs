@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use polygram_domain::control::WatchEvent;
 use polygram_domain::run_spec::RecoverySpec;
-use polygram_proto::control::WatchEvent;
 
 use crate::launcher::ended::COORDINATOR;
 use crate::launcher::messages::{Action, Conclusion, Event};

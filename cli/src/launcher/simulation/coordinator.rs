@@ -5,12 +5,13 @@ use std::sync::OnceLock;
 use polygram_coordinator::core::{
     Action, Event, Level, Outcome, Record, Reply, Resume, Settings, State, Ticket, Time, Uploaded, apply,
 };
+use polygram_domain::control::{
+    Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, RunState, RunStatus, StepMetrics,
+    StopMode,
+};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{CheckpointKind, Generation, RunFile, RunSpec, SCHEMA_VERSION, Step, Topology};
-use polygram_proto::control::{
-    Directive, Envelope, Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, RunState, RunStatus,
-    StepMetrics, StopMode,
-};
+use polygram_proto::control::JoinRequest;
 
 /// Something that happens to a coordinator.
 pub(super) type Input = Event;

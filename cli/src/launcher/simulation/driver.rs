@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use polygram_proto::control::{ControlError, MemberRef, Role, RunStatus, WatchEvent};
+use polygram_domain::control::{MemberRef, Role, RunStatus, WatchEvent};
+use polygram_proto::control::ControlError;
 
 use super::Opening;
 use super::coordinator;

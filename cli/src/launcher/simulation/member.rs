@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{FailureKind, Generation, Step};
-use polygram_proto::control::{
+use polygram_domain::control::{
     Abort, AbortKind, AssignmentHash, Directive, Failure, Heartbeat, Incarnation, MemberId, MemberRef,
     MemberReport, Phase, Role, StepMetrics,
 };
+use polygram_domain::{FailureKind, Generation, Step};
 
 use super::coordinator;
 use super::process::End;

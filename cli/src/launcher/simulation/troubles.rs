@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use polygram_proto::control::{Announcement, ControlError, MemberId};
+use polygram_domain::control::MemberId;
+use polygram_proto::control::{Announcement, ControlError};
 
 use super::process::{End, Part, Process};
 use super::world::{Delivery, World};

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use polygram_domain::Step;
-use polygram_proto::control::{
-    Announcement, ControlError, Directive, Incarnation, MemberId, MemberRef, WatchEvent,
-};
+use polygram_domain::control::{Directive, Incarnation, MemberId, MemberRef, WatchEvent};
+use polygram_proto::control::{Announcement, ControlError};
 
 use super::checker::Checker;
 use super::coordinator::{self, Answer, Coordinator, Effect, Frame, Input};

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polygram_checkpoint::{ChainHash, ConfigHash};
-use polygram_domain::spikes::SpikeSpec;
-use polygram_domain::{Generation, Step};
-use polygram_proto::control::{
+use polygram_domain::control::{
     Abort, AbortKind, AssignmentHash, Culprit, Directive, Envelope, MemberId, MemberReport, RunState,
 };
+use polygram_domain::spikes::SpikeSpec;
+use polygram_domain::{Generation, Step};
 
 use crate::core::{Action, Event, Outcome, Record, Reply, RollbackId, RollbackRequest, State, Ticket, Time};
 use crate::ledger::{Base, Ledger};

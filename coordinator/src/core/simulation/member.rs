@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step};
-use polygram_proto::control::{
+use polygram_domain::control::{
     Abort, AbortKind, AssignmentHash, CheckpointPlace, DamagedCheckpoint, Directive, Failure, Heartbeat,
-    Incarnation, JoinRequest, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
+    Incarnation, MemberId, MemberRef, MemberReport, Phase, Role, StepMetrics,
 };
+use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step};
+use polygram_proto::control::JoinRequest;
 
 use super::world::{Delivery, World};
 use super::{EVERY, STEPS};

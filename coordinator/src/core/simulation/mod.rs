@@ -2,9 +2,9 @@
 //! schedules loses, doubles and reorders, processes that die. After every event the invariants of [`super`] are checked
 //! from outside, by what was delivered and what was ordered.
 
+use polygram_domain::control::{RunState, StopMode};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{Step, Topology};
-use polygram_proto::control::{RunState, StopMode};
 
 mod checker;
 mod member;

@@ -3,11 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use polygram_domain::spikes::PolicyState;
-use polygram_domain::{Generation, Step, Topology};
-use polygram_proto::control::{
+use polygram_domain::control::{
     DamagedCheckpoint, Directive, Envelope, Incarnation, MemberId, MemberRef, MemberReport, Role, RunState,
 };
+use polygram_domain::spikes::PolicyState;
+use polygram_domain::{Generation, Step, Topology};
 
 use super::checker::Checker;
 use super::member::{Agent, Frozen, Stage};

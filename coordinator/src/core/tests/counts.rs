@@ -1,7 +1,7 @@
 //! Counts of members become the run's tables.
 
+use polygram_domain::control::{Fingerprint, InputReport, Mark, RowsStatus, ShardReport, TableRows};
 use polygram_domain::{TableIndex, TableSpec};
-use polygram_proto::control::{Fingerprint, InputReport, Mark, RowsStatus, ShardReport, TableRows};
 use polygram_telemetry::HyperLogLog;
 
 use super::*;

@@ -2,8 +2,8 @@
 
 use polygram_checkpoint::FailureLine;
 use polygram_domain::FailureKind;
+use polygram_domain::control::{CheckpointPlace, DamagedCheckpoint};
 use polygram_domain::spikes::PolicyState;
-use polygram_proto::control::{CheckpointPlace, DamagedCheckpoint};
 
 use super::super::{Level, RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;

@@ -153,7 +153,7 @@ fn protocol_breakers_are_named() {
             run.report(W0, MemberReport::Finished { step: Step(99) });
         }),
         ("acknowledged assignment", W1, |run| {
-            let other = polygram_proto::control::AssignmentHash([9; 32]);
+            let other = polygram_domain::control::AssignmentHash([9; 32]);
             run.report(W1, MemberReport::Ready { assignment: other });
         }),
     ];

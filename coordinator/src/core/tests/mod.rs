@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::control::{
+    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation, MemberId,
+    MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
+};
 use polygram_domain::run_spec::RecoverySpec;
 use polygram_domain::{CheckpointKind, FailureKind, Generation, SCHEMA_VERSION, Step, Topology};
-use polygram_proto::control::{
-    Abort, AbortKind, Assignment, Directive, Envelope, Evaluation, Failure, Heartbeat, Incarnation,
-    JoinRequest, MemberId, MemberRef, MemberReport, Phase, Reason, Role, RunState, StepMetrics, StopMode,
-};
+use polygram_proto::control::JoinRequest;
 
 use super::{
     Action, Event, Outcome, Record, Reply, Resume, RollbackId, RollbackResolution, Settings, State, Ticket,

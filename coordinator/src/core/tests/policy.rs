@@ -1,9 +1,9 @@
 //! Steps skipped, and ways back from spikes.
 
 use polygram_checkpoint::{FailureLine, RollbackCause};
+use polygram_domain::control::StepProof;
 use polygram_domain::spikes::PolicyState;
 use polygram_domain::{FailureKind, StepOutcome};
-use polygram_proto::control::StepProof;
 
 use super::super::{RollbackRequest, RollbackResolution, RollbackTarget};
 use super::*;

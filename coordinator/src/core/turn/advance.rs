@@ -1,7 +1,7 @@
 //! From pending to over: what the run waits for, and when it goes on.
 
+use polygram_domain::control::{Assignment, Directive, MemberRef, Reason, Role, RunState};
 use polygram_domain::{Step, words};
-use polygram_proto::control::{Assignment, Directive, MemberRef, Reason, Role, RunState};
 
 use super::Turn;
 use crate::core::event::Level;

@@ -1,7 +1,7 @@
 //! Parts in, commits and recovery points out.
 
+use polygram_domain::control::{Directive, MemberId, Reason, RunState};
 use polygram_domain::{CheckpointKind, CheckpointRef, Generation, Step};
-use polygram_proto::control::{Directive, MemberId, Reason, RunState};
 
 use super::Turn;
 use crate::core::checkpoints::Completed;

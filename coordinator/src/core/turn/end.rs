@@ -1,8 +1,8 @@
 //! The end of a run: stops, faults, and who is waited for.
 
 use polygram_checkpoint::FailureLine;
+use polygram_domain::control::{Abort, AbortKind, Directive, Reason, RunState, StopMode};
 use polygram_domain::{Step, words};
-use polygram_proto::control::{Abort, AbortKind, Directive, Reason, RunState, StopMode};
 
 use super::Turn;
 use crate::core::event::{Action, Level, Outcome};

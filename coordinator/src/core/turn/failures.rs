@@ -1,8 +1,8 @@
 //! A member that fails, dies or is silent: who is to blame, and whether the run is rolled back for it or ends.
 
 use polygram_checkpoint::{CulpritRecord, FailureLine, LossRecord};
+use polygram_domain::control::{Culprit, Failure, MemberRef, Phase, Reason};
 use polygram_domain::{FailureKind, Step, words};
-use polygram_proto::control::{Culprit, Failure, MemberRef, Phase, Reason};
 
 use super::Turn;
 use crate::core::event::{Action, Level};

@@ -1,7 +1,8 @@
 //! Joining, and the streams of members.
 
+use polygram_domain::control::{MemberId, Reason, Role, RunState};
 use polygram_domain::{Generation, SCHEMA_VERSION};
-use polygram_proto::control::{JoinRequest, MemberId, Reason, Role, RunState};
+use polygram_proto::control::JoinRequest;
 
 use super::Turn;
 use crate::core::event::{Action, Level, Reply, Ticket};

@@ -1,7 +1,7 @@
 //! One event being applied: what each file here decides, it changes through the owners of the state.
 
 use polygram_checkpoint::FailureLine;
-use polygram_proto::control::{Directive, Reason, RunState};
+use polygram_domain::control::{Directive, Reason, RunState};
 
 use super::event::{Action, Level, Record, Reply, Ticket, Time};
 use super::state::State;

@@ -2,7 +2,7 @@
 
 use polygram_checkpoint::FailureLine;
 use polygram_domain::Step;
-use polygram_proto::control::{
+use polygram_domain::control::{
     AssignmentHash, Envelope, Evaluation, MemberRef, MemberReport, Reason, Role, RunState, StepMetrics,
 };
 

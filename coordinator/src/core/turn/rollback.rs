@@ -6,11 +6,11 @@
 //! would be left the run fails: it never begins afresh.
 
 use polygram_checkpoint::{FailureLine, RollbackCause};
-use polygram_domain::{FailureKind, Step, words};
-use polygram_proto::control::{
+use polygram_domain::control::{
     Abort, AbortKind, CheckpointPlace, DamagedCheckpoint, Directive, Failure, MemberRef, Reason, Role,
     RunState,
 };
+use polygram_domain::{FailureKind, Step, words};
 
 use super::Turn;
 use crate::core::event::{

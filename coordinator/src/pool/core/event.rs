@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use polygram_proto::control::{MemberRef, StopMode};
+use polygram_domain::control::{MemberRef, StopMode};
 use polygram_proto::pool::{JobId, Offering, Placement, PoolMemberId, Seat};
 
 use super::job::{JobRecord, Needs, Progress};

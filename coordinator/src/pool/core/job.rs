@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use polygram_domain::RunSpec;
+use polygram_domain::control::{MemberRef, Role};
 use polygram_domain::run_spec::ElasticitySpec;
-use polygram_proto::control::{MemberRef, Role};
 use polygram_proto::pool::{JobId, JobState, PoolMemberId, Seat};
 
 use crate::core::Time;

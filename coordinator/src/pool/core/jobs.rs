@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use polygram_domain::control::StopMode;
 use polygram_domain::words;
-use polygram_proto::control::StopMode;
 use polygram_proto::pool::{JobId, JobState};
 
 use super::event::{Action, Admission, Reply, SessionEnd};

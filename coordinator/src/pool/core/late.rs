@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use polygram_proto::control::MemberRef;
+use polygram_domain::control::MemberRef;
 use polygram_proto::pool::{JobId, PoolMemberId, Seat};
 
 use super::job::{Job, Stage};

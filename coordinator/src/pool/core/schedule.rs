@@ -4,8 +4,8 @@
 //! members than the pool has at all, so that it cannot start whatever ends. Nothing here knows how long a job will take,
 //! so no other way of overtaking could be shown to delay nobody.
 
+use polygram_domain::control::{MemberRef, Role};
 use polygram_domain::words;
-use polygram_proto::control::{MemberRef, Role};
 use polygram_proto::pool::{JobId, JobState, PoolMemberId};
 
 use super::event::Action;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use polygram_domain::control::Role;
 use polygram_domain::words;
-use polygram_proto::control::Role;
 use polygram_proto::pool::{JobId, JobState, JobStatus, PoolMemberId, PoolMemberStatus, Seat};
 
 use super::event::{Action, Reply};

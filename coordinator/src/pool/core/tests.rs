@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use polygram_domain::control::{MemberRef, Role};
 use polygram_domain::run_spec::ElasticitySpec;
-use polygram_proto::control::{MemberRef, Role};
 use polygram_proto::pool::{JobId, JobState, Offering, PoolMemberId, Seat};
 
 use super::event::Admission;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polygram_proto::control::Role;
+use polygram_domain::control::Role;
 use polygram_proto::pool::{JobId, JobState, PoolMemberId, Seat};
 
 use super::super::job::{Job, JobRecord};

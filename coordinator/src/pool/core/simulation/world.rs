@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
+use polygram_domain::control::{MemberRef, Role, StopMode};
 use polygram_domain::run_spec::ElasticitySpec;
-use polygram_proto::control::{MemberRef, Role, StopMode};
 use polygram_proto::pool::{JobId, JobState, Placement, PoolMemberId, Seat};
 
 use super::super::event::Admission;
