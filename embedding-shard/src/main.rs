@@ -4,12 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use polygram_domain::control;
 use polygram_embedding_shard::args::{Cli, Command, ShardArgs};
 use polygram_embedding_shard::{ShardMemberError, ShardRole, bench};
 use polygram_member::MemberError;
 use polygram_member::args::MemberArgs;
 use polygram_process::{limits, panics};
-use polygram_proto::control;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory};
 
 /// Exit status of a failure.

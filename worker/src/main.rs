@@ -4,10 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use polygram_domain::control;
 use polygram_member::MemberError;
 use polygram_member::args::MemberArgs;
 use polygram_process::{limits, panics};
-use polygram_proto::control;
 use polygram_telemetry::{Identity, Logging, Role, keep_freed_memory, passive_waits};
 use polygram_worker::args::{Args, Command, WorkerArgs};
 use polygram_worker::observe::MetricsDesk;

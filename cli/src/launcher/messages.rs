@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use polygram_domain::control::Stall;
 use polygram_domain::control::{Reason, RunState, RunStatus, StepMetrics, StopMode, WatchEvent};
-use polygram_proto::control::{Announcement, ControlError, Stall};
+use polygram_proto::control::{Announcement, ControlError};
 
 use super::claim::Claim;
 use super::ended::Ended;

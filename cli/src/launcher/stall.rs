@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use polygram_proto::control::Stall;
+use polygram_domain::control::Stall;
 
 /// Between two questions to the coordinator.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);

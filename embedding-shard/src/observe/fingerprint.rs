@@ -71,10 +71,10 @@ impl Marks {
 mod tests {
     use std::collections::BTreeSet;
 
+    use polygram_domain::control;
     use polygram_domain::control::common_marks;
     use polygram_domain::word_hash::{KEYS, SPAN};
     use polygram_domain::{RowId, Step, TableIndex};
-    use polygram_proto::control;
 
     use super::*;
 

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use polygram_domain::control;
 use polygram_domain::control::Mark;
 use polygram_domain::{RowId, RowRef, Step, TableIndex};
-use polygram_proto::control;
 use polygram_proto::rows::HotRow;
 use tokio::sync::watch;
 

@@ -1,12 +1,13 @@
 //! Between the generated types and ours. What comes in is checked here, once.
 
+use crate::control::Malformed;
 use crate::control::convert::{malformed, present, text};
-use crate::control::{Malformed, MemberRef, Role};
 use crate::pool::types::{
     JobId, JobState, JobStatus, MemberWord, Offering, Placement, PoolMemberId, PoolMemberStatus, PoolWord,
     Seat, Submission,
 };
 use crate::pool::wire;
+use polygram_domain::control::{MemberRef, Role};
 
 impl From<Role> for wire::Role {
     fn from(role: Role) -> wire::Role {

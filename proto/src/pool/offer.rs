@@ -15,10 +15,11 @@ use tonic::{Code, Streaming};
 use crate::control::error::{Tried, deepest};
 use crate::control::member::host;
 use crate::control::token::random;
-use crate::control::{ControlError, Recall, Role, Token};
+use crate::control::{ControlError, Recall, Token};
 use crate::pool::client::open;
 use crate::pool::types::{MemberWord, Offering, Placement, PoolMemberId, PoolWord, Seat};
 use crate::pool::wire;
+use polygram_domain::control::Role;
 
 /// How often a member says that it lives.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{MemberRef, Role};
+use polygram_domain::control::{MemberRef, Role};
 
 /// A job of a pool, numbered from 1 in the order of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

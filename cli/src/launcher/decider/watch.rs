@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
+use polygram_domain::control::Stall;
 use polygram_domain::control::{Reason, RunState, RunStatus, StepMetrics, WatchEvent};
-use polygram_proto::control::Stall;
 
 use super::{Decider, IDLE_PATIENCE, Loss, Phase};
 use crate::evaluations;

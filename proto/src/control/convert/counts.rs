@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn over_the_wire(report: MemberReport) -> Result<MemberReport, Malformed> {
-        let member = crate::control::MemberId(1);
+        let member = polygram_domain::control::MemberId(1);
         let envelope = Envelope { member, generation: Generation(1), report };
         Envelope::try_from(wire::MemberReport::from(envelope)).map(|envelope| envelope.report)
     }
