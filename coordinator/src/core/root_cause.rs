@@ -168,6 +168,9 @@ mod tests {
     const W2: MemberRef = MemberRef { role: Role::Worker, index: 2 };
     const S0: MemberRef = MemberRef { role: Role::Shard, index: 0 };
 
+    /// Reporter, suspect and kind of each report, and what follows from them.
+    type Case<T> = (&'static [(MemberRef, MemberRef, FailureKind)], T);
+
     fn report((reporter, suspect): (MemberRef, MemberRef), kind: FailureKind) -> PeerReport {
         let message = format!("{reporter} blames {suspect}: {kind:?}");
         let failure = Failure {
@@ -186,7 +189,7 @@ mod tests {
     fn the_report_closest_to_the_cause_counts() {
         use FailureKind::{Connect, Program, Reset, Timeout};
         // Reports in the order of their arrival, and which of them is the root.
-        let cases: &[(&[(MemberRef, MemberRef, FailureKind)], usize)] = &[
+        let cases: &[Case<usize>] = &[
             (&[(W0, W1, Reset)], 0),
             // Worker 1 is cut off from shard 0 and closes its connections; worker 0 reports that first.
             (&[(W0, W1, Reset), (W1, S0, Timeout)], 1),
@@ -244,7 +247,7 @@ mod tests {
     fn whoever_closed_a_connection_is_given_time_to_report_why() {
         use FailureKind::{Connect, Program, Reset, Timeout};
         // Reports, and whether the later time counts.
-        let cases: &[(&[(MemberRef, MemberRef, FailureKind)], bool)] = &[
+        let cases: &[Case<bool>] = &[
             (&[(W0, W1, Reset)], true),
             (&[(W0, W1, Connect)], true),
             (&[(W2, W0, Reset), (W0, W1, Reset)], true),

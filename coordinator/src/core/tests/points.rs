@@ -197,7 +197,8 @@ fn a_recovery_point_stays_where_the_environment_fails_while_it_is_restored() {
     let kinds = FailureKind::ALL
         .into_iter()
         .filter(|kind| !matches!(kind, FailureKind::Program | FailureKind::StoreUnusable));
-    let mut losses: Vec<(String, Box<dyn Fn(&mut Run) -> Vec<Action>>)> = Vec::new();
+    type Lose = Box<dyn Fn(&mut Run) -> Vec<Action>>;
+    let mut losses: Vec<(String, Lose)> = Vec::new();
     for kind in kinds {
         losses.push((format!("{kind:?}"), Box::new(fail(kind))));
     }
