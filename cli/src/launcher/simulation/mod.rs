@@ -19,8 +19,8 @@ use process::End;
 use random::Random;
 use world::{HORIZON, World};
 
-const STEPS: u64 = 9;
-const EVERY: u64 = 3;
+const STEPS: u64 = 24;
+const EVERY: u64 = 4;
 
 /// What goes wrong at some time.
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +191,7 @@ fn a_run_that_can_go_on_does() {
 fn a_stall_names_what_is_waited_for() {
     let weather = |random: &mut Random| {
         let trouble = Trouble::Freeze(random.below(2) as usize);
-        Weather { troubles: vec![(4_000 + random.below(4_000), trouble)], ..Weather::default() }
+        Weather { troubles: vec![(2_000 + random.below(4_000), trouble)], ..Weather::default() }
     };
     let mut named = 0;
     campaign("stall", 500, weather, |world, status| {
@@ -210,13 +210,13 @@ fn a_stall_names_what_is_waited_for() {
 }
 
 #[test]
-fn what_the_system_refuses_it_grants_later() {
+fn a_coordinator_may_be_killed_while_it_opens() {
     let weather = |random: &mut Random| Weather {
         troubles: losses(random),
         openings: vec![Opening::Listens, Opening::Ends(End::Signal(9))],
         ..Weather::default()
     };
-    campaign("refused restarts", 1000, weather, completes);
+    campaign("killed again", 1000, weather, completes);
 }
 
 #[test]

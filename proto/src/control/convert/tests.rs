@@ -13,7 +13,7 @@ use crate::control::membership::MemberId;
 use crate::control::report::{
     Envelope, Evaluation, Failure, Heartbeat, MemberReport, PhaseSeconds, StepMetrics, StepProof,
 };
-use crate::control::status::RunState;
+use crate::control::status::{RunState, RunStatus, Stall};
 
 fn metrics(loss: f64) -> StepMetrics {
     StepMetrics {
@@ -201,4 +201,15 @@ fn nonsense_is_refused_by_name() {
 fn long_texts_are_cut_at_a_character() {
     let long = "é".repeat(TEXT_LIMIT);
     assert!(text(long).len() <= TEXT_LIMIT + '…'.len_utf8());
+}
+
+#[test]
+fn what_a_stalled_run_waits_for_survives_the_wire() {
+    let stall = Stall { no_step_ms: 12_345, waiting_for: "worker 1, silent for 11.4 s".into() };
+    assert_eq!(stall.to_string(), "no step for 12.3 s, waiting for worker 1, silent for 11.4 s");
+    for stall in [None, Some(stall)] {
+        let status = RunStatus { stall, ..RunStatus::of("tiny", 9) };
+        let message = wire::StatusReply::from(status.clone());
+        assert_eq!(RunStatus::try_from(message).unwrap(), status);
+    }
 }
