@@ -201,8 +201,8 @@ fn a_stall_names_what_is_waited_for() {
             Some(index) => format!("shard {index}"),
             None => format!("worker {slot}"),
         };
-        for line in world.checker.said.iter().filter(|line| line.contains("no step for")) {
-            assert!(line.contains(&name) && line.contains("silent"), "{line}: {name} hangs");
+        for line in world.checker.said.iter().filter(|line| line.contains("silent for")) {
+            assert!(line.contains("no step for") && line.contains(&name), "{line}: {name} hangs");
             named += 1;
         }
     });
@@ -232,7 +232,9 @@ fn the_first_signal_stops_with_a_commit() {
         assert!([0, 3].contains(&status), "{conclusion}\n{said}");
         let committed = world.commits.last().copied().unwrap_or(0);
         assert!(world.checker.reached <= committed, "steps are lost:\n{said}");
-        assert!(world.checker.decided_at < world.checker.signals[0] + 15_000, "{said}");
+        // It may have been over before.
+        let signal = world.checker.signals.first().copied().unwrap_or(0);
+        assert!(world.checker.decided_at < signal.max(15_000) + 15_000, "{said}");
     });
 }
 
@@ -254,12 +256,9 @@ fn the_second_signal_ends_everything_at_once() {
     campaign("second signal", 3000, weather, |world, status| {
         let committed = world.commits.last().copied().unwrap_or(0);
         let is_lost = world.checker.reached > committed;
-        // A run that was told to stop while it recovered is stopped, whatever it had lost before.
-        let stopped_itself = world.checker.conclusion.contains("while recovering")
-            || world.checker.conclusion.contains("stopped without a commit");
-        match status {
-            1 => {}
-            _ => assert!(!is_lost || stopped_itself, "{}", world.checker.conclusion),
+        // A coordinator that stops the run itself speaks of what it knows: steps may have been lost before.
+        if world.checker.conclusion.contains("killed on request") && is_lost {
+            assert_eq!(status, 1, "{}", world.checker.conclusion);
         }
     });
 }
