@@ -51,10 +51,11 @@ pub(crate) async fn launch(
     printer: &mut Printer,
 ) -> Outcome<(Ending, PathBuf)> {
     let Plan { configuration, root, faults, .. } = plan;
+    let files = LaunchFiles::create(root, configuration)?;
     let logs = LogFolder::create(root, &configuration.spec.name)?;
     let mut launch = Launch {
         configuration,
-        files: LaunchFiles::create(root, configuration)?,
+        files,
         processes: Processes::new(programs, logs, faults),
         signals: StopSignals::listen()?,
         root,

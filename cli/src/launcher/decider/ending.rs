@@ -108,7 +108,7 @@ impl Decider {
 
     /// The store has said what is committed: the coordinator may have committed without having said so.
     pub(super) fn newest_commit(&mut self, committed: Option<u64>, now: Instant) {
-        let Phase::Recording { .. } = self.phase else { return };
+        let Phase::Recording { status: None } = self.phase else { return };
         if let Some(step) = committed {
             self.line.committed(step);
         }

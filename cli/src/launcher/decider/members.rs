@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus as ProcessStatus;
 use std::time::{Duration, Instant};
 
-use polygram_domain::control::{Reason, RunState, RunStatus, StopMode};
+use polygram_domain::control::{Reason, RunStatus, StopMode};
 
 use super::{Death, Decider, Phase, REPORT_PATIENCE};
 use crate::exit::Failure;
@@ -36,6 +36,9 @@ impl Decider {
             return self.fail_itself(failure, now);
         }
         self.warn(failure.to_string());
+        if self.is_over {
+            return;
+        }
         match self.supervisor.died(&name) {
             Verdict::Again(pause) => self.supervisor.schedule(name, now + pause),
             Verdict::GiveUp => {
@@ -128,9 +131,8 @@ impl Decider {
     /// Members that live and did not come back in time hang somewhere: they are killed, and started again.
     pub(super) fn kill_absent(&mut self, now: Instant) {
         let Some(loss) = &mut self.loss else { return };
-        let is_waiting = |status: &&RunStatus| {
-            status.state == RunState::Recovering && status.reason == Reason::WaitingForMembers
-        };
+        // A coordinator that was started again waits for members as if they were new.
+        let is_waiting = |status: &&RunStatus| status.reason == Reason::WaitingForMembers;
         let Some(status) = self.status.as_deref().filter(is_waiting) else {
             loss.missed_since = None;
             return;

@@ -19,8 +19,8 @@ use process::End;
 use random::Random;
 use world::{HORIZON, World};
 
-const STEPS: u64 = 9;
-const EVERY: u64 = 3;
+const STEPS: u64 = 24;
+const EVERY: u64 = 4;
 
 /// What goes wrong at some time.
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +191,7 @@ fn a_run_that_can_go_on_does() {
 fn a_stall_names_what_is_waited_for() {
     let weather = |random: &mut Random| {
         let trouble = Trouble::Freeze(random.below(2) as usize);
-        Weather { troubles: vec![(4_000 + random.below(4_000), trouble)], ..Weather::default() }
+        Weather { troubles: vec![(2_000 + random.below(4_000), trouble)], ..Weather::default() }
     };
     let mut named = 0;
     campaign("stall", 500, weather, |world, status| {
@@ -201,8 +201,8 @@ fn a_stall_names_what_is_waited_for() {
             Some(index) => format!("shard {index}"),
             None => format!("worker {slot}"),
         };
-        for line in world.checker.said.iter().filter(|line| line.contains("no step for")) {
-            assert!(line.contains(&name) && line.contains("silent"), "{line}: {name} hangs");
+        for line in world.checker.said.iter().filter(|line| line.contains("silent for")) {
+            assert!(line.contains("no step for") && line.contains(&name), "{line}: {name} hangs");
             named += 1;
         }
     });
@@ -210,13 +210,13 @@ fn a_stall_names_what_is_waited_for() {
 }
 
 #[test]
-fn what_the_system_refuses_it_grants_later() {
+fn a_coordinator_may_be_killed_while_it_opens() {
     let weather = |random: &mut Random| Weather {
         troubles: losses(random),
         openings: vec![Opening::Listens, Opening::Ends(End::Signal(9))],
         ..Weather::default()
     };
-    campaign("refused restarts", 1000, weather, completes);
+    campaign("killed again", 1000, weather, completes);
 }
 
 #[test]
@@ -232,7 +232,9 @@ fn the_first_signal_stops_with_a_commit() {
         assert!([0, 3].contains(&status), "{conclusion}\n{said}");
         let committed = world.commits.last().copied().unwrap_or(0);
         assert!(world.checker.reached <= committed, "steps are lost:\n{said}");
-        assert!(world.checker.decided_at < world.checker.signals[0] + 15_000, "{said}");
+        // It may have been over before.
+        let signal = world.checker.signals.first().copied().unwrap_or(0);
+        assert!(world.checker.decided_at < signal.max(15_000) + 15_000, "{said}");
     });
 }
 
@@ -254,12 +256,9 @@ fn the_second_signal_ends_everything_at_once() {
     campaign("second signal", 3000, weather, |world, status| {
         let committed = world.commits.last().copied().unwrap_or(0);
         let is_lost = world.checker.reached > committed;
-        // A run that was told to stop while it recovered is stopped, whatever it had lost before.
-        let stopped_itself = world.checker.conclusion.contains("while recovering")
-            || world.checker.conclusion.contains("stopped without a commit");
-        match status {
-            1 => {}
-            _ => assert!(!is_lost || stopped_itself, "{}", world.checker.conclusion),
+        // A coordinator that stops the run itself speaks of what it knows: steps may have been lost before.
+        if world.checker.conclusion.contains("killed on request") && is_lost {
+            assert_eq!(status, 1, "{}", world.checker.conclusion);
         }
     });
 }

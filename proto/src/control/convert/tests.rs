@@ -3,7 +3,7 @@
 use polygram_domain::control::{
     Abort, AbortKind, Assignment, AssignmentHash, CheckpointPlace, Culprit, DamagedCheckpoint, Directive,
     Envelope, Evaluation, Failure, Fingerprint, Heartbeat, MemberId, MemberReport, PhaseSeconds, RunState,
-    StepMetrics, StepProof,
+    RunStatus, Stall, StepMetrics, StepProof,
 };
 use polygram_domain::spikes::LeftOut;
 use polygram_domain::{FailureKind, Generation, Step, StepOutcome};
@@ -198,4 +198,15 @@ fn nonsense_is_refused_by_name() {
 fn long_texts_are_cut_at_a_character() {
     let long = "é".repeat(TEXT_LIMIT);
     assert!(text(long).len() <= TEXT_LIMIT + '…'.len_utf8());
+}
+
+#[test]
+fn what_a_stalled_run_waits_for_survives_the_wire() {
+    let stall = Stall { no_step_ms: 12_345, waiting_for: "worker 1, silent for 11.4 s".into() };
+    assert_eq!(stall.to_string(), "no step for 12.3 s, waiting for worker 1, silent for 11.4 s");
+    for stall in [None, Some(stall)] {
+        let status = RunStatus { stall, ..RunStatus::of("tiny", 9) };
+        let message = wire::StatusReply::from(status.clone());
+        assert_eq!(RunStatus::try_from(message).unwrap(), status);
+    }
 }
