@@ -159,7 +159,7 @@ fn refusal(error: DataError, spec: &RunSpec) -> Failure {
             let wanted = noted.max().unwrap_or(0).max(largest.saturating_add(1));
             return Failure::usage(format!(
                 "the data does not fit the model's vocabulary: {source_name} has token {token} at position {position} \
-                 (document {document}), and model.vocab_size is {vocab}"
+                 (document {document}), outside the vocabulary of {vocab} tokens (model.vocab_size)"
             ))
             .hint(format!("the largest token of the data is {largest}: add --set model.vocab_size={wanted}"));
         }

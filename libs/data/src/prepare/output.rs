@@ -59,7 +59,7 @@ impl Leftovers {
     /// Removes the folders that are empty.
     fn remove_folders(&self) {
         for folder in &self.made {
-            // One that is not empty is in use, and so are those above it; one that could not be made is not there.
+            // One that is not empty is in use, and so are those above it; one that was not made is not there.
             let _ = fs::remove_dir(folder);
         }
     }
