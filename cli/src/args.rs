@@ -214,14 +214,6 @@ pub(crate) struct RunFileArgs {
     pub(crate) overrides: Vec<String>,
 }
 
-/// Where runs are stored.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct RootArgs {
-    /// Root of the runs: a folder, s3://bucket/prefix, gs://… or az://… [default: ./polygram-root]
-    #[arg(long, value_name = "URL", global = true)]
-    pub(crate) root: Option<String>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
@@ -243,15 +235,6 @@ pub(crate) struct TrainArgs {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) file: RunFileArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// Name of the run
-    #[arg(value_name = "RUN")]
-    pub(crate) run: String,
-    #[command(flatten)]
-    pub(crate) root: RootArgs,
 }
 
 #[derive(Debug, Args)]
@@ -467,9 +450,11 @@ mod ckpt;
 #[cfg(test)]
 mod global_tests;
 mod keys;
+mod run;
 
 pub(crate) use ckpt::*;
 pub(crate) use keys::KeysArgs;
+pub(crate) use run::{RootArgs, RunArgs};
 
 #[cfg(test)]
 mod tests {

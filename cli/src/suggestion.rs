@@ -154,7 +154,6 @@ fn improve_suggestion(mut error: Error) -> Error {
 /// What to write instead of an option that a command with a run file does not have.
 fn tip(typed: &str) -> Option<String> {
     let name = typed.trim_start_matches('-');
-    let (name, value) = name.split_once('=').unwrap_or((name, "VALUE"));
     match name {
         "resume" | "continue" | "restart" => {
             return Some("the same command goes on with a run that exists; no option is needed".to_owned());
@@ -166,7 +165,7 @@ fn tip(typed: &str) -> Option<String> {
         _ => {}
     }
     let keys = RunFile::keys_named(&name.replace('-', "_"));
-    let sets: Vec<String> = keys.iter().take(MOST_KEYS).map(|key| format!("`--set {key}={value}`")).collect();
+    let sets: Vec<String> = keys.iter().take(MOST_KEYS).map(|key| format!("`--set {key}=VALUE`")).collect();
     (!sets.is_empty()).then(|| format!("keys of the run file are given as {}", sets.join(" or ")))
 }
 
@@ -221,11 +220,11 @@ mod tests {
     fn options_of_other_tools_are_answered_with_the_key() {
         for (line, words) in [
             ("polygram train x.toml --steps 3", "`--set training.steps=VALUE`"),
-            ("polygram train x.toml --steps=3", "`--set training.steps=3`"),
-            ("polygram plan x.toml --learning-rate=1", "`--set training.lr=1`"),
+            ("polygram train x.toml --steps=3", "`--set training.steps=VALUE`"),
+            ("polygram plan x.toml --learning-rate=1", "`--set training.lr=VALUE`"),
             ("polygram train x.toml --seq-len 8", "`--set training.seq_len=VALUE`"),
             ("polygram train x.toml --batch-size 8", "`--set training.micro_batch_size=VALUE`"),
-            ("polygram submit x.toml --every-steps=5", "checkpoint.every_steps=5` or"),
+            ("polygram submit x.toml --every-steps=5", "checkpoint.every_steps=VALUE` or"),
             ("polygram train x.toml --resume", "goes on with a run that exists"),
             ("polygram train --config x.toml", "without an option"),
         ] {

@@ -89,10 +89,10 @@ fn bad_input_is_refused_with_one_message() {
     let args = ["ngram", "ids", "--config", "absent.json", "--tokens", "absent.json"];
     polygram_in(folder.path(), &args).refused(&["absent.json"]);
     let size = |text: &str| polygram_in(folder.path(), &text.split(' ').collect::<Vec<_>>());
-    size("ngram size --vocab 0 --rows 5 --orders 3 --heads 2").refused(&["--vocab", "1..=16777216"]);
+    size("ngram size --vocab 0 --rows 5 --orders 3 --heads 2").refused(&["--vocab", "from 1 to 16777216"]);
     size("ngram size --vocab 10 --rows 0 --orders 3 --heads 2").refused(&["rows"]);
     size("ngram size --vocab 10 --rows 99999999999 --orders 3 --heads 2").refused(&["rows"]);
-    size("ngram size --vocab 10 --rows 99 --orders 1 --heads 2").refused(&["--orders", "2..=16"]);
+    size("ngram size --vocab 10 --rows 99 --orders 1 --heads 2").refused(&["--orders", "from 2 to 16"]);
     size("ngram size --vocab 10 --rows 99 --orders 3 --heads 0").refused(&["heads"]);
     size("ngram size --vocab ten --rows 99 --orders 3 --heads 1").refused(&["--vocab", "ten"]);
 }

@@ -391,7 +391,7 @@ async fn a_fenced_coordinator_commits_nothing() {
     }
     for mut member in members {
         let Directive::Abort(abort) = member.beyond_commits().await else { panic!("no abort") };
-        assert!(abort.reason.contains("fenced"), "{}", abort.reason);
+        assert!(abort.reason.contains("taken over by the coordinator"), "{}", abort.reason);
         leaves_the_run(member).await;
     }
     let store = lead.store();

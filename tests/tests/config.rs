@@ -88,7 +88,7 @@ fn a_complete_run_goes_on_without_a_higher_rate() {
     let first = cluster.train(&[]).unwrap().success().unwrap();
     let again = cluster.train(&[]).unwrap().success().unwrap();
     for said in [&first.stdout, &again.stdout] {
-        assert!(said.contains("has decayed to 3.000e-4") && said.contains("would raise it"), "{said}");
+        assert!(said.contains("has decayed to 3e-4") && said.contains("would raise it"), "{said}");
     }
     let line = again.stdout.lines().find(|line| line.contains("the same command with --set")).unwrap();
     let sets: Vec<&str> = line.split("--set ").skip(1).map(str::trim).collect();

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::RunArgs;
+use super::run::RunArgs;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CkptCommand {

@@ -18,8 +18,9 @@ pub(super) struct Checker {
     most_restarts: u32,
     restarts: BTreeMap<String, u32>,
     started: BTreeSet<String>,
-    /// The furthest step that the launch was shown, and the newest.
+    /// The furthest step that the launch was shown.
     pub(super) furthest: u64,
+    /// The newest one, until it was told to kill everything: what is done after that is nobody's business any more.
     pub(super) reached: u64,
     pub(super) signals: Vec<u64>,
     /// Exit status, and when and how the launch was decided.
@@ -62,9 +63,12 @@ impl Checker {
     /// Notes what the launch is told.
     pub(super) fn before(&mut self, event: &Event) {
         if let Event::Watched(WatchEvent::Metrics(metrics)) = event {
-            self.reached = metrics.step.0 + 1;
-            if self.reached > self.furthest {
-                self.furthest = self.reached;
+            let done = metrics.step.0 + 1;
+            if self.signals.len() < 2 {
+                self.reached = done;
+            }
+            if done > self.furthest {
+                self.furthest = done;
                 self.restarts.clear();
             }
         }
