@@ -65,7 +65,11 @@ fn the_printed_sections_make_a_run_file() {
         let text = std::fs::read_to_string(&run_file).unwrap();
         let planned = polygram_in(folder, &["plan", &run_file]);
         assert_eq!(planned.code, Some(0), "{}\n{text}", planned.stderr);
-        assert!(text.contains("vocab_size = 300") && text.contains("eos_token_id = 2"), "{text}");
+        // A small corpus may give a smaller vocabulary than was asked for.
+        let meta = std::fs::read(folder.join("odd \"name\" é/meta.json")).unwrap();
+        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+        let vocabulary = format!("vocab_size = {}  # or more", meta["vocab_size"]);
+        assert!(text.contains(&vocabulary) && text.contains("eos_token_id = 2"), "{text}");
     }
 }
 
