@@ -86,7 +86,8 @@ fn a_stalled_run_says_what_it_waits_for() {
     assert!(waiting_for.starts_with("worker 1 (updating at step 7), silent for "), "{waiting_for}");
     let text = status(&[]).unwrap();
     assert!(text.contains("no step for ") && text.contains(" s, waiting for worker 1 (updating"), "{text}");
-    let said = running.wait(END_LIMIT).unwrap().refusal().unwrap();
+    // Everybody has the longer detection to leave, too.
+    let said = running.wait(END_LIMIT * 3).unwrap().refusal().unwrap();
     assert!(said.contains("no step for ") && said.contains(" s, waiting for worker 1 (updating"), "{said}");
     let status: Value = serde_json::from_str(&status(&["-o", "json"]).unwrap()).unwrap();
     assert_eq!(status["stall"], Value::Null, "a run that is over waits for nothing");
