@@ -64,7 +64,7 @@ fn a_run_with_nothing_to_do_is_left_as_it_was() {
         says(
             &again,
             &[],
-            &["warning:", "rises from", "of 12", "changed since", "configuration of run", "0000000"],
+            &["warning:", "rises from", "of 12", "changed since", "configuration of run", "00000000003e"],
         );
         assert_eq!(again.said().matches("nothing is ").count(), 1, "{}", again.said());
         let now = Contents::of(&cluster.root()).unwrap();

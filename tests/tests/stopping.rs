@@ -130,7 +130,7 @@ fn a_second_signal_after_the_last_commit_ends_a_complete_run() {
     assert_eq!(finished.status.code(), Some(0), "{}", finished.said());
     assert!(finished.stdout.contains("all 12 steps done and committed"), "{}", finished.said());
     let again = cluster.train(&[]).unwrap().success().unwrap();
-    assert!(again.said().contains("nothing is left to do"), "{}", again.said());
+    assert!(again.said().contains("nothing is left to train"), "{}", again.said());
 }
 
 /// The root lies on a file system of its own, first too small for the run, then large enough.
