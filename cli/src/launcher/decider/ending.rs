@@ -113,12 +113,29 @@ impl Decider {
             self.line.committed(step);
         }
         let Some((status, coordinator)) = self.status.take().zip(self.coordinator) else {
-            let failure = Failure::stopped("killed on request before the first step: nothing was trained");
-            return self.fail_itself(failure.hint("the same command starts it again"), now);
+            return self.end_unheard(committed, now);
         };
         let status = Box::new(killed(*status, self.steps_done(), self.line.last_commit()));
         self.actions.push(Action::Record { status: status.clone(), coordinator });
         self.phase = Phase::Recording { status: Some(status) };
+    }
+
+    /// Ends a launch that was killed before it heard a word of the run. What is committed may be of this launch all the same:
+    /// a coordinator that was started again has done it unheard.
+    fn end_unheard(&mut self, committed: Option<u64>, now: Instant) {
+        let Some(step) = committed else {
+            let failure = Failure::stopped("killed on request before the first step: nothing was trained");
+            return self.fail_itself(failure.hint("the same command starts it again"), now);
+        };
+        if step < self.setup.last_step {
+            let failure = Failure::stopped(format!("killed on request; the run is committed at step {step}"));
+            return self.fail_itself(failure.hint("the same command continues there"), now);
+        }
+        let message = format!("step {step} is committed, and nothing is left to do; killed on request");
+        let (state, reason) = (RunState::Completed, Reason::AllStepsDone);
+        let of_run = RunStatus::of(&self.setup.run, self.setup.last_step);
+        let (step, last_commit) = (Step(step), Some(Step(step)));
+        self.conclude_over(RunStatus { state, reason, message, step, last_commit, ..of_run }, now);
     }
 
     pub(super) fn recorded(&mut self, is_recorded: bool, now: Instant) {

@@ -115,11 +115,15 @@ fn campaign(
 fn truthful(world: &World, status: u8) {
     let checker = &world.checker;
     let is_complete = world.commits.contains(&STEPS);
+    let Checked { said, conclusion } = Checked::of(world);
     match status {
         0 => assert!(is_complete, "status 0 is a complete run"),
         1 => {}
         2 => assert_eq!(checker.furthest, 0, "status 2 is a refusal before anything was done"),
-        3 => assert!(!checker.signals.is_empty() && !is_complete, "status 3 is a stop on request"),
+        3 => assert!(
+            !checker.signals.is_empty() && !is_complete,
+            "status 3 is a stop on request: {conclusion}\n{said}"
+        ),
         other => panic!("{other} is no status"),
     }
 }
