@@ -79,7 +79,7 @@ fn addresses_that_are_none_are_refused_by_every_command() {
         let data = format!("data.train={address}");
         let unset = ["--set", "data.synthetic_tokens=", "--set", "data.synthetic_held_out_tokens=", "--set"];
         let train = [&["train", &tiny][..], &unset, &["evaluation.every_steps=", "--set", &data]].concat();
-        polygram_in(folder.path(), &train).refused(&["data.train", address]);
+        polygram_in(folder.path(), &train).refused(&["data.train = ", address]);
     }
     std::fs::create_dir(folder.path().join("root")).unwrap();
     for (option, command) in [

@@ -75,11 +75,11 @@ pub(crate) fn of_session(
 ) -> TrainResult {
     let spec = &configuration.spec;
     let logs = Some(logs.display().to_string());
-    match ending {
+    let document = match ending {
         Ending::AlreadyOver(announcement) => {
             let step = announcement.resume_step;
             let earlier = recorded_status(configuration, root);
-            let document = TrainDocument {
+            TrainDocument {
                 loss: earlier.as_ref().and_then(|status| Some(status.last_metrics?.loss)),
                 held_out: earlier
                     .map(|status| held_out(configuration, root, &status.evaluations, Step(step)))
@@ -90,19 +90,13 @@ pub(crate) fn of_session(
                 resume_step: step,
                 logs,
                 ..committed(spec, root, Some(step))
-            };
-            TrainResult {
-                document,
-                advice: train_on::advice(spec, step),
-                option: root.as_option(),
-                status: ExitStatus::Success,
             }
         }
         Ending::Over(last) => {
             let status = &last.status;
             let nothing =
                 if ending.is_stopped() && last.steps.is_empty() { "; nothing was trained" } else { "" };
-            let document = TrainDocument {
+            TrainDocument {
                 state: status.state.to_string(),
                 message: format!("{}{nothing}", status.message),
                 step: status.step.0,
@@ -114,15 +108,11 @@ pub(crate) fn of_session(
                 goodput: last.goodput,
                 logs,
                 ..committed(spec, root, status.last_commit.map(|step| step.0))
-            };
-            TrainResult {
-                document,
-                advice: train_on::advice(spec, status.step.0),
-                option: root.as_option(),
-                status: ending.exit_status(),
             }
         }
-    }
+    };
+    let advice = train_on::advice(spec, document.step);
+    TrainResult { document, advice, option: root.as_option(), status: ending.exit_status() }
 }
 
 /// The result where nothing is left to train: no process was started, and the run is as it was.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use polygram_domain::Step;
-use polygram_domain::control::{Evaluation, InputReport, MemberRef, ShardReport, StepMetrics};
+use polygram_domain::control::{Evaluation, StepMetrics};
 
 use super::counts::Counts;
 use super::event::Time;
@@ -76,24 +76,8 @@ impl Reported {
         &self.counts
     }
 
-    /// Takes a shard's counts; the refusal is one sentence.
-    pub(super) fn take_shard(
-        &mut self,
-        who: MemberRef,
-        report: ShardReport,
-        settings: &Settings,
-    ) -> Result<(), String> {
-        self.counts.take_shard(who, report, settings)
-    }
-
-    /// Takes a worker's counts; the refusal is one sentence.
-    pub(super) fn take_input(
-        &mut self,
-        who: MemberRef,
-        report: InputReport,
-        settings: &Settings,
-    ) -> Result<(), String> {
-        self.counts.take_input(who, report, settings)
+    pub(super) fn counts_mut(&mut self) -> &mut Counts {
+        &mut self.counts
     }
 
     /// The generation ends: the next one reports for itself.

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path};
 
+use polygram_domain::store_address::scheme_of;
+
 /// Why `path` names no file or folder of this machine, and what to do; `None` where it does. Ask about what
 /// is read only if it does not exist, and about what is written always: an earlier mistake may have made a
 /// folder `s3:`.
@@ -20,7 +22,9 @@ pub fn problem_of(path: &Path) -> Option<String> {
             path.display()
         ));
     }
-    if let Some(scheme) = scheme_of(&path.to_string_lossy()) {
+    // A single letter may be a folder's own name.
+    let text = path.to_string_lossy();
+    if let Some((scheme, _)) = scheme_of(&text).filter(|(scheme, _)| scheme.len() > 1) {
         let what = match scheme {
             "file" => "write the path alone, without file://".to_owned(),
             _ => format!(
@@ -41,16 +45,6 @@ pub fn problem_of(path: &Path) -> Option<String> {
     None
 }
 
-/// The scheme of a URL: `s3` of `s3://bucket`, and of `s3:/bucket`.
-fn scheme_of(text: &str) -> Option<&str> {
-    let (scheme, rest) = text.split_once(':')?;
-    let mut letters = scheme.chars();
-    let is_scheme = letters.next().is_some_and(|c| c.is_ascii_alphabetic())
-        && scheme.len() > 1
-        && letters.all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
-    (is_scheme && rest.starts_with('/')).then_some(scheme)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +57,8 @@ mod tests {
             ("hf://datasets/x", "copy the files"),
             ("https://x.org/a.txt", "(https:)"),
             ("az+blob.v2://x", "(az+blob.v2:)"),
+            ("s3:bucket", "(s3:)"),
+            ("file:x", "without file://"),
             ("file:///data/x", "without file://"),
             ("~", "~ is not expanded"),
             ("~/x", "write the whole path, or ./~/x"),

@@ -37,8 +37,8 @@ fn check_home(text: &str) -> Result<(), String> {
     ))
 }
 
-/// Scheme and rest of what looks like a URL without `//`.
-fn scheme_of(text: &str) -> Option<(&str, &str)> {
+/// Scheme and rest of a URL, and of what looks like one without `//`: `s3` of `s3://bucket`, `s3:/bucket` and `s3:bucket`.
+pub fn scheme_of(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once(':')?;
     let mut letters = scheme.chars();
     let is_scheme = letters.next().is_some_and(|first| first.is_ascii_alphabetic())

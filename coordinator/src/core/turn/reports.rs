@@ -39,13 +39,13 @@ impl Turn<'_> {
             MemberReport::Finished { step } => self.finished(who, step),
             MemberReport::Shard(report) => {
                 let State { reported, settings, .. } = &mut *self.state;
-                if let Err(refusal) = reported.take_shard(who, *report, settings) {
+                if let Err(refusal) = reported.counts_mut().take_shard(who, *report, settings) {
                     self.log(Level::Warn, refusal);
                 }
             }
             MemberReport::Input(report) => {
                 let State { reported, settings, .. } = &mut *self.state;
-                if let Err(refusal) = reported.take_input(who, *report, settings) {
+                if let Err(refusal) = reported.counts_mut().take_input(who, *report, settings) {
                     self.log(Level::Warn, refusal);
                 }
             }
